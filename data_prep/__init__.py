@@ -1,0 +1,1 @@
+"""Preprocessing: paired multilingual records in, packed training shards out. Knows neither torch nor `pipeline`."""

@@ -1,0 +1,19 @@
+"""One kind of exception for mistakes a user can mend: printed as one line, exit status 2, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input or settings. The message names the file, row or key, says what is wrong and what to do."""
+
+
+def exit_cleanly(main: Callable[[], int | None]) -> None:
+    """Run a command-line `main` and exit: status 2 and one line on standard error for a `UserError`."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
