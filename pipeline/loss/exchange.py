@@ -1,0 +1,178 @@
+"""What the ranks tell each other: the layout of all supervised positions, hidden states out, gradients back.
+
+Shape letters: T supervised positions of this rank, A of all ranks, S sequences of all ranks, C rows of a piece,
+R ranks, d hidden size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.loss.schedule import Piece
+from pipeline.loss.supervised import Supervised
+
+Group = dist.ProcessGroup | None
+
+# torch 2.13 renamed both.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def world_of(group: Group) -> tuple[int, int]:
+    """(rank, size) of the group; (0, 1) without one."""
+    return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
+
+
+def all_reduce(tensor: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """In place; nothing to do for one rank or an empty tensor."""
+    if world_of(group)[1] > 1 and tensor.numel():
+        dist.all_reduce(tensor, op=op, group=group)
+    return tensor
+
+
+def _all_gather(tensor: Tensor, group: Group) -> Tensor:
+    """[n] of each rank -> [R, n]."""
+    size = world_of(group)[1]
+    if size == 1:
+        return tensor[None]
+    out = tensor.new_empty(size * len(tensor))
+    all_gather_single(out, tensor.contiguous(), group=group)
+    return out.view(size, len(tensor))
+
+
+def _all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
+    """[sizes[r]] of each rank, by padding to the longest."""
+    padded = tensor.new_zeros(max(sizes))
+    padded[: len(tensor)] = tensor
+    return [row[:size] for row, size in zip(_all_gather(padded, group), sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The supervised positions of all ranks, the same on each; sequences are numbered rank after rank.
+
+    Attributes:
+        lengths, pivots: for each rank and sequence, its supervised positions and its pivot in that rank's list.
+        targets, pooling, ce, sequence: [A] target id, pooling weight, cross-entropy weight and sequence of each.
+        pivot, problem, language: [S]; pivot in the common numbering. paired, nonempty: [S] bool.
+    """
+
+    lengths: list[list[int]]
+    pivots: list[list[int]]
+    targets: Tensor
+    pooling: Tensor
+    ce: Tensor
+    sequence: Tensor
+    pivot: Tensor
+    problem: Tensor
+    language: Tensor
+    paired: Tensor
+    nonempty: Tensor
+
+    def positions(self, piece: Piece) -> Tensor:
+        """[C] the piece's positions in the [A] order."""
+        starts = [sum(map(sum, self.lengths[:r])) for r in range(len(self.lengths))]
+        ranges = [torch.arange(s + a, s + b) for s, (a, b) in zip(starts, piece.ranges, strict=True)]
+        return torch.cat(ranges).to(self.targets.device)
+
+
+def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, group: Group) -> Layout:
+    """Three small all-gathers: counts, integers, weights."""
+    device = local.targets.device
+    mine = torch.tensor([len(local.targets), len(local.lengths)], device=device)
+    counts = _all_gather(mine, group).tolist()
+    offset = sum(s for _, s in counts[: world_of(group)[0]])
+
+    facts = torch.stack([local.lengths, local.pivot + offset, local.problem, local.language])
+    integers = torch.cat([local.targets, facts.flatten()])
+    integers_R = _all_gather_uneven(integers, [t + 4 * s for t, s in counts], group)
+    ce = torch.ones_like(local.lengths) if local.ce_weights is None else local.ce_weights
+    weights = torch.cat([local.pooling_weights(pooling, dtype), ce.to(dtype)[local.sequence_of_token()]])
+    weights_R = _all_gather_uneven(weights, [2 * t for t, _ in counts], group)
+
+    facts_R = [row[t:].view(4, s) for row, (t, s) in zip(integers_R, counts, strict=True)]
+    length, pivot, problem, language = torch.cat(facts_R, dim=1)
+    own = torch.arange(len(length), device=device)
+    splits = [s for _, s in counts]
+    starts = [sum(splits[:r]) for r in range(len(splits))]
+    return Layout(
+        lengths=[part.tolist() for part in length.cpu().split(splits)],
+        pivots=[(part - start).tolist() for part, start in zip(pivot.cpu().split(splits), starts, strict=True)],
+        targets=torch.cat([row[:t] for row, (t, _) in zip(integers_R, counts, strict=True)]),
+        pooling=torch.cat([row[:t] for row, (t, _) in zip(weights_R, counts, strict=True)]),
+        ce=torch.cat([row[t:] for row, (t, _) in zip(weights_R, counts, strict=True)]),
+        sequence=torch.repeat_interleave(own, length),
+        pivot=pivot,
+        problem=problem,
+        language=language,
+        paired=(pivot != own) & (length > 0) & (length[pivot] > 0),
+        nonempty=length > 0,
+    )
+
+
+class HiddenExchange:
+    """Brings the hidden states of a piece to every rank, one piece ahead, and takes their gradients back.
+
+    `hidden` [T, d] and `grad` [T, d] are this rank's own; a piece has [C, d] rows, rank after rank.
+    """
+
+    def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group) -> None:
+        self.hidden, self.grad, self.group = hidden, grad, group
+        self.rank, self.size = world_of(group)
+        self._reducing: tuple[dist.Work, Tensor, Tensor] | None = None
+
+    def stream(self, pieces: list[Piece]) -> Iterator[Tensor]:
+        """[C, d] of each piece in turn; while one is used, the next is in flight."""
+        ahead = self._start(pieces[0]) if pieces else None
+        for index, piece in enumerate(pieces):
+            assert ahead is not None
+            work, buffer = ahead
+            ahead = self._start(pieces[index + 1]) if index + 1 < len(pieces) else None
+            if work is not None:
+                work.wait()
+            yield self._compact(buffer, piece)
+
+    def _start(self, piece: Piece) -> tuple[dist.Work | None, Tensor]:
+        start, end = piece.ranges[self.rank]
+        mine = self.hidden[start:end]
+        if self.size == 1:
+            return None, mine
+        if len(mine) < piece.longest:
+            mine = torch.cat([mine, mine.new_zeros(piece.longest - len(mine), mine.shape[1])])
+        buffer = mine.new_empty(self.size * piece.longest, mine.shape[1])
+        return all_gather_single(buffer, mine.contiguous(), group=self.group, async_op=True), buffer
+
+    def _compact(self, buffer: Tensor, piece: Piece) -> Tensor:
+        if piece.even:
+            return buffer
+        rows = buffer.view(self.size, piece.longest, -1)
+        return torch.cat([rows[r, : end - start] for r, (start, end) in enumerate(piece.ranges)])
+
+    def reduce(self, piece: Piece, grad: Tensor) -> None:
+        """Sum the ranks' [C, d] gradients of a piece, each rank keeping its own rows; done when the next one starts."""
+        start, end = piece.ranges[self.rank]
+        assert self.grad is not None
+        if self.size == 1:
+            self.grad[start:end] = grad
+            return
+        self.finish()
+        if not piece.even:
+            padded = grad.new_zeros(self.size, piece.longest, grad.shape[1])
+            counts = [end - start for start, end in piece.ranges]
+            for r, rows in enumerate(grad.split(counts)):
+                padded[r, : counts[r]] = rows
+            grad = padded.view(-1, grad.shape[1])
+        out = grad.new_empty(piece.longest, grad.shape[1])
+        work = reduce_scatter_single(out, grad.contiguous(), group=self.group, async_op=True)
+        self._reducing = (work, out, self.grad[start:end])
+
+    def finish(self) -> None:
+        """Wait for the gradient in flight, if any."""
+        if self._reducing is not None:
+            work, out, target = self._reducing
+            work.wait()
+            target.copy_(out[: len(target)])
+            self._reducing = None

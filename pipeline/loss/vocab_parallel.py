@@ -1,0 +1,198 @@
+"""The SOLAR loss on vocabulary shards: three matrix products in all, alignment included, gradients taken in forward.
+
+Every rank holds rows of head and embedding and sees all ranks' hidden states, chunk after chunk:
+
+    gather H                       [C, d]   all-gather, one chunk ahead
+    z = H W^T                      [C, v]   product 1
+    row max; e = exp(z - max)               all-reduce max [C]
+    row sums, target logits                 all-reduce sum [C, 2 or 3] -> cross entropy
+    pooled = pooling p             [n, v]   per sequence; p = e / sum is never stored
+    u = pooled E                   [n, d]   all-reduce: the summaries, so the distances and their gradient g [n, d]
+    c = g E^T, <p_t, c>            [C]      all-reduce
+    dz = p (1/N + w_t (c - <p_t, c>)) - onehot/N    in place of e
+    dH = dz W                      [C, d]   product 2, reduce-scatter
+    dW += dz^T H                   [v, d]   product 3
+
+A unit that does not fit the buffer (schedule.py) recomputes its logits once its summaries are known.
+Shape letters: T supervised positions of this rank, A of all ranks, C of a chunk, S sequences, n of a block,
+v vocabulary rows of this rank, d hidden size, L languages.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.loss.alignment import Centres, SummaryTable
+from pipeline.loss.chunk import FP16_GAIN, Chunk, Rows, ShardedSoftmax, accumulation_dtype
+from pipeline.loss.exchange import Group, HiddenExchange, Layout, gather_layout
+from pipeline.loss.schedule import Block, Unit, schedule
+from pipeline.loss.settings import LossSettings
+from pipeline.loss.sharding import Vocabulary
+from pipeline.loss.supervised import Supervised, Totals
+
+
+@dataclass
+class SolarLoss:
+    """The loss of one micro-step and its parts, all summed over ranks and equal on them.
+
+    Attributes:
+        loss: scalar, differentiable in `hidden`; its head and embedding gradients are in the shards already.
+        ce_sum, distance_sum, cosine_sum: sums over positions and pairs; divide by the totals.
+        language_ce, language_tokens: [L] cross entropy (without sequence weights) and positions by language.
+        summaries: [S, d] soft-token summaries.
+    """
+
+    loss: Tensor
+    ce_sum: Tensor
+    distance_sum: Tensor
+    cosine_sum: Tensor
+    language_ce: Tensor
+    language_tokens: Tensor
+    summaries: Tensor
+
+
+def solar_loss(
+    hidden: Tensor,
+    supervised: Supervised,
+    vocabulary: Vocabulary,
+    settings: LossSettings,
+    alignment_weight: float,
+    totals: Totals,
+    languages: int,
+    centres: Centres | None = None,
+    group: Group = None,
+) -> SolarLoss:
+    """CE / totals.tokens + alignment_weight * alignment / totals.pairs over the micro-step of all ranks.
+
+    Args:
+        hidden: [T, d] final hidden states of this rank's supervised positions.
+        vocabulary: this rank's shards. Where their `grad` is given, the exact gradient of the loss (summed over
+            ranks, no factor) is added to it during this call, unless autograd is off.
+        totals: counts of the global batch. languages: L.
+        centres: running means to subtract, updated here with this micro-step's summaries; None: no centring.
+        group: the ranks that share the vocabulary; None for one process.
+
+    The gradient of `hidden` is that of the global loss; a caller whose optimizer averages over ranks multiplies
+    the loss by their number before backward.
+    """
+    grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
+    step = _Step(vocabulary, settings, totals, group)
+    result = step.run(hidden.detach(), grad, supervised, alignment_weight, languages, centres)
+    if grad is not None:
+        gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
+        result.loss = _WithGradient.apply(hidden, result.loss, grad, step.unit / gain)
+    return result
+
+
+class _WithGradient(torch.autograd.Function):
+    """Gives a loss its gradient unit * grad with respect to `hidden`, computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor, unit: float) -> Tensor:
+        ctx.save_for_backward(grad)
+        ctx.unit = unit
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        # The factor may be a loss scale beyond fp16's range: multiply in at least fp32.
+        factor = (grad_outputs[0] * ctx.unit).to(accumulation_dtype(grad.dtype))
+        return (grad * factor[None, None]).to(grad.dtype), None, None, None
+
+
+class _Step:
+    """One call of `solar_loss`. Gradients in work are in units of `unit`, so that fp16 does not underflow."""
+
+    def __init__(self, vocabulary: Vocabulary, settings: LossSettings, totals: Totals, group: Group) -> None:
+        self.settings, self.totals, self.group = settings, totals, group
+        self.softmax = ShardedSoftmax(vocabulary, settings.softmax_temperature, group)
+        self.unit = 1.0 / totals.tokens if totals.tokens else 1.0
+
+    @torch.no_grad()
+    def run(
+        self,
+        hidden: Tensor,
+        grad: Tensor | None,
+        supervised: Supervised,
+        weight: float,
+        languages: int,
+        centres: Centres | None,
+    ) -> SolarLoss:
+        """All blocks in order. `grad` [T, d], where given, receives the gradient of the hidden states."""
+        settings, dtype = self.settings, accumulation_dtype(hidden.dtype)
+        layout = gather_layout(supervised, settings.pooling, dtype, self.group)
+        table = SummaryTable(layout, hidden.shape[1], dtype)
+        ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
+        factor = weight / self.totals.pairs / self.unit if self.totals.pairs and grad is not None else 0.0
+        blocks = schedule(
+            layout.lengths, layout.pivots, self.softmax.rows_that_fit(settings.memory_budget_mb), _unit(settings)
+        )
+        exchange = HiddenExchange(hidden, grad, self.group)
+        stream = exchange.stream([p for block in blocks for p in block.passes(backward=grad is not None)])
+        embedding_parts = []
+
+        for block in blocks:
+            numbers = torch.tensor(block.sequences, device=hidden.device)
+            pooled, chunks = self._forward(block, numbers, layout, stream, ce)
+            grad_u = table.align(numbers, self.softmax.summaries(pooled), centres, settings, factor)
+            if grad is None:
+                continue
+            directions = None
+            if grad_u is not None and "probabilities" not in settings.detach:
+                directions = self.softmax.directions(grad_u)
+            if grad_u is not None and "embeddings" not in settings.detach:
+                embedding_parts.append((pooled, grad_u))
+            for piece, chunk in zip(block.pieces, chunks, strict=True):
+                if len(chunks) > 1:  # a later piece has overwritten its logits
+                    chunk = self.softmax.softmax(chunk.rows, next(stream), chunk.statistics)
+                exchange.reduce(piece, self.softmax.backward(chunk, directions, self.unit))
+        exchange.finish()
+        if embedding_parts:
+            pooled, grad_u = (torch.cat(parts) for parts in zip(*embedding_parts, strict=True))
+            self.softmax.embedding_gradient(pooled, grad_u, self.unit)
+        if centres is not None:
+            centres.update(table.values, layout.language, layout.nonempty, settings.centring_momentum)
+        return self._result(layout, table, ce, weight, languages)
+
+    def _forward(
+        self, block: Block, numbers: Tensor, layout: Layout, stream: Iterator[Tensor], ce: Tensor
+    ) -> tuple[Tensor, list[Chunk]]:
+        """Softmax of each piece; [n, v] pooled probabilities of the block. Fills `ce` [A]."""
+        pooled, chunks = None, []
+        for piece in block.pieces:
+            positions = layout.positions(piece)
+            sequence = torch.searchsorted(numbers, layout.sequence[positions])
+            rows = Rows(layout.targets[positions], layout.pooling[positions], layout.ce[positions], sequence)
+            chunk = self.softmax.softmax(rows, next(stream), None)
+            ce[positions] = chunk.statistics.cross_entropy()
+            part = self.softmax.pool(chunk, len(numbers))
+            pooled = part if pooled is None else pooled.add_(part)
+            chunks.append(chunk if len(block.pieces) == 1 else replace(chunk, hidden=chunk.hidden[:0]))
+        assert pooled is not None
+        return pooled, chunks
+
+    def _result(self, layout: Layout, table: SummaryTable, ce: Tensor, weight: float, languages: int) -> SolarLoss:
+        language = layout.language[layout.sequence]
+        ce_sum = (ce * layout.ce).sum()
+        loss = ce_sum * self.unit
+        if weight and self.totals.pairs:
+            loss = loss + table.distance_sum * (weight / self.totals.pairs)
+        return SolarLoss(
+            loss=loss,
+            ce_sum=ce_sum,
+            distance_sum=table.distance_sum,
+            cosine_sum=table.cosine_sum,
+            language_ce=ce.new_zeros(languages).index_add_(0, language, ce),
+            language_tokens=torch.bincount(language, minlength=languages),
+            summaries=table.values,
+        )
+
+
+def _unit(settings: LossSettings) -> Unit:
+    if settings.distance == "infonce":
+        return "all"
+    return "sequence" if "pivot" in settings.detach else "group"

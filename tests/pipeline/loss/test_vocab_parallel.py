@@ -1,0 +1,165 @@
+"""The sharded loss against the dense float64 reference: every setting, 1 to 4 ranks, uneven and empty inputs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.loss import LossSettings
+from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
+from tests.workers import Workers
+
+# Bounds on ||error|| / ||expected||. fp32 sums of this size lose a few units of 6e-8; InfoNCE divides cosines by 0.1.
+FP32, FP32_INFONCE, FP64 = 1e-6, 4e-6, 1e-12
+
+UNEVEN = (((3, 2, 5), (4,), (1, 3)), ((7, 1),), ((2, 2, 2, 2), (6, 5)), ((1, 1), (9, 4)))
+ONE_RANK_EMPTY = (((3, 2, 5), (4, 4)), (), ((2, 3),), ((5, 1),))
+EMPTY_SEQUENCES = (((3, 0, 5), (0, 4)), ((0,),), ((2, 3),), ((0, 0), (5, 1)))
+NO_PAIRS = (((3,), (5,)), ((4,),), ((2,), (1,)), ((8,),))
+NOTHING = ((), ((0, 0),), (), ())
+
+LAYOUTS = {
+    "uneven": UNEVEN,
+    "one rank empty": ONE_RANK_EMPTY,
+    "empty sequences": EMPTY_SEQUENCES,
+    "no pairs": NO_PAIRS,
+    "nothing": NOTHING,
+}
+
+SETTINGS = {
+    "default": LossSettings(),
+    "mse": LossSettings(distance="mse"),
+    "infonce": LossSettings(distance="infonce"),
+    "temperature": LossSettings(softmax_temperature=2.5),
+    "cold": LossSettings(softmax_temperature=0.5, detach=()),
+    "last": LossSettings(pooling="last"),
+    "weights": LossSettings(pooling="weights"),
+    "attached": LossSettings(detach=()),
+    "embeddings detached": LossSettings(detach=("embeddings",)),
+    "probabilities detached": LossSettings(detach=("pivot", "probabilities")),
+    "infonce attached": LossSettings(distance="infonce", detach=(), softmax_temperature=1.5),
+}
+
+
+def check(workers: Workers, ranks: int, case: Case, bound: float) -> None:
+    case = replace(case, lengths=case.lengths[:ranks])
+    shares = workers.run(solve_sharded, ranks, case)
+    found = errors(case, shares, solve_reference(case))
+    assert all(error <= bound for error in found.values()), found
+
+
+def bound_of(case: Case) -> float:
+    if case.dtype == torch.float64:
+        return FP64
+    return FP32_INFONCE if case.settings.distance == "infonce" else FP32
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(workers: Workers, layout: str, ranks: int, tied: bool) -> None:
+    check(workers, ranks, Case(LAYOUTS[layout], tied=tied), FP32)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100], ids=["1 row", "4 rows", "one chunk"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
+    case = Case(UNEVEN, SETTINGS[name], tied=False).with_rows(rows)
+    check(workers, 3, case, bound_of(case))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"centred": True},
+        {"vocabulary_weights": True},
+        {"ce_weights": True},
+        {"bias": True, "logit_scale": 0.25},
+        {"softcap": 3.0, "logit_scale": 2.0},
+    ],
+    ids=lambda extra: " ".join(extra),
+)
+def test_families_weights_and_centring(workers: Workers, extra: dict[str, object], ranks: int) -> None:
+    for loss_settings in (LossSettings(), LossSettings(softmax_temperature=2.0, detach=())):
+        check(workers, ranks, Case(UNEVEN, loss_settings, tied=False, **extra).with_rows(5), FP32)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vocab_size", [12, 13, 5])
+def test_vocabulary_that_the_ranks_do_not_divide(workers: Workers, vocab_size: int) -> None:
+    """The last ranks have fewer rows, or none at all."""
+    check(workers, 4, Case(UNEVEN, vocab_size=vocab_size, padded_size=16), FP32)
+
+
+groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple), max_size=3).map(tuple)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_combination(workers: Workers, data: st.DataObject) -> None:
+    """In float64, so that the bound leaves no room for anything but rounding."""
+    ranks = data.draw(st.integers(1, 4))
+    case = Case(
+        lengths=data.draw(st.lists(groups, min_size=ranks, max_size=ranks).map(tuple)),
+        settings=LossSettings(
+            distance=data.draw(st.sampled_from(["cosine", "mse", "infonce"])),
+            softmax_temperature=data.draw(st.sampled_from([1.0, 0.7, 3.0])),
+            pooling=data.draw(st.sampled_from(["mean", "last", "weights"])),
+            detach=tuple(data.draw(st.sets(st.sampled_from(["pivot", "embeddings", "probabilities"])))),
+        ),
+        vocab_size=data.draw(st.integers(2, 24)),
+        padded_size=24,
+        hidden_size=data.draw(st.integers(2, 9)),
+        tied=data.draw(st.booleans()),
+        centred=data.draw(st.booleans()),
+        vocabulary_weights=data.draw(st.booleans()),
+        ce_weights=data.draw(st.booleans()),
+        softcap=data.draw(st.sampled_from([None, 2.0])),
+        bias=data.draw(st.booleans()),
+        weight=data.draw(st.sampled_from([0.0, 0.3, 4.0])),
+        seed=data.draw(st.integers(0, 1000)),
+        dtype=torch.float64,
+    ).with_rows(data.draw(st.integers(1, 12)))
+    check(workers, ranks, case, 1e-9 if case.settings.distance == "infonce" else 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, dtype: torch.dtype) -> None:
+    """Against the float64 oracle on the same rounded inputs, next to autograd in that dtype."""
+    totals = {"ours": torch.zeros(4), "plain": torch.zeros(4)}
+    for seed in range(5):
+        case = Case(UNEVEN[:2], tied=False, dtype=dtype, vocab_size=301, padded_size=302, hidden_size=32, seed=seed)
+        oracle, plain = solve_reference(case), solve_reference(case, dtype)
+        ours = errors(case, workers.run(solve_sharded, 2, case), oracle)
+        theirs = errors(case, [plain], oracle)
+        for index, name in enumerate(["loss", "hidden", "head", "embedding"]):
+            totals["ours"][index] += ours[name] / 5
+            totals["plain"][index] += theirs[name] / 5
+    assert (totals["ours"] <= totals["plain"] * 1.1 + 1e-4).all(), totals
+
+
+def test_no_gradient_is_left_behind_without_autograd() -> None:
+    """Evaluation must not touch the accumulators."""
+    case = Case(UNEVEN[:1])
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        solve_sharded(None, case)
+
+
+@pytest.mark.parametrize("what", ["weight", "tokens", "target", "pivot"])
+def test_the_bounds_can_fail(workers: Workers, what: str) -> None:
+    """A change of one part in 10^5 in a factor, or of one index, is seen."""
+    case = Case(UNEVEN[:2], tied=False)
+    changed = {
+        "weight": replace(case, weight=case.weight * (1 + 1e-5)),
+        "tokens": replace(case, lengths=(((3, 2, 5), (4,), (1, 4)), ((7, 1),))),
+        "target": replace(case, seed=1),
+        "pivot": replace(case, settings=LossSettings(detach=())),
+    }[what]
+    shares = workers.run(solve_sharded, 2, case)
+    reference = solve_reference(changed)
+    if what in ("weight", "pivot"):
+        assert errors(case, shares, reference)["hidden"] > FP32
+    else:
+        assert abs(float(shares[0]["loss"]) - float(reference["loss"])) > FP32
