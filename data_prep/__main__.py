@@ -1,0 +1,161 @@
+"""The command line of preprocessing: `python -m data_prep COMMAND --help`."""
+
+import argparse
+from pathlib import Path
+
+from data_prep.demo_languages import LANGUAGES
+from data_prep.errors import exit_cleanly
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from data_prep.demo import write_demo
+
+    test_output = args.test_output or args.output.with_name(f"{args.output.stem}.test{args.output.suffix}")
+    counts = write_demo(
+        output=args.output,
+        test_output=test_output,
+        languages=args.languages,
+        low_resource=args.low_resource,
+        train_problems=args.train_problems,
+        low_resource_problems=args.low_resource_problems,
+        test_problems=args.test_problems,
+        seed=args.seed,
+    )
+    told = ", ".join(f"{lang} {number}" for lang, number in counts.items())
+    print(
+        f"{args.output}: {sum(counts.values())} training records ({told}); {test_output}: {args.test_problems} problems"
+    )
+
+
+def _tokenizer(args: argparse.Namespace) -> None:
+    from data_prep.sampling import sample_texts
+    from data_prep.tokenizer import fingerprint, save, train
+
+    tokenizer = train(sample_texts(args.input, args.alpha, args.max_characters), args.vocab_size)
+    save(tokenizer, args.output)
+    print(f"{args.output}: {len(tokenizer)} tokens, fingerprint {fingerprint(tokenizer)[:16]}")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from data_prep.convert import convert
+
+    report = convert(args.format, args.input, args.output, args.pivot)
+    print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from data_prep import ranks
+    from data_prep.pack import Packer, PackSettings
+    from data_prep.stats import report_lines
+
+    here = ranks.start()
+    settings = PackSettings(**{name: getattr(args, name) for name in PackSettings.__dataclass_fields__})
+
+    def work() -> None:
+        manifest = Packer(args.input, args.tokenizer, args.output, settings, here).run()
+        if here.rank == 0:
+            print("\n".join(report_lines(args.output, manifest)))
+
+    ranks.run_together(here, work)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from data_prep.verify import verify
+
+    shards = verify(args.shards, args.tokenizer)
+    print(f"{args.shards}: {len(shards.manifest['shards'])} shards, {len(shards)} rows, all as the manifest says")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from data_prep.inspection import inspect_row
+
+    inspect_row(args.shards, args.tokenizer, args.row)
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from data_prep.shards import read_manifest
+    from data_prep.stats import report_lines
+
+    print("\n".join(report_lines(args.shards, read_manifest(args.shards))))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _demo, "Write parallel arithmetic word problems from templates.")
+    demo.add_argument("--output", type=Path, required=True, help="training records, JSON Lines")
+    demo.add_argument("--test_output", type=Path, help="test records; by default OUTPUT with .test before its suffix")
+    demo.add_argument("--languages", nargs="+", default=list(LANGUAGES), help="languages to write")
+    demo.add_argument("--low_resource", nargs="*", default=["sw", "th"], help="languages with few training problems")
+    demo.add_argument("--train_problems", type=int, default=1000, help="of a high-resource language")
+    demo.add_argument("--low_resource_problems", type=int, default=100, help="of a low-resource language")
+    demo.add_argument("--test_problems", type=int, default=100, help="of every language")
+    demo.add_argument("--seed", type=int, default=0, help="decides the problems")
+
+    tokenizer = command("tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template.")
+    _input(tokenizer)
+    tokenizer.add_argument("--output", type=Path, required=True, help="tokenizer directory")
+    tokenizer.add_argument("--vocab_size", type=int, default=16384, help="tokens, special ones included")
+    tokenizer.add_argument("--alpha", type=float, default=0.5, help="languages in proportion to size ** alpha")
+    tokenizer.add_argument("--max_characters", type=int, default=100_000_000, help="to train on, at most")
+
+    convert = command("convert", _convert, "Convert another format to canonical JSON Lines.")
+    convert.add_argument("--format", required=True, help="mcot")
+    convert.add_argument("--input", type=Path, nargs="+", required=True, help="files or folders of that format")
+    convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines")
+    convert.add_argument("--pivot", default="en", help="language that the others are translations of")
+
+    _add_pack(command("pack", _pack, "Tokenize, pack and write shards; also under mpirun or srun."))
+
+    verify = command("verify", _verify, "Check every hash and invariant of a shard directory.")
+    verify.add_argument("shards", type=Path, help="shard directory")
+    verify.add_argument("--tokenizer", help="check that the shards were made with it")
+
+    inspect = command("inspect", _inspect, "Print one packed row, prompts within brackets.")
+    inspect.add_argument("shards", type=Path, help="shard directory")
+    inspect.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id")
+    inspect.add_argument("--row", type=int, default=0, help="row to print, from 0")
+
+    stats = command("stats", _stats, "Report languages, fill and drops of a shard directory.")
+    stats.add_argument("shards", type=Path, help="shard directory")
+    return parser
+
+
+def _input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", type=Path, nargs="+", required=True, help="canonical records: .jsonl or .parquet files"
+    )
+
+
+def _add_pack(pack: argparse.ArgumentParser) -> None:
+    _input(pack)
+    pack.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id, with a chat template")
+    pack.add_argument("--output", type=Path, required=True, help="shard directory to make")
+    pack.add_argument("--max_seq_length", type=int, default=2048, help="tokens of a row at most")
+    pack.add_argument("--pivot", default="en", help="language that every group must have")
+    pack.add_argument("--seed", type=int, default=0, help="order of groups and rows")
+    pack.add_argument("--max_sequences_per_row", type=int, default=0, help="0 for no limit")
+    pack.add_argument("--truncate", action="store_true", help="cut pairs that fit no row instead of dropping them")
+    pack.add_argument("--rows_per_shard", type=int, default=1024, help="of every shard but the last")
+    pack.add_argument("--window_bytes", type=int, default=128 << 20, help="input bytes packed together")
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

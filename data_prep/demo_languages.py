@@ -1,0 +1,254 @@
+"""The sentences of the demo problems in eight languages.
+
+Chosen so that no form depends on what a template cannot know: present tense (no Russian past gender), no pronoun but
+the French one that each name brings along, no elision (no French de/que before a name), counts from 2 to 20 so that
+Russian needs only its paucal and its plural, classifiers where Chinese and Thai want them, and the Swahili `-ngapi` in
+the noun's class. Fields: {a} the name, {x} the noun, {n} a count, and what a language adds (see `Language`).
+"""
+
+from dataclasses import dataclass
+
+NAMES = ("Anna", "Maria", "David", "Peter")
+NOUNS = ("apple", "book", "pencil", "ball")
+EVENTS = {"buy": 1, "find": 1, "give": -1, "lose": -1}  # and whether the count grows or shrinks
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language: a forms table per name and per noun, and one template per sentence.
+
+    names and nouns give the fields of every template. Nouns with `few` are spelt by `{x}` after 2, 3, 4 and by their
+    plural otherwise (Russian). `has`, `boxes` and the events tell; `ask` asks; `start`, `in_boxes`, `after` reason;
+    `answer` concludes. Sentences are joined by `gap`.
+    """
+
+    names: dict[str, dict[str, str]]
+    nouns: dict[str, dict[str, str]]
+    has: str
+    boxes: str
+    events: dict[str, str]
+    ask: str
+    start: str
+    in_boxes: str
+    after: dict[str, str]
+    answer: str
+    gap: str = " "
+    box_few: str = ""
+    box_many: str = ""
+
+
+def _names(*spelt: str) -> dict[str, dict[str, str]]:
+    return {name: {"a": spelling} for name, spelling in zip(NAMES, spelt, strict=True)}
+
+
+def _nouns(field: str, *forms: tuple[str, str]) -> dict[str, dict[str, str]]:
+    return {noun: {"x": form, field: other} for noun, (form, other) in zip(NOUNS, forms, strict=True)}
+
+
+ENGLISH = Language(
+    names=_names("Anna", "Maria", "David", "Peter"),
+    nouns=_nouns("c", ("apples", ""), ("books", ""), ("pencils", ""), ("balls", "")),
+    has="{a} has {n} {x}.",
+    boxes="{a} has {k} boxes. Each box holds {n} {x}.",
+    events={
+        "buy": "{a} buys {n} more {x}.",
+        "find": "{a} finds {n} {x}.",
+        "give": "{a} gives {n} {x} to a friend.",
+        "lose": "{a} loses {n} {x}.",
+    },
+    ask="How many {x} does {a} have now?",
+    start="At first: {r}.",
+    in_boxes="In the boxes: {k} × {n} = {r}.",
+    after={
+        "buy": "After the purchase: {s}.",
+        "find": "After the find: {s}.",
+        "give": "After the gift: {s}.",
+        "lose": "After the loss: {s}.",
+    },
+    answer="The answer is {r}.",
+)
+
+SPANISH = Language(
+    names=_names("Ana", "María", "David", "Pedro"),
+    nouns=_nouns("how", ("manzanas", "Cuántas"), ("libros", "Cuántos"), ("lápices", "Cuántos"), ("pelotas", "Cuántas")),
+    has="{a} tiene {n} {x}.",
+    boxes="{a} tiene {k} cajas. En cada caja hay {n} {x}.",
+    events={
+        "buy": "{a} compra {n} {x} más.",
+        "find": "{a} encuentra {n} {x}.",
+        "give": "{a} le da {n} {x} a un amigo.",
+        "lose": "{a} pierde {n} {x}.",
+    },
+    ask="¿{how} {x} tiene {a} ahora?",
+    start="Al principio: {r}.",
+    in_boxes="En las cajas: {k} × {n} = {r}.",
+    after={
+        "buy": "Tras la compra: {s}.",
+        "find": "Tras el hallazgo: {s}.",
+        "give": "Tras el regalo: {s}.",
+        "lose": "Tras la pérdida: {s}.",
+    },
+    answer="La respuesta es {r}.",
+)
+
+GERMAN = Language(
+    names=_names("Anna", "Maria", "David", "Peter"),
+    nouns=_nouns("c", ("Äpfel", ""), ("Bücher", ""), ("Bleistifte", ""), ("Bälle", "")),
+    has="{a} hat {n} {x}.",
+    boxes="{a} hat {k} Kisten. In jeder Kiste sind {n} {x}.",
+    events={
+        "buy": "{a} kauft {n} weitere {x}.",
+        "find": "{a} findet {n} {x}.",
+        "give": "{a} gibt einem Freund {n} {x}.",
+        "lose": "{a} verliert {n} {x}.",
+    },
+    ask="Wie viele {x} hat {a} jetzt?",
+    start="Am Anfang: {r}.",
+    in_boxes="In den Kisten: {k} × {n} = {r}.",
+    after={
+        "buy": "Nach dem Kauf: {s}.",
+        "find": "Nach dem Fund: {s}.",
+        "give": "Nach dem Geschenk: {s}.",
+        "lose": "Nach dem Verlust: {s}.",
+    },
+    answer="Die Antwort ist {r}.",
+)
+
+FRENCH = Language(
+    names={
+        "Anna": {"a": "Anne", "he": "elle"},
+        "Maria": {"a": "Marie", "he": "elle"},
+        "David": {"a": "David", "he": "il"},
+        "Peter": {"a": "Pierre", "he": "il"},
+    },
+    nouns=_nouns("c", ("pommes", ""), ("livres", ""), ("crayons", ""), ("balles", "")),
+    has="{a} a {n} {x}.",
+    boxes="{a} a {k} boîtes. Dans chaque boîte, il y a {n} {x}.",
+    events={
+        "buy": "{a} achète encore {n} {x}.",
+        "find": "{a} trouve {n} {x}.",
+        "give": "{a} donne {n} {x} à un ami.",
+        "lose": "{a} perd {n} {x}.",
+    },
+    ask="Combien de {x} {a} a-t-{he} maintenant ?",
+    start="Au début : {r}.",
+    in_boxes="Dans les boîtes : {k} × {n} = {r}.",
+    after={
+        "buy": "Après l'achat : {s}.",
+        "find": "Après la trouvaille : {s}.",
+        "give": "Après le cadeau : {s}.",
+        "lose": "Après la perte : {s}.",
+    },
+    answer="La réponse est {r}.",
+)
+
+RUSSIAN = Language(
+    names={
+        "Anna": {"a": "Анна", "of": "Анны"},
+        "Maria": {"a": "Мария", "of": "Марии"},
+        "David": {"a": "Давид", "of": "Давида"},
+        "Peter": {"a": "Пётр", "of": "Петра"},
+    },
+    nouns=_nouns("few", ("яблок", "яблока"), ("книг", "книги"), ("карандашей", "карандаша"), ("мячей", "мяча")),
+    has="У {of} {n} {x}.",
+    boxes="У {of} {k} {box}. В каждой коробке {n} {x}.",
+    events={
+        "buy": "{a} покупает ещё {n} {x}.",
+        "find": "{a} находит {n} {x}.",
+        "give": "{a} отдаёт другу {n} {x}.",
+        "lose": "{a} теряет {n} {x}.",
+    },
+    ask="Сколько {x} теперь у {of}?",
+    start="Сначала: {r}.",
+    in_boxes="В коробках: {k} × {n} = {r}.",
+    after={
+        "buy": "После покупки: {s}.",
+        "find": "После находки: {s}.",
+        "give": "После подарка: {s}.",
+        "lose": "После потери: {s}.",
+    },
+    answer="Ответ: {r}.",
+    box_few="коробки",
+    box_many="коробок",
+)
+
+CHINESE = Language(
+    names=_names("安娜", "玛丽", "大卫", "彼得"),
+    nouns=_nouns("c", ("苹果", "个"), ("书", "本"), ("铅笔", "支"), ("球", "个")),
+    has="{a}有{n}{c}{x}。",
+    boxes="{a}有{k}个盒子。每个盒子里有{n}{c}{x}。",
+    events={
+        "buy": "{a}又买了{n}{c}{x}。",
+        "find": "{a}找到了{n}{c}{x}。",
+        "give": "{a}给了朋友{n}{c}{x}。",
+        "lose": "{a}丢了{n}{c}{x}。",
+    },
+    ask="{a}现在有多少{c}{x}？",
+    start="开始：{r}。",
+    in_boxes="盒子里：{k} × {n} = {r}。",
+    after={
+        "buy": "买了之后：{s}。",
+        "find": "找到之后：{s}。",
+        "give": "送出之后：{s}。",
+        "lose": "丢了之后：{s}。",
+    },
+    answer="答案是{r}。",
+    gap="",
+)
+
+SWAHILI = Language(
+    names=_names("Anna", "Maria", "Daudi", "Petro"),
+    nouns=_nouns("how", ("matufaha", "mangapi"), ("vitabu", "vingapi"), ("penseli", "ngapi"), ("mipira", "mingapi")),
+    has="{a} ana {x} {n}.",
+    boxes="{a} ana masanduku {k}. Kila sanduku lina {x} {n}.",
+    events={
+        "buy": "{a} ananunua {x} {n} zaidi.",
+        "find": "{a} anapata {x} {n}.",
+        "give": "{a} anampa rafiki {x} {n}.",
+        "lose": "{a} anapoteza {x} {n}.",
+    },
+    ask="Sasa {a} ana {x} {how}?",
+    start="Mwanzoni: {r}.",
+    in_boxes="Ndani ya masanduku: {k} × {n} = {r}.",
+    after={
+        "buy": "Baada ya kununua: {s}.",
+        "find": "Baada ya kupata: {s}.",
+        "give": "Baada ya kutoa: {s}.",
+        "lose": "Baada ya kupoteza: {s}.",
+    },
+    answer="Jibu ni {r}.",
+)
+
+THAI = Language(
+    names=_names("แอนนา", "มาเรีย", "เดวิด", "ปีเตอร์"),
+    nouns=_nouns("c", ("แอปเปิล", "ผล"), ("หนังสือ", "เล่ม"), ("ดินสอ", "แท่ง"), ("ลูกบอล", "ลูก")),
+    has="{a}มี{x} {n} {c}",
+    boxes="{a}มีกล่อง {k} ใบ แต่ละกล่องมี{x} {n} {c}",
+    events={
+        "buy": "{a}ซื้อ{x}เพิ่มอีก {n} {c}",
+        "find": "{a}พบ{x} {n} {c}",
+        "give": "{a}ให้{x}แก่เพื่อน {n} {c}",
+        "lose": "{a}ทำ{x}หาย {n} {c}",
+    },
+    ask="ตอนนี้{a}มี{x}กี่{c}",
+    start="ตอนแรก: {r}",
+    in_boxes="ในกล่อง: {k} × {n} = {r}",
+    after={
+        "buy": "หลังจากซื้อ: {s}",
+        "find": "หลังจากพบ: {s}",
+        "give": "หลังจากให้: {s}",
+        "lose": "หลังจากทำหาย: {s}",
+    },
+    answer="คำตอบคือ {r}",
+)
+
+LANGUAGES = {
+    "en": ENGLISH,
+    "es": SPANISH,
+    "de": GERMAN,
+    "fr": FRENCH,
+    "ru": RUSSIAN,
+    "zh": CHINESE,
+    "sw": SWAHILI,
+    "th": THAI,
+}

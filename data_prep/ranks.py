@@ -1,0 +1,70 @@
+"""Who we are among the MPI ranks: mpi4py where a launcher started several, else one rank alone."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from data_prep.errors import UserError
+
+# Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+class Ranks:
+    """Rank number, number of ranks, and the two collectives that preprocessing needs."""
+
+    rank = 0
+    size = 1
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        return [value]
+
+    def all_merge(self, mine: dict) -> dict:
+        """The union of every rank's dictionary, on every rank."""
+        return {key: value for part in self.all_gather(mine) for key, value in part.items()}
+
+    def abort(self, status: int) -> None:
+        """End this process, and with it every other rank."""
+        sys.exit(status)
+
+
+class MpiRanks(Ranks):
+    """The ranks of MPI_COMM_WORLD."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI  # starts MPI, so only where a launcher asked for it
+
+        self._world = MPI.COMM_WORLD
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return self._world.allgather(value)
+
+    def abort(self, status: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._world.Abort(status)
+
+
+def start() -> Ranks:
+    """The ranks this process belongs to."""
+    launched = any(int(os.environ.get(name) or 1) > 1 for name in _SIZE_VARIABLES)
+    return MpiRanks() if launched else Ranks()
+
+
+def run_together(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Run `work` on this rank. Where it fails among several ranks, say so and end all of them: none waits for ever."""
+    if ranks.size == 1:
+        work()
+        return
+    try:
+        work()
+    except UserError as error:
+        print(f"error: rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+        ranks.abort(2)
+    except BaseException:
+        traceback.print_exc()
+        ranks.abort(1)

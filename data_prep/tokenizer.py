@@ -1,0 +1,144 @@
+"""Tokenizers: load one, name its content by a hash, train one with SentencePiece."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+
+from data_prep.errors import UserError
+
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+# The end of the assistant's turn is supervised too: that is how the model learns to stop.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ '<|system|>' + message['content'] }}"
+    "{%- elif message['role'] == 'user' -%}{{ '<|user|>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a chat template, a pad and an eos token that differ, from a directory or a hub id.
+
+    Raises UserError where it cannot be loaded or lacks one of these.
+    """
+    if (os.sep in str(name) or str(name).startswith(".")) and not Path(name).is_dir():
+        raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file or an absent hub makes the library raise
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{name}: cannot be loaded as a tokenizer ({reason})") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json can be made of it)")
+    if not tokenizer.chat_template:
+        raise UserError(f"{name}: the tokenizer has no chat template; add chat_template.jinja to it")
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(f"{name}: the pad token is the eos token; give the tokenizer a pad token of its own")
+    return tokenizer
+
+
+def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of the chat template."""
+    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of what decides the tokens of a conversation: vocabulary, rules, special tokens, chat template.
+
+    The same on every machine and wherever the tokenizer lies; what calls change (padding, truncation) is left out.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["padding"] = content["truncation"] = None
+    content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    content["chat_template"] = tokenizer.get_chat_template()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a SentencePiece BPE model and return it as a transformers tokenizer with our chat template.
+
+    Byte fallback, so that no text is unknown; digits apart; no normalization, so that decoding gives the text back.
+    BPE and not unigram: unigram finds its pieces among distinct words, and text from templates has few of them. Raises
+    UserError where SentencePiece cannot train: no text, or fewer tokens than characters, or more than it finds merges.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["\n"],
+            control_symbols=list(ROLES),
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            max_sentence_length=1 << 16,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this data ({reason})") from None
+    return from_sentencepiece(model.getvalue())
+
+
+def from_sentencepiece(model: bytes) -> PreTrainedTokenizerFast:
+    """Our own BPE model (see `train`) as a transformers tokenizer."""
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in range(pieces.vocab_size())}
+    vocabulary = {piece: i for i, piece in enumerate(scores)}
+    merges = generate_merges(vocabulary, scores)
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    # No piece holds a space but at its start, so cutting there changes no token and lets words be cached.
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in ("<s>", "</s>", "<pad>", "<unk>", *ROLES)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        extra_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write a tokenizer directory, whole or not at all. Raises UserError where something is in its place."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: already there; remove it or name another output")
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        tokenizer.save_pretrained(temporary)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
