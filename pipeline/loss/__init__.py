@@ -1,6 +1,7 @@
 """The SOLAR loss: cross entropy plus soft-token alignment, dense (the oracle) and on vocabulary shards."""
 
 from pipeline.loss.alignment import Centres
+from pipeline.loss.embedding import embedding_lookup
 from pipeline.loss.reference import solar_loss_reference
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.sharding import Vocabulary, VocabularyShard, vocabulary_range
@@ -15,6 +16,7 @@ __all__ = [
     "Totals",
     "Vocabulary",
     "VocabularyShard",
+    "embedding_lookup",
     "solar_loss",
     "solar_loss_reference",
     "vocabulary_range",

@@ -24,6 +24,8 @@ class LossSettings:
         centring_momentum: share of the old mean kept at each micro-step.
         vocabulary_weights: safetensors file with a tensor `weights` [V] that scales each vocabulary entry's
             part in the soft tokens; none means 1 for all.
+        token_weights: safetensors file with a tensor `weights` [V]; with pooling `weights`, a position counts as
+            the token that it has to predict.
         memory_budget_mb: size of the buffer for one chunk's logits on each rank, in MiB.
     """
 
@@ -37,4 +39,5 @@ class LossSettings:
     centring: bool = False
     centring_momentum: float = 0.9
     vocabulary_weights: str | None = None
+    token_weights: str | None = None
     memory_budget_mb: float = 64.0

@@ -1,0 +1,97 @@
+"""The sharded embedding lookup against torch's, in float64 and half precisions, on 1 to 4 ranks."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from pipeline.loss import VocabularyShard, embedding_lookup, vocabulary_range
+from pipeline.loss.exchange import Group, world_of
+from tests.workers import Workers
+
+VOCAB, PADDED, HIDDEN, FACTOR = 37, 48, 5, 0.25
+
+SHAPES = {
+    "uneven": [(2, 7), (3,), (4, 2, 2), (1,)],
+    "one rank empty": [(5,), (0,), (2, 3), (0, 4)],
+    "nothing": [(0,), (0,), (0,), (0,)],
+    "duplicates": [(300,), (200,), (2, 100), (1,)],
+}
+
+
+def problem(shapes: list[tuple[int, ...]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Table [V, d], and each rank's ids and gradient of its rows."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=torch.float64)
+    ids = [torch.randint(0, VOCAB, shape, generator=generator) for shape in shapes]
+    grads = [torch.randn(*shape, HIDDEN, generator=generator, dtype=torch.float64) for shape in shapes]
+    return table, ids, grads
+
+
+def look_up(
+    group: Group, shapes: list[tuple[int, ...]], dtype: torch.dtype, checkpointed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """This rank's rows, and the gradient of its shard after two passes over them."""
+    rank, size = world_of(group)
+    table, ids, grads = problem(shapes)
+    start, end = vocabulary_range(VOCAB, PADDED, rank, size)
+    weight = table[start:end].to(dtype)
+    shard = VocabularyShard(weight, start, torch.zeros(weight.shape, dtype=torch.promote_types(dtype, torch.float32)))
+    rows = embedding_lookup(ids[rank], shard, PADDED, group, FACTOR)
+    assert rows.requires_grad
+    result = rows.detach().clone()
+    for _ in range(2):
+        rows = embedding_lookup(ids[rank], shard, PADDED, group, FACTOR)
+        if checkpointed:
+            rows = torch.utils.checkpoint.checkpoint(torch.mul, rows, torch.ones(()), use_reentrant=True)
+        rows.backward(grads[rank].to(dtype))
+    assert shard.grad is not None
+    return result, shard.grad
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_torch(workers: Workers, name: str, ranks: int) -> None:
+    shapes = SHAPES[name][:ranks]
+    shares = workers.run(look_up, ranks, shapes, torch.float64)
+    table, ids, grads = problem(shapes)
+    table.requires_grad_()
+    for (rows, _), own in zip(shares, ids, strict=True):
+        assert torch.equal(rows, embedding(own, table))
+    for own, grad in zip(ids, grads, strict=True):
+        embedding(own, table).backward(2 * FACTOR * grad)
+    expected = torch.zeros_like(table) if table.grad is None else table.grad
+    torch.testing.assert_close(torch.cat([share for _, share in shares]), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_fp32(workers: Workers, dtype: torch.dtype) -> None:
+    """Each id occurs about 20 times; a sum in bf16 would be off by more than 1e-3."""
+    shapes = SHAPES["duplicates"]
+    got = torch.cat([share for _, share in workers.run(look_up, 4, shapes, dtype)])
+    assert got.dtype == torch.float32
+    table, ids, grads = problem(shapes)
+    expected = torch.zeros_like(table)
+    for own, grad in zip(ids, grads, strict=True):
+        expected.index_add_(0, own.flatten(), grad.to(dtype).double().view(-1, HIDDEN), alpha=2 * FACTOR)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_under_activation_checkpointing(workers: Workers) -> None:
+    plain, checkpointed = (workers.run(look_up, 2, SHAPES["uneven"][:2], torch.float32, on) for on in (False, True))
+    for (_, a), (_, b) in zip(plain, checkpointed, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_gradient_without_autograd_or_accumulator() -> None:
+    shard = VocabularyShard(torch.randn(VOCAB, HIDDEN), 0)
+    embedding_lookup(torch.tensor([1, 1]), shard, VOCAB, None, 1.0).sum().backward()
+    with torch.no_grad():
+        assert not embedding_lookup(torch.tensor([1, 1]), shard, VOCAB, None, 1.0).requires_grad
+
+
+@pytest.mark.parametrize("ids", [[0, PADDED], [-1, 3]])
+def test_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
+    shard = VocabularyShard(torch.randn(VOCAB, HIDDEN), 0)
+    with pytest.raises(ValueError, match=f"token ids {ids[0]} to {ids[1]}"):
+        embedding_lookup(torch.tensor(ids), shard, PADDED, None, 1.0)
