@@ -88,7 +88,7 @@ def answers_equal(first: Decimal | None, second: Decimal | None) -> bool:
     return abs(first - second) <= Decimal("0.000001")
 
 
-def parse_gold(gold: int | float | str) -> Decimal | None:
+def parse_gold(gold: object) -> Decimal | None:
     """A recorded gold answer ("2,125", 8.0) as a number in English notation; None when it is not one."""
     if isinstance(gold, bool) or not isinstance(gold, int | float | str):
         return None

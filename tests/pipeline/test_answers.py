@@ -66,6 +66,7 @@ CASES = {
         ("10 / 4 = 2.5\n#### 2.5", "2.5"),
         ("The area is 25 m².", "25"),
         ("The area is 25 ㎡.", "25"),
+        ("There are 8¹ apples.", "8"),
         ("He drank 2½", "2.5"),
         ("She ate ¾", "0.75"),
         ("It takes 2 1/2", "2.5"),

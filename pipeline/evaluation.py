@@ -1,0 +1,366 @@
+"""Accuracy per language by greedy generation, and how often a language's answer equals the pivot's.
+
+    python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/test.jsonl --output runs/demo
+
+On several GPUs or processes: `torchrun --nproc-per-node 8 -m pipeline.evaluation …` or `deepspeed --module
+pipeline.evaluation …`; the records are split over the ranks and rank 0 writes the same files. Each has one line per
+record in `generations.jsonl`, figures in `evaluation.json` and a table in `evaluation.md`.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed
+from jinja2 import TemplateError
+from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from data_prep.errors import UserError, exit_cleanly
+from data_prep.records import parse_record
+from data_prep.shards import write_atomically
+from pipeline.answers import LANGUAGES, answers_equal, extract_answer, parse_gold
+from pipeline.report import accuracy_table, versions
+
+# transformers' annotations do not tell that a causal LM generates, nor what a tokenizer's calls return.
+Model = Any
+Tokenizer = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to evaluate and how.
+
+    Args:
+        model: directory of a Hugging Face causal LM with its tokenizer and chat template.
+        data: JSON Lines of records {pair_id, lang, messages or question, gold}; gold is the final number.
+        output: where the three result files go; the model's directory if not given.
+        pivot: language the others' answers are compared with.
+        batch_size: sequences generated at once on each rank.
+        max_new_tokens: longest answer, in tokens.
+        limit: take only the first so many problems, each in all its languages.
+        dtype: arithmetic; auto takes that of the model's files.
+    """
+
+    model: str
+    data: str
+    output: str | None = None
+    pivot: str = "en"
+    batch_size: PositiveInt = 16
+    max_new_tokens: PositiveInt = 512
+    limit: PositiveInt | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class Problem(NamedTuple):
+    """One record to answer: `messages` is the conversation up to the response, `gold` the right number."""
+
+    pair_id: str
+    lang: str
+    messages: list[dict[str, str]]
+    gold: Decimal
+
+
+class Generation(NamedTuple):
+    """A generated response: its text, and whether the model ended it itself (else it was cut at max_new_tokens)."""
+
+    text: str
+    finished: bool
+
+
+class Score(NamedTuple):
+    """Figures of one language; shares in [0, 1], `low` and `high` the 95 % Wilson interval of the accuracy.
+
+    `consistency_with_pivot` is None for the pivot itself and where no problem exists in both languages.
+    """
+
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    consistency_with_pivot: float | None
+
+
+def evaluate(settings: Settings) -> None:
+    """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`.
+
+    Raises UserError for a missing or unusable model, a bad record, an unwritable output directory.
+    """
+    problems = read_problems(Path(settings.data), settings.limit)
+    output = Path(settings.output or settings.model)
+    with _process_group() as (rank, world_size):
+        model, tokenizer = load_model(Path(settings.model), settings.dtype)
+        _make_writable(output)
+        mine = generate(model, tokenizer, problems, settings, rank, world_size)
+        generations = _gather(mine, rank, world_size)
+    if generations is None:
+        return
+    rows = [_row(problem, generations[i]) for i, problem in enumerate(problems)]
+    result = {
+        "settings": dataclasses.asdict(settings),
+        "versions": versions(),
+        **summarise(
+            problems, [extract_answer(generations[i].text, p.lang) for i, p in enumerate(problems)], settings.pivot
+        ),
+    }
+    _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{accuracy_table(result)}\n")
+    _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    print(
+        f"{accuracy_table(result)}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True
+    )
+
+
+def read_problems(path: Path, limit: int | None = None) -> list[Problem]:
+    """The problems of a JSON Lines file of canonical records, of the first `limit` pair ids only if given.
+
+    The written-out answer may be absent. Raises UserError naming file and row for a bad record.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; --data takes JSON Lines of records {{pair_id, lang, question, gold}}")
+    problems: dict[tuple[str, str], Problem] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    for row, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            problem = _parse_problem(line)
+            if (problem.pair_id, problem.lang) in problems:
+                raise UserError(f"pair_id {problem.pair_id!r} has two records in language {problem.lang!r}; keep one")
+        except UserError as error:
+            raise UserError(f"{path} row {row}: {error}") from None
+        problems[problem.pair_id, problem.lang] = problem
+    if not problems:
+        raise UserError(f"{path}: empty file; nothing to evaluate")
+    kept = set(list(dict.fromkeys(pair_id for pair_id, _ in problems))[:limit])
+    return [problem for problem in problems.values() if problem.pair_id in kept]
+
+
+def _parse_problem(line: str) -> Problem:
+    try:
+        raw: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"malformed JSON ({error})") from None
+    record = parse_record(_with_placeholder(raw) if isinstance(raw, dict) else raw)
+    if record.lang not in LANGUAGES:
+        raise UserError(f"unknown language {record.lang!r}; answers can be read in {', '.join(LANGUAGES)}")
+    gold = parse_gold(raw.get("gold"))
+    if gold is None:
+        raise UserError("`gold` is absent or no number; evaluation needs the final answer there, for instance 42")
+    if len(record.messages) < 2:
+        raise UserError("no message before the response; evaluation needs a question")
+    return Problem(record.pair_id, record.lang, record.messages[:-1], gold)
+
+
+def _with_placeholder(raw: dict[str, Any]) -> dict[str, Any]:
+    """`parse_record` wants a written-out response, which test data need not have: a placeholder takes its place."""
+    messages = raw.get("messages")
+    if not isinstance(messages, list):
+        return {**raw, "answer": "-"}
+    if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        messages = messages[:-1]
+    return {**raw, "messages": [*messages, {"role": "assistant", "content": "-"}]}
+
+
+def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
+    """Model in evaluation mode on this rank's device, and its tokenizer with a padding token.
+
+    Raises UserError where the directory is missing, unusable or has no chat template.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
+    try:
+        tokenizer = _load_tokenizer(path)
+        model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja to the directory")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    # Where config.json says qwen2 (and some others), AutoTokenizer takes the family's class, whose own pre-tokenizer
+    # replaces the one in tokenizer.json: a tokenizer trained by data_prep would then cut its text differently.
+    declared = get_tokenizer_config(path).get("tokenizer_class")
+    generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(path)
+
+
+def generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    settings: Settings,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[int, Generation]:
+    """Greedy responses to this rank's share of the problems, by their position in `problems`.
+
+    Batches hold prompts of like length. They are made before they are shared out, so that a response does not
+    depend on the number of ranks. Raises UserError where the chat template refuses a conversation or memory runs out.
+    """
+    prompts = [_prompt_ids(tokenizer, problem) for problem in problems]
+    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    size = settings.batch_size
+    batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)][rank::world_size]
+    config = _greedy(model, tokenizer, settings.max_new_tokens)
+    generations: dict[int, Generation] = {}
+    with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="record", disable=rank != 0) as progress:
+        for batch in batches:
+            try:
+                answers = _generate_batch(model, tokenizer, [prompts[i] for i in batch], config)
+            except torch.OutOfMemoryError:
+                raise UserError(f"out of GPU memory at --batch_size {size}; take a smaller one") from None
+            generations.update(zip(batch, answers, strict=True))
+            progress.update(len(batch))
+    return generations
+
+
+def _prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
+    try:
+        encoded = tokenizer.apply_chat_template(problem.messages, add_generation_prompt=True, return_dict=True)
+    except TemplateError as error:
+        raise UserError(
+            f"pair_id {problem.pair_id!r}, {problem.lang}: the chat template refuses it ({error})"
+        ) from None
+    return encoded["input_ids"]
+
+
+def _greedy(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
+    """Plain greedy decoding: whatever sampling or penalties the model's own defaults ask for, only its ends count."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.generation_config = config  # generate() fills what is unset from here
+    return config
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: Model, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
+) -> list[Generation]:
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    tokens = model.generate(padded["input_ids"], attention_mask=padded["attention_mask"], generation_config=config)
+    generations = []
+    for row in tokens[:, padded["input_ids"].shape[1] :].tolist():
+        end = next((i for i, token in enumerate(row) if token in (config.eos_token_id or [])), None)
+        text = tokenizer.decode(row[:end], skip_special_tokens=True)
+        generations.append(Generation(text, finished=end is not None))
+    return generations
+
+
+@contextmanager
+def _process_group() -> Iterator[tuple[int, int]]:
+    """Rank and world size: those of the launcher, with a process group, or 0 and 1."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size == 1:
+        yield 0, 1
+        return
+    # gloo on GPUs too: only texts are exchanged, once. Ranks end apart from each other, hence the patience.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))
+    try:
+        yield torch.distributed.get_rank(), world_size
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _gather(mine: dict[int, Generation], rank: int, world_size: int) -> dict[int, Generation] | None:
+    """All ranks' generations on rank 0, None on the others."""
+    if world_size == 1:
+        return mine
+    parts: list[Any] | None = [None] * world_size if rank == 0 else None
+    torch.distributed.gather_object(mine, parts)
+    return None if parts is None else {i: generation for part in parts for i, generation in part.items()}
+
+
+def _row(problem: Problem, generation: Generation) -> dict[str, Any]:
+    answer = extract_answer(generation.text, problem.lang)
+    return {
+        "pair_id": problem.pair_id,
+        "lang": problem.lang,
+        "output": generation.text,
+        "finished": generation.finished,
+        "answer": None if answer is None else str(answer),
+        "gold": str(problem.gold),
+        "correct": answers_equal(answer, problem.gold),
+    }
+
+
+def summarise(problems: Sequence[Problem], answers: Sequence[Decimal | None], pivot: str) -> dict[str, Any]:
+    """Scores per language (keys in alphabetical order) and their macro averages, as `evaluation.json` holds them."""
+    by_lang: dict[str, dict[str, tuple[Decimal | None, Decimal]]] = {}
+    for problem, answer in zip(problems, answers, strict=True):
+        by_lang.setdefault(problem.lang, {})[problem.pair_id] = (answer, problem.gold)
+    scores = {}
+    for lang, results in sorted(by_lang.items()):
+        correct = sum(answers_equal(answer, gold) for answer, gold in results.values())
+        shared = [] if lang == pivot else sorted(results.keys() & by_lang.get(pivot, {}).keys())
+        agreeing = [answers_equal(results[pair_id][0], by_lang[pivot][pair_id][0]) for pair_id in shared]
+        low, high = wilson_interval(correct, len(results))
+        consistency = fmean(agreeing) if agreeing else None
+        scores[lang] = Score(len(results), correct, correct / len(results), low, high, consistency)
+    consistencies = [s.consistency_with_pivot for s in scores.values() if s.consistency_with_pivot is not None]
+    macro = {
+        "accuracy": fmean(score.accuracy for score in scores.values()),
+        "consistency_with_pivot": fmean(consistencies) if consistencies else None,
+    }
+    return {"pivot": pivot, "languages": {lang: score._asdict() for lang, score in scores.items()}, "macro": macro}
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a share `correct` of `n` > 0: honest near 0 and 1 and for few records."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("utf-8", "replace"))  # half a surrogate pair must not lose the run
+
+
+def _make_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        writable = os.access(directory, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"{directory}: cannot be written to; give another --output")
+
+
+def main() -> None:
+    """Command line; the arguments are the fields of `Settings`."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # added by DeepSpeed's launcher
+    evaluate(auto_cli(Settings, args=arguments, as_positional=False))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

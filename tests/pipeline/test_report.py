@@ -1,0 +1,149 @@
+"""Reports: what they say, which lines of a resumed run count, and a picture for every mix of inputs."""
+
+import json
+
+import pytest
+from matplotlib.image import imread
+
+from data_prep.errors import UserError
+from pipeline.report import accuracy_table, draw, main, markdown, read_metrics, series, smooth, write_report
+
+
+def step(number, **values):
+    base = {
+        "step": number,
+        "loss": 3.0,
+        "ce_loss": 2.0,
+        "align_loss": 1.0,
+        "align_cos": 0.5,
+        "num_tokens": 100 * number,
+    }
+    return {**base, "tokens_per_second": 10.0 * number, "mfu": None, "ce_loss_en": 1.5, **values}
+
+
+def score(accuracy, consistency):
+    low, high = max(0, accuracy - 0.1), min(1, accuracy + 0.1)
+    return {
+        "n": 20,
+        "correct": round(20 * accuracy),
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "consistency_with_pivot": consistency,
+    }
+
+
+EVALUATION = {
+    "settings": {"model": "hf", "data": "test.jsonl", "max_new_tokens": 64, "dtype": "auto"},
+    "versions": {"torch": "9.9.9"},
+    "pivot": "en",
+    "languages": {"en": score(0.9, None), "sw": score(0.25, 0.3)},
+    "macro": {"accuracy": 0.575, "consistency_with_pivot": 0.3},
+}
+
+
+def write_metrics(run, steps):
+    (run / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+
+
+def test_a_later_line_replaces_an_earlier_one_of_the_same_step(tmp_path):
+    write_metrics(tmp_path, [step(1), step(2, loss=9.0), step(3, loss=9.0), step(2, loss=5.0), step(3, loss=4.0)])
+    assert series(read_metrics(tmp_path / "metrics.jsonl"), "loss") == ([1, 2, 3], [3.0, 5.0, 4.0])
+
+
+def test_torn_last_line_is_left_out_and_a_torn_line_elsewhere_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(step(1)) + '\n{"step": 2, "lo')
+    assert [m["step"] for m in read_metrics(path)] == [1]
+    path.write_text('{"step": 2, "lo\n' + json.dumps(step(1)) + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl row 1"):
+        read_metrics(path)
+
+
+def test_series_leaves_out_null_absent_and_nan():
+    metrics = [
+        {"step": 1, "x": 1},
+        {"step": 2, "x": None},
+        {"step": 3},
+        {"step": 4, "x": float("nan")},
+        {"step": 5, "x": 2},
+    ]
+    assert series(metrics, "x") == ([1, 5], [1.0, 2.0])
+
+
+def test_smooth_averages_around_each_value():
+    assert smooth([0.0, 3.0, 6.0, 0.0], 3) == [1.5, 3.0, 3.0, 3.0]
+    assert smooth([1.0, 2.0], 0) == [1.0, 2.0]
+
+
+def test_report_says_what_was_run(tmp_path):
+    write_metrics(tmp_path, [step(1), step(2, ce_loss=1.25, align_cos=0.75), step(3, ce_loss=1.0, align_cos=0.875)])
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (tmp_path / "config.yaml").write_text("loss:\n  alignment_weight: 0.125\n")
+    main(str(tmp_path))
+    text = (tmp_path / "report.md").read_text()
+    for expected in [
+        "Trained for 3 steps on 300 tokens.",
+        "cross-entropy 2 → 1",
+        "alignment cosine 0.5 → 0.875",
+        "Mean accuracy over 2 languages: 57.5 %, same answer as en in 30.0 %.",
+        "| sw | 20 | 25.0 | 15.0 to 35.0 | 30.0 |",
+        "| ce_loss | 2 | 1 |",
+        "| tokens per second, median | 20 |",
+        "| en | 1.5000 | 1.5000 |",
+        "alignment_weight: 0.125",
+        "torch 9.9.9",
+        "](report.png)",
+    ]:
+        assert expected in text
+    assert "mfu" not in text and "None" not in text and "nan" not in text
+    assert accuracy_table(EVALUATION) in text
+    picture = imread(tmp_path / "report.png")
+    assert picture.shape[0] > 800 and picture.shape[1] > 1200
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "metrics.jsonl",
+        "evaluation.json",
+        "config.yaml",
+        "report.md",
+        "report.png",
+    }
+
+
+PLAIN_SFT = {"align_loss": None, "align_cos": None}
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluation", "titles"),
+    [
+        ([step(1)], EVALUATION, ["Cross-entropy", "Alignment loss", "Alignment cosine", "Accuracy per language"]),
+        ([step(i) for i in range(200)], None, ["Cross-entropy", "Alignment loss", "Alignment cosine"]),
+        ([step(i, **PLAIN_SFT) for i in range(9)], EVALUATION, ["Cross-entropy", "Accuracy per language"]),
+        ([step(i, **PLAIN_SFT) for i in range(9)], None, ["Cross-entropy"]),
+        ([], EVALUATION, ["Accuracy per language"]),
+    ],
+)
+def test_picture_has_a_panel_for_what_there_is(tmp_path, steps, evaluation, titles):
+    figure = draw(steps, evaluation)
+    found = [axes.get_title(loc="left") for axes in figure.axes]
+    assert len(found) == len(titles)
+    assert all(title.startswith(expected) for title, expected in zip(found, titles, strict=True))
+    figure.savefig(tmp_path / "x.png")
+    assert markdown(tmp_path, steps, evaluation)
+
+
+def test_nothing_to_report_is_one_line(tmp_path):
+    for run, message in [(tmp_path / "none", "no such directory"), (tmp_path, "nothing to report")]:
+        with pytest.raises(UserError, match=message) as caught:
+            write_report(run)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"pivot": "en", "languages": {"en": {}}}'])
+def test_damaged_evaluation_is_one_line(tmp_path, content):
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match=r"evaluation\.json: not a result of pipeline\.evaluation"):
+        write_report(tmp_path)
