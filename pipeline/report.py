@@ -27,7 +27,8 @@ from data_prep.shards import write_atomically
 
 Metrics = list[dict[str, Any]]  # one per step, in order of steps
 
-INK, BLUE, ORANGE, GREEN, GREY = "#2b2b2b", "#2f6db3", "#d9822b", "#3a8f5c", "#9a9a9a"
+INK, GREY = "#2b2b2b", "#9a9a9a"
+BLUE, NAVY, LIGHT, ORANGE, GREEN = "#2f6db3", "#5b86b8", "#a9c5e6", "#d9822b", "#3a8f5c"
 DPI = 130
 
 
@@ -275,16 +276,16 @@ def _draw_accuracy(axes: Axes, evaluation: dict[str, Any]) -> None:
     heights = [scores[lang]["accuracy"] for lang in order]
     below = [max(0.0, scores[lang]["accuracy"] - scores[lang]["low"]) for lang in order]
     above = [max(0.0, scores[lang]["high"] - scores[lang]["accuracy"]) for lang in order]
-    axes.bar(order, heights, color=[INK if lang == pivot else BLUE for lang in order], width=0.62, alpha=0.9)
-    axes.errorbar(order, heights, yerr=[below, above], fmt="none", ecolor=GREY, elinewidth=1.3, capsize=3, zorder=3)
+    axes.bar(order, heights, color=[NAVY if lang == pivot else LIGHT for lang in order], width=0.62)
+    axes.errorbar(order, heights, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3, zorder=3)
     for x, lang in enumerate(order):
         top, label = scores[lang]["high"] + 0.015, f"{100 * scores[lang]['accuracy']:.1f}"
         axes.text(x, top, label, ha="center", va="bottom", fontsize=9, color=INK)
     shares = [(x + 0.2, scores[lang]["consistency_with_pivot"]) for x, lang in enumerate(order)]  # beside the interval
     if agreeing := [(x, share) for x, share in shares if share is not None]:
-        axes.scatter(
-            *zip(*agreeing, strict=True), 45, ORANGE, "D", edgecolors="white", zorder=4, label=f"same answer as {pivot}"
-        )
+        places, agreement = zip(*agreeing, strict=True)
+        diamonds = axes.scatter(places, agreement, s=45, color=ORANGE, marker="D", edgecolors="white", zorder=4)
+        diamonds.set(label=f"same answer as {pivot}", clip_on=False)
     mean = evaluation["macro"]["accuracy"]
     axes.axhline(mean, color=GREY, linestyle=(0, (4, 3)), linewidth=1, zorder=1, label=f"mean {100 * mean:.1f} %")
     axes.set_ylim(0, min(1.12, max(0.1, 1.18 * max(score["high"] for score in scores.values()))))

@@ -255,6 +255,15 @@ def test_batching_and_padding_do_not_change_the_answers(tmp_path, random_model_d
         assert outputs[1][i].text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
+def test_ranks_share_the_problems_out(tmp_path, random_model_dir):
+    problems = read_problems(write_records(tmp_path / "x.jsonl", make_records()))
+    model, tokenizer = load_model(random_model_dir, "float32")
+    settings = Settings(model="", data="", batch_size=4, max_new_tokens=8)
+    parts = [generate(model, tokenizer, problems, settings, rank, 3) for rank in range(3)]
+    assert [len(part) for part in parts] == [8, 6, 4]  # batches of 4, 4, 4, 4 and 2
+    assert parts[0] | parts[1] | parts[2] == generate(model, tokenizer, problems, settings)
+
+
 def overfit(tokenizer, records, steps=300) -> Qwen2ForCausalLM:
     """A tiny model that has learnt these conversations by heart."""
     model = make_model(tokenizer)
