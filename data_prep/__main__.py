@@ -45,14 +45,14 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _pack(args: argparse.Namespace) -> None:
     from data_prep import ranks
-    from data_prep.pack import Packer, PackSettings
+    from data_prep.pack import PackSettings, pack
     from data_prep.stats import report_lines
 
     here = ranks.start()
     settings = PackSettings(**{name: getattr(args, name) for name in PackSettings.__dataclass_fields__})
 
     def work() -> None:
-        manifest = Packer(args.input, args.tokenizer, args.output, settings, here).run()
+        manifest = pack(args.input, args.tokenizer, args.output, settings, here)
         if here.rank == 0:
             print("\n".join(report_lines(args.output, manifest)))
 

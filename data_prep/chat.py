@@ -27,10 +27,8 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._backend = tokenizer.backend_tokenizer
         self._template = tokenizer.get_chat_template()
-        # Typed as a function of anything: transformers' own annotations are wrong about what it takes and returns.
-        self._rendering: Callable[..., Any] = partial(
-            render_jinja_template, chat_template=self._template, **tokenizer.special_tokens_map
-        )
+        render: Callable[..., Any] = render_jinja_template  # its own annotations are wrong about what it returns
+        self._rendering = partial(render, chat_template=self._template, **tokenizer.special_tokens_map)
         self._marked = bool(_GENERATION.search(self._template))
 
     def encode(self, conversations: Sequence[Messages]) -> list[np.ndarray | UserError]:

@@ -10,6 +10,7 @@ once their last file is there:
 All of it lies in OUTPUT.partial until the manifest is written; then its shards folder is renamed to OUTPUT.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -17,17 +18,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.chat import ChatEncoder
 from data_prep.errors import UserError
 from data_prep.pieces import TokenReader, index_file, read_window, tokenize_piece
+from data_prep.plans import read_plan, write_plan
 from data_prep.ranks import Ranks
-from data_prep.records import describe, plan_pieces
+from data_prep.records import Piece, describe, plan_pieces
 from data_prep.shards import (
     FORMAT_VERSION,
     IGNORE,
@@ -44,21 +45,11 @@ from data_prep.shards import (
 from data_prep.tokenizer import chat_template_hash, fingerprint, load_tokenizer
 from data_prep.windows import Limits, Member, fit_group, form_groups, plan_rows
 
-PACKER_VERSION = 1  # raise it when the same input and settings give other bytes
+PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in progress
 
-PLAN = pa.schema(
-    [
-        ("row", pa.int32()),
-        ("pair_id", pa.string()),
-        ("lang", pa.string()),
-        ("piece", pa.int32()),
-        ("place", pa.int64()),
-        ("offset", pa.int64()),
-        ("length", pa.int32()),
-        ("supervised", pa.int32()),
-        ("characters", pa.int32()),
-    ]
-)
+T = TypeVar("T")
+
+PACKER_VERSION = 1  # raise it when the same input and settings give other bytes
 
 
 @dataclass(frozen=True)
@@ -90,19 +81,66 @@ class PackSettings:
         return Limits(self.max_seq_length, self.max_sequences_per_row, self.truncate)
 
 
+def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSettings, ranks: Ranks) -> dict[str, Any]:
+    """Pack what is not packed yet; returns the manifest. Call it on every rank.
+
+    Raises UserError for bad input, for an output made with other settings, and for a full disk.
+    """
+    packer = Packer(inputs, output, settings, ranks)
+    ranks.agree(lambda: _naming_the_file(lambda: packer.read_sources(tokenizer)))
+    packer.describe_run()
+    if not ranks.agree(packer.finished):
+        try:
+            _naming_the_file(packer.run)
+        except UserError:
+            if ranks.size == 1:  # else other ranks are still writing there
+                shutil.rmtree(packer.work, ignore_errors=True)
+            raise
+        finally:
+            packer.unlock()
+    return read_manifest(output)
+
+
+def _naming_the_file(work: Callable[[], T]) -> T:
+    """Do `work`; what the operating system refuses becomes one line."""
+    try:
+        return work()
+    except OSError as error:
+        raise UserError(f"{error.filename or 'output'}: {error.strerror}; mend it and run again") from None
+
+
 class Packer:
     """One packing run on one rank: what it reads, where it writes, and its three steps."""
 
-    def __init__(self, inputs: list[Path], tokenizer: str, output: Path, settings: PackSettings, ranks: Ranks):
-        self.output, self.settings, self.ranks = output, settings, ranks
+    def __init__(self, inputs: list[Path], output: Path, settings: PackSettings, ranks: Ranks):
+        self.inputs, self.output, self.settings, self.ranks = inputs, output, settings, ranks
         self.work = output.with_name(output.name + ".partial")
-        self.pieces = plan_pieces(inputs)
+        self.pieces: list[Piece] = []
+        self.windows = 0
+        self.hashes: dict[int, str] = {}  # of the inputs that this rank read
+        self._lock: int | None = None
+
+    def read_sources(self, tokenizer: str) -> None:
+        """Load the tokenizer, cut the inputs into pieces, hash this rank's part of them. No collective in here."""
+        self.pieces = plan_pieces(self.inputs)
         self.tokenizer = load_tokenizer(tokenizer)
-        sources = ranks.all_merge({i: sha256_file(inputs[i]) for i in range(ranks.rank, len(inputs), ranks.size)})
+        size = sum(path.stat().st_size for path in self.inputs)
+        self.windows = -(-size // self.settings.window_bytes)
+        mine = range(self.ranks.rank, len(self.inputs), self.ranks.size)
+        self.hashes = {i: sha256_file(self.inputs[i]) for i in mine}
+
+    def unlock(self) -> None:
+        """Let other runs work on the same output."""
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def describe_run(self) -> None:
+        """Make the manifest's head, everything that decides the bytes: what a rerun is compared with."""
+        hashes = self.ranks.all_merge(self.hashes)
         self.head = {
             "format_version": FORMAT_VERSION,
             "packer_version": PACKER_VERSION,
-            **asdict(settings),
+            **asdict(self.settings),
             "tokenizer": {
                 "fingerprint": fingerprint(self.tokenizer),
                 "vocab_size": len(self.tokenizer),
@@ -110,35 +148,21 @@ class Packer:
                 "eos_token_id": self.tokenizer.eos_token_id,
             },
             "chat_template_sha256": chat_template_hash(self.tokenizer),
-            "sources": [{"name": path.name, "sha256": sources[i]} for i, path in enumerate(inputs)],
+            "sources": [{"name": path.name, "sha256": hashes[i]} for i, path in enumerate(self.inputs)],
         }
-        size = sum(path.stat().st_size for path in inputs)
-        self.windows = -(-size // settings.window_bytes)
 
-    def run(self) -> dict[str, Any]:
-        """Pack what is not packed yet; returns the manifest.
+    def run(self) -> None:
+        """Do what is not done yet."""
+        self.ranks.agree(lambda: _naming_the_file(self._prepare))
+        self._tokenize()
+        rows, drops = self._assign()
+        shards = self._write(rows)
+        if self.ranks.rank == 0:
+            self._publish(shards, drops)
+        self.ranks.all_gather(None)  # nobody leaves before the output is there
 
-        Raises UserError for bad input, for an output or unfinished work of other settings, and for a full disk.
-        """
-        try:
-            if self._finished():
-                return read_manifest(self.output)
-            self._prepare()
-            self._tokenize()
-            rows, drops = self._assign()
-            shards = self._write(rows)
-            if self.ranks.rank == 0:
-                self._publish(shards, drops)
-            self.ranks.all_gather(None)  # nobody leaves before the output is there
-            return read_manifest(self.output)
-        except OSError as error:
-            raise UserError(f"{error.filename or self.output}: {error.strerror}; mend it and run again") from None
-        except UserError:
-            if self.ranks.rank == 0 and self.ranks.size == 1:
-                shutil.rmtree(self.work, ignore_errors=True)
-            raise
-
-    def _finished(self) -> bool:
+    def finished(self) -> bool:
+        """Is the output there already? Raises UserError where it was made with other settings or is not ours."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
         _refuse_other(self.head, read_manifest(self.output), self.output)
@@ -146,14 +170,24 @@ class Packer:
 
     def _prepare(self) -> None:
         """Make the work folders, or find those of a run that was ended early."""
+        if self.ranks.rank != 0:
+            return
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.work, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.work}: another run is packing there; wait for it, or end it") from None
         head = self.work / "settings.json"
-        if self.ranks.rank == 0:
-            if head.is_file():
-                _refuse_other(self.head, json.loads(head.read_text("utf-8")), self.work)
-            for name in ("pieces", "windows", "entries", "shards"):
-                (self.work / name).mkdir(parents=True, exist_ok=True)
-            write_json(head, self.head)
-        self.ranks.all_gather(None)
+        if not head.is_file() and any(self.work.iterdir()):
+            raise UserError(f"{self.work}: in the way, and no unfinished work of ours; remove it")
+        if head.is_file() and json.loads(head.read_text("utf-8")) != self.head:
+            print(f"{self.work}: unfinished work of other settings or input, starting over", flush=True)
+            for name in PARTS:
+                shutil.rmtree(self.work / name, ignore_errors=True)
+        write_json(head, self.head)
+        for name in PARTS:
+            (self.work / name).mkdir(exist_ok=True)
 
     def _mine(self, number: int, unit: str, done: Callable[[int], Path]) -> Iterator[int]:
         """This rank's parts that are not finished, with a progress bar where a person watches."""
@@ -181,7 +215,7 @@ class Packer:
 
             units = [unit for group in groups for unit in fit_group(group, limits, supervised_within, drops)]
             rows = plan_rows(units, limits, f"rows {self.settings.seed} {window}")
-            _write_plan(folder / f"{window:05d}.arrow", rows)
+            write_plan(folder / f"{window:05d}.arrow", rows)
             found = sorted([lang, reason, number] for (lang, reason), number in drops.items())
             write_json(folder / f"{window:05d}.json", {"rows": len(rows), "groups": len(groups), "drops": found})
         self.ranks.all_gather(None)
@@ -204,7 +238,7 @@ class Packer:
         folder = self.work / "entries"
         reader = TokenReader(self.work / "pieces")
         for shard in self._mine(shards, "write", lambda i: folder / f"{i:05d}.json"):
-            planned = _read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
+            planned = read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
             packed = [self._row(members, reader) for members in planned]
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
             write_json(folder / f"{shard:05d}.json", {**entry, "languages": _count(planned, packed)})
@@ -276,33 +310,3 @@ def _count(planned: list[list[Member]], packed: list[PackedRow]) -> dict[str, di
             lang["supervised_tokens"] += int(number)
             lang["characters"] += member.characters
     return {lang: dict(count) for lang, count in counts.items()}
-
-
-def _write_plan(path: Path, rows: list[list[Member]]) -> None:
-    numbers = [number for number, members in enumerate(rows) for _ in members]
-    members = [member for row in rows for member in row]
-    columns = [numbers, *zip(*members, strict=True)] if members else [[]] * len(PLAN)
-    batch = pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, PLAN, strict=True)], PLAN)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, PLAN) as writer:
-        writer.write_batch(batch)
-
-
-def _read_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> list[list[Member]]:
-    """Rows first .. stop of all windows' rows in order; window w holds rows starts[w] .. starts[w + 1]."""
-    rows: list[list[Member]] = []
-    for window in range(int(np.searchsorted(starts, first, side="right")) - 1, len(starts) - 1):
-        if starts[window] >= stop:
-            break
-        with pa.memory_map(str(folder / f"{window:05d}.arrow")) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
-            numbers = batch.column("row").to_numpy()
-            low, high = np.searchsorted(numbers, [first - starts[window], stop - starts[window]])
-            columns = batch.slice(low, high - low).to_pydict()
-        row_numbers = columns.pop("row")
-        before = -1
-        for number, member in zip(row_numbers, zip(*columns.values(), strict=True), strict=True):
-            if number != before:
-                rows.append([])
-                before = number
-            rows[-1].append(Member(*member))
-    return rows

@@ -4,12 +4,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.errors import UserError
 
 # Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+T = TypeVar("T")
+
+
+class AgreedError(UserError):
+    """A UserError that every rank knows of, so that all end by themselves."""
 
 
 class Ranks:
@@ -25,6 +32,17 @@ class Ranks:
     def all_merge(self, mine: dict) -> dict:
         """The union of every rank's dictionary, on every rank."""
         return {key: value for part in self.all_gather(mine) for key, value in part.items()}
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do `work` on every rank; where it raises UserError on some, raise the lowest such rank's error on all."""
+        try:
+            value, error = work(), None
+        except UserError as failure:
+            value, error = None, str(failure)
+        for found in self.all_gather(error):
+            if found is not None:
+                raise AgreedError(found)
+        return value  # type: ignore[return-value]
 
     def abort(self, status: int) -> None:
         """End this process, and with it every other rank."""
@@ -56,12 +74,19 @@ def start() -> Ranks:
 
 
 def run_together(ranks: Ranks, work: Callable[[], None]) -> None:
-    """Run `work` on this rank. Where it fails among several ranks, say so and end all of them: none waits for ever."""
+    """Run `work` on this rank. Where it fails among several ranks, say so and end all of them: none waits for ever.
+
+    What all ranks agree is wrong is told by rank 0 alone.
+    """
     if ranks.size == 1:
         work()
         return
     try:
         work()
+    except AgreedError:
+        if ranks.rank == 0:
+            raise
+        sys.exit(2)
     except UserError as error:
         print(f"error: rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
         ranks.abort(2)

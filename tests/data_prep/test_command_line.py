@@ -1,0 +1,58 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "data_prep", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_demo_to_inspection(tmp_path):
+    train, tok, out = tmp_path / "train.jsonl", tmp_path / "tok", tmp_path / "shards"
+    steps = [
+        ("demo", "--output", train, "--languages", "en", "sw", "--low_resource", "sw", "--train_problems", 40),
+        ("tokenizer", "--input", train, "--output", tok, "--vocab_size", 400),
+        ("pack", "--input", train, "--tokenizer", tok, "--output", out, "--max_seq_length", 512),
+        ("verify", out, "--tokenizer", tok),
+        ("inspect", out, "--tokenizer", tok, "--row", 0),
+        ("stats", out),
+    ]
+    steps[0] += ("--low_resource_problems", 5)
+    for step in steps:
+        done = run(*step)
+        assert done.returncode == 0, done.stderr
+        if step[0] == "inspect":
+            assert "⟦<s><|user|>" in done.stdout and "The answer is" in done.stdout.split("⟧")[1]
+        if step[0] == "pack":
+            assert "fill" in done.stdout and "supervised" in done.stdout
+    assert (tmp_path / "train.test.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pack", "--input", "none.jsonl", "--tokenizer", "/none", "--output", "out"), "none.jsonl: no such file"),
+        (("pack", "--input", "empty.jsonl", "--tokenizer", "/none", "--output", "out"), "empty.jsonl: empty file"),
+        (("pack", "--input", "bad.parquet", "--tokenizer", "/none", "--output", "out"), "not a Parquet file"),
+        (("verify", "none"), "none: no such shard directory"),
+        (("inspect", ".", "--tokenizer", "/none"), "not a shard directory"),
+        (("tokenizer", "--input", "bad.jsonl", "--output", "tok"), "bad.jsonl row 1: malformed JSON"),
+        (("demo", "--output", "x", "--languages", "en", "xx"), "unknown language 'xx'"),
+        (("convert", "--format", "mcot", "--input", "none", "--output", "x"), "none: no such file"),
+        (("convert", "--format", "nope", "--input", "none", "--output", "x"), "nope"),
+        (("pack", "--inputs", "x"), "--input"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(__import__("pathlib").Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bad.jsonl").write_text('{"pair_id": 1,\n')
+    (tmp_path / "bad.parquet").write_text("PAR1 no")
+    before = sorted(tmp_path.iterdir())
+    done = run(*arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(("error: ", "python -m data_prep"))
+    assert sorted(tmp_path.iterdir()) == before

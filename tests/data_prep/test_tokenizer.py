@@ -1,0 +1,81 @@
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep.errors import UserError
+from data_prep.sampling import sample_texts
+from data_prep.tokenizer import ROLES, fingerprint, load_tokenizer, save, train
+
+TEXTS = ["hello world", "two\nlines", " a  b ", "١٢٣ 12 years", "สวัสดี", "🦒 never seen", "", "<s> no token"]
+
+
+def test_loads_through_transformers_and_gives_text_back(tokenizer_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    for text in TEXTS[:-1]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_are_distinct_single_tokens_and_digits_apart(tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *ROLES]
+    ids = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in special]
+    assert all(len(one) == 1 for one in ids) and len({one[0] for one in ids}) == len(special)
+    digits = [
+        token for token in tokenizer.get_vocab() if any(c.isdigit() for c in token) and not token.startswith("<0x")
+    ]
+    assert digits and all(len(token) == 1 for token in digits)
+
+
+def test_same_text_same_fingerprint_and_the_template_counts(tokenizer_dir, demo_file, tmp_path):
+    one = load_tokenizer(tokenizer_dir)
+    again = train(sample_texts([demo_file], 0.5, 1_000_000), 512)
+    save(again, tmp_path / "again")
+    assert fingerprint(one) == fingerprint(again) == fingerprint(load_tokenizer(tmp_path / "again"))
+    one(["short", "longer text"], padding=True, truncation=True, max_length=8)  # calls leave state behind
+    assert fingerprint(one) == fingerprint(again)
+    one.chat_template += " "
+    assert fingerprint(one) != fingerprint(again)
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "no template", "pad is eos"])
+def test_unusable_tokenizers_are_refused(broken, tokenizer_dir, tmp_path):
+    folder = tmp_path / "tok"
+    if broken != "missing":
+        folder.mkdir()
+    if broken in ("no template", "pad is eos"):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+        if broken == "no template":
+            tokenizer.chat_template = None
+        else:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=str(folder)):
+        load_tokenizer(folder)
+
+
+def test_training_refuses_no_text_and_writes_over_nothing(tokenizer_dir):
+    with pytest.raises(UserError, match="SentencePiece"):
+        train([], 512)
+    with pytest.raises(UserError, match="already there"):
+        save(load_tokenizer(tokenizer_dir), tokenizer_dir)
+
+
+def test_alpha_gives_small_languages_more(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [("en", "word" * 5)] * 90 + [("sw", "neno" * 5)] * 10
+    lines = [
+        json.dumps({"pair_id": str(i), "lang": lang, "question": text, "answer": text})
+        for i, (lang, text) in enumerate(rows)
+    ]
+    path.write_text("\n".join(lines))
+
+    def share(alpha: float) -> float:
+        texts = list(sample_texts([path], alpha, 10_000))
+        return sum(text.startswith("neno") for text in texts) / len(texts)
+
+    assert share(1.0) == pytest.approx(0.1, abs=0.02)
+    assert share(0.5) == pytest.approx(0.25, abs=0.02)
+    assert share(0.0) == pytest.approx(0.5, abs=0.02)
