@@ -1,0 +1,190 @@
+"""The training loop."""
+
+import math
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.errors import UserError
+from data_prep.shards import write_atomically
+from pipeline import checkpoint, dist
+from pipeline.config import TrainingSettings
+from pipeline.data import MicroBatch, local_totals
+from pipeline.loss import LossSettings, SolarLoss, Totals
+from pipeline.metrics import Metrics
+from pipeline.model import DTYPES, load_model
+from pipeline.prepare import Prepared
+from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config
+
+REQUEUE_EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: stopped by a signal after saving; start again to go on
+
+
+@dataclass
+class TrainState:
+    """What a run needs beside weights and loader to go on where it was: steps done, real tokens seen."""
+
+    step: int = 0
+    num_tokens: int = 0
+
+
+def fit(prepared: Prepared) -> int:
+    """Train to the end, or to the next step boundary after USR1 or TERM. Returns the exit status."""
+    config, loader = prepared.config, prepared.loader
+    stop = StopSignal()
+    zero = build_engine(prepared)
+    state = resume(prepared, zero)
+    metrics = start_metrics(prepared, zero, state)
+
+    while state.step < prepared.max_steps:
+        window = loader.next()
+        totals, step_tokens, stopping = agree(window, stop, zero.device)
+        if stopping:
+            loader.consumed -= config.training.train_batch_size  # not trained on: the next start takes it
+            break
+        weight = alignment_weight(config.loss, state.step, prepared.max_steps)
+        zero.set_learning_rate(learning_rate(config.training, state.step, prepared.max_steps))
+        parts = train_step(zero, window, weight, totals, state.step + 1)
+        state.step += 1
+        state.num_tokens += int(step_tokens)
+        metrics.log(record(state, parts, totals, weight, zero, prepared), step_tokens)
+        if state.step % config.training.save_steps == 0 or state.step == prepared.max_steps:
+            save(prepared, zero, state)
+
+    metrics.close()
+    if state.step == prepared.max_steps:
+        return 0
+    save(prepared, zero, state)
+    return REQUEUE_EXIT_CODE
+
+
+class StopSignal:
+    """Remembers that USR1 or TERM came."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = True
+
+
+def build_engine(prepared: Prepared) -> ZeroEngine:
+    """The model under ZeRO-3, from its pretrained or fresh random weights."""
+    config = prepared.config
+    torch.manual_seed(config.seed)
+    ds = deepspeed_config(config, dist.world_size())
+    dtype = DTYPES[config.training.precision]
+    model = build_sharded(ds, lambda: load_model(config.model, prepared.model_config, dtype))
+    return ZeroEngine(config, ds, model, prepared.vocab_size, len(prepared.languages))
+
+
+def resume(prepared: Prepared, zero: ZeroEngine) -> TrainState:
+    """Go on from the newest complete checkpoint of output_dir, if there is one."""
+    found = checkpoint.checkpoints(Path(prepared.config.output_dir))
+    if not found:
+        return TrainState()
+    saved = checkpoint.check_resumable(found[-1], prepared, dist.world_size())
+    checkpoint.load(found[-1], saved, zero)
+    prepared.loader.load_state(saved["loader"])
+    if dist.is_main():
+        print(f"resumed from {found[-1]}", flush=True)
+    return TrainState(saved["step"], saved["num_tokens"])
+
+
+def start_metrics(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> Metrics:
+    config = prepared.config
+    directory = Path(config.output_dir)
+    if dist.is_main():
+        write_atomically(directory / "config.yaml", checkpoint.recipe_yaml(config).encode())
+    flops_per_token = 6.0 * zero.num_parameters()
+    return Metrics(directory, dist.is_main(), state.step, prepared.max_steps, flops_per_token, dist.world_size())
+
+
+def agree(window: list[MicroBatch], stop: StopSignal, device: torch.device) -> tuple[Totals, float, bool]:
+    """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop."""
+    mine = local_totals(window)
+    tokens = sum(batch.num_tokens for batch in window)
+    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(stop.received)], device)
+    return Totals(sums[0], sums[1]), sums[2], sums[3] > 0
+
+
+def train_step(zero: ZeroEngine, window: list[MicroBatch], weight: float, totals: Totals, step: int) -> list[SolarLoss]:
+    """All micro-steps of one optimizer step; stops before the update where a loss is not finite."""
+    parts = []
+    for batch in window:
+        parts.append(zero.forward_backward(batch, weight, totals))
+        if len(parts) == len(window):
+            check_finite(parts, window, step)
+        zero.end_micro_step()
+    return parts
+
+
+def check_finite(parts: list[SolarLoss], window: list[MicroBatch], step: int) -> None:
+    """Every rank has the same global losses, so all of them stop together.
+
+    Raises:
+        UserError: a loss is NaN or infinite; names the problems of this rank's rows.
+    """
+    for part, batch in zip(parts, window, strict=True):
+        value = float(part.loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {step}: the loss is {value}; stopped before the update. Problems on rank {dist.rank()}: "
+                f"{', '.join(batch.pair_ids)}. Lower the learning rate or look at these records"
+            )
+
+
+def learning_rate(t: TrainingSettings, step: int, max_steps: int) -> float:
+    """Of optimizer step `step` (from 0): linear warm-up, then constant, linear or half-cosine decay to 0."""
+    warmup = round(t.warmup_ratio * max_steps)
+    if step < warmup:
+        return t.learning_rate * (step + 1) / warmup
+    if t.lr_scheduler_type == "constant":
+        return t.learning_rate
+    done = (step - warmup) / max(1, max_steps - warmup)
+    return t.learning_rate * ((1 - done) if t.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def alignment_weight(settings: LossSettings, step: int, max_steps: int) -> float:
+    """Of optimizer step `step` (from 0): rises linearly from 0 over the warm-up."""
+    warmup = round(settings.alignment_warmup_ratio * max_steps)
+    return settings.alignment_weight * min(1.0, step / warmup if warmup else 1.0)
+
+
+def record(
+    state: TrainState,
+    parts: list[SolarLoss],
+    totals: Totals,
+    weight: float,
+    zero: ZeroEngine,
+    prepared: Prepared,
+) -> dict[str, Any]:
+    """The figures of one optimizer step; alignment is null where the global batch had no pair."""
+    ce = sum(float(part.ce_sum) for part in parts) / max(totals.tokens, 1)
+    pairs = totals.pairs or math.nan
+    distance = sum(float(part.distance_sum) for part in parts) / pairs
+    cosine = sum(float(part.cosine_sum) for part in parts) / pairs
+    figures = {
+        "step": state.step,
+        "loss": sum(float(part.loss.detach()) for part in parts),
+        "ce_loss": ce,
+        "align_loss": distance if totals.pairs else None,
+        "align_cos": cosine if totals.pairs else None,
+        "align_weight": weight,
+        "grad_norm": zero.grad_norm(),
+        "learning_rate": learning_rate(prepared.config.training, state.step - 1, prepared.max_steps),
+        "num_tokens": state.num_tokens,
+    }
+    sums = torch.stack([part.language_ce for part in parts]).sum(0).tolist()
+    counts = torch.stack([part.language_tokens for part in parts]).sum(0).tolist()
+    per_language = {f"ce_loss_{lang}": s / n for lang, s, n in zip(prepared.languages, sums, counts, strict=True) if n}
+    return figures | per_language
+
+
+def save(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> None:
+    facts = {"step": state.step, "num_tokens": state.num_tokens, "loader": prepared.loader.state()}
+    checkpoint.save(prepared, zero, facts)

@@ -1,0 +1,81 @@
+"""One line of figures per optimizer step: metrics.jsonl, TensorBoard and the progress bar. Rank 0 writes."""
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from data_prep.shards import write_atomically
+
+# Dense bf16 peak of a GPU in FLOP/s, by a part of its name (vendors' data sheets); MFU is null for others.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+def peak_memory_gb() -> float:
+    """Of this process so far, in GiB: allocated on its GPU, or resident where it has none."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Metrics:
+    """Writes one record per step. On ranks other than 0 it does nothing.
+
+    Args:
+        directory: of the run. first_step: steps already done; later lines of an interrupted run are dropped.
+        flops_per_token: 6 x parameters, for MFU.
+    """
+
+    def __init__(
+        self, directory: Path, main: bool, first_step: int, max_steps: int, flops_per_token: float, ranks: int
+    ):
+        self.main, self.flops_per_token = main, flops_per_token
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+        self.peak = peak * ranks if peak else None
+        self._last = time.perf_counter()
+        if not main:
+            return
+        path = directory / "metrics.jsonl"
+        keep = [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
+        write_atomically(path, "".join(line + "\n" for line in keep).encode())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
+        self._bar = tqdm(total=max_steps, initial=first_step, unit="step", desc="train", dynamic_ncols=True)
+
+    def log(self, record: dict[str, Any], step_tokens: float) -> None:
+        """Add rate, MFU and memory to a record and write it. `step_tokens`: real tokens of the step, all ranks."""
+        now = time.perf_counter()
+        rate, self._last = step_tokens / (now - self._last), now
+        if not self.main:
+            return
+        record["tokens_per_second"] = round(rate, 1)
+        record["mfu"] = round(rate * self.flops_per_token / self.peak, 4) if self.peak else None
+        record["peak_memory_gb"] = round(peak_memory_gb(), 3)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for key, value in record.items():
+            if key != "step" and value is not None:
+                self._board.add_scalar(f"train/{key}", value, record["step"])
+        shown = {k: f"{record[k]:.4f}" for k in ("ce_loss", "align_cos") if record[k] is not None}
+        self._bar.set_postfix(shown | {"tok/s": f"{rate:.0f}"}, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        if self.main:
+            self._file.close()
+            self._board.close()
+            self._bar.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()

@@ -1,0 +1,84 @@
+"""Train a model with SOLAR under ZeRO-3.
+
+    deepspeed pipeline/train.py --config pipeline/recipes/demo.yaml [--any.key value] [--dry_run]
+    DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 pipeline/train.py        # two CPU ranks, demo recipe
+
+Any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR will do. A run resumes from its newest complete checkpoint.
+"""
+
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by path, Python puts this folder first, where our modules would shadow others: the root belongs there.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+warnings.filterwarnings("ignore", category=FutureWarning)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from data_prep.errors import UserError, exit_cleanly
+from pipeline import dist
+from pipeline.config import DEMO_RECIPE, load_config
+
+
+def main(arguments: list[str]) -> int:
+    """Check everything, then train. Returns the exit status."""
+    recipe, dry, overrides = split_arguments(arguments)
+    config = load_config(recipe, overrides)
+
+    from pipeline.prepare import prepare
+
+    prepared = prepare(config, dist.rank(), dist.world_size())
+
+    from pipeline.zero import deepspeed_config, start_process_group
+
+    ds = deepspeed_config(config, dist.world_size())
+    if dry:
+        from pipeline.dry_run import dry_run
+
+        if dist.is_main():
+            dry_run(prepared, ds, dist.world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size())))
+        return 0
+    start_process_group()
+
+    from pipeline.loop import fit
+
+    return fit(prepared)
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:
+    """--config, --dry_run and the launcher's --local_rank apart from the recipe's own keys."""
+    recipe, dry, overrides = str(DEMO_RECIPE), False, []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            recipe = word.partition("=")[2] or next(words, "")
+        elif word == "--dry_run":
+            dry = True
+        elif word == "--local_rank" or word.startswith("--local_rank="):
+            if word == "--local_rank":
+                next(words, "")
+        elif word in ("-h", "--help"):
+            print(__doc__)
+            sys.exit(0)
+        else:
+            overrides.append(word)
+    return recipe, dry, overrides
+
+
+def run() -> int:
+    """Like `main`, but only rank 0 reports a mistake that all ranks find; others speak if rank 0 does not end."""
+    try:
+        return main(sys.argv[1:])
+    except UserError as error:
+        if not dist.is_main():
+            time.sleep(5)
+            raise UserError(f"rank {dist.rank()}: {error}") from error
+        raise
+
+
+if __name__ == "__main__":
+    exit_cleanly(run)

@@ -1,0 +1,225 @@
+"""Everything DeepSpeed: its configuration, the ZeRO-3 engine, the vocabulary shards in it and their gradients home.
+
+ZeRO-3 cuts a [P, d] parameter into R equal flat pieces, so rank r's piece is rows [r*P/R, (r+1)*P/R) of it. The
+loss and the embedding lookup work on these rows in place; what they add up is handed to DeepSpeed between backward
+and step, so that clipping, offload and overflow checks see it like any other gradient.
+
+Shape letters: P padded vocabulary, R ranks, d hidden size.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_set_local_grad
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from data_prep.errors import UserError
+from pipeline.config import Config
+from pipeline.data import MicroBatch, load_token_table
+from pipeline.dist import local_device, rank, world_size
+from pipeline.loss import Centres, SolarLoss, Totals, Vocabulary, VocabularyShard, vocabulary_range
+from pipeline.model import SolarModel, head_facts
+
+RECIPE_KEYS = {
+    "train_batch_size": "training.train_batch_size",
+    "train_micro_batch_size_per_gpu": "training.train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps": "training.train_batch_size",
+    "gradient_clipping": "training.max_grad_norm",
+    "optimizer": "training.learning_rate and its neighbours",
+    "scheduler": "training.lr_scheduler_type",
+}
+
+
+def start_process_group() -> None:
+    """Join the ranks that the launcher (deepspeed, srun with torchrun's variables, mpirun) has started."""
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+
+
+def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
+    """The DeepSpeed JSON with what the recipe decides filled in.
+
+    Raises:
+        UserError: unreadable file, a key that belongs in the recipe, or a setting that changes what a shard is.
+    """
+    path = Path(config.deepspeed)
+    try:
+        ds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the DeepSpeed configuration ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    for key, place in RECIPE_KEYS.items():
+        if key in ds:
+            raise UserError(f"{path}: take out {key!r}; it is set in the recipe, by {place}")
+    zero = ds.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        raise UserError(f"{path}: offload_param.device 'nvme' is not supported; use 'cpu'")
+    for key in ("zero_hpz_partition_size", "mics_shard_size", "zero_quantized_weights"):
+        if zero.get(key, 0) not in (0, 1, -1, False):
+            raise UserError(f"{path}: zero_optimization.{key} changes what a parameter shard is; take it out")
+    training = config.training
+    for precision, key in (("bf16", "bf16"), ("fp16", "fp16")):
+        enabled = ds.get(key, {}).get("enabled")
+        if enabled is not None and enabled is not True and enabled is not False:
+            raise UserError(f"{path}: {key}.enabled must be true or false")
+        if enabled and training.precision != precision:
+            raise UserError(f"{path}: enables {key} but training.precision is {training.precision}; make them agree")
+    if training.precision != "fp32":
+        ds.setdefault(training.precision, {})["enabled"] = True
+    ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+    micro, total = training.train_micro_batch_size_per_gpu, training.train_batch_size
+    return ds | {
+        "train_batch_size": total,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": total // (micro * ranks),
+        "gradient_clipping": training.max_grad_norm,
+    }
+
+
+def build_sharded(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Build or load a model so that each rank keeps only its pieces; the full model exists nowhere."""
+    # transformers looks for a live object of this class, and builds under deepspeed.zero.Init while there is one.
+    live = HfDeepSpeedConfig(ds)
+    model = build()
+    del live
+    return model
+
+
+class ZeroEngine:
+    """A model under ZeRO-3 whose head and input embedding never leave their ranks.
+
+    Attributes:
+        engine: the DeepSpeed engine. vocab_size, padded_size: rows of the vocabulary, real and padded.
+        centres: running mean summaries, where the settings centre.
+    """
+
+    def __init__(self, config: Config, ds: dict[str, Any], model: PreTrainedModel, vocab_size: int, languages: int):
+        embedding = model.get_input_embeddings().weight
+        self.padded_size, self.hidden_size = getattr(embedding, "ds_shape", embedding.shape)
+        self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
+        self.group = dist.group.WORLD if self.ranks > 1 else None
+        module = SolarModel(model, config.loss, self.padded_size, languages)
+        optimizer = _optimizer(config, ds, module)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
+        self.device = self.engine.device
+        self._facts = head_facts(model)
+        self._parameters = {"embedding": embedding}
+        if not self._facts.tied:
+            self._parameters["head"] = model.get_output_embeddings().weight
+        if self._facts.bias is not None:
+            self._parameters["bias"] = self._facts.bias
+        self._totals = {name: self._accumulator(p) for name, p in self._parameters.items()}
+        self._weights = self._own_rows(
+            load_token_table(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
+        )
+        self.centres = Centres.zeros(languages, self.hidden_size, self.device) if config.loss.centring else None
+
+    def _accumulator(self, parameter: nn.Parameter) -> Tensor:
+        """fp32 zeros in the shape of this rank's rows; checks that the piece is whole rows."""
+        piece, columns = parameter.ds_tensor, parameter.ds_shape[1:].numel()  # type: ignore[attr-defined]
+        rows = self.padded_size // self.ranks
+        if piece.numel() != rows * columns:
+            raise RuntimeError(f"ZeRO-3 piece of {piece.numel()} elements where {rows} x {columns} were expected")
+        return torch.zeros(rows, *parameter.ds_shape[1:], device=self.device)  # type: ignore[attr-defined]
+
+    def _own_rows(self, weights: Tensor | None) -> Tensor | None:
+        start, end = vocabulary_range(self.vocab_size, self.padded_size, self.rank, self.ranks)
+        return None if weights is None else weights[start:end].to(self.device)
+
+    def vocabulary(self) -> Vocabulary:
+        """This rank's rows as they are now, with their accumulators."""
+        start, end = vocabulary_range(self.vocab_size, self.padded_size, self.rank, self.ranks)
+
+        def rows(name: str) -> tuple[Tensor, Tensor]:
+            piece, total = self._parameters[name].ds_tensor, self._totals[name]  # type: ignore[attr-defined]
+            return piece.detach().to(self.device).view(total.shape)[: end - start], total[: end - start]
+
+        def shard(name: str) -> VocabularyShard:
+            weight, total = rows(name)
+            return VocabularyShard(weight, start, total)
+
+        embedding = shard("embedding")
+        head = embedding if self._facts.tied else shard("head")
+        bias, bias_grad = rows("bias") if self._facts.bias is not None else (None, None)
+        return Vocabulary(
+            self.vocab_size,
+            head,
+            embedding,
+            bias=bias,
+            bias_grad=bias_grad,
+            softcap=self._facts.softcap,
+            weights=self._weights,
+        )
+
+    @property
+    def loss_scale(self) -> float:
+        """fp16's factor on the loss; 1 otherwise."""
+        return float(self.engine.optimizer.loss_scale) if self.engine.fp16_enabled() else 1.0
+
+    def forward_backward(self, batch: MicroBatch, alignment_weight: float, totals: Totals) -> SolarLoss:
+        """One micro-step: all ranks' loss, this rank's gradients."""
+        loss = self.engine(
+            batch.to(self.device),
+            self.vocabulary(),
+            alignment_weight,
+            totals,
+            self.centres,
+            self.group,
+            # DeepSpeed averages over ranks and scales for fp16; the shards' gradients are exact as they are.
+            1.0 / (self.ranks * self.loss_scale),
+        )
+        self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
+        parts = self.engine.module.parts
+        assert parts is not None
+        return parts
+
+    def end_micro_step(self) -> None:
+        """Tell DeepSpeed; at the accumulation boundary hand over the vocabulary's gradients and update the weights."""
+        if self.engine.is_gradient_accumulation_boundary():
+            for name, parameter in self._parameters.items():
+                safe_set_local_grad(parameter, self._totals[name].mul_(self.loss_scale).flatten())
+                self._totals[name].zero_()
+        self.engine.step()
+
+    def num_parameters(self) -> int:
+        """Of the whole model, vocabulary padding included."""
+        return sum(p.ds_numel for p in self.engine.module.parameters())
+
+    def set_learning_rate(self, value: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = value
+
+    def grad_norm(self) -> float | None:
+        """Global gradient norm of the last step, before clipping; None where DeepSpeed skipped it (fp16 overflow)."""
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+
+def _optimizer(config: Config, ds: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW without weight decay on vectors; DeepSpeed's own on the CPU where the optimizer is offloaded."""
+    t = config.training
+    matrices, vectors = [], []
+    for parameter in module.parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        (matrices if len(shape) > 1 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": t.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    options: dict[str, Any] = {"lr": t.learning_rate, "betas": (t.adam_beta1, t.adam_beta2), "eps": t.adam_epsilon}
+    groups = [group for group in groups if group["params"]]
+    if ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=local_device().type == "cuda", **options)
