@@ -76,6 +76,8 @@ def _write_common_files(path: Path, prepared: Prepared, zero: ZeroEngine, state:
         "vocab_size": prepared.vocab_size,
         "padded_size": prepared.padded_size,
         "languages": prepared.languages,
+        "vocabulary_parameters": zero.vocabulary_names(),
+        "tied": zero.tied,
         "model_signature": model_signature(zero.engine.module),
     }
     (path / "trainer_state.json").write_text(json.dumps(state | facts, indent=1))
@@ -83,8 +85,8 @@ def _write_common_files(path: Path, prepared: Prepared, zero: ZeroEngine, state:
     if zero.centres is not None:
         tensors = {"means": zero.centres.means.cpu(), "seen": zero.centres.seen.cpu()}
         save_file(tensors, path / "centres.safetensors")
-    prepared.model_config.save_pretrained(path / "hf")
-    prepared.tokenizer.save_pretrained(path / "hf")
+    prepared.model_config.save_pretrained(path / "model_config")
+    prepared.tokenizer.save_pretrained(path / "tokenizer")
     (path / MARKER).write_text(f"step {state['step']}\n")
 
 

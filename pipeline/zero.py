@@ -193,6 +193,15 @@ class ZeroEngine:
                 self._totals[name].zero_()
         self.engine.step()
 
+    @property
+    def tied(self) -> bool:
+        return self._facts.tied
+
+    def vocabulary_names(self) -> list[str]:
+        """Names of the parameters whose rows are vocabulary entries."""
+        ids = {id(p) for p in self._parameters.values()}
+        return [name for name, p in self.engine.module.named_parameters() if id(p) in ids]
+
     def num_parameters(self) -> int:
         """Of the whole model, vocabulary padding included."""
         return sum(p.ds_numel for p in self.engine.module.parameters())
