@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tests.runs import python
 from tests.workers import Workers
 
 
@@ -19,3 +22,28 @@ def workers() -> Iterator[Workers]:
     pool = Workers()
     yield pool
     pool.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A small generated data set, its tokenizer and its shards, made once for all tests."""
+
+    data: Path
+    test: Path
+    tokenizer: Path
+    shards: Path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("prepared")
+    made = Prepared(root / "train.jsonl", root / "test.jsonl", root / "tokenizer", root / "shards")
+    sizes = ["--train_problems", 60, "--low_resource_problems", 12, "--test_problems", 4]
+    for words in (
+        ["demo", "--output", made.data, "--test_output", made.test, *sizes],
+        ["tokenizer", "--input", made.data, "--output", made.tokenizer, "--vocab_size", 600],
+        ["pack", "--input", made.data, "--tokenizer", made.tokenizer, "--output", made.shards, "--max_seq_length", 512],
+    ):
+        result = python("-m", "data_prep", *words)
+        assert result.returncode == 0, result.stderr
+    return made

@@ -1,0 +1,108 @@
+"""Start the project's commands as a user does, and tiny models and shards to start them on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.workers import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+TINY = {
+    "model_type": "qwen2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+
+
+def python(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` in the repository root."""
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+
+
+def refuses(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit status 2, one line on standard error that holds all `parts`, no traceback."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert len(lines) == 1, result.stderr[-3000:]
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def start_ranks(ranks: int, *words: object) -> list[subprocess.Popen[str]]:
+    """`pipeline/train.py WORDS` on ranks of this machine, with the variables that every launcher sets."""
+    port = str(free_port())
+    processes = []
+    for rank in range(ranks):
+        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        environment = {**ENVIRONMENT, **{k: str(v) for k, v in facts.items()}}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "pipeline/train.py", *map(str, words)]
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    return processes
+
+
+def train(ranks: int, *words: object, expect: int = 0, timeout: float = 240) -> str:
+    """Train to the end on ranks; returns rank 0's output."""
+    processes = start_ranks(ranks, *words)
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [expect] * ranks, "\n".join(outputs)[-6000:]
+    return outputs[0]
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(directory: Path) -> list[float]:
+    return [record["loss"] for record in metrics(directory)]
+
+
+def write_recipe(path: Path, shards: Path, tokenizer: Path | None, **changes: Any) -> Path:
+    """A small fp32 recipe; `changes` are dotted keys with __ for the dot."""
+    tree: dict[str, Any] = {
+        "output_dir": str(path.parent / path.stem),
+        "seed": 3,
+        "model": {"config": dict(TINY), "vocab_multiple": 24},
+        "data": {"shards": str(shards), "tokenizer": str(tokenizer) if tokenizer else None},
+        "loss": {"alignment_warmup_ratio": 0.0},
+        "training": {
+            "train_batch_size": 4,
+            "max_steps": 5,
+            "learning_rate": 0.003,
+            "warmup_ratio": 0.2,
+            "weight_decay": 0.1,
+            "precision": "fp32",
+            "save_steps": 100,
+        },
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    path.write_text(yaml.safe_dump(tree))
+    return path
