@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from data_prep.errors import UserError
+from data_prep.words import Span, WordEncoder, fold
 
 Messages = list[dict[str, str]]
-Span = tuple[int, int]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PLAIN = {"role", "content"}
 
 
 class ChatEncoder:
@@ -27,91 +27,106 @@ class ChatEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._backend = tokenizer.backend_tokenizer
         self._template = tokenizer.get_chat_template()
-        render: Callable[..., Any] = render_jinja_template  # its own annotations are wrong about what it returns
-        self._rendering = partial(render, chat_template=self._template, **tokenizer.special_tokens_map)
+        self._compiled = _compile_jinja_template(self._template)
+        self._special = tokenizer.special_tokens_map
         self._marked = bool(_GENERATION.search(self._template))
+        self._control = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)")
+        self._words = WordEncoder.of(self._backend)
 
-    def encode(self, conversations: Sequence[Messages]) -> list[np.ndarray | UserError]:
-        """One int32 array [T] per conversation: token id t where not supervised, ~t (negative) where supervised.
+    def encode(self, conversations: Sequence[Messages]) -> list[list[int] | UserError]:
+        """Tokens [T] per conversation: token id t where not supervised, ~t (negative) where supervised.
 
-        The first token is never supervised. In place of an array stands a UserError, without the record's name, where
+        The first token is never supervised. In place of a list stands a UserError, without the record's name, where
         the template refuses the messages, nothing is supervised, or prompt and whole tokenize differently.
         """
-        rendered = [self._render(messages) for messages in conversations]
-        texts = [whole for whole, _ in rendered if not isinstance(whole, UserError)]
-        try:
-            encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
-        except (TypeError, UnicodeError):  # a lone surrogate somewhere: find whose it is
-            if len(conversations) > 1:
-                return [self.encode([messages])[0] for messages in conversations]
-            return [UserError("text that is not valid Unicode (a lone surrogate)")]
-        result: list[np.ndarray | UserError] = []
-        for messages, (whole, spans) in zip(conversations, rendered, strict=True):
-            if isinstance(whole, UserError):
-                result.append(whole)
-                continue
-            try:
-                result.append(self._supervise(next(encodings), len(whole), spans, messages))
-            except UserError as error:
-                result.append(error)
-        return result
+        return [self._encode(messages, check=number == 0) for number, messages in enumerate(conversations)]
 
-    def _render(self, messages: Messages) -> tuple[str | UserError, list[Span]]:
-        """The conversation as text, and the character spans that are supervised."""
+    def _encode(self, messages: Messages, check: bool) -> list[int] | UserError:
         try:
-            if self._marked:
-                rendered, spans = self._rendering([messages], return_assistant_tokens_mask=True)
-                return rendered[0], spans[0]
-            whole = self._text(messages)
-            spans = []
+            for message in messages:
+                if found := self._control.search(message["content"]):
+                    raise UserError(f"the text holds the control token {found[0]}; remove it")
+            whole, spans = self._render(messages)
+            tokens = self._words.encode(whole, spans) if self._words else None
+            if tokens is None or check:
+                encoding = self._backend.encode(whole, add_special_tokens=False)
+                slow = fold(encoding.ids, _token_spans(encoding, len(whole), spans))
+                if tokens is not None and tokens != slow:  # one in a batch is compared, whatever the rules say
+                    raise RuntimeError(f"word by word this tokenizer gives other tokens than whole for {whole!r}")
+                tokens = slow
+            if not self._marked:
+                self._check_prompts(tokens, whole, messages)
+            if tokens and tokens[0] < 0:
+                tokens[0] = ~tokens[0]
+            if not tokens or min(tokens) >= 0:
+                raise UserError("no supervised token after the chat template; check the response and the template")
+            return tokens
+        except UnicodeError:
+            return UserError("text that is not valid Unicode (a lone surrogate)")
+        except UserError as error:
+            return error
+
+    def _render(self, messages: Messages) -> tuple[str, list[Span]]:
+        """The conversation as text, and the character spans that are supervised."""
+        whole, spans = self._text(messages)
+        if not self._marked:
             for turn, message in enumerate(messages):
                 if message["role"] == "assistant":
-                    start, end = (
-                        len(self._text(messages[:turn], prompt=True)),
-                        len(self._text(messages[: turn + 1]).rstrip()),
-                    )
-                    spans.append((start, end))
-            return whole, spans
+                    start = len(self._text(messages[:turn], prompt=True)[0])
+                    spans.append((start, len(self._text(messages[: turn + 1])[0].rstrip())))
+        return whole, [(start, end) for start, end in spans if start < end]
+
+    def _text(self, messages: Messages, prompt: bool = False) -> tuple[str, list[Span]]:
+        """The rendered text and its generation spans. Raises UserError where the template refuses the messages."""
+        try:
+            if any(message.keys() != _PLAIN for message in messages):
+                render: Callable[..., Any] = render_jinja_template  # knows the many names of reasoning and tools
+                texts, spans = render(
+                    [messages],
+                    chat_template=self._template,
+                    add_generation_prompt=prompt,
+                    return_assistant_tokens_mask=self._marked,
+                    **self._special,
+                )
+                return texts[0], spans[0] if self._marked else []
+            blocks: list[str] = []
+            found: list[Span] = []
+            with self._compiled.environment.activate_tracker(blocks, found):  # as render_jinja_template does within
+                known = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self._special}
+                blocks.extend(self._compiled.generate(messages=messages, **known))
+            return "".join(blocks), found
         except Exception as error:  # templates raise jinja2 errors, TypeError, what not: it is their program
-            return UserError(f"the chat template refuses the messages: {error}"), []
+            raise UserError(f"the chat template refuses the messages: {error}") from None
 
-    def _text(self, messages: Messages, prompt: bool = False) -> str:
-        return self._rendering([messages], add_generation_prompt=prompt)[0][0]
-
-    def _supervise(self, encoding, characters: int, spans: list[Span], messages: Messages) -> np.ndarray:
-        tokens = np.array(encoding.ids, np.int32)
-        if not self._marked:
-            self._check_prompts(tokens, messages)
-        for start, end in spans:
-            first = _token_at(encoding, start, end)
-            if first is None:
-                continue
-            after = _token_at(encoding, end, characters)
-            last = len(tokens) if after is None else after
-            if after is not None and encoding.char_to_token(end - 1) == after:
-                last += 1  # one token holds the end of the span and what follows: it is the span's
-            first = max(first, 1)
-            tokens[first:last] = np.where(tokens[first:last] < 0, tokens[first:last], ~tokens[first:last])
-        if not (tokens < 0).any():
-            raise UserError("no supervised token after the chat template; check the response and the template")
-        return tokens
-
-    def _check_prompts(self, tokens: np.ndarray, messages: Messages) -> None:
+    def _check_prompts(self, tokens: list[int], whole: str, messages: Messages) -> None:
         """What the model is given to answer must be tokenized as in training, or it learns from a prompt never seen."""
-        whole = self._text(messages)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self._text(messages[:turn], prompt=True)
+            prompt = self._text(messages[:turn], prompt=True)[0]
             ids = self._backend.encode(prompt, add_special_tokens=False).ids
-            if not whole.startswith(prompt) or tokens[: len(ids)].tolist() != ids:
+            if not whole.startswith(prompt) or [t if t >= 0 else ~t for t in tokens[: len(ids)]] != ids:
                 raise UserError(
                     "the prompt's tokens are no prefix of the conversation's (the chat template or the tokenizer joins "
                     "prompt and response); give the template {% generation %} markers"
                 )
 
 
-def _token_at(encoding, start: int, end: int) -> int | None:
+def _token_spans(encoding: Encoding, characters: int, spans: list[Span]) -> list[Span]:
+    """Spans of characters as spans of tokens; a token that holds a span's first or last character belongs to it."""
+    found = []
+    for start, end in spans:
+        first, after = _token_at(encoding, start, end), _token_at(encoding, end, characters)
+        if first is None:
+            continue
+        last = len(encoding.ids) if after is None else after
+        if after is not None and encoding.char_to_token(end - 1) == after:
+            last += 1  # one token holds the end of the span and what follows
+        found.append((first, last))
+    return found
+
+
+def _token_at(encoding: Encoding, start: int, end: int) -> int | None:
     """The first token that holds a character of [start, end)."""
     for place in range(start, end):
         token = encoding.char_to_token(place)

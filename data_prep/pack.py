@@ -17,10 +17,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.chat import ChatEncoder
@@ -43,7 +45,7 @@ from data_prep.shards import (
     write_shard,
 )
 from data_prep.tokenizer import chat_template_hash, fingerprint, load_tokenizer
-from data_prep.windows import Limits, Member, fit_group, form_groups, plan_rows
+from data_prep.windows import Limits, Window
 
 PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in progress
 
@@ -205,25 +207,21 @@ class Packer:
         folder = self.work / "windows"
         reader = TokenReader(self.work / "pieces")
         for window in self._mine(self.windows, "assign", lambda i: folder / f"{i:05d}.json"):
-            entries = read_window(self.work / "pieces", len(self.pieces), window)
-            groups = form_groups(entries, self.settings.pivot, self._describe)
-            drops: Counter = Counter()
+            table = read_window(self.work / "pieces", len(self.pieces), window)
+            found = Window(table, self.settings.pivot, self._describe, reader.supervised_within)
             limits = self.settings.limits()
-
-            def supervised_within(member: Member, length: int) -> int:
-                return int(np.count_nonzero(reader.read(member.piece, member.offset, length) < 0))
-
-            units = [unit for group in groups for unit in fit_group(group, limits, supervised_within, drops)]
-            rows = plan_rows(units, limits, f"rows {self.settings.seed} {window}")
+            units = [unit for group in found.groups() for unit in found.fit(group, limits)]
+            rows = found.rows(units, limits, f"rows {self.settings.seed} {window}")
             write_plan(folder / f"{window:05d}.arrow", rows)
-            found = sorted([lang, reason, number] for (lang, reason), number in drops.items())
-            write_json(folder / f"{window:05d}.json", {"rows": len(rows), "groups": len(groups), "drops": found})
+            number = int(rows["row"][-1].as_py()) + 1 if len(rows) else 0
+            drops = sorted([lang, reason, number] for (lang, reason), number in found.drops.items())
+            write_json(folder / f"{window:05d}.json", {"rows": number, "drops": drops})
         self.ranks.all_gather(None)
         done = [json.loads((folder / f"{window:05d}.json").read_text()) for window in range(self.windows)]
-        drops = Counter()
+        total: Counter = Counter()
         for part in done:
-            drops.update({(lang, reason): number for lang, reason, number in part["drops"]})
-        return [part["rows"] for part in done], drops
+            total.update({(lang, reason): number for lang, reason, number in part["drops"]})
+        return [part["rows"] for part in done], total
 
     def _describe(self, piece: int, place: int) -> str:
         return describe(self.pieces[piece].path, place)
@@ -239,23 +237,25 @@ class Packer:
         reader = TokenReader(self.work / "pieces")
         for shard in self._mine(shards, "write", lambda i: folder / f"{i:05d}.json"):
             planned = read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
-            packed = [self._row(members, reader) for members in planned]
+            packed = self._rows(planned, reader)
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
             write_json(folder / f"{shard:05d}.json", {**entry, "languages": _count(planned, packed)})
         self.ranks.all_gather(None)
         return shards
 
-    def _row(self, members: list[Member], reader: TokenReader) -> PackedRow:
-        coded = np.concatenate([reader.read(member.piece, member.offset, member.length) for member in members])
-        ids = np.where(coded < 0, ~coded, coded)
-        return PackedRow(
-            input_ids=ids,
-            labels=np.where(coded < 0, ids, np.int32(IGNORE)),
-            seq_lens=np.array([member.length for member in members], np.int32),
-            pair_id=[member.pair_id for member in members],
-            lang=[member.lang for member in members],
-            role=[PIVOT if member.lang == self.settings.pivot else TRANSLATION for member in members],
-        )
+    def _rows(self, planned: pa.Table, reader: TokenReader) -> list[PackedRow]:
+        """Planned sequences with their tokens, as rows."""
+        rows = []
+        columns = {name: planned[name].to_pylist() for name in ("pair_id", "lang", "piece", "offset", "length")}
+        starts = np.flatnonzero(np.diff(planned["row"].to_numpy(), prepend=-1))
+        for start, stop in pairwise([*starts.tolist(), len(planned)]):
+            pair_id, lang, piece, offset, length = (column[start:stop] for column in columns.values())
+            coded = np.concatenate([reader.read(*one) for one in zip(piece, offset, length, strict=True)])
+            ids = np.where(coded < 0, ~coded, coded)
+            labels = np.where(coded < 0, ids, np.int32(IGNORE))
+            role = [PIVOT if one == self.settings.pivot else TRANSLATION for one in lang]
+            rows.append(PackedRow(ids, labels, np.array(length, np.int32), pair_id, lang, role))
+        return rows
 
     def _publish(self, shards: int, drops: Counter) -> None:
         entries = [json.loads((self.work / "entries" / f"{i:05d}.json").read_text("utf-8")) for i in range(shards)]
@@ -297,16 +297,21 @@ def _nested(drops: Counter) -> dict[str, dict[str, int]]:
     return result
 
 
-def _count(planned: list[list[Member]], packed: list[PackedRow]) -> dict[str, dict[str, int]]:
+def _count(planned: pa.Table, packed: list[PackedRow]) -> dict[str, dict[str, int]]:
     """Per language: sequences, tokens, supervised tokens, characters."""
-    counts: dict[str, Counter] = {}
-    for members, row in zip(planned, packed, strict=True):
-        starts = np.concatenate(([0], np.cumsum(row.seq_lens)[:-1]))
-        supervised = np.add.reduceat(row.labels != IGNORE, starts, dtype=np.int64)
-        for member, number in zip(members, supervised, strict=True):
-            lang = counts.setdefault(member.lang, Counter())
-            lang["sequences"] += 1
-            lang["tokens"] += member.length
-            lang["supervised_tokens"] += int(number)
-            lang["characters"] += member.characters
-    return {lang: dict(count) for lang, count in counts.items()}
+    lengths = planned["length"].to_numpy()
+    supervised = np.add.reduceat(
+        np.concatenate([row.labels for row in packed]) != IGNORE, np.cumsum(lengths) - lengths, dtype=np.int64
+    )
+    counted = pa.table(
+        {
+            "lang": planned["lang"],
+            "sequences": np.ones(len(planned), np.int64),
+            "tokens": lengths.astype(np.int64),
+            "supervised_tokens": supervised,
+            "characters": planned["characters"].cast(pa.int64()),
+        }
+    )
+    names = counted.column_names[1:]
+    sums = counted.group_by("lang").aggregate([(name, "sum") for name in names]).to_pylist()
+    return {found["lang"]: {name: found[f"{name}_sum"] for name in names} for found in sums}

@@ -1,6 +1,7 @@
 """Canonical records: what one is, how JSON Lines and Parquet files hold them, and the pieces in which they are read."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 
 from data_prep.errors import UserError
 
-PIECE_BYTES = 16 << 20  # JSON Lines are read in pieces of about this size; Parquet files row group by row group
+# JSON Lines are read in pieces of 1/64 of the input within these bounds, Parquet files row group by row group: enough
+# pieces for many ranks to share, each small enough to be held in memory.
+PIECE_BYTES = (1 << 20, 16 << 20)
 
 
 class Record(NamedTuple):
@@ -72,28 +75,33 @@ def _messages(raw: dict[str, Any]) -> list[dict[str, str]]:
     return messages
 
 
-def plan_pieces(paths: list[Path], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """Cut input files into pieces, the same however many ranks share them.
+def plan_pieces(paths: list[Path], piece_bytes: int = 0) -> list[Piece]:
+    """Cut input files into pieces, the same however many ranks share them; `piece_bytes` 0 goes by the input's size.
 
     Raises UserError for a missing, unreadable or empty file, or a Parquet file that is none.
     """
+    sizes = [_size(path) for path in paths]
+    piece_bytes = piece_bytes or min(max(sum(sizes) // 64, PIECE_BYTES[0]), PIECE_BYTES[1])
     pieces = []
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        try:
-            size = path.stat().st_size
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        if size == 0:
-            raise UserError(f"{path}: empty file; nothing to pack")
+    for path, size in zip(paths, sizes, strict=True):
         if path.suffix == ".parquet":
             pieces += [Piece(path, group, group + 1) for group in range(_open_parquet(path).num_row_groups)]
         else:
             pieces += [Piece(path, start, min(start + piece_bytes, size)) for start in range(0, size, piece_bytes)]
     return pieces
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if size == 0:
+        raise UserError(f"{path}: empty file; nothing to pack")
+    return size
 
 
 def read_piece(piece: Piece) -> Iterator[tuple[int, Record]]:

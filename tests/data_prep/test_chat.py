@@ -26,10 +26,15 @@ CHATML = (
 )
 
 
+def encode(tokenizer, chat) -> np.ndarray:
+    (tokens,) = ChatEncoder(tokenizer).encode([chat])
+    return np.array(tokens)
+
+
 @pytest.mark.parametrize("chat", CHATS)
 def test_equals_transformers_own_tokens_and_mask(chat, tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
-    (tokens,) = ChatEncoder(tokenizer).encode([chat])
+    tokens = encode(tokenizer, chat)
     own = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
     assert np.where(tokens < 0, ~tokens, tokens).tolist() == own["input_ids"]
     assert (tokens < 0).astype(int).tolist() == own["assistant_masks"]
@@ -37,7 +42,7 @@ def test_equals_transformers_own_tokens_and_mask(chat, tokenizer_dir):
 
 def test_supervised_text_is_the_responses_with_their_ends(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
-    (tokens,) = ChatEncoder(tokenizer).encode([CHATS[2]])
+    tokens = encode(tokenizer, CHATS[2])
     assert tokenizer.decode((~tokens[tokens < 0]).tolist()) == " leading\nand more </s>last 🦒</s>"
 
 
@@ -47,7 +52,7 @@ def test_a_span_ending_in_a_character_of_several_tokens_is_supervised_whole(toke
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] + '<|assistant|>' }}"
         "{% else %}{% generation %}{{ m['content'] }}{% endgeneration %}{{ eos_token }}{% endif %}{% endfor %}"
     )
-    (tokens,) = ChatEncoder(tokenizer).encode([[*CHATS[0][:1], {"role": "assistant", "content": "a 🦒"}]])
+    tokens = encode(tokenizer, [*CHATS[0][:1], {"role": "assistant", "content": "a 🦒"}])
     assert tokenizer.decode((~tokens[tokens < 0]).tolist()) == "a 🦒"
     assert tokens[-1] == tokenizer.eos_token_id
 
@@ -55,8 +60,8 @@ def test_a_span_ending_in_a_character_of_several_tokens_is_supervised_whole(toke
 def test_template_without_markers_supervises_what_follows_each_generation_prompt(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.chat_template = CHATML
-    tokens = ChatEncoder(tokenizer).encode(CHATS)
-    texts = [tokenizer.decode((~found[found < 0]).tolist()) for found in tokens]
+    found = [encode(tokenizer, chat) for chat in CHATS]
+    texts = [tokenizer.decode((~tokens[tokens < 0]).tolist()) for tokens in found]
     assert texts == ["4.</s>", "答案是4。</s>", " leading\nand more </s>last 🦒</s>"]
 
 

@@ -1,0 +1,155 @@
+"""Benchmark: tokenize-and-pack throughput against `datasets.map` plus TRL's `pack_dataset`, ranks, and fill.
+
+    python -m data_prep.bench --input X.jsonl --tokenizer DIR [--rounds 3]
+
+Every contender reads the same canonical file and leaves packed rows on disk, in a process of its own bound to one core
+(our own also on two ranks), alternating over the rounds; medians count. Imports and loading a tokenizer are not timed.
+TRL is needed for its rows alone: `pip install -e .[bench]`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError, exit_cleanly
+
+PEERS = {
+    "trl": "datasets.map per record with assistant mask, as TRL's SFTTrainer, + pack_dataset",
+    "batched": "datasets.map in batches of 1000 with assistant mask + pack_dataset",
+    "unmasked": "datasets.map in batches of 1000, rendered text without any mask, + pack_dataset",
+}
+OURS = "data_prep"
+
+
+def time_ours(args: argparse.Namespace, output: Path) -> dict:
+    """One packing run here, on this process's ranks."""
+    from data_prep import pack, ranks
+
+    here = ranks.start()
+    settings = pack.PackSettings(max_seq_length=args.max_seq_length)
+    pack.load_tokenizer(args.tokenizer)  # imports and file caches
+    here.all_gather(None)
+    start = time.perf_counter()
+    manifest = pack.pack([args.input], args.tokenizer, output, settings, here)
+    seconds = time.perf_counter() - start
+    return {"rank": here.rank, "seconds": seconds, "tokens": manifest["totals"]["tokens"], "fill": manifest["fill"]}
+
+
+def time_peer(args: argparse.Namespace, output: Path) -> dict:
+    """One run of `datasets.map` and `pack_dataset` here; single sequences, since TRL knows no groups."""
+    from datasets import load_dataset
+    from trl import pack_dataset
+
+    from data_prep.tokenizer import load_tokenizer
+
+    tokenizer: Any = load_tokenizer(args.tokenizer)
+
+    def chat(question: str, answer: str) -> Any:
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def one(record: dict) -> dict:
+        found = tokenizer.apply_chat_template(
+            chat(record["question"], record["answer"]), return_dict=True, return_assistant_tokens_mask=True
+        )
+        return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
+
+    def many(records: dict) -> dict:
+        chats = [chat(*pair) for pair in zip(records["question"], records["answer"], strict=True)]
+        found = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+        return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
+
+    def unmasked(records: dict) -> dict:
+        chats = [chat(*pair) for pair in zip(records["question"], records["answer"], strict=True)]
+        return {"input_ids": tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]}
+
+    start = time.perf_counter()
+    dataset = load_dataset("json", data_files=str(args.input), split="train", cache_dir=str(output))
+    tokenize = {"trl": one, "batched": many, "unmasked": unmasked}[args.contender]
+    dataset = dataset.map(tokenize, batched=args.contender != "trl", remove_columns=dataset.column_names)
+    dataset = pack_dataset(dataset, args.max_seq_length)
+    seconds = time.perf_counter() - start
+    tokens = sum(len(ids) for ids in dataset["input_ids"])
+    return {"rank": 0, "seconds": seconds, "tokens": tokens, "fill": tokens / len(dataset) / args.max_seq_length}
+
+
+def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1) -> dict:
+    """Run this file again for one contender on `ranks` cores; returns its slowest rank's result."""
+    line = [sys.executable, "-m", "data_prep.bench", "--input", str(args.input), "--tokenizer", args.tokenizer]
+    line += ["--max_seq_length", str(args.max_seq_length), "--contender", contender]
+    if ranks > 1:
+        launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+        line = launcher + (["--allow-run-as-root"] if os.getuid() == 0 else []) + line
+    cores = sorted(os.sched_getaffinity(0))[:ranks]
+    environment = {
+        **os.environ,
+        "RAYON_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            ["taskset", "-c", ",".join(map(str, cores)), *line, "--output", f"{folder}/out"],
+            env={**environment, "TOKENIZERS_PARALLELISM": "false"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise UserError(f"contender {contender} failed: {done.stderr.strip().splitlines()[-1]}")
+    results = [json.loads(found) for found in done.stdout.splitlines() if found.startswith("{")]
+    return max(results, key=lambda result: result["seconds"])
+
+
+def compare(args: argparse.Namespace) -> list[dict]:
+    """Median throughput of every contender over the rounds, as rows."""
+    contenders = [(OURS, 1), (OURS, 2), *((peer, 1) for peer in PEERS)]
+    results: dict[tuple[str, int], list[dict]] = {contender: [] for contender in contenders}
+    for _ in range(args.rounds):
+        for contender in contenders:
+            results[contender].append(run_contender(args, *contender))
+    rows = []
+    for (name, ranks), found in results.items():
+        rate = statistics.median(result["tokens"] / result["seconds"] for result in found)
+        rows.append({"contender": name, "ranks": ranks, "tokens_per_second": round(rate), "fill": found[0]["fill"]})
+    for row in rows:
+        row["ours_is_times"] = round(rows[0]["tokens_per_second"] / row["tokens_per_second"], 2)
+    return rows
+
+
+def machine() -> str:
+    """Processor, cores, and the versions that matter."""
+    names = ("tokenizers", "transformers", "datasets", "pyarrow", "trl")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="canonical JSON Lines with question and answer")
+    parser.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id")
+    parser.add_argument("--max_seq_length", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contender", choices=[OURS, *PEERS], help=argparse.SUPPRESS)  # a child of this benchmark
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contender:
+        timed = time_ours if args.contender == OURS else time_peer
+        print(json.dumps(timed(args, args.output)), flush=True)
+        return
+    print(machine())
+    for row in compare(args):
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
