@@ -1,7 +1,7 @@
 """Distances between summaries, and the running mean summaries of the languages.
 
 Everything here works on [n, d] summaries, never on vocabulary-sized tensors.
-Shape letters: S sequences of all ranks, n sequences of one block, d hidden size, L languages.
+Shape letters: S sequences of all ranks, n sequences of one block, m moved ones, d hidden size, L languages.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pipeline.loss.exchange import Layout
+from pipeline.loss.schedule import Block
 from pipeline.loss.settings import LossSettings
 
 
@@ -45,61 +46,86 @@ class Centres:
 class SummaryTable:
     """Summaries of all sequences of the micro-step, filled block by block; pivots come before their translations.
 
+    Sequences are numbered in the order of the blocks, as `layout` is.
+
     Attributes:
         values: [S, d] summaries, not centred. distance_sum, cosine_sum: over the pairs seen so far.
+        moved: of each block, the [m] numbers within it of the sequences whose summaries have a gradient.
+        place, place_on_host: [S] where in its block's list a sequence stands, or -1.
     """
 
-    def __init__(self, layout: Layout, hidden_size: int, dtype: torch.dtype) -> None:
-        self.layout = layout
-        self.values = torch.zeros(len(layout.pivot), hidden_size, dtype=dtype, device=layout.pivot.device)
+    def __init__(
+        self, layout: Layout, blocks: list[Block], hidden_size: int, dtype: torch.dtype, settings: LossSettings
+    ) -> None:
+        self.layout, self.settings = layout, settings
+        own = torch.arange(len(layout.pivot), device=layout.pivot.device)
+        self.values = torch.zeros(len(own), hidden_size, dtype=dtype, device=own.device)
         self.distance_sum = self.values.new_zeros(())
         self.cosine_sum = self.values.new_zeros(())
+        self._is_pivot = layout.pivot == own
+        paired = ~self._is_pivot & (layout.length > 0) & (layout.length[layout.pivot] > 0)
+        moved = ~self._is_pivot if "pivot" in settings.detach else torch.ones_like(paired)
+        # Read back once, so that no block waits for the device.
+        paired, moved = torch.stack([paired, moved]).cpu()
+        self.blocks = blocks
+        self._pairs = [paired[block.sequences].nonzero().squeeze(1).to(own.device) for block in blocks]
+        self.moved = [moved[block.sequences].nonzero().squeeze(1).to(own.device) for block in blocks]
+        place = torch.full((len(own),), -1)
+        for block in blocks:
+            mine = moved[block.sequences]
+            place[block.sequences] = (mine.cumsum(0) - 1).masked_fill(~mine, -1)
+        self.place, self.place_on_host = place.to(own.device), place.tolist()
 
-    def align(
-        self, block: Tensor, summaries: Tensor, centres: Centres | None, settings: LossSettings, factor: float
-    ) -> Tensor | None:
-        """Add the distances of the pairs whose translation is in the block; return factor * d(their sum)/du, [n, d].
+    def align(self, index: int, summaries: Tensor, centres: Centres | None, factor: float) -> Tensor | None:
+        """Add the distances of the pairs whose translation is in the block.
 
         Args:
-            block: [n] sequence numbers, ascending. It holds or follows the pivot of each; where pivots are
-                attached it holds them, and for InfoNCE it is the whole micro-step. summaries: [n, d] of them.
+            index: of the block. It holds or follows the pivot of each of its sequences; where pivots are attached
+                it holds them, and for InfoNCE it is the whole micro-step.
+            summaries: [n, d] of the block's sequences.
 
-        Returns None where nothing has a gradient.
+        Returns:
+            factor * d(sum of the distances)/du of the block's moved sequences, or None where nothing has a gradient.
         """
-        layout = self.layout
-        self.values[block] = summaries
-        pairs = layout.paired[block].nonzero().squeeze(1)
-        pivots = layout.pivot[block[pairs]]
+        settings, layout, block = self.settings, self.layout, self.blocks[index]
+        self.values[block.sequences] = summaries
+        pairs = self._pairs[index] + block.first
+        if len(pairs) == 0:
+            return None
+        pivots = layout.pivot[pairs]
         with torch.enable_grad():
             leaf = summaries.detach().requires_grad_(factor != 0)
-            u = self._centred(leaf, block, centres)
+            u = self._centred(leaf, layout.language[block.sequences], centres)
             if "pivot" in settings.detach:
-                u = torch.where((layout.pivot[block] == block)[:, None], u.detach(), u)
-                pivot_u = self._centred(self.values[pivots], pivots, centres)
+                u = torch.where(self._is_pivot[block.sequences, None], u.detach(), u)
+                pivot_u = self._centred(self.values[pivots], layout.language[pivots], centres)
             else:
-                pivot_u = u[torch.searchsorted(block, pivots)]
+                pivot_u = u[pivots - block.first]
             if settings.distance == "infonce":
-                distances = self._infonce(block, u, pairs, settings.infonce_temperature)
+                distances = self._infonce(u, pairs)
             elif settings.distance == "mse":
-                distances = ((u[pairs] - pivot_u) ** 2).mean(1)
+                distances = ((u[pairs - block.first] - pivot_u) ** 2).mean(1)
             else:
-                distances = 1 - cosine_similarity(u[pairs], pivot_u, dim=1)
+                distances = 1 - cosine_similarity(u[pairs - block.first], pivot_u, dim=1)
             total = distances.sum()
         self.distance_sum += total.detach()
-        self.cosine_sum += cosine_similarity(u[pairs], pivot_u, dim=1).sum()
-        if factor == 0 or len(pairs) == 0:
+        self.cosine_sum += cosine_similarity(u[pairs - block.first], pivot_u, dim=1).sum()
+        if factor == 0:
             return None
-        return torch.autograd.grad(total, leaf)[0] * factor
+        return torch.autograd.grad(total, leaf)[0][self.moved[index]] * factor
 
-    def _centred(self, u: Tensor, numbers: Tensor, centres: Centres | None) -> Tensor:
-        return u if centres is None else u - centres.means[self.layout.language[numbers]].to(u.dtype)
+    def _centred(self, u: Tensor, language: Tensor, centres: Centres | None) -> Tensor:
+        return u if centres is None else u - centres.means[language].to(u.dtype)
 
-    def _infonce(self, block: Tensor, u: Tensor, pairs: Tensor, temperature: float) -> Tensor:
-        """[pairs] -log softmax of the pivot's similarity among those of all other problems, in any language."""
-        layout = self.layout
+    def _infonce(self, u: Tensor, pairs: Tensor) -> Tensor:
+        """[pairs] -log softmax of the pivot's similarity among those of all other problems, in any language.
+
+        u: [n, d] of the only block, in which the sequences have their own numbers.
+        """
+        layout, n = self.layout, len(u)
         unit = u / u.norm(dim=1, keepdim=True).clamp_min(1e-8)
-        similarity = unit[pairs] @ unit.T / temperature
-        positive = layout.pivot[block[pairs], None] == block[None, :]
-        other = (layout.problem[block[pairs], None] != layout.problem[block][None, :]) & layout.nonempty[block][None, :]
-        similarity = similarity.masked_fill(~(positive | other), -torch.inf)
-        return -torch.log_softmax(similarity, dim=1)[positive]
+        similarity = unit[pairs] @ unit.T / self.settings.infonce_temperature
+        pivots = layout.pivot[pairs, None]
+        others = (layout.problem[pairs, None] != layout.problem[None, :n]) & (layout.length[None, :n] > 0)
+        similarity = similarity.masked_fill(~others.scatter(1, pivots, True), -torch.inf)
+        return -torch.log_softmax(similarity, dim=1).gather(1, pivots).squeeze(1)

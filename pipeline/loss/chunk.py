@@ -1,21 +1,22 @@
 """One chunk of logits on this rank's vocabulary rows: softmax, pooling, and the products that carry gradients.
 
-Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block,
-d hidden size.
+Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones
+(whose summaries have a gradient), R ranks, d hidden size.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.loss.elementwise import cap_, exponentials_, row_max, tilt_
-from pipeline.loss.exchange import Group, all_reduce
+from pipeline.loss.elementwise import Rows, cap_, inner_products, pool, softmax_, tilt_
+from pipeline.loss.exchange import Group, all_gather, all_reduce
 from pipeline.loss.sharding import Vocabulary
 
 # fp16 cannot hold e next to its row sum; there dz is normalised, and kept this much larger against underflow.
 FP16_GAIN = 64.0
+# Of a rank's share of a row's probability, its logarithm: below it, dz at the target would leave fp32's range.
+SMALLEST_LOG_SHARE = -60.0
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -24,34 +25,27 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The positions of a chunk. All [C]: target id, pooling weight, cross-entropy weight, sequence in the block."""
-
-    targets: Tensor
-    pooling: Tensor
-    ce: Tensor
-    sequence: Tensor
-
-
-@dataclass(frozen=True)
 class Statistics:
-    """Of a chunk's rows over the whole vocabulary, [C] each: largest logit, sums of e and of tilted, target logit."""
+    """Of a chunk's rows, [C] each.
 
-    largest: Tensor
-    sum_e: Tensor
-    sum_tilted: Tensor
+    Attributes:
+        cross_entropy: -log p(target) over the whole vocabulary.
+        scale, tilted_scale: e * scale is the softmax over the whole vocabulary; likewise for `tilted`.
+        target, tilted_target: e and `tilted` at the target before rounding, where this rank owns it.
+    """
+
+    cross_entropy: Tensor
+    scale: Tensor
+    tilted_scale: Tensor
     target: Tensor
-
-    def cross_entropy(self) -> Tensor:
-        """[C] -log p(target)."""
-        return self.largest + self.sum_e.log() - self.target
+    tilted_target: Tensor
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A softmax in work: `e` is exp(z - max), `tilted` is exp((z - max) / temperature), the same tensor at 1.
+    """A softmax in work: `e` [C, v] in proportion to exp(z), `tilted` to exp(z / temperature), the same tensor at 1.
 
-    `cap_slope` [C, v] is the derivative of a soft cap. `owned` are the rows whose target is here, at `columns`.
+    `cap_slope` [C, v] is the derivative of a soft cap.
     """
 
     rows: Rows
@@ -59,8 +53,6 @@ class Chunk:
     e: Tensor
     tilted: Tensor
     cap_slope: Tensor | None
-    owned: Tensor
-    columns: Tensor
     statistics: Statistics
 
 
@@ -78,10 +70,9 @@ class ShardedSoftmax:
         return max(1, int(budget_mb * 2**20 / row_bytes))
 
     def softmax(self, rows: Rows, hidden: Tensor, known: Statistics | None) -> Chunk:
-        """Logits (product 1) and their exponentials; two small all-reduces unless the statistics are known."""
-        vocabulary, dtype = self.vocabulary, accumulation_dtype(hidden.dtype)
-        v = len(vocabulary.head.weight)
-        z = self._buffer("z", len(hidden), v, hidden)
+        """Logits (product 1) and their softmax; one small all-gather unless the statistics are known."""
+        vocabulary = self.vocabulary
+        z = self._buffer("z", len(hidden), hidden)
         if vocabulary.logit_scale != 1:
             hidden = hidden * vocabulary.logit_scale
         torch.mm(hidden, vocabulary.head.weight.T, out=z)
@@ -89,30 +80,36 @@ class ShardedSoftmax:
             z.add_(vocabulary.bias)
         cap_slope = None
         if vocabulary.softcap is not None:
-            cap_slope = cap_(z, vocabulary.softcap, self._buffer("slope", *z.shape, z))
+            cap_slope = cap_(z, vocabulary.softcap, self._buffer("slope", len(z), z))
 
-        columns = rows.targets - vocabulary.head.start
-        owned = ((columns >= 0) & (columns < v)).nonzero().squeeze(1)
-        columns = columns[owned]
-        largest = known.largest if known else all_reduce(row_max(z, dtype), self.group, dist.ReduceOp.MAX)
-        target = torch.zeros_like(largest).index_copy_(0, owned, z[owned, columns].to(dtype))
+        columns, owned = self._columns(rows)
+        target = torch.where(owned, z.gather(1, columns).squeeze(1).to(rows.ce.dtype), 0) if z.numel() else owned * 0.0
         tilted = z
         if self.temperature != 1:
-            tilted = self._buffer("tilted", *z.shape, z).copy_(z)
-            sum_tilted = exponentials_(tilted, largest, self.temperature)
-        sum_e = exponentials_(z, largest, 1.0)
+            tilted = self._buffer("tilted", len(z), z).copy_(z)
+        log_sum, total = softmax_(z, 1.0)
+        tilted_log_sum, tilted_total = softmax_(tilted, self.temperature) if tilted is not z else (log_sum, total)
         if known is None:
-            sums = torch.stack([sum_e, target, sum_e if tilted is z else sum_tilted])
-            sum_e, target, sum_tilted = all_reduce(sums, self.group)
-            known = Statistics(largest, sum_e, sum_tilted, target)
-        return Chunk(rows, hidden, z, tilted, cap_slope, owned, columns, known)
+            known = self._statistics(target, log_sum, total, tilted_log_sum, tilted_total)
+        return Chunk(rows, hidden, z, tilted, cap_slope, known)
 
-    def pool(self, chunk: Chunk, sequences: int) -> Tensor:
+    def _statistics(
+        self, target: Tensor, log_sum: Tensor, total: Tensor, tilted_log_sum: Tensor, tilted_total: Tensor
+    ) -> Statistics:
+        """All arguments [C], of this rank's columns; `target` is the logit, 0 where another rank has it."""
+        ranks = all_gather(torch.stack([log_sum, tilted_log_sum, target]), self.group)
+        everywhere, tilted_everywhere = ranks[:, :2].logsumexp(0)
+        return Statistics(
+            cross_entropy=everywhere - ranks[:, 2].sum(0),
+            scale=(log_sum - everywhere).clamp_min(SMALLEST_LOG_SHARE).exp() / total,
+            tilted_scale=(tilted_log_sum - tilted_everywhere).exp() / tilted_total,
+            target=(target - log_sum).exp() * total,
+            tilted_target=(target / self.temperature - tilted_log_sum).exp() * tilted_total,
+        )
+
+    def pool(self, chunk: Chunk) -> Tensor:
         """[n, v] sum over each sequence's rows of pooling weight * probability."""
-        weights = chunk.e.new_zeros(sequences, len(chunk.e))
-        scaled = chunk.rows.pooling / chunk.statistics.sum_tilted
-        weights[chunk.rows.sequence, torch.arange(len(chunk.e), device=weights.device)] = scaled.to(weights.dtype)
-        return (weights @ chunk.tilted).to(scaled.dtype)
+        return pool(chunk.tilted, chunk.rows.pooling * chunk.statistics.tilted_scale, chunk.rows)
 
     def summaries(self, pooled: Tensor) -> Tensor:
         """[n, v] mean probabilities to [n, d] soft-token summaries, over all ranks' vocabulary rows."""
@@ -122,9 +119,10 @@ class ShardedSoftmax:
         return all_reduce((pooled.to(embedding.dtype) @ embedding).to(pooled.dtype), self.group)
 
     def directions(self, grad_u: Tensor) -> Tensor:
-        """[n, d] gradient of the summaries to [n, v], that of each sequence's pooled probabilities."""
+        """[m, d] gradient of the summaries to [m, v], that of each sequence's pooled probabilities."""
         embedding = self.vocabulary.embedding.weight
-        directions = (grad_u.to(embedding.dtype) @ embedding.T).to(grad_u.dtype)
+        # In this order a CPU reads E once, at the speed of its memory.
+        directions = (embedding @ grad_u.to(embedding.dtype).T).T.to(grad_u.dtype).contiguous()
         return directions if self.vocabulary.weights is None else directions * self.vocabulary.weights
 
     def backward(self, chunk: Chunk, directions: Tensor | None, unit: float) -> Tensor:
@@ -134,16 +132,20 @@ class ShardedSoftmax:
         accumulator the exact unit * dz^T H.
         """
         vocabulary, rows, s = self.vocabulary, chunk.rows, chunk.statistics
-        # dz = scale * (e' - target's share), where e' is e tilted by the alignment gradient.
-        scale, at_target = (rows.ce if directions is None else 1.0) / s.sum_e, (s.target - s.largest).exp() - s.sum_e
+        # dz = scale * (e' - target's share), where e' is e times `ce`, tilted by the alignment gradient.
+        scale, at_target = s.scale * rows.ce, s.target - 1 / s.scale
         if directions is not None:
-            at_target = self._tilt(chunk, directions, rows.ce * at_target)
+            moved = rows.moved >= 0
+            scale = torch.where(moved, s.scale, scale)
+            at_target = torch.where(moved, self._tilt(chunk, directions, rows.ce * at_target), at_target)
         dz = chunk.e
         if dz.dtype == torch.float16:
             scale = scale * FP16_GAIN
             dz.mul_(scale[:, None])
             at_target, scale, unit = at_target * scale, torch.ones_like(scale), unit / FP16_GAIN
-        dz[chunk.owned, chunk.columns] = at_target[chunk.owned].to(dz.dtype)
+        columns, owned = self._columns(rows)
+        if dz.numel():
+            dz.scatter_(1, columns, torch.where(owned[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
         if chunk.cap_slope is not None:
             dz.mul_(chunk.cap_slope)
 
@@ -155,33 +157,40 @@ class ShardedSoftmax:
         return (dz @ vocabulary.head.weight * (scale * vocabulary.logit_scale)[:, None]).to(dz.dtype)
 
     def _tilt(self, chunk: Chunk, directions: Tensor, at_target: Tensor) -> Tensor:
-        """e <- ce * e + k * tilted * (direction - <p, direction>); returns the [C] values at the targets."""
+        """e <- ce * e + k * tilted * (direction - <p, direction>) in rows of moved sequences.
+
+        `at_target` [C]: ce times the value at the target; returns it with the alignment's part.
+        """
         rows, s = chunk.rows, chunk.statistics
-        inner = (chunk.tilted @ directions.T.to(chunk.tilted.dtype)).gather(1, rows.sequence[:, None]).squeeze(1)
-        inner = all_reduce(inner.to(s.sum_e.dtype), self.group) / s.sum_tilted
-        k = rows.pooling * s.sum_e / (s.sum_tilted * self.temperature)
-        if chunk.tilted is chunk.e:
-            tilt_(chunk.e, rows.ce - k * inner, k, directions, rows.sequence)
-        else:
-            tilt_(chunk.tilted, -k * inner, k, directions, rows.sequence)
-            chunk.e.mul_(rows.ce[:, None]).add_(chunk.tilted)
-        here = directions[rows.sequence[chunk.owned], chunk.columns]
-        exact = ((s.target - s.largest) / self.temperature).exp()[chunk.owned]
-        return at_target.index_add(0, chunk.owned, exact * k[chunk.owned] * (here - inner[chunk.owned]))
+        inner = all_reduce(inner_products(chunk.tilted, directions, rows) * s.tilted_scale, self.group)
+        k = rows.pooling * s.tilted_scale / (s.scale * self.temperature)
+        tilt_(chunk.e, chunk.tilted, rows.ce, k, inner, directions, rows)
+        if directions.numel() == 0:
+            return at_target
+        columns, _ = self._columns(rows)
+        here = directions[rows.moved.clamp_min(0), columns.squeeze(1)]
+        return at_target + k * s.tilted_target * (here - inner)
+
+    def _columns(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """[C, 1] the target's column here, and [C] whether it is here; some column where it is not."""
+        v = len(self.vocabulary.head.weight)
+        columns = rows.targets - self.vocabulary.head.start
+        return columns.clamp(0, max(0, v - 1))[:, None], (columns >= 0) & (columns < v)
 
     def embedding_gradient(self, pooled: Tensor, grad_u: Tensor, unit: float) -> None:
-        """dE += unit * pooled^T g: [S, v] and [S, d] of all sequences."""
+        """dE += unit * pooled^T g: [m, v] and [m, d] of all moved sequences."""
         embedding = self.vocabulary.embedding
         if embedding.grad is not None:
             weights = self.vocabulary.weights
             add_product_(embedding.grad, (pooled if weights is None else pooled * weights).T, grad_u, unit)
 
-    def _buffer(self, name: str, rows: int, columns: int, like: Tensor) -> Tensor:
-        """[rows, columns], reused by every chunk of the call."""
+    def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
+        """[rows, v], reused by every chunk of the call."""
+        size = rows * len(self.vocabulary.head.weight)
         held = self._buffers.get(name)
-        if held is None or held.numel() < rows * columns:
-            held = self._buffers[name] = like.new_empty(rows * columns)
-        return held[: rows * columns].view(rows, columns)
+        if held is None or held.numel() < size:
+            held = self._buffers[name] = like.new_empty(size)
+        return held[:size].view(rows, -1) if size else held[:0].view(rows, 0)
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:

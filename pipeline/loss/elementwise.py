@@ -1,42 +1,71 @@
-"""Passes over one chunk of logits, done in place, a few rows at a time so that they stay in the processor's cache.
+"""Passes over one chunk of logits, in place. On a CPU a few rows at a time, so that they stay in its cache.
 
-Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the chunk.
+On a GPU the same passes are the kernels of `triton_kernels`.
+Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones
+(whose summaries have a gradient), d hidden size.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pipeline.loss.schedule import Run
+
 CACHE_BYTES = 1 << 20  # a tile of rows that a CPU core's second-level cache holds
 
 
-def _tiles(z: Tensor) -> Iterator[slice]:
-    rows = len(z)
-    if z.device.type == "cpu":
-        rows = max(1, CACHE_BYTES // max(1, z.shape[1] * z.element_size()))
-    return (slice(start, start + rows) for start in range(0, len(z), rows))
+@dataclass(frozen=True)
+class Rows:
+    """The positions of a chunk.
+
+    Attributes:
+        targets, pooling, ce, sequence: [C] target id, pooling weight, cross-entropy weight, sequence in the block.
+        moved: [C] the sequence's index among the moved ones, or -1.
+        runs: the same on the host: rows of each sequence. moved_of: [n] on the host, index among the moved or -1.
+    """
+
+    targets: Tensor
+    pooling: Tensor
+    ce: Tensor
+    sequence: Tensor
+    moved: Tensor
+    runs: tuple[Run, ...]
+    moved_of: list[int]
 
 
-def row_max(z_Cv: Tensor, dtype: torch.dtype) -> Tensor:
-    """[C] largest logit of each row; -inf where this rank has no vocabulary rows."""
+def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
+    rows = max(1, CACHE_BYTES // max(1, z.shape[1] * z.element_size()))
+    return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
+
+
+def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """z <- some multiple of softmax(z / temperature) over these columns, chosen for precision.
+
+    Returns [C] the logarithm of the sum of exp(z / temperature), and [C] what each row of z sums to now.
+    """
+    dtype = torch.promote_types(z_Cv.dtype, torch.float32)
+    log_sum, total = (z_Cv.new_empty(len(z_Cv), dtype=dtype) for _ in range(2))
     if z_Cv.shape[1] == 0:
-        return z_Cv.new_full((len(z_Cv),), -torch.inf, dtype=dtype)
-    return z_Cv.amax(dim=1).to(dtype)
-
-
-def exponentials_(z_Cv: Tensor, max_C: Tensor, temperature: float) -> Tensor:
-    """z <- exp((z - max) / temperature); returns the [C] row sums, taken before rounding to z's dtype."""
-    sums = torch.zeros_like(max_C)
-    for tile in _tiles(z_Cv):
+        return log_sum.fill_(-torch.inf), total.fill_(1)
+    for tile in _tiles(z_Cv, 0, len(z_Cv)):
         z = z_Cv[tile]
-        e = z.sub_(max_C[tile, None]) if z.dtype == max_C.dtype else z.to(max_C.dtype) - max_C[tile, None]
-        if temperature != 1:
-            e.div_(temperature)
-        sums[tile] = e.exp_().sum(dim=1)
-        if e is not z:
-            z.copy_(e)
-    return sums
+        if z.dtype == dtype:
+            if temperature != 1:
+                z.div_(temperature)
+            largest = z.amax(1)
+            torch.softmax(z, 1, out=z)
+            # The largest entry of a softmax is one over the sum of exponentials relative to it.
+            log_sum[tile], total[tile] = largest - z.amax(1).log(), 1
+        else:
+            # Half precisions keep exp(z - max), whose range they can hold.
+            wide = z.to(dtype) / temperature
+            largest = wide.amax(1)
+            sums = wide.sub_(largest[:, None]).exp_().sum(1)
+            z.copy_(wide)
+            log_sum[tile], total[tile] = largest + sums.log(), sums
+    return log_sum, total
 
 
 def cap_(z_Cv: Tensor, softcap: float, slope_Cv: Tensor) -> Tensor:
@@ -47,9 +76,39 @@ def cap_(z_Cv: Tensor, softcap: float, slope_Cv: Tensor) -> Tensor:
     return slope_Cv
 
 
-def tilt_(e_Cv: Tensor, base_C: Tensor, slope_C: Tensor, direction_nv: Tensor, row_of: Tensor) -> None:
-    """e <- e * (base + slope * direction[row_of]): the softmax Jacobian of the alignment term, unnormalised."""
-    for tile in _tiles(e_Cv):
-        factor = direction_nv[row_of[tile]]
-        factor.mul_(slope_C[tile, None]).add_(base_C[tile, None])
-        e_Cv[tile].mul_(factor)
+def pool(p_Cv: Tensor, weight_C: Tensor, rows: Rows) -> Tensor:
+    """[n, v] sum of weight * p over the rows of each sequence."""
+    pooled = weight_C.new_zeros(len(rows.moved_of), p_Cv.shape[1])
+    weight_C = weight_C.to(p_Cv.dtype)
+    for run in rows.runs:
+        pooled[run.sequence] = (weight_C[None, run.start : run.stop] @ p_Cv[run.start : run.stop])[0]
+    return pooled
+
+
+def inner_products(p_Cv: Tensor, direction_mv: Tensor, rows: Rows) -> Tensor:
+    """[C] <p, direction> of the rows of moved sequences; 0 elsewhere."""
+    inner = direction_mv.new_zeros(len(p_Cv))
+    for run, m in _moved_runs(rows):
+        inner[run.start : run.stop] = p_Cv[run.start : run.stop] @ direction_mv[m].to(p_Cv.dtype)
+    return inner
+
+
+def tilt_(
+    e_Cv: Tensor, q_Cv: Tensor, base_C: Tensor, slope_C: Tensor, inner_C: Tensor, direction_mv: Tensor, rows: Rows
+) -> None:
+    """e <- base * e + slope * q * (direction - inner) in the rows of moved sequences; q is consumed.
+
+    The softmax Jacobian of both terms. q is e itself where the temperature is 1.
+    """
+    offset_C = -slope_C * inner_C + (base_C if q_Cv is e_Cv else 0)
+    factors_C2 = torch.stack([offset_C, slope_C], dim=1)
+    for run, m in _moved_runs(rows):
+        line_2v = torch.stack([torch.ones_like(direction_mv[m]), direction_mv[m]])
+        for tile in _tiles(e_Cv, run.start, run.stop):
+            q_Cv[tile].mul_(factors_C2[tile] @ line_2v)
+            if q_Cv is not e_Cv:
+                e_Cv[tile].mul_(base_C[tile, None]).add_(q_Cv[tile])
+
+
+def _moved_runs(rows: Rows) -> Iterator[tuple[Run, int]]:
+    return ((run, rows.moved_of[run.sequence]) for run in rows.runs if rows.moved_of[run.sequence] >= 0)

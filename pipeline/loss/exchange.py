@@ -5,13 +5,14 @@ R ranks, d hidden size.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.loss.schedule import Piece
+from pipeline.loss.schedule import Block, Piece
 from pipeline.loss.supervised import Supervised
 
 Group = dist.ProcessGroup | None
@@ -33,31 +34,33 @@ def all_reduce(tensor: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.
     return tensor
 
 
-def _all_gather(tensor: Tensor, group: Group) -> Tensor:
-    """[n] of each rank -> [R, n]."""
+def all_gather(tensor: Tensor, group: Group) -> Tensor:
+    """[...] of each rank -> [R, ...]."""
     size = world_of(group)[1]
-    if size == 1:
-        return tensor[None]
-    out = tensor.new_empty(size * len(tensor))
+    if size == 1 or not tensor.numel():
+        return tensor.expand(size, *tensor.shape)
+    out = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
     all_gather_single(out, tensor.contiguous(), group=group)
-    return out.view(size, len(tensor))
+    return out.view(size, *tensor.shape)
 
 
 def _all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
     """[sizes[r]] of each rank, by padding to the longest."""
     padded = tensor.new_zeros(max(sizes))
     padded[: len(tensor)] = tensor
-    return [row[:size] for row, size in zip(_all_gather(padded, group), sizes, strict=True)]
+    return [row[:size] for row, size in zip(all_gather(padded, group), sizes, strict=True)]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The supervised positions of all ranks, the same on each; sequences are numbered rank after rank.
+    """The supervised positions of all ranks, the same on each.
+
+    Numbered rank after rank when gathered, in the order of the blocks once `ordered`.
 
     Attributes:
         lengths, pivots: for each rank and sequence, its supervised positions and its pivot in that rank's list.
         targets, pooling, ce, sequence: [A] target id, pooling weight, cross-entropy weight and sequence of each.
-        pivot, problem, language: [S]; pivot in the common numbering. paired, nonempty: [S] bool.
+        pivot, problem, language, length: [S].
     """
 
     lengths: list[list[int]]
@@ -69,21 +72,39 @@ class Layout:
     pivot: Tensor
     problem: Tensor
     language: Tensor
-    paired: Tensor
-    nonempty: Tensor
+    length: Tensor
 
-    def positions(self, piece: Piece) -> Tensor:
-        """[C] the piece's positions in the [A] order."""
-        starts = [sum(map(sum, self.lengths[:r])) for r in range(len(self.lengths))]
-        ranges = [torch.arange(s + a, s + b) for s, (a, b) in zip(starts, piece.ranges, strict=True)]
-        return torch.cat(ranges).to(self.targets.device)
+    def ordered(self, blocks: list[Block], order: list[tuple[int, int]]) -> "Layout":
+        """The same in the order that `schedule` returned."""
+        device = self.targets.device
+        first_position = list(accumulate(map(sum, self.lengths), initial=0))
+        first_sequence = list(accumulate(map(len, self.lengths), initial=0))
+        ranges = [torch.arange(0)]
+        for piece in (piece for block in blocks for piece in block.pieces):
+            ranges += [torch.arange(s + a, s + b) for s, (a, b) in zip(first_position, piece.ranges, strict=False)]
+        positions = torch.cat(ranges).to(device)
+        old = torch.tensor([first_sequence[rank] + i for rank, i in order], dtype=torch.int64)
+        new = torch.empty_like(old)
+        new[old] = torch.arange(len(old))
+        old, new = old.to(device), new.to(device)
+        return replace(
+            self,
+            targets=self.targets[positions],
+            pooling=self.pooling[positions],
+            ce=self.ce[positions],
+            sequence=new[self.sequence[positions]],
+            pivot=new[self.pivot[old]],
+            problem=self.problem[old],
+            language=self.language[old],
+            length=self.length[old],
+        )
 
 
 def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, group: Group) -> Layout:
     """Three small all-gathers: counts, integers, weights."""
     device = local.targets.device
     mine = torch.tensor([len(local.targets), len(local.lengths)], device=device)
-    counts = _all_gather(mine, group).tolist()
+    counts = all_gather(mine, group).tolist()
     offset = sum(s for _, s in counts[: world_of(group)[0]])
 
     facts = torch.stack([local.lengths, local.pivot + offset, local.problem, local.language])
@@ -95,21 +116,20 @@ def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, group: Gr
 
     facts_R = [row[t:].view(4, s) for row, (t, s) in zip(integers_R, counts, strict=True)]
     length, pivot, problem, language = torch.cat(facts_R, dim=1)
-    own = torch.arange(len(length), device=device)
     splits = [s for _, s in counts]
-    starts = [sum(splits[:r]) for r in range(len(splits))]
+    starts = accumulate(splits, initial=0)
+    length_host, pivot_host = torch.stack([length, pivot]).cpu()
     return Layout(
-        lengths=[part.tolist() for part in length.cpu().split(splits)],
-        pivots=[(part - start).tolist() for part, start in zip(pivot.cpu().split(splits), starts, strict=True)],
+        lengths=[part.tolist() for part in length_host.split(splits)],
+        pivots=[(part - start).tolist() for part, start in zip(pivot_host.split(splits), starts, strict=False)],
         targets=torch.cat([row[:t] for row, (t, _) in zip(integers_R, counts, strict=True)]),
         pooling=torch.cat([row[:t] for row, (t, _) in zip(weights_R, counts, strict=True)]),
         ce=torch.cat([row[t:] for row, (t, _) in zip(weights_R, counts, strict=True)]),
-        sequence=torch.repeat_interleave(own, length),
+        sequence=torch.repeat_interleave(length),
         pivot=pivot,
         problem=problem,
         language=language,
-        paired=(pivot != own) & (length > 0) & (length[pivot] > 0),
-        nonempty=length > 0,
+        length=length,
     )
 
 

@@ -4,9 +4,9 @@ Every rank holds rows of head and embedding and sees all ranks' hidden states, c
 
     gather H                       [C, d]   all-gather, one chunk ahead
     z = H W^T                      [C, v]   product 1
-    row max; e = exp(z - max)               all-reduce max [C]
-    row sums, target logits                 all-reduce sum [C, 2 or 3] -> cross entropy
-    pooled = pooling p             [n, v]   per sequence; p = e / sum is never stored
+    softmax over these columns              in place
+    log-sum-exp, target logits              all-gather [C, 3] -> cross entropy, p = scale * e
+    pooled = pooling p             [n, v]   per sequence; p itself is never stored
     u = pooled E                   [n, d]   all-reduce: the summaries, so the distances and their gradient g [n, d]
     c = g E^T, <p_t, c>            [C]      all-reduce
     dz = p (1/N + w_t (c - <p_t, c>)) - onehot/N    in place of e
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import Centres, SummaryTable
-from pipeline.loss.chunk import FP16_GAIN, Chunk, Rows, ShardedSoftmax, accumulation_dtype
+from pipeline.loss.chunk import FP16_GAIN, Chunk, ShardedSoftmax, accumulation_dtype
+from pipeline.loss.elementwise import Rows
 from pipeline.loss.exchange import Group, HiddenExchange, Layout, gather_layout
 from pipeline.loss.schedule import Block, Unit, schedule
 from pipeline.loss.settings import LossSettings
@@ -42,7 +43,6 @@ class SolarLoss:
         loss: scalar, differentiable in `hidden`; its head and embedding gradients are in the shards already.
         ce_sum, distance_sum, cosine_sum: sums over positions and pairs; divide by the totals.
         language_ce, language_tokens: [L] cross entropy (without sequence weights) and positions by language.
-        summaries: [S, d] soft-token summaries.
     """
 
     loss: Tensor
@@ -51,7 +51,6 @@ class SolarLoss:
     cosine_sum: Tensor
     language_ce: Tensor
     language_tokens: Tensor
-    summaries: Tensor
 
 
 def solar_loss(
@@ -125,27 +124,29 @@ class _Step:
         """All blocks in order. `grad` [T, d], where given, receives the gradient of the hidden states."""
         settings, dtype = self.settings, accumulation_dtype(hidden.dtype)
         layout = gather_layout(supervised, settings.pooling, dtype, self.group)
-        table = SummaryTable(layout, hidden.shape[1], dtype)
-        ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
-        factor = weight / self.totals.pairs / self.unit if self.totals.pairs and grad is not None else 0.0
-        blocks = schedule(
+        blocks, order = schedule(
             layout.lengths, layout.pivots, self.softmax.rows_that_fit(settings.memory_budget_mb), _unit(settings)
         )
+        layout = layout.ordered(blocks, order)
+        table = SummaryTable(layout, blocks, hidden.shape[1], dtype, settings)
+        ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
+        factor = weight / self.totals.pairs / self.unit if self.totals.pairs and grad is not None else 0.0
         exchange = HiddenExchange(hidden, grad, self.group)
         stream = exchange.stream([p for block in blocks for p in block.passes(backward=grad is not None)])
         embedding_parts = []
 
-        for block in blocks:
-            numbers = torch.tensor(block.sequences, device=hidden.device)
-            pooled, chunks = self._forward(block, numbers, layout, stream, ce)
-            grad_u = table.align(numbers, self.softmax.summaries(pooled), centres, settings, factor)
+        for index, block in enumerate(blocks):
+            pooled, chunks = self._forward(block, table, stream, ce)
+            grad_u = None
+            if pooled is not None:
+                grad_u = table.align(index, self.softmax.summaries(pooled), centres, factor)
             if grad is None:
                 continue
             directions = None
             if grad_u is not None and "probabilities" not in settings.detach:
                 directions = self.softmax.directions(grad_u)
-            if grad_u is not None and "embeddings" not in settings.detach:
-                embedding_parts.append((pooled, grad_u))
+            if grad_u is not None and pooled is not None and "embeddings" not in settings.detach:
+                embedding_parts.append((pooled[table.moved[index]], grad_u))
             for piece, chunk in zip(block.pieces, chunks, strict=True):
                 if len(chunks) > 1:  # a later piece has overwritten its logits
                     chunk = self.softmax.softmax(chunk.rows, next(stream), chunk.statistics)
@@ -154,25 +155,32 @@ class _Step:
         if embedding_parts:
             pooled, grad_u = (torch.cat(parts) for parts in zip(*embedding_parts, strict=True))
             self.softmax.embedding_gradient(pooled, grad_u, self.unit)
-        if centres is not None:
-            centres.update(table.values, layout.language, layout.nonempty, settings.centring_momentum)
+        if centres is not None and self.totals.pairs:
+            centres.update(table.values, layout.language, layout.length > 0, settings.centring_momentum)
         return self._result(layout, table, ce, weight, languages)
 
     def _forward(
-        self, block: Block, numbers: Tensor, layout: Layout, stream: Iterator[Tensor], ce: Tensor
-    ) -> tuple[Tensor, list[Chunk]]:
-        """Softmax of each piece; [n, v] pooled probabilities of the block. Fills `ce` [A]."""
-        pooled, chunks = None, []
+        self, block: Block, table: SummaryTable, stream: Iterator[Tensor], ce: Tensor
+    ) -> tuple[Tensor | None, list[Chunk]]:
+        """Softmax of each piece; [n, v] pooled probabilities of the block, if there are pairs. Fills `ce` [A]."""
+        layout, pooled, chunks = table.layout, None, []
         for piece in block.pieces:
-            positions = layout.positions(piece)
-            sequence = torch.searchsorted(numbers, layout.sequence[positions])
-            rows = Rows(layout.targets[positions], layout.pooling[positions], layout.ce[positions], sequence)
+            at = piece.positions
+            rows = Rows(
+                targets=layout.targets[at],
+                pooling=layout.pooling[at],
+                ce=layout.ce[at],
+                sequence=layout.sequence[at] - block.first,
+                moved=table.place[layout.sequence[at]],
+                runs=piece.runs,
+                moved_of=table.place_on_host[block.sequences],
+            )
             chunk = self.softmax.softmax(rows, next(stream), None)
-            ce[positions] = chunk.statistics.cross_entropy()
-            part = self.softmax.pool(chunk, len(numbers))
-            pooled = part if pooled is None else pooled.add_(part)
+            ce[at] = chunk.statistics.cross_entropy
+            if self.totals.pairs:
+                part = self.softmax.pool(chunk)
+                pooled = part if pooled is None else pooled.add_(part)
             chunks.append(chunk if len(block.pieces) == 1 else replace(chunk, hidden=chunk.hidden[:0]))
-        assert pooled is not None
         return pooled, chunks
 
     def _result(self, layout: Layout, table: SummaryTable, ce: Tensor, weight: float, languages: int) -> SolarLoss:
@@ -188,7 +196,6 @@ class _Step:
             cosine_sum=table.cosine_sum,
             language_ce=ce.new_zeros(languages).index_add_(0, language, ce),
             language_tokens=torch.bincount(language, minlength=languages),
-            summaries=table.values,
         )
 
 
