@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from data_prep.convert import FORMATS, convert
 from data_prep.demo_languages import LANGUAGES
-from data_prep.errors import exit_cleanly
+from data_prep.errors import UserError, exit_cleanly
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -37,9 +38,13 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from data_prep.convert import convert
+    from data_prep.formats import FIELDS, Source
 
-    report = convert(args.format, args.input, args.output, args.pivot)
+    columns = dict(column.partition("=")[::2] for column in args.columns)
+    for name, theirs in columns.items():
+        if name not in FIELDS or not theirs:
+            raise UserError(f"--columns wants OURS=THEIRS with ours among {', '.join(FIELDS)}, not {name}={theirs}")
+    report = convert(args.format, Source(args.input, columns, args.pivot, args.split), args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
 
 
@@ -111,11 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--alpha", type=float, default=0.5, help="languages in proportion to size ** alpha")
     tokenizer.add_argument("--max_characters", type=int, default=100_000_000, help="to train on, at most")
 
-    convert = command("convert", _convert, "Convert another format to canonical JSON Lines.")
-    convert.add_argument("--format", required=True, help="mcot")
-    convert.add_argument("--input", type=Path, nargs="+", required=True, help="files or folders of that format")
-    convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines")
-    convert.add_argument("--pivot", default="en", help="language that the others are translations of")
+    converter = command("convert", _convert, "Convert another format to canonical JSON Lines.")
+    converter.add_argument("--format", required=True, choices=FORMATS, help="what the input is")
+    converter.add_argument("--input", nargs="+", required=True, help="files or folders of that format, or a hub id")
+    converter.add_argument("--output", type=Path, required=True, help="canonical JSON Lines")
+    converter.add_argument("--pivot", default="en", help="language that the others are translations of")
+    converter.add_argument(
+        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="columns of canonical or datasets input"
+    )
+    converter.add_argument("--split", default="train", help="of a datasets input")
 
     _add_pack(command("pack", _pack, "Tokenize, pack and write shards; also under mpirun or srun."))
 

@@ -1,122 +1,133 @@
-"""Other formats to canonical JSON Lines: pairs are formed, and groups that do not hold together dropped and counted."""
+"""Other formats to canonical JSON Lines: pairs are formed; what does not hold together is dropped and counted."""
 
+import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.records import record_line
-from data_prep.shards import write_atomically
+from data_prep.formats import IN_GROUPS, SCATTERED, Found, Source
+
+FORMATS = sorted({**IN_GROUPS, **SCATTERED})
+BUCKETS = 64  # scattered records are sorted into so many files, of which one at a time is held in memory
 
 
 @dataclass
 class Report:
-    """What a conversion kept and dropped: records per language, groups, drops per (language, reason)."""
+    """What a conversion kept and dropped: records per language, groups, drops per (reason, language)."""
 
     kept: Counter = field(default_factory=Counter)
     groups: int = 0
     drops: Counter = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
-        """The report as text."""
-        kept = ", ".join(f"{lang} {number}" for lang, number in sorted(self.kept.items()))
-        drops = [f"dropped {number} {lang} ({reason})" for (lang, reason), number in sorted(self.drops.items())]
-        return [f"{self.groups} groups, {self.kept.total()} records: {kept}", *drops]
+        """The report as text: a line of what was kept, a line per reason of drops."""
+
+        def told(counts: Iterable[tuple[str, int]]) -> str:
+            return ", ".join(f"{lang} {number}" for lang, number in sorted(counts))
+
+        lines = [f"{self.groups} groups, {self.kept.total()} records: {told(self.kept.items())}"]
+        for reason in sorted({reason for reason, _ in self.drops}):
+            found = [(lang, number) for (other, lang), number in self.drops.items() if other == reason]
+            lines.append(f"dropped {sum(number for _, number in found)}, {reason}: {told(found)}")
+        return lines
 
 
-Lines = Iterator[str]  # canonical JSON lines, the members of a group together
+def convert(form: str, source: Source, output: Path) -> Report:
+    """Convert a format of FORMATS to canonical JSON Lines at `output`, written whole or not at all.
 
-
-def convert(form: str, inputs: list[Path], output: Path, pivot: str) -> Report:
-    """Convert `inputs` of a format named in FORMATS. Raises UserError for input that is not of that format."""
-    if form not in FORMATS:
-        raise UserError(f"unknown format {form!r}; known: {', '.join(sorted(FORMATS))}")
+    A group loses members that the format calls wrong, whose gold answer is not the pivot's, whose response is empty, or
+    whose language it has already; a group without pivot or without translation goes whole. Raises UserError for input
+    that is not of that format, and where nothing is left.
+    """
     report = Report()
-    lines = list(FORMATS[form](inputs, pivot, report))
-    if not lines:
-        raise UserError(
-            f"{', '.join(map(str, inputs))}: no pair could be formed ({'; '.join(report.lines()[1:]) or 'empty'})"
-        )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, "".join(lines).encode())
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as folder:
+            groups: Iterator[list[Found]]
+            if form in IN_GROUPS:
+                groups = (list(group) for _, group in groupby(IN_GROUPS[form](source), key=lambda found: found.pair_id))
+            else:
+                groups = _gather(SCATTERED[form](source), Path(folder))
+            with open(temporary, "w", encoding="utf-8") as file:
+                for group in groups:
+                    file.writelines(_line(found) for found in _keep(group, source.pivot, report))
+        if not report.groups:
+            raise UserError(
+                f"{source.inputs[0]}: no pair could be formed; {'; '.join(report.lines()[1:]) or 'no records'}"
+            )
+        os.replace(temporary, output)
+    except UnicodeEncodeError:
+        raise UserError(f"{source.inputs[0]}: text that is not valid Unicode (a lone surrogate)") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or output}: {error.strerror}; mend it and run again") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return report
 
 
-def _mcot(inputs: list[Path], pivot: str, report: Report) -> Lines:
-    """mCoT outputs, {lang}.jsonl: row i answers one problem everywhere; kept where right in pivot and translation."""
-    rows = {path.stem: _read_jsonl(path) for path in _files(inputs, "*.jsonl")}
-    if pivot not in rows:
-        raise UserError(f"{inputs[0]}: no {pivot}.jsonl, the pivot's file")
-    lengths = {lang: len(found) for lang, found in rows.items()}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"{inputs[0]}: files of different lengths, rows do not correspond: {lengths}")
-    for number, base in enumerate(rows[pivot]):
-        members = {lang: rows[lang][number] for lang in sorted(rows)}
-        if not base.get("result"):
-            report.drops.update((lang, "pivot_wrong") for lang in members)
-            continue
-        members = {lang: row for lang, row in members.items() if _right(row, base, lang, report)}
-        if len(members) > 1:
-            report.groups += 1
-        for lang in sorted(members, key=lambda lang: lang != pivot):
-            if len(members) == 1:
-                report.drops[lang, "no_translation"] += 1
-                continue
-            report.kept[lang] += 1
-            row = members[lang]
-            gold = format_number(row["answer"])
-            yield record_line(f"{number:06d}", lang, _bare_question(row["question"]), row["response"].strip(), gold)
+def _gather(records: Iterable[Found], folder: Path) -> Iterator[list[Found]]:
+    """Groups of records that come in any order, through files, so that memory holds one bucket at a time."""
+    files = [open(folder / str(number), "w+", encoding="utf-8") for number in range(BUCKETS)]  # noqa: SIM115
+    try:
+        for found in records:
+            digest = hashlib.blake2b(found.pair_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(found) + "\n")
+        for file in files:
+            file.seek(0)
+            groups: dict[str, list[Found]] = {}
+            for line in file:
+                found = Found(*json.loads(line))
+                groups.setdefault(found.pair_id, []).append(found)
+            yield from groups.values()
+    finally:
+        for file in files:
+            file.close()
 
 
-def _right(row: dict[str, Any], base: dict[str, Any], lang: str, report: Report) -> bool:
-    if row.get("answer") != base.get("answer"):
-        report.drops[lang, "gold_differs"] += 1
-    elif not row.get("result"):
-        report.drops[lang, "wrong"] += 1
-    else:
-        return True
-    return False
-
-
-def _bare_question(prompt: str) -> str:
-    """The problem alone, out of "Question:\\n...\\nAnswer:\\n..."."""
-    return prompt.split("Question:\n", 1)[-1].rsplit("\nAnswer:", 1)[0].strip()
-
-
-def format_number(value: Any) -> str:
-    """A number as a person writes it: 8.0 becomes 8."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _files(inputs: list[Path], pattern: str) -> list[Path]:
-    """The files named, and those that match in the folders named."""
-    found = []
-    for path in inputs:
-        if path.is_dir():
-            found += sorted(path.glob(pattern))
-        elif path.is_file():
-            found.append(path)
+def _keep(group: list[Found], pivot: str, report: Report) -> list[Found]:
+    """The members that hold together, the pivot first; the others go to the report."""
+    members: dict[str, Found] = {}
+    for found in group:
+        fault = found.fault or _fault(found)
+        if not fault and found.lang in members:
+            fault = "language_twice"
+        if fault:
+            report.drops[fault, found.lang] += 1
         else:
-            raise UserError(f"{path}: no such file or folder")
-    if not found:
-        raise UserError(f"{inputs[0]}: no {pattern} in it")
-    return found
+            members[found.lang] = found
+    base = members.get(pivot)
+    if base is None:
+        report.drops.update(("no_pivot", lang) for lang in members)
+        return []
+    for lang, found in list(members.items()):
+        if found.gold != base.gold and None not in (found.gold, base.gold):
+            report.drops["gold_differs", lang] += 1
+            del members[lang]
+    if len(members) == 1:
+        report.drops["no_translation", pivot] += 1
+        return []
+    report.groups += 1
+    report.kept.update(list(members))
+    return [members[lang] for lang in sorted(members, key=lambda lang: (lang != pivot, lang))]
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line.decode())
-        except ValueError as error:
-            raise UserError(f"{path} row {number}: malformed JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} row {number}: not a JSON object")
-        rows.append(row)
-    return rows
+def _fault(found: Found) -> str:
+    messages = found.fields.get("messages")
+    response = messages[-1].get("content") if messages else found.fields.get("answer")
+    if messages is not None and (not messages or messages[-1].get("role") != "assistant"):
+        return "no_response"
+    return "" if isinstance(response, str) and response.strip() else "empty_response"
 
 
-FORMATS: dict[str, Callable[[list[Path], str, Report], Lines]] = {"mcot": _mcot}
+def _line(found: Found) -> str:
+    record = {"pair_id": found.pair_id, "lang": found.lang, **found.fields}
+    if found.gold is not None:
+        record["gold"] = found.gold
+    return json.dumps(record, ensure_ascii=False) + "\n"
