@@ -74,7 +74,6 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
         raise UserError(f"{settings.path or 'model.config'}: cannot load: {str(error).splitlines()[0]}") from error
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.config.use_cache = False
     return model.train()
 
 
@@ -146,11 +145,11 @@ class SolarModel(nn.Module):
 
 def decode(model: PreTrainedModel, embeddings: Tensor, position_ids: Tensor) -> Tensor:
     """[B, N, d] embeddings to [B, N, d] final hidden states; sequences of a row are told apart by their positions."""
+    # With a cache, transformers takes no notice of restarting positions and sequences would see each other.
+    options = {"use_cache": False}
     if model.config._attn_implementation == "flash_attention_2":
         # Its variable-length kernel takes one long row.
         shape = embeddings.shape
-        flat = model.get_decoder()(
-            inputs_embeds=embeddings.reshape(1, -1, shape[-1]), position_ids=position_ids.reshape(1, -1)
-        )
-        return flat.last_hidden_state.view(shape)
-    return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids).last_hidden_state
+        embeddings, position_ids = embeddings.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
+        return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0].view(shape)
+    return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0]
