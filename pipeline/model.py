@@ -18,7 +18,10 @@ from pipeline.data import MicroBatch
 from pipeline.loss import Centres, LossSettings, SolarLoss, Totals, Vocabulary, embedding_lookup, solar_loss
 
 # What a family does to its hidden states after the decoder is known for these; any other might do more.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "granite", "cohere")
+
+# Factor of the logits, where a family has one.
+LOGIT_SCALES = {"granite": lambda config: 1 / config.logits_scaling, "cohere": lambda config: config.logit_scale}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,6 +92,7 @@ class HeadFacts:
 
     tied: bool
     bias: nn.Parameter | None
+    logit_scale: float
     softcap: float | None
     embed_scale: float
 
@@ -99,6 +103,7 @@ def head_facts(model: PreTrainedModel) -> HeadFacts:
     return HeadFacts(
         tied=head.weight is embedding.weight,
         bias=getattr(head, "bias", None),
+        logit_scale=LOGIT_SCALES.get(model.config.model_type, lambda config: 1.0)(model.config),
         softcap=getattr(model.config, "final_logit_softcapping", None),
         embed_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
     )
