@@ -46,7 +46,7 @@ def export(source: Path, output: Path, dtype: str) -> None:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
 
     config = AutoConfig.from_pretrained(source / "model_config")
-    config.vocab_size, config.dtype, config.use_cache = state["vocab_size"], DTYPES[dtype], True
+    config.vocab_size, config.dtype = state["vocab_size"], DTYPES[dtype]
     config.save_pretrained(partial)
     shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
     _write_weights(_tensors(source, state, DTYPES[dtype]), partial)

@@ -18,7 +18,10 @@ from pipeline.data import MicroBatch
 from pipeline.loss import Centres, LossSettings, SolarLoss, Totals, Vocabulary, embedding_lookup, solar_loss
 
 # What a family does to its hidden states after the decoder is known for these; any other might do more.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "granite", "cohere")
+
+# Factor of the logits, where a family has one.
+LOGIT_SCALES = {"granite": lambda config: 1 / config.logits_scaling, "cohere": lambda config: config.logit_scale}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,7 +77,6 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
         raise UserError(f"{settings.path or 'model.config'}: cannot load: {str(error).splitlines()[0]}") from error
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.config.use_cache = False
     return model.train()
 
 
@@ -90,6 +92,7 @@ class HeadFacts:
 
     tied: bool
     bias: nn.Parameter | None
+    logit_scale: float
     softcap: float | None
     embed_scale: float
 
@@ -100,6 +103,7 @@ def head_facts(model: PreTrainedModel) -> HeadFacts:
     return HeadFacts(
         tied=head.weight is embedding.weight,
         bias=getattr(head, "bias", None),
+        logit_scale=LOGIT_SCALES.get(model.config.model_type, lambda config: 1.0)(model.config),
         softcap=getattr(model.config, "final_logit_softcapping", None),
         embed_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
     )
@@ -146,11 +150,11 @@ class SolarModel(nn.Module):
 
 def decode(model: PreTrainedModel, embeddings: Tensor, position_ids: Tensor) -> Tensor:
     """[B, N, d] embeddings to [B, N, d] final hidden states; sequences of a row are told apart by their positions."""
+    # With a cache, transformers takes no notice of restarting positions and sequences would see each other.
+    options = {"use_cache": False}
     if model.config._attn_implementation == "flash_attention_2":
         # Its variable-length kernel takes one long row.
         shape = embeddings.shape
-        flat = model.get_decoder()(
-            inputs_embeds=embeddings.reshape(1, -1, shape[-1]), position_ids=position_ids.reshape(1, -1)
-        )
-        return flat.last_hidden_state.view(shape)
-    return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids).last_hidden_state
+        embeddings, position_ids = embeddings.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
+        return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0].view(shape)
+    return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0]

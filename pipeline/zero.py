@@ -159,6 +159,7 @@ class ZeroEngine:
             embedding,
             bias=bias,
             bias_grad=bias_grad,
+            logit_scale=self._facts.logit_scale,
             softcap=self._facts.softcap,
             weights=self._weights,
         )

@@ -1,0 +1,63 @@
+"""A checkpoint exported to Hugging Face format computes what the trained model computed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_prep.shards import ShardSet
+from data_prep.tokenizer import fingerprint, load_tokenizer
+from pipeline.config import load_config
+from pipeline.data import Batches, Loader, local_totals
+from pipeline.loss import solar_loss_reference
+from pipeline.model import decode
+from tests.conftest import Prepared
+from tests.runs import TINY, losses, python, refuses, train, write_recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_exported_model_has_the_engines_loss(prepared: Prepared, tmp_path: Path, tied: bool) -> None:
+    """Steps 1 and 2 of a run with learning rate 0 after a first step are evaluated with the exported weights."""
+    fields = {**TINY, "model_type": "qwen3", "tie_word_embeddings": tied, "vocab_size": 605}
+    changes = {"training__max_steps": 1, "training__warmup_ratio": 0.0, "model__config": fields}
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
+    train(2, "--config", recipe)
+    result = python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stdout
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert model.config.vocab_size == len(model.get_input_embeddings().weight) == 605
+    assert fingerprint(AutoTokenizer.from_pretrained(tmp_path / "hf")) == fingerprint(
+        load_tokenizer(prepared.tokenizer)
+    )
+
+    # The engine's own loss of step 2, before its update, is that of the exported weights on the same rows.
+    train(2, "--config", recipe, "--training.max_steps", 2)
+    config = load_config(recipe, [])
+    loader = Loader(ShardSet.open(prepared.shards), Batches(4, 1, 0, 1), config.seed, 0, None)
+    loader.next()
+    window = loader.next()
+    totals, expected = local_totals(window), 0.0
+    for batch in window:
+        hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch.position_ids)
+        expected += float(
+            solar_loss_reference(
+                hidden.flatten(0, 1)[batch.positions],
+                model.get_output_embeddings().weight,
+                model.get_input_embeddings().weight,
+                batch.supervised,
+                config.loss,
+                1.0,
+                totals,
+            )[0].detach()
+        )
+    assert losses(tmp_path / "run")[1] == pytest.approx(expected, rel=2e-6)
+    refuses(python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf"), "not empty")
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    result = python("-m", "pipeline.export", "--checkpoint", tmp_path, "--output", tmp_path / "hf")
+    refuses(result, "not a complete checkpoint")
+    assert not (tmp_path / "hf").exists()

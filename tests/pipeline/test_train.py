@@ -1,0 +1,124 @@
+"""The trainer's command line: the dry run, and each mistake a user can make."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Prepared
+from tests.runs import TINY, python, refuses, train, write_recipe
+
+
+def recipe_for(prepared: Prepared, tmp_path: Path, **changes: object) -> Path:
+    return write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
+
+
+def test_dry_run(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path)
+    result = python("pipeline/train.py", "--config", recipe, "--dry_run")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((prepared.shards / "manifest.json").read_text())
+    rows = sum(shard["rows"] for shard in manifest["shards"])
+    per_step = round(sum(shard["tokens"] for shard in manifest["shards"]) * 4 / rows)
+    d, i, v = TINY["hidden_size"], TINY["intermediate_size"], 600
+    layer = (d * d + d) + 2 * (d * d // 2 + d // 2) + d * d + 3 * d * i + 2 * d
+    for text in (f"{v * d + 2 * layer + d:,} parameters", f"{v * d:,}", f"{per_step:,}", "GiB", "pairs per step"):
+        assert text in result.stdout, (text, result.stdout)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_missing_shards_name_the_command(tmp_path: Path) -> None:
+    result = python("pipeline/train.py", "--data.shards", "runs/demo/no_such_shards")
+    refuses(result, "no shards", "make demo")
+
+
+def test_other_tokenizer(prepared: Prepared, tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer"
+    result = python("-m", "data_prep", "tokenizer", "--input", prepared.data, "--output", other, "--vocab_size", 580)
+    assert result.returncode == 0, result.stderr
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, other)
+    refuses(python("pipeline/train.py", "--config", recipe), "not the tokenizer", "tokenizer")
+
+
+def test_corrupted_shard(prepared: Prepared, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(prepared.shards, shards)
+    file = shards / "shard-00000.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    recipe = write_recipe(tmp_path / "run.yaml", shards, prepared.tokenizer)
+    refuses(python("pipeline/train.py", "--config", recipe), "shard-00000.parquet", "corrupted")
+
+
+def test_unknown_key_and_bad_number_of_ranks(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path)
+    refuses(python("pipeline/train.py", "--config", recipe, "--training.max_step", 3), "max_step", "max_steps")
+    recipe = recipe_for(prepared, tmp_path, model__vocab_multiple=7, training__train_batch_size=6)
+    import os
+    from unittest import mock
+
+    from tests import runs
+
+    with mock.patch.dict(runs.ENVIRONMENT, {"RANK": "0", "WORLD_SIZE": "4", **{"LOCAL_RANK": "0"}}):
+        refuses(python("pipeline/train.py", "--config", recipe), "4 ranks do not divide", "vocab_multiple")
+    with mock.patch.dict(runs.ENVIRONMENT, {"RANK": "0", "WORLD_SIZE": "7", "LOCAL_RANK": "0"}):
+        refuses(python("pipeline/train.py", "--config", recipe), "train_batch_size 6", "7 ranks")
+    assert "RANK" not in os.environ
+
+
+def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
+    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "output_dir")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
+        ({"train_batch_size": 8, "zero_optimization": {"stage": 3}}, ["'train_batch_size'", "recipe"]),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["zero_hpz_partition_size"]),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}, ["bf16", "training.precision"]),
+    ],
+    ids=["stage", "batch size", "hpZ", "nvme", "precision"],
+)
+def test_deepspeed_settings_that_cannot_be(content: dict, parts: list[str], tmp_path: Path) -> None:
+    from data_prep.errors import UserError
+    from pipeline.config import load_config
+    from pipeline.zero import deepspeed_config
+
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(content))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
+    with pytest.raises(UserError) as caught:
+        deepspeed_config(load_config(recipe, []), 2)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.slow
+def test_checkpoint_of_another_model_or_number_of_ranks(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path, training__max_steps=1)
+    train(2, "--config", recipe)
+    output = train(1, "--config", recipe, "--training.max_steps", 2, expect=2)
+    assert "saved by 2 ranks" in output and "Traceback" not in output
+    (tmp_path / "other").mkdir()
+    narrow = write_recipe(
+        tmp_path / "other" / "run.yaml",
+        prepared.shards,
+        prepared.tokenizer,
+        output_dir=str(tmp_path / "run"),
+        model__config={**TINY, "intermediate_size": 48},
+    )
+    output = train(2, "--config", narrow, expect=2)
+    assert "checkpoint of another model" in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_nan_stops_before_the_update_and_names_the_records(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
+    output = train(2, "--config", recipe, expect=2)
+    assert "the loss is nan" in output and "train-0" in output and "Traceback" not in output
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
