@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.formats import IN_GROUPS, SCATTERED, Found, Source
+from data_prep.records import parse_record
 
 FORMATS = sorted({**IN_GROUPS, **SCATTERED})
 BUCKETS = 64  # scattered records are sorted into so many files, of which one at a time is held in memory
@@ -41,8 +43,8 @@ class Report:
 def convert(form: str, source: Source, output: Path) -> Report:
     """Convert a format of FORMATS to canonical JSON Lines at `output`, written whole or not at all.
 
-    A group loses members that the format calls wrong, whose gold answer is not the pivot's, whose response is empty, or
-    whose language it has already; a group without pivot or without translation goes whole. Raises UserError for input
+    A group loses members that the format calls wrong, whose gold answer is not the pivot's, whose response is empty,
+    which are malformed, or whose language it has already; a group without pivot or without translation goes whole. Raises UserError for input
     that is not of that format, and where nothing is left.
     """
     report = Report()
@@ -57,7 +59,8 @@ def convert(form: str, source: Source, output: Path) -> Report:
                 groups = _gather(SCATTERED[form](source), Path(folder))
             with open(temporary, "w", encoding="utf-8") as file:
                 for group in groups:
-                    file.writelines(_line(found) for found in _keep(group, source.pivot, report))
+                    for found in _keep(group, source.pivot, report):
+                        file.write(json.dumps(_record(found), ensure_ascii=False) + "\n")
         if not report.groups:
             raise UserError(
                 f"{source.inputs[0]}: no pair could be formed; {'; '.join(report.lines()[1:]) or 'no records'}"
@@ -123,11 +126,17 @@ def _fault(found: Found) -> str:
     response = messages[-1].get("content") if messages else found.fields.get("answer")
     if messages is not None and (not messages or messages[-1].get("role") != "assistant"):
         return "no_response"
-    return "" if isinstance(response, str) and response.strip() else "empty_response"
+    if not isinstance(response, str) or not response.strip():
+        return "empty_response"
+    try:
+        parse_record(_record(found))  # what we write, others must accept
+    except UserError:
+        return "malformed"
+    return ""
 
 
-def _line(found: Found) -> str:
+def _record(found: Found) -> dict[str, Any]:
     record = {"pair_id": found.pair_id, "lang": found.lang, **found.fields}
     if found.gold is not None:
         record["gold"] = found.gold
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return record

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from data_prep.errors import UserError
 # JSON Lines are read in pieces of 1/64 of the input within these bounds, Parquet files row group by row group: enough
 # pieces for many ranks to share, each small enough to be held in memory.
 PIECE_BYTES = (1 << 20, 16 << 20)
+
+
+_LANG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
 class Record(NamedTuple):
@@ -42,12 +46,24 @@ def parse_record(raw: Any) -> Record:
         pair_id = str(pair_id)
     if not isinstance(pair_id, str) or not pair_id:
         raise UserError("no `pair_id` (a non-empty string that the translations of one problem share)")
+    if len(pair_id) > 256 or not _is_unicode(pair_id):
+        raise UserError("`pair_id` is longer than 256 characters or not valid Unicode")
     if not isinstance(lang, str) or not lang:
         raise UserError("no `lang` (a language code such as en)")
+    if not _LANG.fullmatch(lang):
+        raise UserError(f"`lang` is {lang[:40]!a}, not a language code such as en or zh-Hant")
     gold = raw.get("gold")
     if gold is not None and (isinstance(gold, bool) or not isinstance(gold, str | int | float)):
         raise UserError("`gold` is neither a string nor a number")
     return Record(pair_id, lang, _messages(raw), None if gold is None else str(gold))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, as JSON escapes can spell
+        return False
+    return True
 
 
 def _messages(raw: dict[str, Any]) -> list[dict[str, str]]:
@@ -64,7 +80,7 @@ def _messages(raw: dict[str, Any]) -> list[dict[str, str]]:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise UserError("`messages` is not a list of {role, content}")
             if not isinstance(message.get("content"), str):
-                raise UserError(f"the `content` of a {message['role']} message is not a string")
+                raise UserError(f"the `content` of a {message['role'][:40]!a} message is not a string")
     system = raw.get("system")
     if system is not None:
         if not isinstance(system, str):
