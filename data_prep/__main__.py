@@ -84,9 +84,12 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
     from data_prep.shards import read_manifest
-    from data_prep.stats import report_lines
+    from data_prep.stats import plot, report_lines
 
-    print("\n".join(report_lines(args.shards, read_manifest(args.shards))))
+    manifest = read_manifest(args.shards)
+    print("\n".join(report_lines(args.shards, manifest)))
+    if args.plot:
+        plot(manifest, args.plot)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stats = command("stats", _stats, "Report languages, fill and drops of a shard directory.")
     stats.add_argument("shards", type=Path, help="shard directory")
+    stats.add_argument("--plot", type=Path, help="PNG file to draw, too")
     return parser
 
 
