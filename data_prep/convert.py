@@ -44,8 +44,8 @@ def convert(form: str, source: Source, output: Path) -> Report:
     """Convert a format of FORMATS to canonical JSON Lines at `output`, written whole or not at all.
 
     A group loses members that the format calls wrong, whose gold answer is not the pivot's, whose response is empty,
-    which are malformed, or whose language it has already; a group without pivot or without translation goes whole. Raises UserError for input
-    that is not of that format, and where nothing is left.
+    which are malformed, or whose language it has already; a group without pivot or without translation goes whole.
+    Raises UserError for input that is not of that format, and where nothing is left.
     """
     report = Report()
     temporary = output.with_name(output.name + ".tmp")

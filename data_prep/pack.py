@@ -17,27 +17,21 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from data_prep.chat import ChatEncoder
 from data_prep.errors import UserError
 from data_prep.pieces import TokenReader, index_file, read_window, tokenize_piece
-from data_prep.plans import read_plan, write_plan
+from data_prep.plans import count_languages, packed_rows, read_plan, write_plan
 from data_prep.ranks import Ranks
 from data_prep.records import Piece, describe, plan_pieces
 from data_prep.shards import (
     FORMAT_VERSION,
-    IGNORE,
     MANIFEST,
-    PIVOT,
-    TRANSLATION,
-    PackedRow,
     read_manifest,
     sha256_file,
     shard_name,
@@ -51,7 +45,7 @@ PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in pro
 
 T = TypeVar("T")
 
-PACKER_VERSION = 1  # raise it when the same input and settings give other bytes
+PACKER_VERSION = 2  # raise it when the same input and settings give other bytes
 
 
 @dataclass(frozen=True)
@@ -93,22 +87,19 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
     packer.describe_run()
     if not ranks.agree(packer.finished):
         try:
+            ranks.agree(lambda: _naming_the_file(packer.prepare))
             _naming_the_file(packer.run)
-        except UserError:
-            if ranks.size == 1:  # else other ranks are still writing there
-                shutil.rmtree(packer.work, ignore_errors=True)
-            raise
         finally:
             packer.unlock()
     return read_manifest(output)
 
 
 def _naming_the_file(work: Callable[[], T]) -> T:
-    """Do `work`; what the operating system refuses becomes one line."""
+    """Do `work`; what the operating system refuses becomes one line. Unfinished work stays, to go on with."""
     try:
         return work()
     except OSError as error:
-        raise UserError(f"{error.filename or 'output'}: {error.strerror}; mend it and run again") from None
+        raise UserError(f"{error.filename or 'output'}: {error.strerror or error}; mend it and run again") from None
 
 
 class Packer:
@@ -154,10 +145,14 @@ class Packer:
         }
 
     def run(self) -> None:
-        """Do what is not done yet."""
-        self.ranks.agree(lambda: _naming_the_file(self._prepare))
-        self._tokenize()
-        rows, drops = self._assign()
+        """Do what is not done yet. Raises UserError for bad input; the work is of no use then and goes."""
+        try:
+            self._tokenize()
+            rows, drops = self._assign()
+        except UserError:
+            if self.ranks.size == 1:  # else other ranks are still writing there
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
         shards = self._write(rows)
         if self.ranks.rank == 0:
             self._publish(shards, drops)
@@ -170,7 +165,7 @@ class Packer:
         _refuse_other(self.head, read_manifest(self.output), self.output)
         return True
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Make the work folders, or find those of a run that was ended early."""
         if self.ranks.rank != 0:
             return
@@ -221,6 +216,8 @@ class Packer:
         total: Counter = Counter()
         for part in done:
             total.update({(lang, reason): number for lang, reason, number in part["drops"]})
+        if not any(part["rows"] for part in done):
+            raise UserError(f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens")
         return [part["rows"] for part in done], total
 
     def _describe(self, piece: int, place: int) -> str:
@@ -229,33 +226,17 @@ class Packer:
     def _write(self, rows: list[int]) -> int:
         """Write the shards and, per shard, its manifest entry with counts per language; returns their number."""
         starts = np.cumsum([0, *rows])
-        if not starts[-1]:
-            raise UserError(f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens")
         size = self.settings.rows_per_shard
         shards = -(-int(starts[-1]) // size)
         folder = self.work / "entries"
         reader = TokenReader(self.work / "pieces")
         for shard in self._mine(shards, "write", lambda i: folder / f"{i:05d}.json"):
             planned = read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
-            packed = self._rows(planned, reader)
+            packed = packed_rows(planned, reader, self.settings.pivot)
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
-            write_json(folder / f"{shard:05d}.json", {**entry, "languages": _count(planned, packed)})
+            write_json(folder / f"{shard:05d}.json", {**entry, "languages": count_languages(planned, packed)})
         self.ranks.all_gather(None)
         return shards
-
-    def _rows(self, planned: pa.Table, reader: TokenReader) -> list[PackedRow]:
-        """Planned sequences with their tokens, as rows."""
-        rows = []
-        columns = {name: planned[name].to_pylist() for name in ("pair_id", "lang", "piece", "offset", "length")}
-        starts = np.flatnonzero(np.diff(planned["row"].to_numpy(), prepend=-1))
-        for start, stop in pairwise([*starts.tolist(), len(planned)]):
-            pair_id, lang, piece, offset, length = (column[start:stop] for column in columns.values())
-            coded = np.concatenate([reader.read(*one) for one in zip(piece, offset, length, strict=True)])
-            ids = np.where(coded < 0, ~coded, coded)
-            labels = np.where(coded < 0, ids, np.int32(IGNORE))
-            role = [PIVOT if one == self.settings.pivot else TRANSLATION for one in lang]
-            rows.append(PackedRow(ids, labels, np.array(length, np.int32), pair_id, lang, role))
-        return rows
 
     def _publish(self, shards: int, drops: Counter) -> None:
         entries = [json.loads((self.work / "entries" / f"{i:05d}.json").read_text("utf-8")) for i in range(shards)]
@@ -295,23 +276,3 @@ def _nested(drops: Counter) -> dict[str, dict[str, int]]:
     for (lang, reason), number in drops.items():
         result.setdefault(reason, {})[lang] = number
     return result
-
-
-def _count(planned: pa.Table, packed: list[PackedRow]) -> dict[str, dict[str, int]]:
-    """Per language: sequences, tokens, supervised tokens, characters."""
-    lengths = planned["length"].to_numpy()
-    supervised = np.add.reduceat(
-        np.concatenate([row.labels for row in packed]) != IGNORE, np.cumsum(lengths) - lengths, dtype=np.int64
-    )
-    counted = pa.table(
-        {
-            "lang": planned["lang"],
-            "sequences": np.ones(len(planned), np.int64),
-            "tokens": lengths.astype(np.int64),
-            "supervised_tokens": supervised,
-            "characters": planned["characters"].cast(pa.int64()),
-        }
-    )
-    names = counted.column_names[1:]
-    sums = counted.group_by("lang").aggregate([(name, "sum") for name in names]).to_pylist()
-    return {found["lang"]: {name: found[f"{name}_sum"] for name in names} for found in sums}

@@ -1,9 +1,13 @@
-"""Row plans on disk: which sequences make up the rows of each window, until their tokens are written to shards."""
+"""Row plans: which sequences make up the rows of each window, on disk until their tokens are written to shards."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from data_prep.pieces import TokenReader
+from data_prep.shards import IGNORE, PIVOT, TRANSLATION, PackedRow
 
 
 def write_plan(path: Path, table: pa.Table) -> None:
@@ -28,3 +32,38 @@ def read_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa.Tab
             part = table.slice(low, high - low).drop_columns(["row"])
             tables.append(part.append_column("row", pa.array(rows[low:high])))
     return pa.concat_tables(tables)
+
+
+def packed_rows(planned: pa.Table, reader: TokenReader, pivot: str) -> list[PackedRow]:
+    """Planned sequences with their tokens, as rows."""
+    rows = []
+    columns = {name: planned[name].to_pylist() for name in ("pair_id", "lang", "piece", "offset", "length")}
+    starts = np.flatnonzero(np.diff(planned["row"].to_numpy(), prepend=-1))
+    for start, stop in pairwise([*starts.tolist(), len(planned)]):
+        pair_id, lang, piece, offset, length = (column[start:stop] for column in columns.values())
+        coded = np.concatenate([reader.read(*one) for one in zip(piece, offset, length, strict=True)])
+        ids = np.where(coded < 0, ~coded, coded)
+        labels = np.where(coded < 0, ids, np.int32(IGNORE))
+        role = [PIVOT if one == pivot else TRANSLATION for one in lang]
+        rows.append(PackedRow(ids, labels, np.array(length, np.int32), pair_id, lang, role))
+    return rows
+
+
+def count_languages(planned: pa.Table, packed: list[PackedRow]) -> dict[str, dict[str, int]]:
+    """Per language: sequences, tokens, supervised tokens, characters."""
+    lengths = planned["length"].to_numpy()
+    supervised = np.add.reduceat(
+        np.concatenate([row.labels for row in packed]) != IGNORE, np.cumsum(lengths) - lengths, dtype=np.int64
+    )
+    counted = pa.table(
+        {
+            "lang": planned["lang"],
+            "sequences": np.ones(len(planned), np.int64),
+            "tokens": lengths.astype(np.int64),
+            "supervised_tokens": supervised,
+            "characters": planned["characters"].cast(pa.int64()),
+        }
+    )
+    names = counted.column_names[1:]
+    sums = counted.group_by("lang").aggregate([(name, "sum") for name in names]).to_pylist()
+    return {found["lang"]: {name: found[f"{name}_sum"] for name in names} for found in sums}

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from pipeline.bench_peers import Problem, Shape, contestants
+from pipeline.loss import LossSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
@@ -60,24 +61,24 @@ def _status(field: str) -> float:
     raise OSError(f"no {field} in /proc/self/status")
 
 
-def _extra_memory_cpu(name: str, shape: Shape, dtype: torch.dtype, threads: int) -> float:
+def _extra_memory_cpu(name: str, shape: Shape, dtype: torch.dtype, settings: LossSettings, threads: int) -> float:
     """In a process of its own: peak resident size of one call beyond what it began with, in MB."""
     torch.set_num_threads(threads)
     run = contestants("cpu")[name]
     run(Problem.random(Shape(256, 512, 64, 64), dtype, "cpu"))  # libraries allocate their own at the first call
-    problem = Problem.random(shape, dtype, "cpu")
+    problem = Problem.random(shape, dtype, "cpu", settings)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     run(problem)
     return _status("VmHWM") - before
 
 
-def extra_memory(name: str, shape: Shape, dtype: torch.dtype, device: str) -> float:
+def extra_memory(name: str, shape: Shape, dtype: torch.dtype, device: str, settings: LossSettings) -> float:
     """MB at the peak of one call beyond hidden states and weights."""
     if device == "cpu":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_extra_memory_cpu, (name, shape, dtype, torch.get_num_threads()))
-    problem = Problem.random(shape, dtype, device)
+            return pool.apply(_extra_memory_cpu, (name, shape, dtype, settings, torch.get_num_threads()))
+    problem = Problem.random(shape, dtype, device, settings)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -85,10 +86,12 @@ def extra_memory(name: str, shape: Shape, dtype: torch.dtype, device: str) -> fl
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measure(shape: Shape, dtype: torch.dtype, device: str, rounds: int, names: list[str] | None = None) -> list[Row]:
+def measure(
+    shape: Shape, dtype: torch.dtype, device: str, settings: LossSettings, rounds: int, names: list[str] | None = None
+) -> list[Row]:
     """One row for each contestant (those named, or all)."""
     runs = {name: run for name, run in contestants(device).items() if names is None or name in names}
-    problem = Problem.random(shape, dtype, device)
+    problem = Problem.random(shape, dtype, device, settings)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, run in runs.items():
@@ -105,9 +108,10 @@ def measure(shape: Shape, dtype: torch.dtype, device: str, rounds: int, names: l
             "ms": round(medians[name], 2),
             "ms_min": round(min(times[name]), 2),
             "tflops": round(shape.flops / medians[name] / 1e9, 3),
-            "extra_mb": round(extra_memory(name, shape, dtype, device), 1),
+            "extra_mb": round(extra_memory(name, shape, dtype, device, settings), 1),
             "over_floor": round(medians[name] / medians["three products"], 3),
             "solar_over_it": round(medians["solar"] / medians[name], 3),
+            "memory_budget_mb": settings.memory_budget_mb,
             "rounds": rounds,
             "machine": machine(device),
             "torch": torch.__version__,
@@ -172,6 +176,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--memory_budget_mb", type=float, default=LossSettings().memory_budget_mb)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", help="contestants; 'solar' and 'three products' always run")
     parser.add_argument("--sweep", action="store_true", help="vary each of T, V, d and the sequence length")
@@ -181,9 +186,9 @@ def main() -> None:
     names = ["solar", "three products", *args.only] if args.only else None
     if args.sweep and names is None:
         names = ["solar", "solar CE", "three products"]
-    rows = []
+    rows, settings = [], LossSettings(memory_budget_mb=args.memory_budget_mb)
     for shape in sweep(base) if args.sweep else [base]:
-        for row in measure(shape, getattr(torch, args.dtype), args.device, args.rounds, names):
+        for row in measure(shape, getattr(torch, args.dtype), args.device, settings, args.rounds, names):
             rows.append(row)
             print("  ".join(f"{key}={row[key]}" for key in list(row)[:11]), flush=True)
     write(rows, args.out.with_suffix(".csv"))

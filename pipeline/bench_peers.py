@@ -5,7 +5,7 @@ Shape letters: T supervised positions, V vocabulary, d hidden size, n sequences.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
@@ -39,11 +39,12 @@ class Problem:
     hidden: Tensor
     weight: Tensor
     targets: Tensor
+    settings: LossSettings = field(default_factory=LossSettings)
     accumulator: Tensor | None = None
     logits: Tensor | None = None
 
     @classmethod
-    def random(cls, shape: Shape, dtype: torch.dtype, device: str) -> "Problem":
+    def random(cls, shape: Shape, dtype: torch.dtype, device: str, settings: LossSettings | None = None) -> "Problem":
         generator = torch.Generator().manual_seed(0)
         # Logits of standard deviation 2: neither flat nor one-hot.
         hidden = torch.randn(shape.tokens, shape.hidden, generator=generator)
@@ -54,6 +55,7 @@ class Problem:
             hidden.to(device, dtype).requires_grad_(),
             weight.to(device, dtype).requires_grad_(),
             targets.to(device),
+            settings or LossSettings(),
         )
 
     def accumulated(self) -> Tensor:
@@ -82,7 +84,7 @@ def _solar(problem: Problem, weight: float) -> None:
     shard = VocabularyShard(problem.weight.detach(), 0, problem.accumulator)
     totals = Totals(float(shape.tokens), count / 2 if weight else 0.0)
     result = solar_loss(
-        problem.hidden, supervised, Vocabulary(shape.vocab, shard, shard), LossSettings(), weight, totals, 2
+        problem.hidden, supervised, Vocabulary(shape.vocab, shard, shard), problem.settings, weight, totals, 2
     )
     result.loss.backward()
 

@@ -14,9 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
-from statistics import NormalDist, fmean
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,10 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from data_prep.errors import UserError, exit_cleanly
-from data_prep.records import parse_record
 from data_prep.shards import write_atomically
-from pipeline.answers import LANGUAGES, answers_equal, extract_answer, parse_gold
-from pipeline.report import accuracy_table, versions
+from pipeline.answers import answers_equal, extract_answer
+from pipeline.problems import Problem, read_problems
+from pipeline.scores import accuracy_table, summarise, versions
 
 # transformers' annotations do not tell that a causal LM generates, nor what a tokenizer's calls return.
 Model = Any
@@ -64,34 +62,11 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
-class Problem(NamedTuple):
-    """One record to answer: `messages` is the conversation up to the response, `gold` the right number."""
-
-    pair_id: str
-    lang: str
-    messages: list[dict[str, str]]
-    gold: Decimal
-
-
 class Generation(NamedTuple):
     """A generated response: its text, and whether the model ended it itself (else it was cut at max_new_tokens)."""
 
     text: str
     finished: bool
-
-
-class Score(NamedTuple):
-    """Figures of one language; shares in [0, 1], `low` and `high` the 95 % Wilson interval of the accuracy.
-
-    `consistency_with_pivot` is None for the pivot itself and where no problem exists in both languages.
-    """
-
-    n: int
-    correct: int
-    accuracy: float
-    low: float
-    high: float
-    consistency_with_pivot: float | None
 
 
 def evaluate(settings: Settings) -> None:
@@ -122,60 +97,6 @@ def evaluate(settings: Settings) -> None:
     print(
         f"{accuracy_table(result)}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True
     )
-
-
-def read_problems(path: Path, limit: int | None = None) -> list[Problem]:
-    """The problems of a JSON Lines file of canonical records, of the first `limit` pair ids only if given.
-
-    The written-out answer may be absent. Raises UserError naming file and row for a bad record.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; --data takes JSON Lines of records {{pair_id, lang, question, gold}}")
-    problems: dict[tuple[str, str], Problem] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    for row, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            problem = _parse_problem(line)
-            if (problem.pair_id, problem.lang) in problems:
-                raise UserError(f"pair_id {problem.pair_id!r} has two records in language {problem.lang!r}; keep one")
-        except UserError as error:
-            raise UserError(f"{path} row {row}: {error}") from None
-        problems[problem.pair_id, problem.lang] = problem
-    if not problems:
-        raise UserError(f"{path}: empty file; nothing to evaluate")
-    kept = set(list(dict.fromkeys(pair_id for pair_id, _ in problems))[:limit])
-    return [problem for problem in problems.values() if problem.pair_id in kept]
-
-
-def _parse_problem(line: str) -> Problem:
-    try:
-        raw: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"malformed JSON ({error})") from None
-    record = parse_record(_with_placeholder(raw) if isinstance(raw, dict) else raw)
-    if record.lang not in LANGUAGES:
-        raise UserError(f"unknown language {record.lang!r}; answers can be read in {', '.join(LANGUAGES)}")
-    gold = parse_gold(raw.get("gold"))
-    if gold is None:
-        raise UserError("`gold` is absent or no number; evaluation needs the final answer there, for instance 42")
-    if len(record.messages) < 2:
-        raise UserError("no message before the response; evaluation needs a question")
-    return Problem(record.pair_id, record.lang, record.messages[:-1], gold)
-
-
-def _with_placeholder(raw: dict[str, Any]) -> dict[str, Any]:
-    """`parse_record` wants a written-out response, which test data need not have: a placeholder takes its place."""
-    messages = raw.get("messages")
-    if not isinstance(messages, list):
-        return {**raw, "answer": "-"}
-    if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
-        messages = messages[:-1]
-    return {**raw, "messages": [*messages, {"role": "assistant", "content": "-"}]}
 
 
 def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
@@ -310,36 +231,6 @@ def _row(problem: Problem, generation: Generation) -> dict[str, Any]:
         "gold": str(problem.gold),
         "correct": answers_equal(answer, problem.gold),
     }
-
-
-def summarise(problems: Sequence[Problem], answers: Sequence[Decimal | None], pivot: str) -> dict[str, Any]:
-    """Scores per language (keys in alphabetical order) and their macro averages, as `evaluation.json` holds them."""
-    by_lang: dict[str, dict[str, tuple[Decimal | None, Decimal]]] = {}
-    for problem, answer in zip(problems, answers, strict=True):
-        by_lang.setdefault(problem.lang, {})[problem.pair_id] = (answer, problem.gold)
-    scores = {}
-    for lang, results in sorted(by_lang.items()):
-        correct = sum(answers_equal(answer, gold) for answer, gold in results.values())
-        shared = [] if lang == pivot else sorted(results.keys() & by_lang.get(pivot, {}).keys())
-        agreeing = [answers_equal(results[pair_id][0], by_lang[pivot][pair_id][0]) for pair_id in shared]
-        low, high = wilson_interval(correct, len(results))
-        consistency = fmean(agreeing) if agreeing else None
-        scores[lang] = Score(len(results), correct, correct / len(results), low, high, consistency)
-    consistencies = [s.consistency_with_pivot for s in scores.values() if s.consistency_with_pivot is not None]
-    macro = {
-        "accuracy": fmean(score.accuracy for score in scores.values()),
-        "consistency_with_pivot": fmean(consistencies) if consistencies else None,
-    }
-    return {"pivot": pivot, "languages": {lang: score._asdict() for lang, score in scores.items()}, "macro": macro}
-
-
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share `correct` of `n` > 0: honest near 0 and 1 and for few records."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _write(path: Path, text: str) -> None:

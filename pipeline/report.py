@@ -9,9 +9,7 @@ absent is left out of the report.
 import io
 import json
 import math
-import platform
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +22,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import write_atomically
+from pipeline.scores import accuracy_table, versions
 
 Metrics = list[dict[str, Any]]  # one per step, in order of steps
 
@@ -165,38 +164,6 @@ def _ce_table(metrics: Metrics, languages: list[str]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(evaluation: dict[str, Any]) -> str:
-    """The Markdown table of an evaluation (the content of `evaluation.json`), in percent."""
-
-    def percent(share: float | None) -> str:
-        return "–" if share is None else f"{100 * share:.1f}"
-
-    lines = [
-        f"| language | problems | accuracy % | 95 % interval | same answer as {evaluation['pivot']} % |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for lang, score in evaluation["languages"].items():
-        interval = f"{percent(score['low'])} to {percent(score['high'])}"
-        consistency = percent(score["consistency_with_pivot"])
-        lines.append(f"| {lang} | {score['n']} | {percent(score['accuracy'])} | {interval} | {consistency} |")
-    macro = evaluation["macro"]
-    total = sum(score["n"] for score in evaluation["languages"].values())
-    average, consistency = percent(macro["accuracy"]), percent(macro["consistency_with_pivot"])
-    lines.append(f"| **mean of languages** | {total} | **{average}** | | **{consistency}** |")
-    return "\n".join(lines)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries the figures depend on, as installed here."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", "deepspeed"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 # --- picture
 
 
@@ -282,13 +249,15 @@ def _draw_accuracy(axes: Axes, evaluation: dict[str, Any]) -> None:
         top, label = scores[lang]["high"] + 0.015, f"{100 * scores[lang]['accuracy']:.1f}"
         axes.text(x, top, label, ha="center", va="bottom", fontsize=9, color=INK)
     shares = [(x + 0.2, scores[lang]["consistency_with_pivot"]) for x, lang in enumerate(order)]  # beside the interval
-    if agreeing := [(x, share) for x, share in shares if share is not None]:
+    agreeing = [(x, share) for x, share in shares if share is not None]
+    if agreeing:
         places, agreement = zip(*agreeing, strict=True)
         diamonds = axes.scatter(places, agreement, s=45, color=ORANGE, marker="D", edgecolors="white", zorder=4)
         diamonds.set(label=f"same answer as {pivot}", clip_on=False)
     mean = evaluation["macro"]["accuracy"]
     axes.axhline(mean, color=GREY, linestyle=(0, (4, 3)), linewidth=1, zorder=1, label=f"mean {100 * mean:.1f} %")
-    axes.set_ylim(0, min(1.12, max(0.1, 1.18 * max(score["high"] for score in scores.values()))))
+    highest = max([score["high"] for score in scores.values()] + [share for _, share in agreeing])
+    axes.set_ylim(0, min(1.12, max(0.1, 1.18 * highest)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(-0.6, max(len(order), 4) - 0.4)
     axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)

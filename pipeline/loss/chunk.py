@@ -119,11 +119,12 @@ class ShardedSoftmax:
         return all_reduce((pooled.to(embedding.dtype) @ embedding).to(pooled.dtype), self.group)
 
     def directions(self, grad_u: Tensor) -> Tensor:
-        """[m, d] gradient of the summaries to [m, v], that of each sequence's pooled probabilities."""
+        """[m, d] gradient of the summaries to [m, v], that of each sequence's pooled probabilities, in E's dtype."""
         embedding = self.vocabulary.embedding.weight
         # In this order a CPU reads E once, at the speed of its memory.
-        directions = (embedding @ grad_u.to(embedding.dtype).T).T.to(grad_u.dtype).contiguous()
-        return directions if self.vocabulary.weights is None else directions * self.vocabulary.weights
+        directions = (embedding @ grad_u.to(embedding.dtype).T).T.contiguous()
+        weights = self.vocabulary.weights
+        return directions if weights is None else (directions * weights).to(directions.dtype)
 
     def backward(self, chunk: Chunk, directions: Tensor | None, unit: float) -> Tensor:
         """dz in place of e, then products 2 and 3.

@@ -1,17 +1,21 @@
-"""Passes over one chunk of logits, in place. On a CPU a few rows at a time, so that they stay in its cache.
+"""Passes over one chunk of logits, in place.
 
-On a GPU the same passes are the kernels of `triton_kernels`.
+On a GPU they are the kernels of `triton_kernels`, which sum in fp32; float64 there takes the way of the CPU.
 Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones
 (whose summaries have a gradient), d hidden size.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from pipeline.loss.schedule import Run
+
+if find_spec("triton"):
+    from pipeline.loss import triton_kernels
 
 CACHE_BYTES = 1 << 20  # a tile of rows that a CPU core's second-level cache holds
 
@@ -40,6 +44,10 @@ def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
     return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
 
 
+def _has_kernels(z: Tensor) -> bool:
+    return z.is_cuda and z.dtype != torch.float64 and z.numel() > 0
+
+
 def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """z <- some multiple of softmax(z / temperature) over these columns, chosen for precision.
 
@@ -49,22 +57,22 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     log_sum, total = (z_Cv.new_empty(len(z_Cv), dtype=dtype) for _ in range(2))
     if z_Cv.shape[1] == 0:
         return log_sum.fill_(-torch.inf), total.fill_(1)
+    if _has_kernels(z_Cv):
+        return triton_kernels.softmax_(z_Cv, temperature)
+    if z_Cv.dtype == dtype:
+        if temperature != 1:
+            z_Cv.div_(temperature)
+        largest = z_Cv.amax(1)
+        torch.softmax(z_Cv, 1, out=z_Cv)
+        # The largest entry of a softmax is one over the sum of exponentials relative to it.
+        return largest - z_Cv.amax(1).log(), total.fill_(1)
     for tile in _tiles(z_Cv, 0, len(z_Cv)):
-        z = z_Cv[tile]
-        if z.dtype == dtype:
-            if temperature != 1:
-                z.div_(temperature)
-            largest = z.amax(1)
-            torch.softmax(z, 1, out=z)
-            # The largest entry of a softmax is one over the sum of exponentials relative to it.
-            log_sum[tile], total[tile] = largest - z.amax(1).log(), 1
-        else:
-            # Half precisions keep exp(z - max), whose range they can hold.
-            wide = z.to(dtype) / temperature
-            largest = wide.amax(1)
-            sums = wide.sub_(largest[:, None]).exp_().sum(1)
-            z.copy_(wide)
-            log_sum[tile], total[tile] = largest + sums.log(), sums
+        # Half precisions keep exp(z - max), whose range they can hold.
+        wide = z_Cv[tile].to(dtype) / temperature
+        largest = wide.amax(1)
+        total[tile] = wide.sub_(largest[:, None]).exp_().sum(1)
+        log_sum[tile] = largest + total[tile].log()
+        z_Cv[tile] = wide
     return log_sum, total
 
 
@@ -78,6 +86,8 @@ def cap_(z_Cv: Tensor, softcap: float, slope_Cv: Tensor) -> Tensor:
 
 def pool(p_Cv: Tensor, weight_C: Tensor, rows: Rows) -> Tensor:
     """[n, v] sum of weight * p over the rows of each sequence."""
+    if _has_kernels(p_Cv):
+        return triton_kernels.pool(p_Cv, weight_C, rows.sequence, len(rows.moved_of))
     pooled = weight_C.new_zeros(len(rows.moved_of), p_Cv.shape[1])
     weight_C = weight_C.to(p_Cv.dtype)
     for run in rows.runs:
@@ -87,9 +97,11 @@ def pool(p_Cv: Tensor, weight_C: Tensor, rows: Rows) -> Tensor:
 
 def inner_products(p_Cv: Tensor, direction_mv: Tensor, rows: Rows) -> Tensor:
     """[C] <p, direction> of the rows of moved sequences; 0 elsewhere."""
-    inner = direction_mv.new_zeros(len(p_Cv))
+    if _has_kernels(p_Cv):
+        return triton_kernels.inner_products(p_Cv, direction_mv, rows.moved)
+    inner = torch.zeros_like(rows.pooling)
     for run, m in _moved_runs(rows):
-        inner[run.start : run.stop] = p_Cv[run.start : run.stop] @ direction_mv[m].to(p_Cv.dtype)
+        inner[run.start : run.stop] = p_Cv[run.start : run.stop] @ direction_mv[m]
     return inner
 
 
@@ -100,10 +112,13 @@ def tilt_(
 
     The softmax Jacobian of both terms. q is e itself where the temperature is 1.
     """
+    if _has_kernels(e_Cv):
+        triton_kernels.tilt_(e_Cv, q_Cv, base_C, slope_C, inner_C, direction_mv, rows.moved)
+        return
     offset_C = -slope_C * inner_C + (base_C if q_Cv is e_Cv else 0)
     factors_C2 = torch.stack([offset_C, slope_C], dim=1)
     for run, m in _moved_runs(rows):
-        line_2v = torch.stack([torch.ones_like(direction_mv[m]), direction_mv[m]])
+        line_2v = torch.stack([torch.ones_like(direction_mv[m]), direction_mv[m]]).to(base_C.dtype)
         for tile in _tiles(e_Cv, run.start, run.stop):
             q_Cv[tile].mul_(factors_C2[tile] @ line_2v)
             if q_Cv is not e_Cv:

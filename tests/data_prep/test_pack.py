@@ -181,6 +181,34 @@ def test_bad_records_are_named_and_nothing_is_left_behind(records, message, toke
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_two_runs_do_not_pack_into_one_output(demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    real, seen = pack_module.write_plan, []
+
+    def meanwhile(*args):
+        with pytest.raises(UserError, match="another run is packing there"):
+            run([demo_file], tokenizer_dir, tmp_path / "out")
+        seen.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(pack_module, "write_plan", meanwhile)
+    run([demo_file], tokenizer_dir, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert seen
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), OSError("disk full, says arrow")])
+@pytest.mark.parametrize("step", ["tokenize_piece", "write_plan", "write_shard"])
+def test_a_full_disk_is_one_line_and_the_work_is_kept(step, error, demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, step, lambda *args: (_ for _ in ()).throw(error))
+        with pytest.raises(UserError, match=r"(x: No space left|disk full, says arrow).*; mend it and run again"):
+            run([demo_file], tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    run([demo_file], tokenizer_dir, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_output_that_cannot_be_written_or_is_not_ours(demo_file, tokenizer_dir, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="Not a directory"):

@@ -14,17 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from data_prep.errors import UserError
-from pipeline.evaluation import (
-    Problem,
-    Settings,
-    evaluate,
-    generate,
-    load_model,
-    read_problems,
-    summarise,
-    wilson_interval,
-)
-from pipeline.report import accuracy_table
+from pipeline.evaluation import Settings, evaluate, generate, load_model
+from pipeline.problems import Problem, read_problems
+from pipeline.scores import accuracy_table, summarise, wilson_interval
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}"

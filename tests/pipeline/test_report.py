@@ -6,7 +6,8 @@ import pytest
 from matplotlib.image import imread
 
 from data_prep.errors import UserError
-from pipeline.report import accuracy_table, draw, main, markdown, read_metrics, series, smooth, write_report
+from pipeline.report import draw, main, markdown, read_metrics, series, smooth, write_report
+from pipeline.scores import accuracy_table
 
 
 def step(number, **values):
@@ -129,6 +130,17 @@ def test_picture_has_a_panel_for_what_there_is(tmp_path, steps, evaluation, titl
     assert all(title.startswith(expected) for title, expected in zip(found, titles, strict=True))
     figure.savefig(tmp_path / "x.png")
     assert markdown(tmp_path, steps, evaluation)
+
+
+@pytest.mark.parametrize("agreement", [0.7, 1.0])
+def test_everything_drawn_of_the_accuracies_lies_within_its_panel(agreement):
+    """Low accuracy with much agreement: the marks of agreement must not end up over other panels."""
+    evaluation = {**EVALUATION, "languages": {"en": score(0.05, None), "sw": score(0.05, agreement)}}
+    axes = draw([step(1)], evaluation).axes[-1]
+    (marks,) = [found for found in axes.collections if found.get_label() == "same answer as en"]
+    bottom, top = axes.get_ylim()
+    assert bottom <= 0 and agreement < top <= 1.12
+    assert all(bottom <= y < top for _, y in marks.get_offsets())
 
 
 def test_nothing_to_report_is_one_line(tmp_path):

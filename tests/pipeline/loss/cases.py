@@ -3,7 +3,7 @@
 Shape letters: T supervised positions, S sequences, V vocabulary, d hidden size, L languages.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Case:
     bias: bool = False
     logit_scale: float = 1.0
     softcap: float | None = None
+    device: str = "cpu"
 
     def with_rows(self, rows: int) -> "Case":
         """The same case with room for that many rows of each rank in a chunk."""
@@ -161,28 +162,29 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
     t = tensors(case, generator)
     mine, _ = layout(case, rank, torch.Generator().manual_seed(case.seed))
     first = sum(counts[:rank])
-    hidden = t.hidden[first : first + counts[rank]].to(case.dtype).requires_grad_()
+    mine = on_device(mine, case.device)
+    hidden = t.hidden[first : first + counts[rank]].to(case.device, case.dtype).requires_grad_()
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, size)
     total = torch.promote_types(case.dtype, torch.float32)
 
     def shard(weight: Tensor) -> VocabularyShard:
-        rows = weight[start:end].to(case.dtype)
-        return VocabularyShard(rows, start, torch.zeros(rows.shape, dtype=total))
+        rows = weight[start:end].to(case.device, case.dtype)
+        return VocabularyShard(rows, start, torch.zeros(rows.shape, dtype=total, device=case.device))
 
     head = shard(t.head)
     vocabulary = Vocabulary(
         case.vocab_size,
         head,
         head if case.tied else shard(t.embedding),
-        bias=t.bias[start:end].to(case.dtype) if case.bias else None,
-        bias_grad=torch.zeros(end - start, dtype=total) if case.bias else None,
+        bias=t.bias[start:end].to(case.device, case.dtype) if case.bias else None,
+        bias_grad=torch.zeros(end - start, dtype=total, device=case.device) if case.bias else None,
         logit_scale=case.logit_scale,
         softcap=case.softcap,
-        weights=t.weights[start:end].to(total) if case.vocabulary_weights else None,
+        weights=t.weights[start:end].to(case.device, total) if case.vocabulary_weights else None,
     )
     centres = None
     if case.centred:
-        centres = Centres(t.centres.to(total), torch.ones(LANGUAGES, dtype=torch.bool))
+        centres = Centres(t.centres.to(case.device, total), torch.ones(LANGUAGES, dtype=torch.bool, device=case.device))
     result = solar_loss(
         hidden, mine, vocabulary, case.settings, case.weight, _totals(everything), LANGUAGES, centres, group
     )
@@ -193,7 +195,12 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
     found["embedding"] = vocabulary.embedding.grad
     if vocabulary.bias_grad is not None:
         found["bias"] = vocabulary.bias_grad
-    return found
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def on_device(supervised: Supervised, device: str) -> Supervised:
+    moved = {f.name: value.to(device) for f in fields(supervised) if (value := getattr(supervised, f.name)) is not None}
+    return replace(supervised, **moved)
 
 
 def errors(case: Case, shares: list[dict[str, Tensor]], reference: dict[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,130 @@
+"""The passes of `elementwise` as GPU kernels: each reads or writes a chunk of logits once, and sums in fp32.
+
+Nothing is added up through atomics, so that two runs agree bit for bit.
+Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LINE = 4096  # columns that one program holds at a time
+POOL_ROWS, POOL_LINE = 8, 512
+
+
+@triton.jit
+def _softmax(z_ptr, log_sum_ptr, total_ptr, columns, inverse_temperature, LINE: tl.constexpr):
+    row = tl.program_id(0)
+    z_ptr += row.to(tl.int64) * columns
+    lane = tl.arange(0, LINE)
+    largest = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    for start in range(0, columns, LINE):
+        inside = start + lane < columns
+        z = tl.load(z_ptr + start + lane, mask=inside, other=float("-inf"), eviction_policy="evict_last")
+        z = z.to(tl.float32) * inverse_temperature
+        larger = tl.maximum(largest, tl.max(z, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(z - larger), 0)
+        largest = larger
+    for start in range(0, columns, LINE):
+        inside = start + lane < columns
+        z = tl.load(z_ptr + start + lane, mask=inside, other=0.0, eviction_policy="evict_first")
+        e = tl.exp(z.to(tl.float32) * inverse_temperature - largest)
+        tl.store(z_ptr + start + lane, e.to(z_ptr.dtype.element_ty), mask=inside)
+    tl.store(log_sum_ptr + row, largest + tl.log(total))
+    tl.store(total_ptr + row, total)
+
+
+@triton.jit
+def _pool(p_ptr, weight_ptr, edge_ptr, pooled_ptr, columns, ROWS: tl.constexpr, LINE: tl.constexpr):
+    sequence = tl.program_id(1)
+    column = tl.program_id(0) * LINE + tl.arange(0, LINE)
+    inside = column < columns
+    stop = tl.load(edge_ptr + sequence + 1)
+    total = tl.zeros((ROWS, LINE), tl.float32)
+    for start in range(tl.load(edge_ptr + sequence), stop, ROWS):
+        row = start + tl.arange(0, ROWS)
+        weight = tl.load(weight_ptr + row, mask=row < stop, other=0.0)
+        mask = (row < stop)[:, None] & inside[None, :]
+        p = tl.load(p_ptr + row.to(tl.int64)[:, None] * columns + column[None, :], mask=mask, other=0.0)
+        total += weight[:, None] * p.to(tl.float32)
+    tl.store(pooled_ptr + sequence.to(tl.int64) * columns + column, tl.sum(total, 0), mask=inside)
+
+
+@triton.jit
+def _inner_products(p_ptr, direction_ptr, moved_ptr, inner_ptr, columns, LINE: tl.constexpr):
+    row = tl.program_id(0)
+    moved = tl.load(moved_ptr + row)
+    total = tl.zeros((LINE,), tl.float32)
+    if moved >= 0:
+        p_ptr += row.to(tl.int64) * columns
+        direction_ptr += moved * columns
+        for start in range(0, columns, LINE):
+            column = start + tl.arange(0, LINE)
+            p = tl.load(p_ptr + column, mask=column < columns, other=0.0)
+            direction = tl.load(direction_ptr + column, mask=column < columns, other=0.0)
+            total += p.to(tl.float32) * direction.to(tl.float32)
+    tl.store(inner_ptr + row, tl.sum(total, 0))
+
+
+@triton.jit
+def _tilt(
+    e_ptr, q_ptr, base_ptr, slope_ptr, inner_ptr, direction_ptr, moved_ptr, columns, SAME: tl.constexpr,
+    LINE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    moved = tl.load(moved_ptr + row)
+    if moved >= 0:
+        base, slope, inner = tl.load(base_ptr + row), tl.load(slope_ptr + row), tl.load(inner_ptr + row)
+        e_ptr += row.to(tl.int64) * columns
+        q_ptr += row.to(tl.int64) * columns
+        direction_ptr += moved * columns
+        for start in range(0, columns, LINE):
+            column = start + tl.arange(0, LINE)
+            inside = column < columns
+            e = tl.load(e_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            q = e if SAME else tl.load(q_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            direction = tl.load(direction_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            e = e * base + q * (slope * (direction - inner))
+            tl.store(e_ptr + column, e.to(e_ptr.dtype.element_ty), mask=inside)
+
+
+def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    log_sum, total = (torch.empty(len(z_Cv), dtype=torch.float32, device=z_Cv.device) for _ in range(2))
+    _softmax[(len(z_Cv),)](z_Cv, log_sum, total, z_Cv.shape[1], 1 / temperature, LINE=LINE, num_warps=8)
+    return log_sum, total
+
+
+def pool(p_Cv: Tensor, weight_C: Tensor, sequence_C: Tensor, sequences: int) -> Tensor:
+    columns = p_Cv.shape[1]
+    pooled = torch.empty(sequences, columns, dtype=torch.float32, device=p_Cv.device)
+    # Rows of one sequence are consecutive, in the order of the sequences.
+    edges = torch.searchsorted(sequence_C, torch.arange(sequences + 1, device=p_Cv.device))
+    grid = (triton.cdiv(columns, POOL_LINE), sequences)
+    _pool[grid](p_Cv, weight_C, edges, pooled, columns, ROWS=POOL_ROWS, LINE=POOL_LINE, num_warps=4)
+    return pooled
+
+
+def inner_products(p_Cv: Tensor, direction_mv: Tensor, moved_C: Tensor) -> Tensor:
+    inner = torch.empty(len(p_Cv), dtype=torch.float32, device=p_Cv.device)
+    _inner_products[(len(p_Cv),)](p_Cv, direction_mv, moved_C, inner, p_Cv.shape[1], LINE=LINE, num_warps=8)
+    return inner
+
+
+def tilt_(
+    e_Cv: Tensor, q_Cv: Tensor, base_C: Tensor, slope_C: Tensor, inner_C: Tensor, direction_mv: Tensor, moved_C: Tensor
+) -> None:
+    _tilt[(len(e_Cv),)](
+        e_Cv,
+        q_Cv,
+        base_C,
+        slope_C,
+        inner_C,
+        direction_mv,
+        moved_C,
+        e_Cv.shape[1],
+        SAME=q_Cv is e_Cv,
+        LINE=LINE,
+        num_warps=8,
+    )

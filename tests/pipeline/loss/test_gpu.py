@@ -1,0 +1,94 @@
+"""The same loss and lookup on a GPU, against the float64 reference on the CPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.loss import VocabularyShard, embedding_lookup
+from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
+from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, problem
+from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, LAYOUTS, SETTINGS, UNEVEN, bound_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+# The kernels' exponentials are good to two units in the last place.
+FACTOR_OF_BOUND = 2
+
+
+@pytest.fixture(autouse=True)
+def exact_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+def check(case: Case) -> None:
+    found = errors(case, [solve_sharded(None, case)], solve_reference(case))
+    assert all(error <= FACTOR_OF_BOUND * bound_of(case) for error in found.values()), found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("rows", [4, 100])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(name: str, rows: int, dtype: torch.dtype) -> None:
+    check(Case(UNEVEN[:1], SETTINGS[name], tied=False, dtype=dtype, device="cuda").with_rows(rows))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str) -> None:
+    check(Case(LAYOUTS[layout][:1], device="cuda"))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"centred": True},
+        {"vocabulary_weights": True},
+        {"ce_weights": True},
+        {"bias": True, "logit_scale": 0.25},
+        {"softcap": 3.0, "logit_scale": 2.0},
+        {"vocab_size": 9001, "padded_size": 9001},
+    ],
+    ids=lambda extra: " ".join(extra),
+)
+def test_families_weights_and_many_lines(extra: dict[str, object]) -> None:
+    case = Case(EMPTY_SEQUENCES[:1], tied=False, device="cuda", **extra)  # type: ignore[arg-type]
+    check(case.with_rows(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_is_no_worse_than_plain_torch(dtype: torch.dtype) -> None:
+    ours, plain = {}, {}
+    for seed in range(5):
+        case = Case(UNEVEN[:1], tied=False, dtype=dtype, vocab_size=301, padded_size=301, hidden_size=32, seed=seed)
+        oracle = solve_reference(case)
+        for total, share in (
+            (ours, solve_sharded(None, replace(case, device="cuda"))),
+            (plain, solve_reference(case, dtype)),
+        ):
+            for name, error in errors(case, [share], oracle).items():
+                total[name] = total.get(name, 0.0) + error / 5
+    assert all(ours[name] <= 1.1 * plain[name] + 1e-4 for name in ours), (ours, plain)
+
+
+def test_two_runs_agree_bit_for_bit() -> None:
+    lengths = ((tuple([300, 500, 200]), (700, 44)),)
+    case = Case(lengths, vocab_size=5000, padded_size=5000, hidden_size=64, dtype=torch.bfloat16, device="cuda")
+    first, second = solve_sharded(None, case.with_rows(900)), solve_sharded(None, case.with_rows(900))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_embedding_lookup() -> None:
+    table, (ids,), (grad,) = problem([(300, 20)])
+    ids = ids.cuda()
+    grads = []
+    for _ in range(2):
+        weight = table.float().cuda()
+        shard = VocabularyShard(weight, 0, torch.zeros_like(weight))
+        rows = embedding_lookup(ids, shard, PADDED, None, FACTOR)
+        assert torch.equal(rows, weight[ids])
+        rows.backward(grad.float().cuda())
+        grads.append(shard.grad)
+    assert grads[0] is not None and grads[1] is not None and torch.equal(grads[0], grads[1])
+    expected = torch.zeros(VOCAB, HIDDEN).double()
+    expected.index_add_(0, ids.flatten().cpu(), grad.view(-1, HIDDEN), alpha=FACTOR)
+    torch.testing.assert_close(grads[0].cpu().double(), expected, rtol=1e-5, atol=1e-5)
