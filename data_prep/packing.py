@@ -8,7 +8,8 @@ import random
 from collections.abc import Sequence
 
 NEAR = 1.005  # bins over the lower bound at which the search ends
-PASSES = 12  # of the search, over as many handfuls of bins as there are bins
+PASSES = 12  # of the search, over as many handfuls of bins as there are bins, and at least HANDFULS
+HANDFULS = 1000
 PATIENCE = 3  # passes without a bin saved after which it ends
 
 Bins = list[list[int]]
@@ -79,10 +80,10 @@ def improve(bins: Bins, lengths: Sequence[int], capacity: int) -> Bins:
     waited = 0
     for _ in range(PASSES):
         before = len(bins)
-        for _ in range(before):
+        for _ in range(max(before, HANDFULS)):
             if len(bins) <= NEAR * bound or len(bins) < 3:
                 return bins
-            emptiest = min((rng.randrange(len(bins)) for _ in range(8)), key=fills.__getitem__)
+            emptiest = min((rng.randrange(len(bins)) for _ in range(32)), key=fills.__getitem__)
             chosen = {emptiest, *(rng.randrange(len(bins)) for _ in range(rng.randint(2, 6)))}
             old = sorted(chosen, reverse=True)
             new = _fill_one_by_one([item for place in old for item in bins[place]], lengths, capacity)
