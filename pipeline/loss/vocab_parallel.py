@@ -68,6 +68,7 @@ def solar_loss(
 
     Args:
         hidden: [T, d] final hidden states of this rank's supervised positions.
+        supervised: best on the host, whatever the device of `hidden`: it is read there first.
         vocabulary: this rank's shards. Where their `grad` is given, the exact gradient of the loss (summed over
             ranks, no factor) is added to it during this call, unless autograd is off.
         totals: counts of the global batch. languages: L.
@@ -188,7 +189,7 @@ class _Step:
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
             language_ce=(share * ce).sum(1),
-            language_tokens=mine.sum(1).to(ce.device),
+            language_tokens=upload([mine.sum(1)], ce.device)[0],
         )
 
 
