@@ -30,9 +30,14 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _tokenizer(args: argparse.Namespace) -> None:
     from data_prep.sampling import sample_texts
-    from data_prep.tokenizer import fingerprint, save, train
+    from data_prep.tokenizer import fingerprint, load_tokenizer, save, train
 
-    tokenizer = train(sample_texts(args.input, args.alpha, args.max_characters), args.vocab_size)
+    if args.sentencepiece:
+        tokenizer = load_tokenizer(args.sentencepiece)
+    elif args.input:
+        tokenizer = train(sample_texts(args.input, args.alpha, args.max_characters), args.vocab_size)
+    else:
+        raise UserError("give --input, records to train on, or --sentencepiece, a trained model")
     save(tokenizer, args.output)
     print(f"{args.output}: {len(tokenizer)} tokens, fingerprint {fingerprint(tokenizer)[:16]}")
 
@@ -79,9 +84,12 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
     from data_prep.shards import read_manifest
-    from data_prep.stats import report_lines
+    from data_prep.stats import plot, report_lines
 
-    print("\n".join(report_lines(args.shards, read_manifest(args.shards))))
+    manifest = read_manifest(args.shards)
+    print("\n".join(report_lines(args.shards, manifest)))
+    if args.plot:
+        plot(manifest, args.plot)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,8 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--test_problems", type=int, default=100, help="of every language")
     demo.add_argument("--seed", type=int, default=0, help="decides the problems")
 
-    tokenizer = command("tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template.")
-    _input(tokenizer)
+    tokenizer = command(
+        "tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template, or take a trained one."
+    )
+    tokenizer.add_argument("--input", type=Path, nargs="+", help="canonical records to train on")
+    tokenizer.add_argument("--sentencepiece", help="a trained model (FILE.model) to take instead")
     tokenizer.add_argument("--output", type=Path, required=True, help="tokenizer directory")
     tokenizer.add_argument("--vocab_size", type=int, default=16384, help="tokens, special ones included")
     tokenizer.add_argument("--alpha", type=float, default=0.5, help="languages in proportion to size ** alpha")
@@ -139,17 +150,14 @@ def _parser() -> argparse.ArgumentParser:
 
     stats = command("stats", _stats, "Report languages, fill and drops of a shard directory.")
     stats.add_argument("shards", type=Path, help="shard directory")
+    stats.add_argument("--plot", type=Path, help="PNG file to draw, too")
     return parser
 
 
-def _input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_pack(pack: argparse.ArgumentParser) -> None:
+    pack.add_argument(
         "--input", type=Path, nargs="+", required=True, help="canonical records: .jsonl or .parquet files"
     )
-
-
-def _add_pack(pack: argparse.ArgumentParser) -> None:
-    _input(pack)
     pack.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id, with a chat template")
     pack.add_argument("--output", type=Path, required=True, help="shard directory to make")
     pack.add_argument("--max_seq_length", type=int, default=2048, help="tokens of a row at most")

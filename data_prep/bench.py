@@ -1,6 +1,6 @@
 """Benchmark: tokenize-and-pack throughput against `datasets.map` plus TRL's `pack_dataset`, ranks, and fill.
 
-    python -m data_prep.bench --input X.jsonl --tokenizer DIR [--rounds 3]
+    python -m data_prep.bench --input X.jsonl --tokenizer DIR [--rounds 3]  (--rounds 0: fill alone)
 
 Every contender reads the same canonical file and leaves packed rows on disk, in a process of its own bound to one core
 (our own also on two ranks), alternating over the rounds; medians count. Imports and loading a tokenizer are not timed.
@@ -116,7 +116,7 @@ def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1) -> d
 
 def compare(args: argparse.Namespace) -> list[dict]:
     """Median throughput of every contender over the rounds, as rows."""
-    contenders = [(OURS, 1), (OURS, 2), *((peer, 1) for peer in PEERS)]
+    contenders = [(OURS, 1), (OURS, 2), *((peer, 1) for peer in PEERS)] if args.rounds else []
     results: dict[tuple[str, int], list[dict]] = {contender: [] for contender in contenders}
     for _ in range(args.rounds):
         for contender in contenders:
@@ -132,6 +132,48 @@ def compare(args: argparse.Namespace) -> list[dict]:
     for row in rows:
         row["ours_is_times"] = round(rows[0]["tokens_per_second"] / row["tokens_per_second"], 2)
     return rows
+
+
+def fills(args: argparse.Namespace) -> list[dict]:
+    """Fill at the given length of groups and of single sequences, against the bound no packing can pass."""
+    from data_prep.chat import ChatEncoder
+    from data_prep.packing import best_fit_decreasing, pack_bins
+    from data_prep.records import plan_pieces, read_piece
+    from data_prep.tokenizer import load_tokenizer
+
+    encoder, size = ChatEncoder(load_tokenizer(args.tokenizer)), args.max_seq_length
+    groups: dict[str, int] = {}
+    singles: list[int] = []
+    for piece in plan_pieces([args.input]):
+        for _, record in read_piece(piece):
+            (tokens,) = encoder.encode([record.messages])
+            if not isinstance(tokens, UserError):
+                singles.append(len(tokens))
+                groups[record.pair_id] = groups.get(record.pair_id, 0) + len(tokens)
+    rows = []
+    for name, found in (("groups", list(groups.values())), ("single sequences", singles)):
+        lengths = [length for length in found if length <= size]
+        bound = max(-(-sum(lengths) // size), sum(2 * length > size for length in lengths))
+        bins = {
+            "ours": len(pack_bins(lengths, size)),
+            "best_fit_decreasing": len(best_fit_decreasing(lengths, size)),
+            "next_fit": _next_fit(lengths, size),
+            "bound": bound,
+        }
+        fill = {way: round(sum(lengths) / size / number, 4) for way, number in bins.items()}
+        rows.append(
+            {"fill_of": name, "max_seq_length": size, "mean_length": round(sum(lengths) / len(lengths)), **fill}
+        )
+    return rows
+
+
+def _next_fit(lengths: list[int], size: int) -> int:
+    bins, room = 1, size
+    for length in lengths:
+        if length > room:
+            bins, room = bins + 1, size
+        room -= length
+    return bins
 
 
 def machine() -> str:
@@ -157,7 +199,7 @@ def main() -> None:
         print(json.dumps(timed(args, args.output)), flush=True)
         return
     print(machine())
-    for row in compare(args):
+    for row in [*fills(args), *compare(args)]:
         print(json.dumps(row))
 
 

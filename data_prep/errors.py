@@ -1,5 +1,6 @@
 """One kind of exception for mistakes a user can mend: printed as one line, exit status 2, no traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,3 +18,6 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # who reads our output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,7 +1,9 @@
-"""The report on a shard directory: languages, supervised share, fill, drops."""
+"""The report on a shard directory: languages, supervised share, fill, drops; as text and as a plot."""
 
 from pathlib import Path
 from typing import Any
+
+from data_prep.errors import UserError
 
 
 def report_lines(path: Path, manifest: dict[str, Any]) -> list[str]:
@@ -20,3 +22,44 @@ def report_lines(path: Path, manifest: dict[str, Any]) -> list[str]:
     for reason, found in sorted(manifest["drops"].items()):
         lines.append(f"{reason}: " + ", ".join(f"{lang} {number}" for lang, number in sorted(found.items())))
     return lines
+
+
+def plot(manifest: dict[str, Any], output: Path) -> None:
+    """Draw tokens, supervised share, tokens per character and drops per language to a PNG file.
+
+    Raises UserError where it cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    counts = {lang: found for lang, found in sorted(manifest["per_language"].items()) if found}
+    names = list(counts)
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    supervised = [counts[lang]["supervised_tokens"] for lang in names]
+    axes[0, 0].bar(names, [counts[lang]["tokens"] for lang in names], color="lightgrey", label="prompt")
+    axes[0, 0].bar(names, supervised, color="tab:green", label="supervised")
+    axes[0, 0].set_title("tokens")
+    axes[0, 0].legend()
+    axes[0, 1].bar(names, [100 * one / counts[lang]["tokens"] for lang, one in zip(names, supervised, strict=True)])
+    axes[0, 1].set_title("supervised share, %")
+    axes[1, 0].bar(names, [counts[lang]["tokens"] / max(counts[lang]["characters"], 1) for lang in names])
+    axes[1, 0].set_title("tokens per character")
+    below = dict.fromkeys(manifest["languages"], 0)
+    for reason, found in sorted(manifest["drops"].items()):
+        heights = [found.get(lang, 0) for lang in below]
+        axes[1, 1].bar(list(below), heights, bottom=list(below.values()), label=reason)
+        below = {lang: below[lang] + height for lang, height in zip(below, heights, strict=True)}
+    axes[1, 1].set_title("drops")
+    if manifest["drops"]:
+        axes[1, 1].legend()
+    figure.suptitle(
+        f"{manifest['totals']['tokens']} tokens, {manifest['totals']['rows']} rows, fill {manifest['fill']:.2%}"
+    )
+    try:
+        figure.savefig(output, format="png", dpi=120)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+    finally:
+        pyplot.close(figure)

@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from google.protobuf.message import DecodeError
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
@@ -32,10 +35,16 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with a chat template, a pad and an eos token that differ, from a directory or a hub id.
+    """A fast tokenizer with a chat template, a pad and an eos token that differ.
 
-    Raises UserError where it cannot be loaded or lacks one of these.
+    name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets our chat template. Raises
+    UserError where it cannot be loaded or lacks one of these.
     """
+    if str(name).endswith(".model"):
+        try:
+            return from_sentencepiece(Path(name).read_bytes(), str(name))
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     if (os.sep in str(name) or str(name).startswith(".")) and not Path(name).is_dir():
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     try:
@@ -105,29 +114,76 @@ def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     return from_sentencepiece(model.getvalue())
 
 
-def from_sentencepiece(model: bytes) -> PreTrainedTokenizerFast:
-    """Our own BPE model (see `train`) as a transformers tokenizer."""
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in range(pieces.vocab_size())}
-    vocabulary = {piece: i for i, piece in enumerate(scores)}
-    merges = generate_merges(vocabulary, scores)
-    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    # No piece holds a space but at its start, so cutting there changes no token and lets words be cached.
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False) for token in ("<s>", "</s>", "<pad>", "<unk>", *ROLES)]
-    )
+def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> PreTrainedTokenizerFast:
+    """A SentencePiece model (BPE or unigram) as a transformers tokenizer with our special tokens and chat template.
+
+    Special tokens that the model lacks are added behind its vocabulary. Raises UserError where the bytes are no such
+    model, or the result would tokenize otherwise than SentencePiece does.
+    """
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(model)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (DecodeError, RuntimeError):
+        proto.Clear()
+    if not proto.pieces:
+        raise UserError(f"{name}: not a SentencePiece model")
+    backend = _backend(proto, name)
+    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    for place, number in enumerate((processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())):
+        if number >= 0:
+            special[place] = processor.id_to_piece(number)
+    symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED and len(p.piece) > 1]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in (*special, *ROLES)])
+    backend.add_tokens([AddedToken(token, normalized=False) for token in symbols])
+    sample = [
+        f"{a.piece}{b.piece}".replace("▁", " ") for a, b in pairwise(proto.pieces) if a.type == b.type == a.NORMAL
+    ]
+    sample += [" two  spaces ", "12 345,60", "ｆｕｌｌ ｗｉｄｔｈ", "é e\u0301 ﬁ", "🦒 unseen ྿"]
+    for text in sample:
+        if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
+            raise UserError(
+                f"{name}: rules that cannot be taken over (at {text!a}); convert it to a tokenizer directory"
+            )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
+        **dict(zip(("bos_token", "eos_token", "pad_token", "unk_token"), special, strict=True)),
         extra_special_tokens=list(ROLES),
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _backend(proto: ModelProto, name: str) -> Tokenizer:
+    """The model, normalizer, word cut and decoder that a SentencePiece model describes."""
+    scores = {piece.piece: piece.score for piece in proto.pieces}
+    spec, rules = proto.trainer_spec, proto.normalizer_spec
+    if spec.model_type == spec.BPE:
+        vocabulary = {piece: i for i, piece in enumerate(scores)}
+        merges = generate_merges(vocabulary, scores)
+        fallback = {"unk_token": spec.unk_piece, "byte_fallback": spec.byte_fallback, "fuse_unk": True}
+        backend = Tokenizer(models.BPE(vocabulary, merges, **fallback))
+    elif spec.model_type == spec.UNIGRAM:
+        backend = Tokenizer(models.Unigram(list(scores.items()), unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
+    else:
+        raise UserError(f"{name}: neither a BPE nor a unigram model")
+    steps: list[normalizers.Normalizer] = []
+    if rules.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+    if rules.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if rules.add_dummy_prefix:
+        steps.append(normalizers.Prepend(" "))  # Metaspace's own way spares text that begins with a space
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+    # Where no piece holds a space but at its start, cutting there changes no token and lets words be remembered.
+    split = not any("▁" in piece[1:] for piece in scores)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=split)
+    decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if rules.add_dummy_prefix:
+        decoding.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(decoding)
+    return backend
 
 
 def save(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.errors import UserError
-from data_prep.packing import best_fit_decreasing
+from data_prep.packing import pack_bins
 
 TOO_LONG, TRUNCATED = "too_long", "truncated"
 
@@ -117,13 +117,13 @@ class Window:
                 self.drops[self._lang[member], TRUNCATED] += 1
 
     def rows(self, units: list[Group], limits: Limits, seed: str) -> pa.Table:
-        """The sequences of rows of whole units, best-fit decreasing, in random order: the table with a column `row`."""
+        """The sequences of few rows of whole units, in random order: the table with a column `row`."""
         lengths = [sum(self._length[i] for i in unit) for unit in units]
-        bins = best_fit_decreasing(lengths, limits.tokens, [len(unit) for unit in units], limits.sequences)
+        bins = pack_bins(lengths, limits.tokens, [len(unit) for unit in units], limits.sequences)
         random.Random(seed).shuffle(bins)
         rows = [[i for unit in sorted(found) for i in units[unit]] for found in bins]
         chosen = np.array([i for row in rows for i in row], np.int64)
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
         lengths_now = np.array(self._length, np.int32)[chosen]
-        table = self.table.drop_columns(["key", "length"]).take(chosen)
+        table = self.table.drop_columns(["key", "length", "supervised"]).take(chosen)
         return table.append_column("length", pa.array(lengths_now)).append_column("row", pa.array(numbers))

@@ -33,12 +33,13 @@ class Shape:
 
 @dataclass
 class Problem:
-    """hidden [T, d] and the tied weight [V, d] with their gradients, targets [T], buffers for the floor."""
+    """hidden [T, d] and the tied weight [V, d] with their gradients, targets [T] (also on the host), buffers for the floor."""
 
     shape: Shape
     hidden: Tensor
     weight: Tensor
     targets: Tensor
+    targets_on_host: Tensor
     settings: LossSettings = field(default_factory=LossSettings)
     accumulator: Tensor | None = None
     logits: Tensor | None = None
@@ -55,6 +56,7 @@ class Problem:
             hidden.to(device, dtype).requires_grad_(),
             weight.to(device, dtype).requires_grad_(),
             targets.to(device),
+            targets,
             settings or LossSettings(),
         )
 
@@ -70,12 +72,12 @@ class Problem:
 
 
 def _solar(problem: Problem, weight: float) -> None:
-    shape, device = problem.shape, problem.hidden.device
+    shape = problem.shape
     count = shape.tokens // shape.sequence
-    number = torch.arange(count, device=device)
+    number = torch.arange(count)
     supervised = Supervised(
-        targets=problem.targets,
-        lengths=torch.full((count,), shape.sequence, device=device),
+        targets=problem.targets_on_host,
+        lengths=torch.full((count,), shape.sequence),
         pivot=number // 2 * 2 if weight else number,
         problem=number // 2,
         language=number % 2,

@@ -1,4 +1,4 @@
-"""The recipe: frozen dataclasses, read strictly from YAML and the command line. A wrong key or type is one clear line."""
+"""The recipe: frozen dataclasses, read strictly from YAML and the command line; a mistake is one clear line."""
 
 import argparse
 import difflib
@@ -77,7 +77,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run. `deepspeed` names a DeepSpeed JSON; batch sizes, precision and clipping live here, not there."""
+    """One training run. `deepspeed` names a DeepSpeed JSON; batch sizes, precision and clipping are not set there."""
 
     output_dir: str = "runs/demo"
     seed: int = 42

@@ -6,7 +6,7 @@ Shape letters: B rows of a micro-batch, N tokens of its longest row, T supervise
 import hashlib
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -42,13 +42,18 @@ class MicroBatch:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        s = self.supervised
-        moved = Supervised(
-            *(x.to(device, non_blocking=True) for x in (s.targets, s.lengths, s.pivot, s.problem, s.language)),
-            token_weights=None if s.token_weights is None else s.token_weights.to(device),
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self.supervised)
+            if (value := getattr(self.supervised, f.name)) is not None
+        }
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            supervised=Supervised(**moved),
         )
-        tensors = (x.to(device, non_blocking=True) for x in (self.input_ids, self.position_ids, self.positions))
-        return MicroBatch(*tensors, moved, self.num_tokens, self.pair_ids)
 
 
 def collate(

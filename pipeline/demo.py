@@ -1,7 +1,6 @@
 """`make demo`: the whole job on generated data, stage by stage, into runs/demo. Finished stages are not done again."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -26,37 +25,26 @@ class Stage:
 
 
 def stages(ranks: int) -> list[Stage]:
-    python = [sys.executable, "-m"]
-    data, test = RUN / "train.jsonl", RUN / "train.test.jsonl"
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), f"--num_accelerators={ranks}"]
-    return [
-        Stage("generate", test, [*python, "data_prep", "demo", "--output", str(data)]),
-        Stage(
-            "tokenizer",
-            RUN / "tokenizer",
-            [*python, "data_prep", "tokenizer", "--input", str(data), "--output", str(RUN / "tokenizer")]
-            + ["--vocab_size", "2048"],
-        ),
-        Stage(
-            "pack",
-            RUN / "shards" / "manifest.json",
-            [*python, "data_prep", "pack", "--input", str(data), "--tokenizer", str(RUN / "tokenizer")]
-            + ["--output", str(RUN / "shards"), "--max_seq_length", "1024"],
-        ),
-        Stage("train", RUN / "trained", [*launcher, "pipeline/train.py", "--config", str(RECIPE)]),
-        Stage("export", RUN / "hf", [*python, "pipeline.export", "--checkpoint", str(RUN), "--output", str(RUN / "hf")]),
-        Stage(
-            "evaluate",
-            RUN / "evaluation.json",
-            [*python, "pipeline.evaluation", "--model", str(RUN / "hf"), "--data", str(test), "--output", str(RUN)]
-            + ["--max_new_tokens", "96", "--batch_size", "100"],
-        ),
-        Stage("report", RUN / "report.md", [*python, "pipeline.report", "--run", str(RUN)]),
-    ]
+    python = f"{sys.executable} -m"
+    launcher = f"{Path(sys.executable).with_name('deepspeed')} --num_accelerators={ranks}"
+    data, test, tokenizer, shards = "train.jsonl", "train.test.jsonl", "tokenizer", "shards"
+    commands = {
+        ("generate", test): f"{python} data_prep demo --output {RUN}/{data} --test_output {RUN}/{test}",
+        ("tokenizer", tokenizer): f"{python} data_prep tokenizer --input {RUN}/{data} --output {RUN}/{tokenizer} "
+        "--vocab_size 2048",
+        ("pack", f"{shards}/manifest.json"): f"{python} data_prep pack --input {RUN}/{data} --tokenizer "
+        f"{RUN}/{tokenizer} --output {RUN}/{shards} --max_seq_length 1024",
+        ("train", "trained"): f"{launcher} pipeline/train.py --config {RECIPE}",
+        ("export", "hf"): f"{python} pipeline.export --checkpoint {RUN} --output {RUN}/hf",
+        ("evaluate", "evaluation.json"): f"{python} pipeline.evaluation --model {RUN}/hf --data {RUN}/{test} "
+        f"--output {RUN} --max_new_tokens 96 --batch_size 100",
+        ("report", "report.md"): f"{python} pipeline.report --run {RUN}",
+    }
+    return [Stage(name, RUN / makes, command.split()) for (name, makes), command in commands.items()]
 
 
 def main() -> None:
-    """Run every stage that is not done, each with its output in runs/demo/NAME.log."""
+    """Run every stage that is not done."""
     gpus = torch.cuda.device_count()
     environment = dict(os.environ)
     if gpus == 0:

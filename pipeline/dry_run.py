@@ -6,7 +6,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.model import meta_model
+from pipeline.model import meta_model, vocabulary_parameter
 from pipeline.prepare import Prepared, describe
 
 
@@ -15,7 +15,8 @@ def dry_run(prepared: Prepared, ds: dict[str, Any], ranks: int, ranks_per_node: 
     prepared.model_config.vocab_size = prepared.padded_size
     model = meta_model(prepared.model_config)
     total = sum(p.numel() for p in model.parameters())
-    vocabulary = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    ends = [vocabulary_parameter(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+    vocabulary = {id(weight): weight.numel() for weight in ends}
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
     zero = ds["zero_optimization"]
     cpu, device, _ = estimate_zero3_model_states_mem_needs(

@@ -80,6 +80,13 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
     return model.train()
 
 
+def vocabulary_parameter(module: nn.Module | None) -> nn.Parameter:
+    """The [V, d] weight of an input embedding or a head."""
+    weight = getattr(module, "weight", None)
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model's shapes without its weights."""
     with torch.device("meta"):
@@ -101,7 +108,7 @@ def head_facts(model: PreTrainedModel) -> HeadFacts:
     """Read off a model of one of FAMILIES."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return HeadFacts(
-        tied=head.weight is embedding.weight,
+        tied=vocabulary_parameter(head) is vocabulary_parameter(embedding),
         bias=getattr(head, "bias", None),
         logit_scale=LOGIT_SCALES.get(model.config.model_type, lambda config: 1.0)(model.config),
         softcap=getattr(model.config, "final_logit_softcapping", None),
@@ -128,7 +135,7 @@ class SolarModel(nn.Module):
         group: dist.ProcessGroup | None,
         grad_factor: float,
     ) -> Tensor:
-        """The global loss of this micro-step; its parts stay in `self.parts`. See `embedding_lookup` for grad_factor."""
+        """The global loss of this micro-step; its parts stay in `self.parts`. grad_factor: see embedding_lookup."""
         embeddings = embedding_lookup(batch.input_ids, vocabulary.embedding, self.padded_size, group, grad_factor)
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)

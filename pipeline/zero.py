@@ -25,7 +25,7 @@ from pipeline.config import Config
 from pipeline.data import MicroBatch, load_token_table
 from pipeline.dist import local_device, rank, world_size
 from pipeline.loss import Centres, SolarLoss, Totals, Vocabulary, VocabularyShard, vocabulary_range
-from pipeline.model import SolarModel, head_facts
+from pipeline.model import SolarModel, head_facts, vocabulary_parameter
 
 RECIPE_KEYS = {
     "train_batch_size": "training.train_batch_size",
@@ -106,8 +106,9 @@ class ZeroEngine:
     """
 
     def __init__(self, config: Config, ds: dict[str, Any], model: PreTrainedModel, vocab_size: int, languages: int):
-        embedding = model.get_input_embeddings().weight
-        self.padded_size, self.hidden_size = getattr(embedding, "ds_shape", embedding.shape)
+        embedding = vocabulary_parameter(model.get_input_embeddings())
+        shape = getattr(embedding, "ds_shape", embedding.shape)
+        self.padded_size, self.hidden_size = int(shape[0]), int(shape[1])
         self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
         self.group = dist.group.WORLD if self.ranks > 1 else None
         module = SolarModel(model, config.loss, self.padded_size, languages)
@@ -117,7 +118,7 @@ class ZeroEngine:
         self._facts = head_facts(model)
         self._parameters = {"embedding": embedding}
         if not self._facts.tied:
-            self._parameters["head"] = model.get_output_embeddings().weight
+            self._parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
         if self._facts.bias is not None:
             self._parameters["bias"] = self._facts.bias
         self._totals = {name: self._accumulator(p) for name, p in self._parameters.items()}
@@ -143,7 +144,7 @@ class ZeroEngine:
         start, end = vocabulary_range(self.vocab_size, self.padded_size, self.rank, self.ranks)
 
         def rows(name: str) -> tuple[Tensor, Tensor]:
-            piece, total = self._parameters[name].ds_tensor, self._totals[name]  # type: ignore[attr-defined]
+            piece, total = getattr(self._parameters[name], "ds_tensor"), self._totals[name]  # noqa: B009
             return piece.detach().to(self.device).view(total.shape)[: end - start], total[: end - start]
 
         def shard(name: str) -> VocabularyShard:
@@ -220,7 +221,8 @@ class ZeroEngine:
 def _optimizer(config: Config, ds: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
     """AdamW without weight decay on vectors; DeepSpeed's own on the CPU where the optimizer is offloaded."""
     t = config.training
-    matrices, vectors = [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (matrices if len(shape) > 1 else vectors).append(parameter)

@@ -13,11 +13,11 @@ LAYERS = [
     {"pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
     {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report"},
-    {"pipeline.prepare"},
+    {"pipeline.prepare", "pipeline.bench_plain"},
     {"pipeline.zero", "pipeline.dry_run"},
     {"pipeline.checkpoint"},
     {"pipeline.loop", "pipeline.export"},
-    {"pipeline.train", "pipeline.demo"},
+    {"pipeline.train", "pipeline.demo", "pipeline.bench_train"},
 ]
 MODULES = sorted(path for folder in ("pipeline", "data_prep") for path in (ROOT / folder).rglob("*.py"))
 
@@ -55,7 +55,13 @@ def test_imports_run_downward(path: Path) -> None:
         return
     if "deepspeed" in {n.split(".")[0] for n in used}:
         # Launchers, offline converters and benchmarks aside, one module knows DeepSpeed.
-        assert own in ("pipeline.zero", "pipeline.export", "pipeline.dry_run", "pipeline.bench_peers")
+        assert own in (
+            "pipeline.zero",
+            "pipeline.export",
+            "pipeline.dry_run",
+            "pipeline.bench_peers",
+            "pipeline.bench_plain",
+        )
     if own == "pipeline":
         return
     if own == "pipeline.loss":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from pipeline.loss.exchange import Layout
+from pipeline.loss.exchange import Layout, upload
 from pipeline.loss.schedule import Block
 from pipeline.loss.settings import LossSettings
 
@@ -46,35 +46,35 @@ class Centres:
 class SummaryTable:
     """Summaries of all sequences of the micro-step, filled block by block; pivots come before their translations.
 
-    Sequences are numbered in the order of the blocks, as `layout` is.
+    Sequences are numbered in the order of the blocks, as in the layout.
 
     Attributes:
         values: [S, d] summaries, not centred. distance_sum, cosine_sum: over the pairs seen so far.
         moved: of each block, the [m] numbers within it of the sequences whose summaries have a gradient.
-        place, place_on_host: [S] where in its block's list a sequence stands, or -1.
+        place: [S] on the host, where in its block's list a sequence stands, or -1.
     """
 
     def __init__(
-        self, layout: Layout, blocks: list[Block], hidden_size: int, dtype: torch.dtype, settings: LossSettings
+        self, layout: Layout, blocks: list[Block], hidden_size: int, device: torch.device, settings: LossSettings
     ) -> None:
-        self.layout, self.settings = layout, settings
-        own = torch.arange(len(layout.pivot), device=layout.pivot.device)
-        self.values = torch.zeros(len(own), hidden_size, dtype=dtype, device=own.device)
+        self.blocks, self.settings = blocks, settings
+        own = torch.arange(len(layout.pivot))
+        is_pivot = layout.pivot == own
+        paired = ~is_pivot & (layout.length > 0) & (layout.length[layout.pivot] > 0)
+        moves = ~is_pivot if "pivot" in settings.detach else torch.ones_like(is_pivot)
+        pairs = [paired[block.sequences].nonzero().squeeze(1) for block in blocks]
+        moved = [moves[block.sequences].nonzero().squeeze(1) for block in blocks]
+        self.place = torch.full_like(own, -1)
+        for block, numbers in zip(blocks, moved, strict=True):
+            self.place[block.first + numbers] = torch.arange(len(numbers))
+
+        facts = [layout.pivot, layout.problem, layout.language, layout.length]
+        uploaded = upload([*facts, *pairs, *moved], device)
+        self.pivot, self.problem, self.language, self.length = uploaded[:4]
+        self._pairs, self.moved = uploaded[4 : 4 + len(blocks)], uploaded[4 + len(blocks) :]
+        self.values = torch.zeros(len(own), hidden_size, dtype=layout.pooling.dtype, device=device)
         self.distance_sum = self.values.new_zeros(())
         self.cosine_sum = self.values.new_zeros(())
-        self._is_pivot = layout.pivot == own
-        paired = ~self._is_pivot & (layout.length > 0) & (layout.length[layout.pivot] > 0)
-        moved = ~self._is_pivot if "pivot" in settings.detach else torch.ones_like(paired)
-        # Read back once, so that no block waits for the device.
-        paired, moved = torch.stack([paired, moved]).cpu()
-        self.blocks = blocks
-        self._pairs = [paired[block.sequences].nonzero().squeeze(1).to(own.device) for block in blocks]
-        self.moved = [moved[block.sequences].nonzero().squeeze(1).to(own.device) for block in blocks]
-        place = torch.full((len(own),), -1)
-        for block in blocks:
-            mine = moved[block.sequences]
-            place[block.sequences] = (mine.cumsum(0) - 1).masked_fill(~mine, -1)
-        self.place, self.place_on_host = place.to(own.device), place.tolist()
 
     def align(self, index: int, summaries: Tensor, centres: Centres | None, factor: float) -> Tensor | None:
         """Add the distances of the pairs whose translation is in the block.
@@ -87,18 +87,19 @@ class SummaryTable:
         Returns:
             factor * d(sum of the distances)/du of the block's moved sequences, or None where nothing has a gradient.
         """
-        settings, layout, block = self.settings, self.layout, self.blocks[index]
+        settings, block = self.settings, self.blocks[index]
         self.values[block.sequences] = summaries
         pairs = self._pairs[index] + block.first
         if len(pairs) == 0:
             return None
-        pivots = layout.pivot[pairs]
+        pivots = self.pivot[pairs]
         with torch.enable_grad():
             leaf = summaries.detach().requires_grad_(factor != 0)
-            u = self._centred(leaf, layout.language[block.sequences], centres)
+            u = self._centred(leaf, self.language[block.sequences], centres)
             if "pivot" in settings.detach:
-                u = torch.where(self._is_pivot[block.sequences, None], u.detach(), u)
-                pivot_u = self._centred(self.values[pivots], layout.language[pivots], centres)
+                own = torch.arange(block.first, block.last, device=u.device)
+                u = torch.where((self.pivot[block.sequences] == own)[:, None], u.detach(), u)
+                pivot_u = self._centred(self.values[pivots], self.language[pivots], centres)
             else:
                 pivot_u = u[pivots - block.first]
             if settings.distance == "infonce":
@@ -122,10 +123,10 @@ class SummaryTable:
 
         u: [n, d] of the only block, in which the sequences have their own numbers.
         """
-        layout, n = self.layout, len(u)
+        n = len(u)
         unit = u / u.norm(dim=1, keepdim=True).clamp_min(1e-8)
         similarity = unit[pairs] @ unit.T / self.settings.infonce_temperature
-        pivots = layout.pivot[pairs, None]
-        others = (layout.problem[pairs, None] != layout.problem[None, :n]) & (layout.length[None, :n] > 0)
+        pivots = self.pivot[pairs, None]
+        others = (self.problem[pairs, None] != self.problem[None, :n]) & (self.length[None, :n] > 0)
         similarity = similarity.masked_fill(~others.scatter(1, pivots, True), -torch.inf)
         return -torch.log_softmax(similarity, dim=1).gather(1, pivots).squeeze(1)

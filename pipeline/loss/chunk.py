@@ -45,15 +45,25 @@ class Statistics:
 class Chunk:
     """A softmax in work: `e` [C, v] in proportion to exp(z), `tilted` to exp(z / temperature), the same tensor at 1.
 
-    `cap_slope` [C, v] is the derivative of a soft cap.
+    `cap_slope` [C, v] is the derivative of a soft cap. `whole` [C + n, v] is e and, where head
+    and embedding are one, room for as many rows as there are sequences.
     """
 
     rows: Rows
     hidden: Tensor
     e: Tensor
+    whole: Tensor
     tilted: Tensor
     cap_slope: Tensor | None
     statistics: Statistics
+
+
+@dataclass(frozen=True)
+class SoftGradient:
+    """What the embedding's gradient pooled^T grad_u is made of: [m, v] and [m, d] of a block's moved sequences."""
+
+    pooled: Tensor
+    grad_u: Tensor
 
 
 class ShardedSoftmax:
@@ -61,6 +71,8 @@ class ShardedSoftmax:
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
+        self._tied = vocabulary.embedding is vocabulary.head
+        self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
 
     def rows_that_fit(self, budget_mb: float) -> int:
@@ -72,7 +84,9 @@ class ShardedSoftmax:
     def softmax(self, rows: Rows, hidden: Tensor, known: Statistics | None) -> Chunk:
         """Logits (product 1) and their softmax; one small all-gather unless the statistics are known."""
         vocabulary = self.vocabulary
-        z = self._buffer("z", len(hidden), hidden)
+        room = len(rows.moved_of) if self._tied else 0
+        whole = self._buffer("z", len(hidden) + room, hidden)
+        z = whole[: len(hidden)]
         if vocabulary.logit_scale != 1:
             hidden = hidden * vocabulary.logit_scale
         torch.mm(hidden, vocabulary.head.weight.T, out=z)
@@ -91,7 +105,7 @@ class ShardedSoftmax:
         tilted_log_sum, tilted_total = softmax_(tilted, self.temperature) if tilted is not z else (log_sum, total)
         if known is None:
             known = self._statistics(target, log_sum, total, tilted_log_sum, tilted_total)
-        return Chunk(rows, hidden, z, tilted, cap_slope, known)
+        return Chunk(rows, hidden, z, whole, tilted, cap_slope, known)
 
     def _statistics(
         self, target: Tensor, log_sum: Tensor, total: Tensor, tilted_log_sum: Tensor, tilted_total: Tensor
@@ -114,9 +128,7 @@ class ShardedSoftmax:
     def summaries(self, pooled: Tensor) -> Tensor:
         """[n, v] mean probabilities to [n, d] soft-token summaries, over all ranks' vocabulary rows."""
         embedding = self.vocabulary.embedding.weight
-        if self.vocabulary.weights is not None:
-            pooled = pooled * self.vocabulary.weights
-        return all_reduce((pooled.to(embedding.dtype) @ embedding).to(pooled.dtype), self.group)
+        return all_reduce((self._weigh(pooled).to(embedding.dtype) @ embedding).to(pooled.dtype), self.group)
 
     def directions(self, grad_u: Tensor) -> Tensor:
         """[m, d] gradient of the summaries to [m, v], that of each sequence's pooled probabilities, in E's dtype."""
@@ -126,8 +138,11 @@ class ShardedSoftmax:
         weights = self.vocabulary.weights
         return directions if weights is None else (directions * weights).to(directions.dtype)
 
-    def backward(self, chunk: Chunk, directions: Tensor | None, unit: float) -> Tensor:
+    def backward(self, chunk: Chunk, directions: Tensor | None, soft: SoftGradient | None, unit: float) -> Tensor:
         """dz in place of e, then products 2 and 3.
+
+        `soft`, where given, goes into the embedding's accumulator: along with product 3 where it is the head's, else
+        in `finish`.
 
         Returns [C, d] this rank's part of dH, divided by `unit` (and times `gain` of its dtype); adds to the head's
         accumulator the exact unit * dz^T H.
@@ -143,19 +158,42 @@ class ShardedSoftmax:
         if dz.dtype == torch.float16:
             scale = scale * FP16_GAIN
             dz.mul_(scale[:, None])
-            at_target, scale, unit = at_target * scale, torch.ones_like(scale), unit / FP16_GAIN
+            at_target, scale = at_target * scale, torch.ones_like(scale)
         columns, owned = self._columns(rows)
         if dz.numel():
             dz.scatter_(1, columns, torch.where(owned[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
         if chunk.cap_slope is not None:
             dz.mul_(chunk.cap_slope)
 
-        weighted = (chunk.hidden * scale[:, None]).to(dz.dtype)
-        if vocabulary.head.grad is not None:
-            add_product_(vocabulary.head.grad, dz.T, weighted, unit)
-        if vocabulary.bias_grad is not None:
-            vocabulary.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(vocabulary.bias_grad.dtype), alpha=unit)
+        self._add_head_gradient(chunk, scale, soft, unit)
         return (dz @ vocabulary.head.weight * (scale * vocabulary.logit_scale)[:, None]).to(dz.dtype)
+
+    def _add_head_gradient(self, chunk: Chunk, scale: Tensor, soft: SoftGradient | None, unit: float) -> None:
+        """Product 3; `chunk.e` is dz by now, to be multiplied by `scale` [C]."""
+        vocabulary, dz = self.vocabulary, chunk.e
+        gain = FP16_GAIN if dz.dtype == torch.float16 else 1.0
+        weighted = (chunk.hidden * scale[:, None]).to(dz.dtype)
+        if vocabulary.bias_grad is not None:
+            vocabulary.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(vocabulary.bias_grad.dtype), alpha=unit / gain)
+        if soft is not None and not self._tied:
+            self._soft.append(soft)
+        elif soft is not None:
+            dz = chunk.whole[: len(chunk.e) + len(soft.pooled)]
+            dz[len(chunk.e) :] = self._weigh(soft.pooled) * gain
+            weighted = torch.cat([weighted, soft.grad_u.to(weighted.dtype)])
+        if vocabulary.head.grad is not None:
+            add_product_(vocabulary.head.grad, dz.T, weighted, unit / gain)
+
+    def finish(self, unit: float) -> None:
+        """dE += unit * pooled^T g of all blocks, where the embedding is not the head."""
+        if self._soft and self.vocabulary.embedding.grad is not None:
+            pooled = self._weigh(torch.cat([soft.pooled for soft in self._soft]))
+            add_product_(
+                self.vocabulary.embedding.grad, pooled.T, torch.cat([soft.grad_u for soft in self._soft]), unit
+            )
+
+    def _weigh(self, pooled: Tensor) -> Tensor:
+        return pooled if self.vocabulary.weights is None else pooled * self.vocabulary.weights
 
     def _tilt(self, chunk: Chunk, directions: Tensor, at_target: Tensor) -> Tensor:
         """e <- ce * e + k * tilted * (direction - <p, direction>) in rows of moved sequences.
@@ -177,13 +215,6 @@ class ShardedSoftmax:
         v = len(self.vocabulary.head.weight)
         columns = rows.targets - self.vocabulary.head.start
         return columns.clamp(0, max(0, v - 1))[:, None], (columns >= 0) & (columns < v)
-
-    def embedding_gradient(self, pooled: Tensor, grad_u: Tensor, unit: float) -> None:
-        """dE += unit * pooled^T g: [m, v] and [m, d] of all moved sequences."""
-        embedding = self.vocabulary.embedding
-        if embedding.grad is not None:
-            weights = self.vocabulary.weights
-            add_product_(embedding.grad, (pooled if weights is None else pooled * weights).T, grad_u, unit)
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
         """[rows, v], reused by every chunk of the call."""

@@ -51,9 +51,10 @@ def embedding_lookup(
 
 @dataclass(frozen=True)
 class _Route:
-    """`place`: position -> its distinct id [0, U). Rows sent to and taken from each rank when ids are asked for."""
+    """`place`: position -> its distinct id [0, U); `uses` [U]: positions of each. Ids asked of, and by, each rank."""
 
     place: Tensor
+    uses: Tensor
     asked_of: list[int]
     asked_by: list[int]
     group: Group
@@ -65,7 +66,7 @@ def _ask(ids: Tensor, padded_size: int, group: Group) -> tuple[Tensor, _Route]:
     rows, remainder = divmod(padded_size, size)
     if remainder:
         raise ValueError(f"{size} ranks do not divide a padded vocabulary of {padded_size}")
-    distinct, place = ids.unique(return_inverse=True)
+    distinct, place, uses = ids.unique(return_inverse=True, return_counts=True)
     # Sorted, so that the owners' shares are consecutive.
     ends = torch.searchsorted(distinct, torch.arange(size + 1, device=ids.device) * rows)
     counts = ends.diff()
@@ -73,7 +74,7 @@ def _ask(ids: Tensor, padded_size: int, group: Group) -> tuple[Tensor, _Route]:
     below, asked_of_list, asked_by_list = ends[:1].tolist(), *torch.stack([counts, asked_by]).tolist()
     if below != [0] or sum(asked_of_list) != len(distinct):
         raise ValueError(f"token ids {int(distinct[0])} to {int(distinct[-1])} are not all in [0, {padded_size})")
-    route = _Route(place, asked_of_list, asked_by_list, group)
+    route = _Route(place, uses, asked_of_list, asked_by_list, group)
     return _all_to_all(distinct, asked_of_list, asked_by_list, group), route
 
 
@@ -106,9 +107,9 @@ class _Lookup(torch.autograd.Function):
         if total is None:
             return None, None, None, None, None
         # Not index_add_: on a GPU it sums equal indices in whatever order their atomics arrive.
-        sums = torch.ops.aten.embedding_dense_backward(
-            grad_outputs[0].to(total.dtype), route.place, sum(route.asked_of), -1, False
-        )
+        sums = grad_outputs[0][route.place.argsort(stable=True)].to(total.dtype)
+        if len(sums):
+            sums = torch.segment_reduce(sums, "sum", lengths=route.uses, axis=0, initial=0)
         returned = _all_to_all(sums, route.asked_of, route.asked_by, route.group)
         # One rank's ids are distinct, so its rows meet no other; the ranks come in their order.
         for ids, rows in zip(asked.split(route.asked_by), returned.split(route.asked_by), strict=True):

@@ -45,15 +45,15 @@ def all_gather(tensor: Tensor, group: Group) -> Tensor:
 
 
 def _all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
-    """[sizes[r]] of each rank, by padding to the longest."""
+    """[sizes[r]] of each rank on the host, by padding to the longest."""
     padded = tensor.new_zeros(max(sizes))
     padded[: len(tensor)] = tensor
-    return [row[:size] for row, size in zip(all_gather(padded, group), sizes, strict=True)]
+    return [row[:size] for row, size in zip(all_gather(padded, group).cpu(), sizes, strict=True)]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The supervised positions of all ranks, the same on each.
+    """The supervised positions of all ranks, the same on each, on the host.
 
     Numbered rank after rank when gathered, in the order of the blocks once `ordered`.
 
@@ -76,17 +76,15 @@ class Layout:
 
     def ordered(self, blocks: list[Block], order: list[tuple[int, int]]) -> "Layout":
         """The same in the order that `schedule` returned."""
-        device = self.targets.device
         first_position = list(accumulate(map(sum, self.lengths), initial=0))
         first_sequence = list(accumulate(map(len, self.lengths), initial=0))
         ranges = [torch.arange(0)]
         for piece in (piece for block in blocks for piece in block.pieces):
             ranges += [torch.arange(s + a, s + b) for s, (a, b) in zip(first_position, piece.ranges, strict=False)]
-        positions = torch.cat(ranges).to(device)
+        positions = torch.cat(ranges)
         old = torch.tensor([first_sequence[rank] + i for rank, i in order], dtype=torch.int64)
         new = torch.empty_like(old)
         new[old] = torch.arange(len(old))
-        old, new = old.to(device), new.to(device)
         return replace(
             self,
             targets=self.targets[positions],
@@ -100,37 +98,48 @@ class Layout:
         )
 
 
-def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, group: Group) -> Layout:
-    """Three small all-gathers: counts, integers, weights."""
-    device = local.targets.device
-    mine = torch.tensor([len(local.targets), len(local.lengths)], device=device)
-    counts = all_gather(mine, group).tolist()
-    offset = sum(s for _, s in counts[: world_of(group)[0]])
+def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, device: torch.device, group: Group) -> Layout:
+    """Three small all-gathers on the device: counts, integers, weights. The rest is done on the host.
 
-    facts = torch.stack([local.lengths, local.pivot + offset, local.problem, local.language])
-    integers = torch.cat([local.targets, facts.flatten()])
-    integers_R = _all_gather_uneven(integers, [t + 4 * s for t, s in counts], group)
+    A GPU would spend longer on launching this than a CPU on doing it.
+    """
+    local = local.to("cpu")
+    _, size = world_of(group)
+    mine = torch.tensor([len(local.targets), len(local.lengths)])
+    counts = all_gather(mine.to(device), group).tolist()
+    splits = [s for _, s in counts]
+    starts = list(accumulate(splits, initial=0))[:-1]
+
     ce = torch.ones_like(local.lengths) if local.ce_weights is None else local.ce_weights
-    weights = torch.cat([local.pooling_weights(pooling, dtype), ce.to(dtype)[local.sequence_of_token()]])
-    weights_R = _all_gather_uneven(weights, [2 * t for t, _ in counts], group)
+    facts = torch.stack([local.lengths, local.pivot, local.problem, local.language])
+    integers_R = [torch.cat([local.targets, facts.flatten()])]
+    weights_R = [torch.cat([local.pooling_weights(pooling, dtype), ce.to(dtype)[local.sequence_of_token()]])]
+    if size > 1:
+        integers_R = _all_gather_uneven(integers_R[0].to(device), [t + 4 * s for t, s in counts], group)
+        weights_R = _all_gather_uneven(weights_R[0].to(device), [2 * t for t, _ in counts], group)
 
     facts_R = [row[t:].view(4, s) for row, (t, s) in zip(integers_R, counts, strict=True)]
     length, pivot, problem, language = torch.cat(facts_R, dim=1)
-    splits = [s for _, s in counts]
-    starts = accumulate(splits, initial=0)
-    length_host, pivot_host = torch.stack([length, pivot]).cpu()
+    pivot_R = pivot.split(splits)
     return Layout(
-        lengths=[part.tolist() for part in length_host.split(splits)],
-        pivots=[(part - start).tolist() for part, start in zip(pivot_host.split(splits), starts, strict=False)],
+        lengths=[part.tolist() for part in length.split(splits)],
+        pivots=[part.tolist() for part in pivot_R],
         targets=torch.cat([row[:t] for row, (t, _) in zip(integers_R, counts, strict=True)]),
         pooling=torch.cat([row[:t] for row, (t, _) in zip(weights_R, counts, strict=True)]),
         ce=torch.cat([row[t:] for row, (t, _) in zip(weights_R, counts, strict=True)]),
         sequence=torch.repeat_interleave(length),
-        pivot=pivot,
+        pivot=torch.cat([part + start for part, start in zip(pivot_R, starts, strict=True)]),
         problem=problem,
         language=language,
         length=length,
     )
+
+
+def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of one dtype from the host in a single copy, which does not wait for the device."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device, non_blocking=True)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 class HiddenExchange:

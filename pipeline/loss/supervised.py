@@ -3,7 +3,7 @@
 Shape letters: T supervised positions of this rank, S its sequences.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class Supervised:
     language: Tensor
     token_weights: Tensor | None = None
     ce_weights: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Supervised":
+        moved = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **moved)
 
     def paired(self) -> Tensor:
         """[S] bool: has a pivot other than itself, and both have supervised positions."""

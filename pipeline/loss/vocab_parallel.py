@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import Centres, SummaryTable
-from pipeline.loss.chunk import FP16_GAIN, Chunk, ShardedSoftmax, accumulation_dtype
+from pipeline.loss.chunk import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype
 from pipeline.loss.elementwise import Rows
-from pipeline.loss.exchange import Group, HiddenExchange, Layout, gather_layout
+from pipeline.loss.exchange import Group, HiddenExchange, Layout, gather_layout, upload
 from pipeline.loss.schedule import Block, Unit, schedule
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.sharding import Vocabulary
@@ -68,6 +68,7 @@ def solar_loss(
 
     Args:
         hidden: [T, d] final hidden states of this rank's supervised positions.
+        supervised: best on the host, whatever the device of `hidden`: it is read there first.
         vocabulary: this rank's shards. Where their `grad` is given, the exact gradient of the loss (summed over
             ranks, no factor) is added to it during this call, unless autograd is off.
         totals: counts of the global batch. languages: L.
@@ -122,61 +123,52 @@ class _Step:
         centres: Centres | None,
     ) -> SolarLoss:
         """All blocks in order. `grad` [T, d], where given, receives the gradient of the hidden states."""
-        settings, dtype = self.settings, accumulation_dtype(hidden.dtype)
-        layout = gather_layout(supervised, settings.pooling, dtype, self.group)
+        settings, dtype, device = self.settings, accumulation_dtype(hidden.dtype), hidden.device
+        layout = gather_layout(supervised, settings.pooling, dtype, device, self.group)
         blocks, order = schedule(
             layout.lengths, layout.pivots, self.softmax.rows_that_fit(settings.memory_budget_mb), _unit(settings)
         )
         layout = layout.ordered(blocks, order)
-        table = SummaryTable(layout, blocks, hidden.shape[1], dtype, settings)
+        table = SummaryTable(layout, blocks, hidden.shape[1], device, settings)
+        pieces = _rows_of_pieces(layout, blocks, table.place, device)
         ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
         factor = weight / self.totals.pairs / self.unit if self.totals.pairs and grad is not None else 0.0
         exchange = HiddenExchange(hidden, grad, self.group)
         stream = exchange.stream([p for block in blocks for p in block.passes(backward=grad is not None)])
-        embedding_parts = []
 
-        for index, block in enumerate(blocks):
-            pooled, chunks = self._forward(block, table, stream, ce)
-            grad_u = None
+        for index, (block, rows) in enumerate(zip(blocks, pieces, strict=True)):
+            pooled, chunks = self._forward(block, rows, stream, ce)
+            soft = None
             if pooled is not None:
                 grad_u = table.align(index, self.softmax.summaries(pooled), centres, factor)
+                if grad_u is not None:
+                    soft = SoftGradient(pooled[table.moved[index]], grad_u)
             if grad is None:
                 continue
             directions = None
-            if grad_u is not None and "probabilities" not in settings.detach:
-                directions = self.softmax.directions(grad_u)
-            if grad_u is not None and pooled is not None and "embeddings" not in settings.detach:
-                embedding_parts.append((pooled[table.moved[index]], grad_u))
+            if soft is not None and "probabilities" not in settings.detach:
+                directions = self.softmax.directions(soft.grad_u)
+            if "embeddings" in settings.detach:
+                soft = None
             for piece, chunk in zip(block.pieces, chunks, strict=True):
                 if len(chunks) > 1:  # a later piece has overwritten its logits
                     chunk = self.softmax.softmax(chunk.rows, next(stream), chunk.statistics)
-                exchange.reduce(piece, self.softmax.backward(chunk, directions, self.unit))
+                exchange.reduce(piece, self.softmax.backward(chunk, directions, soft, self.unit))
+                soft = None
         exchange.finish()
-        if embedding_parts:
-            pooled, grad_u = (torch.cat(parts) for parts in zip(*embedding_parts, strict=True))
-            self.softmax.embedding_gradient(pooled, grad_u, self.unit)
+        self.softmax.finish(self.unit)
         if centres is not None and self.totals.pairs:
-            centres.update(table.values, layout.language, layout.length > 0, settings.centring_momentum)
+            centres.update(table.values, table.language, table.length > 0, settings.centring_momentum)
         return self._result(layout, table, ce, weight, languages)
 
     def _forward(
-        self, block: Block, table: SummaryTable, stream: Iterator[Tensor], ce: Tensor
+        self, block: Block, rows: list[Rows], stream: Iterator[Tensor], ce: Tensor
     ) -> tuple[Tensor | None, list[Chunk]]:
         """Softmax of each piece; [n, v] pooled probabilities of the block, if there are pairs. Fills `ce` [A]."""
-        layout, pooled, chunks = table.layout, None, []
-        for piece in block.pieces:
-            at = piece.positions
-            rows = Rows(
-                targets=layout.targets[at],
-                pooling=layout.pooling[at],
-                ce=layout.ce[at],
-                sequence=layout.sequence[at] - block.first,
-                moved=table.place[layout.sequence[at]],
-                runs=piece.runs,
-                moved_of=table.place_on_host[block.sequences],
-            )
-            chunk = self.softmax.softmax(rows, next(stream), None)
-            ce[at] = chunk.statistics.cross_entropy
+        pooled, chunks = None, []
+        for piece, rows_of_piece in zip(block.pieces, rows, strict=True):
+            chunk = self.softmax.softmax(rows_of_piece, next(stream), None)
+            ce[piece.positions] = chunk.statistics.cross_entropy
             if self.totals.pairs:
                 part = self.softmax.pool(chunk)
                 pooled = part if pooled is None else pooled.add_(part)
@@ -184,8 +176,10 @@ class _Step:
         return pooled, chunks
 
     def _result(self, layout: Layout, table: SummaryTable, ce: Tensor, weight: float, languages: int) -> SolarLoss:
-        language = layout.language[layout.sequence]
-        ce_sum = (ce * layout.ce).sum()
+        language, weights = layout.language[layout.sequence], layout.ce
+        mine = torch.arange(languages)[:, None] == language
+        share, weights = upload([mine.to(ce.dtype), weights], ce.device)
+        ce_sum = (ce * weights).sum()
         loss = ce_sum * self.unit
         if weight and self.totals.pairs:
             loss = loss + table.distance_sum * (weight / self.totals.pairs)
@@ -194,9 +188,26 @@ class _Step:
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=ce.new_zeros(languages).index_add_(0, language, ce),
-            language_tokens=torch.bincount(language, minlength=languages),
+            language_ce=(share * ce).sum(1),
+            language_tokens=upload([mine.sum(1)], ce.device)[0],
         )
+
+
+def _rows_of_pieces(layout: Layout, blocks: list[Block], place: Tensor, device: torch.device) -> list[list[Rows]]:
+    """Of each block, the rows of its pieces. Everything goes to the device at once."""
+    number = torch.cat([torch.arange(0)] + [torch.arange(block.last - block.first) for block in blocks])
+    integers = [layout.targets, number[layout.sequence], place[layout.sequence]]
+    targets, sequence, moved = upload(integers, device)
+    pooling, ce = upload([layout.pooling, layout.ce], device)
+    moved_of = place.tolist()
+    return [
+        [
+            Rows(targets[at], pooling[at], ce[at], sequence[at], moved[at], piece.runs, moved_of[block.sequences])
+            for piece in block.pieces
+            for at in [piece.positions]
+        ]
+        for block in blocks
+    ]
 
 
 def _unit(settings: LossSettings) -> Unit:

@@ -1,8 +1,11 @@
+import io
 import json
 
 import pytest
+import sentencepiece
 from transformers import AutoTokenizer
 
+from data_prep.chat import ChatEncoder
 from data_prep.errors import UserError
 from data_prep.sampling import sample_texts
 from data_prep.tokenizer import ROLES, fingerprint, load_tokenizer, save, train
@@ -79,3 +82,36 @@ def test_alpha_gives_small_languages_more(tmp_path):
     assert share(1.0) == pytest.approx(0.1, abs=0.02)
     assert share(0.5) == pytest.approx(0.25, abs=0.02)
     assert share(0.0) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("settings", [
+    {"model_type": "unigram"},
+    {"model_type": "bpe", "pad_id": 3, "byte_fallback": True},
+    {"model_type": "unigram", "split_by_whitespace": False, "user_defined_symbols": ["<tool>", "\n"]},
+    {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+])  # fmt: skip
+def test_sentencepiece_models_of_many_kinds_keep_their_tokens(settings, demo_file, tmp_path):
+    texts = list(sample_texts([demo_file], 1.0, 1_000_000))
+    model = io.BytesIO()
+    settings = {"vocab_size": 500, "hard_vocab_limit": False, "minloglevel": 2, **settings}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **settings)
+    (tmp_path / "some.model").write_bytes(model.getvalue())
+    tokenizer = load_tokenizer(tmp_path / "some.model")
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in [*texts, "never seen 🦒", "a  b", "ﬁ"]:
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+    (tokens,) = ChatEncoder(tokenizer).encode(
+        [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    )
+    assert tokenizer.convert_ids_to_tokens([~t for t in tokens if t < 0])[-1] == tokenizer.eos_token == "</s>"
+    save(tokenizer, tmp_path / "saved")
+    assert fingerprint(load_tokenizer(tmp_path / "saved")) == fingerprint(tokenizer)
+
+
+def test_what_is_no_sentencepiece_model_is_refused(tmp_path):
+    for content in (b"", b"junk", b"\x0a\x03abc"):
+        (tmp_path / "bad.model").write_bytes(content)
+        with pytest.raises(UserError, match=r"bad\.model"):
+            load_tokenizer(tmp_path / "bad.model")
+    with pytest.raises(UserError, match="No such file"):
+        load_tokenizer(tmp_path / "none.model")

@@ -3,7 +3,7 @@
 Shape letters: T supervised positions, S sequences, V vocabulary, d hidden size, L languages.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
     t = tensors(case, generator)
     mine, _ = layout(case, rank, torch.Generator().manual_seed(case.seed))
     first = sum(counts[:rank])
-    mine = on_device(mine, case.device)
+    mine = mine.to(case.device)
     hidden = t.hidden[first : first + counts[rank]].to(case.device, case.dtype).requires_grad_()
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, size)
     total = torch.promote_types(case.dtype, torch.float32)
@@ -196,11 +196,6 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
     if vocabulary.bias_grad is not None:
         found["bias"] = vocabulary.bias_grad
     return {name: value.cpu() for name, value in found.items()}
-
-
-def on_device(supervised: Supervised, device: str) -> Supervised:
-    moved = {f.name: value.to(device) for f in fields(supervised) if (value := getattr(supervised, f.name)) is not None}
-    return replace(supervised, **moved)
 
 
 def errors(case: Case, shares: list[dict[str, Tensor]], reference: dict[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,200 @@
+"""Step time and memory of whole training steps: SOLAR, the same with weight 0, and plain DeepSpeed with full logits.
+
+    python -m pipeline.bench_train --ranks 2 --vocab_size 65536 --hidden_size 256 --output docs/bench/train_cpu.csv
+
+Each arm trains a fresh Qwen2 on random packed rows in processes of its own; arms take turns for `rounds` rounds.
+Time is the median step of all rounds; memory is the peak of a rank beyond what it held when its engine was ready.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_prep.errors import exit_cleanly
+from data_prep.shards import IGNORE, PIVOT, TRANSLATION, PackedRow
+from pipeline import dist
+from pipeline.config import Config, ModelSettings, TrainingSettings
+from pipeline.data import MicroBatch, collate
+from pipeline.metrics import peak_memory_gb
+
+ARMS = ("solar", "weight 0", "plain")
+
+
+def random_batch(args: argparse.Namespace, step: int) -> MicroBatch:
+    """`rows` packed rows of pairs of sequences, two thirds of each supervised, different on every rank and step."""
+    generator = np.random.default_rng([step, dist.rank()])
+    count = args.tokens // args.sequence
+    ids = generator.integers(0, args.vocab_size, (args.rows, count * args.sequence)).astype(np.int32)
+    supervised = np.arange(count * args.sequence) % args.sequence >= args.sequence // 3
+    rows = [
+        PackedRow(
+            row,
+            np.where(supervised, row, IGNORE).astype(np.int32),
+            np.full(count, args.sequence, np.int32),
+            [f"{b}-{i // 2}" for i in range(count)],
+            ["en" if i % 2 == 0 else "sw" for i in range(count)],
+            [PIVOT if i % 2 == 0 else TRANSLATION for i in range(count)],
+        )
+        for b, row in enumerate(ids)
+    ]
+    return collate(rows, ["en", "sw"], 0)
+
+
+def run_arm(args: argparse.Namespace) -> None:
+    """One arm on this rank; rank 0 prints its figures as JSON."""
+    from pipeline.loop import train_step
+    from pipeline.loss import Totals
+    from pipeline.model import DTYPES, load_model, load_model_config
+    from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config, start_process_group
+
+    start_process_group()
+    fields = {
+        "model_type": "qwen2",
+        "vocab_size": args.vocab_size,
+        "hidden_size": args.hidden_size,
+        "intermediate_size": 3 * args.hidden_size,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": max(1, args.hidden_size // 64),
+        "num_key_value_heads": max(1, args.hidden_size // 64),
+        "tie_word_embeddings": args.tied,
+    }
+    config = Config(
+        deepspeed=args.deepspeed,
+        model=ModelSettings(config=fields, activation_checkpointing=args.activation_checkpointing),
+        training=TrainingSettings(
+            train_batch_size=args.rows * args.ranks, train_micro_batch_size_per_gpu=args.rows, precision=args.precision
+        ),
+    )
+    ds = deepspeed_config(config, args.ranks)
+    model_config = load_model_config(config.model, 1)
+    model = build_sharded(ds, lambda: load_model(config.model, model_config, DTYPES[args.precision]))
+    weight = 0.0 if args.arm == "weight 0" else 1.0
+    if args.arm == "plain":
+        from pipeline.bench_plain import PlainEngine
+
+        plain = PlainEngine(ds, model, 1e-5)
+    else:
+        zero = ZeroEngine(config, ds, model, args.vocab_size, 2)
+        zero.set_learning_rate(1e-5)
+    before, times = held_memory_gb(), []
+    for step in range(args.steps + 1):
+        batch = random_batch(args, step)
+        totals = batch.supervised.totals()
+        started = time.perf_counter()
+        if args.arm == "plain":
+            plain.step(batch, weight)
+        else:
+            train_step(zero, [batch], weight, Totals(totals.tokens * args.ranks, totals.pairs * args.ranks), step)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    if dist.is_main():
+        print(json.dumps({"times": times[1:], "memory_gb": peak_memory_gb() - before}), flush=True)
+
+
+def held_memory_gb() -> float:
+    """Allocated on the GPU, or resident, now; the peak is counted from here on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**30
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def launch(arm: str, args: argparse.Namespace, port: int) -> dict:
+    """All ranks of an arm; the figures of rank 0."""
+    words = [f"--{key}={value}" for key, value in vars(args).items() if key not in ("arm", "tied", "output")]
+    words = [word for word in words if "activation_checkpointing" not in word]
+    flags = [f"--{key}" for key in ("tied", "activation_checkpointing") if getattr(args, key)]
+    processes = []
+    for rank in range(args.ranks):
+        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks, "MASTER_PORT": port}
+        environment = {**os.environ, **{k: str(v) for k, v in facts.items()}, "MASTER_ADDR": "127.0.0.1"}
+        if not torch.cuda.is_available():
+            threads = max(1, (os.cpu_count() or 1) // args.ranks)
+            environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "pipeline.bench_train", f"--arm={arm}", *words, *flags]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"arm {arm!r} failed")
+    return json.loads(outputs[0].strip().splitlines()[-1])
+
+
+def compare(args: argparse.Namespace) -> None:
+    """All arms in turn; prints and writes one row each, with the ratio of ours to it."""
+    figures: dict[str, list[dict]] = {arm: [] for arm in ARMS}
+    for _ in range(args.rounds):
+        for arm in ARMS:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            figures[arm].append(launch(arm, args, port))
+    seconds = {arm: statistics.median(t for f in figures[arm] for t in f["times"]) for arm in ARMS}
+    memory = {arm: statistics.median(f["memory_gb"] for f in figures[arm]) for arm in ARMS}
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    rows = [
+        {
+            "arm": arm,
+            "step_s": round(seconds[arm], 4),
+            "memory_gb": round(memory[arm], 3),
+            "solar_time_ratio": round(seconds["solar"] / seconds[arm], 3),
+            "solar_memory_ratio": round(memory["solar"] / memory[arm], 3),
+            **{k: getattr(args, k) for k in ("ranks", "vocab_size", "hidden_size", "layers", "rows", "tokens")},
+            "precision": args.precision,
+            "tied": args.tied,
+            "machine": machine,
+            "torch": torch.__version__,
+            "deepspeed": version("deepspeed"),
+            "transformers": version("transformers"),
+        }
+        for arm in ARMS
+    ]
+    for row in rows:
+        print({k: row[k] for k in ("arm", "step_s", "memory_gb", "solar_time_ratio", "solar_memory_ratio")})
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(args.output, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.bench_train", description=__doc__)
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--vocab_size", type=int, default=65536)
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=1, help="packed rows of each rank and step")
+    parser.add_argument("--tokens", type=int, default=1024, help="of a row")
+    parser.add_argument("--sequence", type=int, default=128, help="tokens of each sequence in a row")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--deepspeed", default="ds_configs/zero3.json")
+    parser.add_argument("--tied", action="store_true")
+    parser.add_argument("--activation_checkpointing", action="store_true")
+    parser.add_argument("--output", type=Path, help="CSV to write")
+    args = parser.parse_args()
+    if args.arm:
+        run_arm(args)
+    else:
+        compare(args)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
