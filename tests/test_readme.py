@@ -176,11 +176,10 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_relative_links_resolve(page: str) -> None:
     file = ROOT / page
     links = re.findall(r"\]\(([^)\s]+)\)", file.read_text(encoding="utf-8"))
-    assert links
     for link in links:
         if re.match(r"https?://", link):
             continue
