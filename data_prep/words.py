@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -39,41 +40,68 @@ class _Cache(dict):
         return ids
 
 
+# The ways to cut text into words under which text falls apart before every space that follows a visible character: no
+# alternative of these patterns goes on over such a place, none looks back, and what they look ahead at is white space.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {
+    _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST,  # Qwen 2, 2.5, 3
+    _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST,  # Llama 3, cl100k
+}
+_INNER_SPACE = re.compile(r"\s ")
+_CUT = re.compile(r"(?<=\S)(?= )")
+
+
+def _cuts_before_spaces(cut: dict[str, Any] | None) -> bool:
+    """Whether a pre-tokenizer, as tokenizer.json spells it, is one of those known to."""
+    if cut is None:
+        return False
+    if cut["type"] == "Metaspace":
+        return (cut["replacement"], cut["prepend_scheme"], cut["split"]) == ("▁", "never", True)
+    if cut["type"] == "ByteLevel":
+        return cut["use_regex"] and not cut["add_prefix_space"]  # GPT-2's pattern
+    if cut["type"] == "Sequence" and [one["type"] for one in cut["pretokenizers"]] == ["Split", "ByteLevel"]:
+        split, byte_level = cut["pretokenizers"]
+        known = split["pattern"].get("Regex") in _PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
+        return known and not byte_level["use_regex"] and not byte_level["add_prefix_space"]
+    return False
+
+
 class WordEncoder:
-    """Tokens of text for tokenizers that cut it into words before spaces (SentencePiece's way, as ours)."""
+    """Tokens of text for tokenizers that cut it before spaces: SentencePiece's way as ours, GPT-2, Llama 3, Qwen."""
 
     def __init__(self, backend: Tokenizer, added: dict[str, int]):
         self._added = added
         longest_first = sorted(added, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split
-        model = backend.model
+        normalizer, cut, model = backend.normalizer, backend.pre_tokenizer, backend.model
 
-        def ids(word: str) -> list[int]:
-            return [token.id for token in model.tokenize(word)]
+        def ids(text: str) -> list[int]:
+            text = normalizer.normalize_str(text) if normalizer else text
+            return [token.id for word, _ in cut.pre_tokenize_str(text) for token in model.tokenize(word)]
 
-        def complements(word: str) -> list[int]:
-            return [~i for i in ids(word)]
+        def complements(text: str) -> list[int]:
+            return [~i for i in ids(text)]
 
         # First words of a segment, and the others, which have a space before; apart for supervised text.
         self._caches = {
-            False: (_Cache(ids), _Cache(lambda word: ids("▁" + word))),
-            True: (_Cache(complements), _Cache(lambda word: complements("▁" + word))),
+            False: (_Cache(ids), _Cache(lambda word: ids(" " + word))),
+            True: (_Cache(complements), _Cache(lambda word: complements(" " + word))),
         }
 
     @classmethod
     def of(cls, backend: Tokenizer) -> "WordEncoder | None":
         """An encoder with the same tokens as `backend`, or None where its rules are not known here."""
         rules = json.loads(backend.to_str())
-        cut = rules["pre_tokenizer"] or {}
-        added = rules["added_tokens"]
+        normalizer, added = rules["normalizer"], rules["added_tokens"]
         known = (
-            rules["normalizer"] is None
-            and cut.get("type") == "Metaspace"
-            and (cut["replacement"], cut["prepend_scheme"], cut["split"]) == ("▁", "never", True)
+            (normalizer is None or normalizer == {"type": "NFC"})  # composes nothing over a space
+            and _cuts_before_spaces(rules["pre_tokenizer"])
             and rules["model"]["type"] in ("BPE", "Unigram")
             and not rules["model"].get("dropout")
             and added
             and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
+            and not any(token["normalized"] and normalizer for token in added)
         )
         return cls(backend, {token["content"]: token["id"] for token in added}) if known else None
 
@@ -95,9 +123,12 @@ class WordEncoder:
                 tokens.append(~token if supervised else token)
             elif segment:
                 first, others = self._caches[supervised]
-                words = segment.replace("▁", " ").split(" ")
-                if words[0]:
-                    tokens += first[words[0]]
-                tokens.extend(chain.from_iterable(map(others.__getitem__, words[1:])))
+                if _INNER_SPACE.search(segment):  # longer runs of white space stay with the word behind them
+                    tokens.extend(chain.from_iterable(map(first.__getitem__, _CUT.split(segment))))
+                    continue
+                start, *words = segment.split(" ")
+                if start:
+                    tokens += first[start]
+                tokens.extend(chain.from_iterable(map(others.__getitem__, words)))
         edges.discard(place)
         return None if edges else tokens

@@ -33,7 +33,7 @@ class Shape:
 
 @dataclass
 class Problem:
-    """hidden [T, d] and the tied weight [V, d] with their gradients, targets [T] (also on the host), buffers for the floor."""
+    """hidden [T, d] and the tied weight [V, d] with their gradients, targets [T] twice, buffers for the floor."""
 
     shape: Shape
     hidden: Tensor

@@ -52,6 +52,7 @@ class SummaryTable:
         values: [S, d] summaries, not centred. distance_sum, cosine_sum: over the pairs seen so far.
         moved: of each block, the [m] numbers within it of the sequences whose summaries have a gradient.
         place: [S] on the host, where in its block's list a sequence stands, or -1.
+        moved_of_rank: of each block and rank, how many of them it has.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class SummaryTable:
         self.place = torch.full_like(own, -1)
         for block, numbers in zip(blocks, moved, strict=True):
             self.place[block.first + numbers] = torch.arange(len(numbers))
+        ranks = range(len(layout.lengths))
+        self.moved_of_rank = [[int(moves[block.of_rank(rank)].sum()) for rank in ranks] for block in blocks]
 
         facts = [layout.pivot, layout.problem, layout.language, layout.length]
         uploaded = upload([*facts, *pairs, *moved], device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.loss.elementwise import Rows, cap_, inner_products, pool, softmax_, tilt_
 from pipeline.loss.exchange import Group, all_gather, all_reduce
+from pipeline.loss.settings import LossSettings
 from pipeline.loss.sharding import Vocabulary
 
 # fp16 cannot hold e next to its row sum; there dz is normalised, and kept this much larger against underflow.
@@ -22,6 +23,13 @@ SMALLEST_LOG_SHARE = -60.0
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp32 for half precisions, else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
+    """Rows of each rank in one chunk. A shared chunk has R times as many, on a vocabulary R times smaller."""
+    tensors = 1 + (settings.softmax_temperature != 1) + (vocabulary.softcap is not None)
+    row_bytes = vocabulary.size * vocabulary.head.weight.element_size() * tensors
+    return max(1, int(settings.memory_budget_mb * 2**20 / row_bytes))
 
 
 @dataclass(frozen=True)
@@ -67,19 +75,16 @@ class SoftGradient:
 
 
 class ShardedSoftmax:
-    """The vocabulary-sized work of the loss for one rank. Every collective of it is called here."""
+    """The vocabulary-sized work of the loss for one rank: all ranks' rows against its own columns."""
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
+        # The columns of a chunk, and the ranks that have its other columns.
+        self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
+        self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
         self._tied = vocabulary.embedding is vocabulary.head
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
-
-    def rows_that_fit(self, budget_mb: float) -> int:
-        """Rows of each rank in one chunk: a chunk has R times as many, on a vocabulary R times smaller."""
-        tensors = 1 + (self.temperature != 1) + (self.vocabulary.softcap is not None)
-        row_bytes = self.vocabulary.size * self.vocabulary.head.weight.element_size() * tensors
-        return max(1, int(budget_mb * 2**20 / row_bytes))
 
     def softmax(self, rows: Rows, hidden: Tensor, known: Statistics | None) -> Chunk:
         """Logits (product 1) and their softmax; one small all-gather unless the statistics are known."""
@@ -89,9 +94,9 @@ class ShardedSoftmax:
         z = whole[: len(hidden)]
         if vocabulary.logit_scale != 1:
             hidden = hidden * vocabulary.logit_scale
-        torch.mm(hidden, vocabulary.head.weight.T, out=z)
-        if vocabulary.bias is not None:
-            z.add_(vocabulary.bias)
+        self._logits(hidden, z)
+        if self.bias is not None:
+            z.add_(self.bias)
         cap_slope = None
         if vocabulary.softcap is not None:
             cap_slope = cap_(z, vocabulary.softcap, self._buffer("slope", len(z), z))
@@ -107,11 +112,14 @@ class ShardedSoftmax:
             known = self._statistics(target, log_sum, total, tilted_log_sum, tilted_total)
         return Chunk(rows, hidden, z, whole, tilted, cap_slope, known)
 
+    def _logits(self, hidden: Tensor, out: Tensor) -> None:
+        torch.mm(hidden, self.vocabulary.head.weight.T, out=out)
+
     def _statistics(
         self, target: Tensor, log_sum: Tensor, total: Tensor, tilted_log_sum: Tensor, tilted_total: Tensor
     ) -> Statistics:
         """All arguments [C], of this rank's columns; `target` is the logit, 0 where another rank has it."""
-        ranks = all_gather(torch.stack([log_sum, tilted_log_sum, target]), self.group)
+        ranks = all_gather(torch.stack([log_sum, tilted_log_sum, target]), self.row_group)
         everywhere, tilted_everywhere = ranks[:, :2].logsumexp(0)
         return Statistics(
             cross_entropy=everywhere - ranks[:, 2].sum(0),
@@ -147,7 +155,7 @@ class ShardedSoftmax:
         Returns [C, d] this rank's part of dH, divided by `unit` (and times `gain` of its dtype); adds to the head's
         accumulator the exact unit * dz^T H.
         """
-        vocabulary, rows, s = self.vocabulary, chunk.rows, chunk.statistics
+        rows, s = chunk.rows, chunk.statistics
         # dz = scale * (e' - target's share), where e' is e times `ce`, tilted by the alignment gradient.
         scale, at_target = s.scale * rows.ce, s.target - 1 / s.scale
         if directions is not None:
@@ -165,24 +173,33 @@ class ShardedSoftmax:
         if chunk.cap_slope is not None:
             dz.mul_(chunk.cap_slope)
 
-        self._add_head_gradient(chunk, scale, soft, unit)
-        return (dz @ vocabulary.head.weight * (scale * vocabulary.logit_scale)[:, None]).to(dz.dtype)
-
-    def _add_head_gradient(self, chunk: Chunk, scale: Tensor, soft: SoftGradient | None, unit: float) -> None:
-        """Product 3; `chunk.e` is dz by now, to be multiplied by `scale` [C]."""
-        vocabulary, dz = self.vocabulary, chunk.e
         gain = FP16_GAIN if dz.dtype == torch.float16 else 1.0
+        if self.bias_grad is not None:
+            self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=unit / gain)
         weighted = (chunk.hidden * scale[:, None]).to(dz.dtype)
-        if vocabulary.bias_grad is not None:
-            vocabulary.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(vocabulary.bias_grad.dtype), alpha=unit / gain)
+        product = self._products(chunk, weighted, soft, gain, unit / gain)
+        return (product * (scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
+
+    def _products(self, chunk: Chunk, weighted: Tensor, soft: SoftGradient | None, gain: float, unit: float) -> Tensor:
+        """head's gradient += unit * dz^T weighted (and `soft`); returns dz W. `chunk.e` is dz by now."""
+        head, dz = self.vocabulary.head, chunk.e
         if soft is not None and not self._tied:
             self._soft.append(soft)
         elif soft is not None:
             dz = chunk.whole[: len(chunk.e) + len(soft.pooled)]
             dz[len(chunk.e) :] = self._weigh(soft.pooled) * gain
             weighted = torch.cat([weighted, soft.grad_u.to(weighted.dtype)])
-        if vocabulary.head.grad is not None:
-            add_product_(vocabulary.head.grad, dz.T, weighted, unit / gain)
+        if head.grad is not None:
+            add_product_(head.grad, dz.T, weighted, unit)
+        return chunk.e @ head.weight
+
+    def to_owners(self, pooled: Tensor, members: tuple[int, ...]) -> Tensor:
+        """Pooled probabilities of this rank's columns and all ranks' sequences, [n, v]: what `pool` gives."""
+        return pooled
+
+    def from_owners(self, directions: Tensor, moved: list[int]) -> Tensor:
+        """Directions for the rows and columns of this rank's chunks, [m, v]: what `directions` gives."""
+        return directions
 
     def finish(self, unit: float) -> None:
         """dE += unit * pooled^T g of all blocks, where the embedding is not the head."""
@@ -201,7 +218,7 @@ class ShardedSoftmax:
         `at_target` [C]: ce times the value at the target; returns it with the alignment's part.
         """
         rows, s = chunk.rows, chunk.statistics
-        inner = all_reduce(inner_products(chunk.tilted, directions, rows) * s.tilted_scale, self.group)
+        inner = all_reduce(inner_products(chunk.tilted, directions, rows) * s.tilted_scale, self.row_group)
         k = rows.pooling * s.tilted_scale / (s.scale * self.temperature)
         tilt_(chunk.e, chunk.tilted, rows.ce, k, inner, directions, rows)
         if directions.numel() == 0:
@@ -212,17 +229,16 @@ class ShardedSoftmax:
 
     def _columns(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """[C, 1] the target's column here, and [C] whether it is here; some column where it is not."""
-        v = len(self.vocabulary.head.weight)
-        columns = rows.targets - self.vocabulary.head.start
-        return columns.clamp(0, max(0, v - 1))[:, None], (columns >= 0) & (columns < v)
+        columns = rows.targets - self.start
+        return columns.clamp(0, max(0, self.columns - 1))[:, None], (columns >= 0) & (columns < self.columns)
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
         """[rows, v], reused by every chunk of the call."""
-        size = rows * len(self.vocabulary.head.weight)
+        size = rows * self.columns
         held = self._buffers.get(name)
         if held is None or held.numel() < size:
             held = self._buffers[name] = like.new_empty(size)
-        return held[:size].view(rows, -1) if size else held[:0].view(rows, 0)
+        return held[:size].view(rows, self.columns)
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.loss.exchange import Group, world_of
+from pipeline.loss.exchange import Group, all_to_all, world_of
 from pipeline.loss.sharding import VocabularyShard
 
 
@@ -70,22 +69,12 @@ def _ask(ids: Tensor, padded_size: int, group: Group) -> tuple[Tensor, _Route]:
     # Sorted, so that the owners' shares are consecutive.
     ends = torch.searchsorted(distinct, torch.arange(size + 1, device=ids.device) * rows)
     counts = ends.diff()
-    asked_by = _all_to_all(counts, None, None, group)
+    asked_by = all_to_all(counts, None, None, group)
     below, asked_of_list, asked_by_list = ends[:1].tolist(), *torch.stack([counts, asked_by]).tolist()
     if below != [0] or sum(asked_of_list) != len(distinct):
         raise ValueError(f"token ids {int(distinct[0])} to {int(distinct[-1])} are not all in [0, {padded_size})")
     route = _Route(place, uses, asked_of_list, asked_by_list, group)
-    return _all_to_all(distinct, asked_of_list, asked_by_list, group), route
-
-
-def _all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: Group) -> Tensor:
-    """Rows of dimension 0, split over the ranks; None: one each."""
-    if world_of(group)[1] == 1:
-        return tensor
-    rows = len(tensor) if received is None else sum(received)
-    out = tensor.new_empty(rows, *tensor.shape[1:])
-    dist.all_to_all_single(out, tensor.contiguous(), received, sent, group=group)
-    return out
+    return all_to_all(distinct, asked_of_list, asked_by_list, group), route
 
 
 class _Lookup(torch.autograd.Function):
@@ -97,7 +86,7 @@ class _Lookup(torch.autograd.Function):
     ) -> Tensor:
         ctx.shard, ctx.route, ctx.grad_factor = shard, route, grad_factor
         ctx.save_for_backward(asked)
-        rows = _all_to_all(shard.weight[asked], route.asked_by, route.asked_of, route.group)
+        rows = all_to_all(shard.weight[asked], route.asked_by, route.asked_of, route.group)
         return rows[route.place]
 
     @staticmethod
@@ -110,7 +99,7 @@ class _Lookup(torch.autograd.Function):
         sums = grad_outputs[0][route.place.argsort(stable=True)].to(total.dtype)
         if len(sums):
             sums = torch.segment_reduce(sums, "sum", lengths=route.uses, axis=0, initial=0)
-        returned = _all_to_all(sums, route.asked_of, route.asked_by, route.group)
+        returned = all_to_all(sums, route.asked_of, route.asked_by, route.group)
         # One rank's ids are distinct, so its rows meet no other; the ranks come in their order.
         for ids, rows in zip(asked.split(route.asked_by), returned.split(route.asked_by), strict=True):
             total.index_add_(0, ids, rows, alpha=ctx.grad_factor)

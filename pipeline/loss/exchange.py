@@ -44,6 +44,16 @@ def all_gather(tensor: Tensor, group: Group) -> Tensor:
     return out.view(size, *tensor.shape)
 
 
+def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: Group) -> Tensor:
+    """Rows of dimension 0, split over the ranks; None: one each."""
+    if world_of(group)[1] == 1:
+        return tensor
+    rows = len(tensor) if received is None else sum(received)
+    out = tensor.new_empty(rows, *tensor.shape[1:])
+    dist.all_to_all_single(out, tensor.contiguous(), received, sent, group=group)
+    return out
+
+
 def _all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
     """[sizes[r]] of each rank on the host, by padding to the longest."""
     padded = tensor.new_zeros(max(sizes))
@@ -145,12 +155,14 @@ def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 class HiddenExchange:
     """Brings the hidden states of a piece to every rank, one piece ahead, and takes their gradients back.
 
-    `hidden` [T, d] and `grad` [T, d] are this rank's own; a piece has [C, d] rows, rank after rank.
+    `hidden` [T, d] and `grad` [T, d] are this rank's own; a piece has [C, d] rows, rank after rank. Where the rows
+    are not `shared`, each rank sees its own alone, and nothing is sent.
     """
 
-    def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group) -> None:
+    def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group, shared: bool) -> None:
         self.hidden, self.grad, self.group = hidden, grad, group
         self.rank, self.size = world_of(group)
+        self.shared = shared and self.size > 1
         self._reducing: tuple[dist.Work, Tensor, Tensor] | None = None
 
     def stream(self, pieces: list[Piece]) -> Iterator[Tensor]:
@@ -167,7 +179,7 @@ class HiddenExchange:
     def _start(self, piece: Piece) -> tuple[dist.Work | None, Tensor]:
         start, end = piece.ranges[self.rank]
         mine = self.hidden[start:end]
-        if self.size == 1:
+        if not self.shared:
             return None, mine
         if len(mine) < piece.longest:
             mine = torch.cat([mine, mine.new_zeros(piece.longest - len(mine), mine.shape[1])])
@@ -175,7 +187,7 @@ class HiddenExchange:
         return all_gather_single(buffer, mine.contiguous(), group=self.group, async_op=True), buffer
 
     def _compact(self, buffer: Tensor, piece: Piece) -> Tensor:
-        if piece.even:
+        if piece.even or not self.shared:
             return buffer
         rows = buffer.view(self.size, piece.longest, -1)
         return torch.cat([rows[r, : end - start] for r, (start, end) in enumerate(piece.ranges)])
@@ -184,7 +196,7 @@ class HiddenExchange:
         """Sum the ranks' [C, d] gradients of a piece, each rank keeping its own rows; done when the next one starts."""
         start, end = piece.ranges[self.rank]
         assert self.grad is not None
-        if self.size == 1:
+        if not self.shared:
             self.grad[start:end] = grad
             return
         self.finish()

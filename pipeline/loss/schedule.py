@@ -46,6 +46,17 @@ class Piece:
         """In the order of the blocks."""
         return slice(self.start, self.start + sum(self.counts))
 
+    def of_rank(self, rank: int, first_sequence: int) -> tuple[slice, tuple[Run, ...]]:
+        """The rank's own positions and their runs, counted from its own first position and sequence."""
+        first = sum(self.counts[:rank])
+        last = first + self.counts[rank]
+        runs = tuple(
+            Run(run.start - first, run.stop - first, run.sequence - first_sequence)
+            for run in self.runs
+            if first <= run.start < last
+        )
+        return slice(self.start + first, self.start + last), runs
+
     @cached_property
     def longest(self) -> int:
         return max(self.counts)
@@ -57,15 +68,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole units of every rank. `sequences`: [first, last) of their numbers in the order of the blocks."""
+    """Whole units of every rank.
+
+    Attributes:
+        first, last: [first, last) numbers of their sequences in the order of the blocks, rank after rank.
+        members: how many of them each rank has.
+    """
 
     pieces: tuple[Piece, ...]
     first: int
     last: int
+    members: tuple[int, ...]
 
     @property
     def sequences(self) -> slice:
         return slice(self.first, self.last)
+
+    def of_rank(self, rank: int) -> slice:
+        """The rank's own sequences."""
+        start = self.first + sum(self.members[:rank])
+        return slice(start, start + self.members[rank])
 
     def passes(self, backward: bool) -> tuple[Piece, ...]:
         """The pieces in the order in which their hidden states are needed."""
@@ -100,7 +122,8 @@ def schedule(
             pieces.append(Piece(ranges, done, _runs(ranges, members, ends)))
             done = pieces[-1].positions.stop
         if pieces:
-            blocks.append(Block(tuple(pieces), len(order), len(order) + len(members)))
+            counts = tuple(last - first for first, last in spans)
+            blocks.append(Block(tuple(pieces), len(order), len(order) + len(members), counts))
         order += members
     return blocks, order
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 Distance = Literal["cosine", "mse", "infonce"]
 Pooling = Literal["mean", "last", "weights"]
+Head = Literal["auto", "vocab_parallel", "gathered"]
 Detach = Literal["pivot", "embeddings", "probabilities"]
 
 
@@ -26,6 +27,8 @@ class LossSettings:
             part in the soft tokens; none means 1 for all.
         token_weights: safetensors file with a tensor `weights` [V]; with pooling `weights`, a position counts as
             the token that it has to predict.
+        head: what the ranks send each other: hidden states and their gradients (`vocab_parallel`), or shards of the
+            head and its gradient on a ring (`gathered`); `auto` takes what sends less. The same results, to rounding.
         memory_budget_mb: size of the buffer for one chunk's logits on each rank, in MiB.
     """
 
@@ -40,4 +43,5 @@ class LossSettings:
     centring_momentum: float = 0.9
     vocabulary_weights: str | None = None
     token_weights: str | None = None
+    head: Head = "auto"
     memory_budget_mb: float = 64.0

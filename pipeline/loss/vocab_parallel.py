@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import Centres, SummaryTable
-from pipeline.loss.chunk import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype
+from pipeline.loss.chunk import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype, rows_that_fit
+from pipeline.loss.costs import Traffic
 from pipeline.loss.elementwise import Rows
-from pipeline.loss.exchange import Group, HiddenExchange, Layout, gather_layout, upload
+from pipeline.loss.exchange import Group, HiddenExchange, Layout, all_reduce, gather_layout, upload, world_of
+from pipeline.loss.gathered import GatheredSoftmax
 from pipeline.loss.schedule import Block, Unit, schedule
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.sharding import Vocabulary
@@ -108,8 +110,7 @@ class _Step:
     """One call of `solar_loss`. Gradients in work are in units of `unit`, so that fp16 does not underflow."""
 
     def __init__(self, vocabulary: Vocabulary, settings: LossSettings, totals: Totals, group: Group) -> None:
-        self.settings, self.totals, self.group = settings, totals, group
-        self.softmax = ShardedSoftmax(vocabulary, settings.softmax_temperature, group)
+        self.vocabulary, self.settings, self.totals, self.group = vocabulary, settings, totals, group
         self.unit = 1.0 / totals.tokens if totals.tokens else 1.0
 
     @torch.no_grad()
@@ -125,55 +126,86 @@ class _Step:
         """All blocks in order. `grad` [T, d], where given, receives the gradient of the hidden states."""
         settings, dtype, device = self.settings, accumulation_dtype(hidden.dtype), hidden.device
         layout = gather_layout(supervised, settings.pooling, dtype, device, self.group)
-        blocks, order = schedule(
-            layout.lengths, layout.pivots, self.softmax.rows_that_fit(settings.memory_budget_mb), _unit(settings)
-        )
+        buffer_rows = rows_that_fit(self.vocabulary, settings)
+        blocks, order = schedule(layout.lengths, layout.pivots, buffer_rows, _unit(settings))
         layout = layout.ordered(blocks, order)
         table = SummaryTable(layout, blocks, hidden.shape[1], device, settings)
-        pieces = _rows_of_pieces(layout, blocks, table.place, device)
+        shared = self._rows_are_shared(blocks, layout, table)
+        make = ShardedSoftmax if shared else GatheredSoftmax
+        softmax = make(self.vocabulary, settings.softmax_temperature, self.group)
+        rows = _rows_of_pieces(layout, blocks, table, None if shared else world_of(self.group)[0], device)
         ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
         factor = weight / self.totals.pairs / self.unit if self.totals.pairs and grad is not None else 0.0
-        exchange = HiddenExchange(hidden, grad, self.group)
+        exchange = HiddenExchange(hidden, grad, self.group, shared)
         stream = exchange.stream([p for block in blocks for p in block.passes(backward=grad is not None)])
 
-        for index, (block, rows) in enumerate(zip(blocks, pieces, strict=True)):
-            pooled, chunks = self._forward(block, rows, stream, ce)
+        for index, block in enumerate(blocks):
+            pooled, chunks = self._forward(softmax, block, rows[index], stream, ce)
             soft = None
             if pooled is not None:
-                grad_u = table.align(index, self.softmax.summaries(pooled), centres, factor)
-                if grad_u is not None:
-                    soft = SoftGradient(pooled[table.moved[index]], grad_u)
+                grad_u = table.align(index, softmax.summaries(pooled), centres, factor)
+                soft = None if grad_u is None else SoftGradient(pooled[table.moved[index]], grad_u)
             if grad is None:
                 continue
             directions = None
             if soft is not None and "probabilities" not in settings.detach:
-                directions = self.softmax.directions(soft.grad_u)
+                directions = softmax.from_owners(softmax.directions(soft.grad_u), table.moved_of_rank[index])
             if "embeddings" in settings.detach:
                 soft = None
             for piece, chunk in zip(block.pieces, chunks, strict=True):
                 if len(chunks) > 1:  # a later piece has overwritten its logits
-                    chunk = self.softmax.softmax(chunk.rows, next(stream), chunk.statistics)
-                exchange.reduce(piece, self.softmax.backward(chunk, directions, soft, self.unit))
+                    chunk = softmax.softmax(chunk.rows, next(stream), chunk.statistics)
+                exchange.reduce(piece, softmax.backward(chunk, directions, soft, self.unit))
                 soft = None
         exchange.finish()
-        self.softmax.finish(self.unit)
+        softmax.finish(self.unit)
+        if not shared:
+            all_reduce(ce, self.group)
         if centres is not None and self.totals.pairs:
             centres.update(table.values, table.language, table.length > 0, settings.centring_momentum)
         return self._result(layout, table, ce, weight, languages)
 
+    def _rows_are_shared(self, blocks: list[Block], layout: Layout, table: SummaryTable) -> bool:
+        """Whether to divide the loss by columns; the same on every rank."""
+        _, ranks = world_of(self.group)
+        if self.settings.head != "auto" or ranks == 1:
+            return self.settings.head != "gathered" or ranks == 1
+        weight = self.vocabulary.head.weight
+        pieces = [piece for block in blocks for piece in block.pieces]
+        again = [piece for block in blocks if len(block.pieces) > 1 for piece in block.pieces]
+        traffic = Traffic(
+            ranks=ranks,
+            vocab=self.vocabulary.size,
+            hidden=weight.shape[1],
+            element_size=weight.element_size(),
+            positions=len(layout.targets),
+            padded=sum(piece.longest for piece in pieces),
+            pieces=len(pieces),
+            recomputed=len(again),
+            padded_recomputed=sum(piece.longest for piece in again),
+            sequences=len(layout.length),
+            moved=sum(map(sum, table.moved_of_rank)),
+        )
+        return traffic.vocab_parallel <= traffic.gathered
+
     def _forward(
-        self, block: Block, rows: list[Rows], stream: Iterator[Tensor], ce: Tensor
+        self,
+        softmax: ShardedSoftmax,
+        block: Block,
+        rows: list[tuple[slice, Rows]],
+        stream: Iterator[Tensor],
+        ce: Tensor,
     ) -> tuple[Tensor | None, list[Chunk]]:
         """Softmax of each piece; [n, v] pooled probabilities of the block, if there are pairs. Fills `ce` [A]."""
         pooled, chunks = None, []
-        for piece, rows_of_piece in zip(block.pieces, rows, strict=True):
-            chunk = self.softmax.softmax(rows_of_piece, next(stream), None)
-            ce[piece.positions] = chunk.statistics.cross_entropy
+        for positions, rows_of_piece in rows:
+            chunk = softmax.softmax(rows_of_piece, next(stream), None)
+            ce[positions] = chunk.statistics.cross_entropy
             if self.totals.pairs:
-                part = self.softmax.pool(chunk)
+                part = softmax.pool(chunk)
                 pooled = part if pooled is None else pooled.add_(part)
-            chunks.append(chunk if len(block.pieces) == 1 else replace(chunk, hidden=chunk.hidden[:0]))
-        return pooled, chunks
+            chunks.append(chunk if len(rows) == 1 else replace(chunk, hidden=chunk.hidden[:0]))
+        return None if pooled is None else softmax.to_owners(pooled, block.members), chunks
 
     def _result(self, layout: Layout, table: SummaryTable, ce: Tensor, weight: float, languages: int) -> SolarLoss:
         language, weights = layout.language[layout.sequence], layout.ce
@@ -193,21 +225,35 @@ class _Step:
         )
 
 
-def _rows_of_pieces(layout: Layout, blocks: list[Block], place: Tensor, device: torch.device) -> list[list[Rows]]:
-    """Of each block, the rows of its pieces. Everything goes to the device at once."""
-    number = torch.cat([torch.arange(0)] + [torch.arange(block.last - block.first) for block in blocks])
-    integers = [layout.targets, number[layout.sequence], place[layout.sequence]]
-    targets, sequence, moved = upload(integers, device)
+def _rows_of_pieces(
+    layout: Layout, blocks: list[Block], table: SummaryTable, rank: int | None, device: torch.device
+) -> list[list[tuple[slice, Rows]]]:
+    """Of each block, its pieces' positions and rows; those of one rank where it is given, numbered from its own first.
+
+    Everything goes to the device at once.
+    """
+    first, place = torch.zeros_like(layout.length), table.place.clone()
+    sequences = []
+    for block, moved in zip(blocks, table.moved_of_rank, strict=True):
+        mine = block.sequences if rank is None else block.of_rank(rank)
+        first[mine] = mine.start
+        place[mine] = torch.where(place[mine] < 0, -1, place[mine] - (0 if rank is None else sum(moved[:rank])))
+        sequences.append(mine)
+    integers = [layout.targets, layout.sequence - first[layout.sequence], place[layout.sequence]]
+    targets, sequence, moved_at = upload(integers, device)
     pooling, ce = upload([layout.pooling, layout.ce], device)
     moved_of = place.tolist()
-    return [
-        [
-            Rows(targets[at], pooling[at], ce[at], sequence[at], moved[at], piece.runs, moved_of[block.sequences])
-            for piece in block.pieces
-            for at in [piece.positions]
-        ]
-        for block in blocks
-    ]
+
+    found: list[list[tuple[slice, Rows]]] = []
+    for block, mine in zip(blocks, sequences, strict=True):
+        found.append([])
+        for piece in block.pieces:
+            at, runs = piece.positions, piece.runs
+            if rank is not None:
+                at, runs = piece.of_rank(rank, mine.start - block.first)
+            rows = Rows(targets[at], pooling[at], ce[at], sequence[at], moved_at[at], runs, moved_of[mine])
+            found[-1].append((at, rows))
+    return found
 
 
 def _unit(settings: LossSettings) -> Unit:

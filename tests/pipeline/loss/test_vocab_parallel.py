@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.loss import LossSettings
+from pipeline.loss.settings import Head
 from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
 from tests.workers import Workers
 
@@ -19,6 +20,8 @@ ONE_RANK_EMPTY = (((3, 2, 5), (4, 4)), (), ((2, 3),), ((5, 1),))
 EMPTY_SEQUENCES = (((3, 0, 5), (0, 4)), ((0,),), ((2, 3),), ((0, 0), (5, 1)))
 NO_PAIRS = (((3,), (5,)), ((4,),), ((2,), (1,)), ((8,),))
 NOTHING = ((), ((0, 0),), (), ())
+
+HEADS: tuple[Head, ...] = ("vocab_parallel", "gathered")
 
 LAYOUTS = {
     "uneven": UNEVEN,
@@ -60,14 +63,16 @@ def bound_of(case: Case) -> float:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(workers: Workers, layout: str, ranks: int, tied: bool) -> None:
-    check(workers, ranks, Case(LAYOUTS[layout], tied=tied), FP32)
+    for head in HEADS:
+        check(workers, ranks, Case(LAYOUTS[layout], LossSettings(head=head), tied=tied), FP32)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100], ids=["1 row", "4 rows", "one chunk"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
-    case = Case(UNEVEN, SETTINGS[name], tied=False).with_rows(rows)
-    check(workers, 3, case, bound_of(case))
+    for head in HEADS:
+        case = Case(UNEVEN, replace(SETTINGS[name], head=head), tied=False).with_rows(rows)
+        check(workers, 3, case, bound_of(case))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -84,13 +89,16 @@ def test_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
 )
 def test_families_weights_and_centring(workers: Workers, extra: dict[str, object], ranks: int) -> None:
     for loss_settings in (LossSettings(), LossSettings(softmax_temperature=2.0, detach=())):
-        check(workers, ranks, Case(UNEVEN, loss_settings, tied=False, **extra).with_rows(5), FP32)  # type: ignore[arg-type]
+        for head in HEADS:
+            case = Case(UNEVEN, replace(loss_settings, head=head), tied=False, **extra)  # type: ignore[arg-type]
+            check(workers, ranks, case.with_rows(5), FP32)
 
 
 @pytest.mark.parametrize("vocab_size", [12, 13, 5])
 def test_vocabulary_that_the_ranks_do_not_divide(workers: Workers, vocab_size: int) -> None:
     """The last ranks have fewer rows, or none at all."""
-    check(workers, 4, Case(UNEVEN, vocab_size=vocab_size, padded_size=16), FP32)
+    for head in HEADS:
+        check(workers, 4, Case(UNEVEN, LossSettings(head=head), vocab_size=vocab_size, padded_size=16), FP32)
 
 
 groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple), max_size=3).map(tuple)
@@ -107,6 +115,7 @@ def test_any_combination(workers: Workers, data: st.DataObject) -> None:
             distance=data.draw(st.sampled_from(["cosine", "mse", "infonce"])),
             softmax_temperature=data.draw(st.sampled_from([1.0, 0.7, 3.0])),
             pooling=data.draw(st.sampled_from(["mean", "last", "weights"])),
+            head=data.draw(st.sampled_from(HEADS)),
             detach=tuple(data.draw(st.sets(st.sampled_from(["pivot", "embeddings", "probabilities"])))),
         ),
         vocab_size=data.draw(st.integers(2, 24)),
@@ -129,14 +138,23 @@ def test_any_combination(workers: Workers, data: st.DataObject) -> None:
 def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, dtype: torch.dtype) -> None:
     """Against the float64 oracle on the same rounded inputs, next to autograd in that dtype."""
     totals = {"ours": torch.zeros(4), "plain": torch.zeros(4)}
-    for seed in range(5):
-        case = Case(UNEVEN[:2], tied=False, dtype=dtype, vocab_size=301, padded_size=302, hidden_size=32, seed=seed)
+    for seed in range(6):
+        case = Case(
+            UNEVEN[:2],
+            LossSettings(head=HEADS[seed % 2]),
+            tied=False,
+            dtype=dtype,
+            vocab_size=301,
+            padded_size=302,
+            hidden_size=32,
+            seed=seed,
+        )
         oracle, plain = solve_reference(case), solve_reference(case, dtype)
         ours = errors(case, workers.run(solve_sharded, 2, case), oracle)
         theirs = errors(case, [plain], oracle)
         for index, name in enumerate(["loss", "hidden", "head", "embedding"]):
-            totals["ours"][index] += ours[name] / 5
-            totals["plain"][index] += theirs[name] / 5
+            totals["ours"][index] += ours[name] / 6
+            totals["plain"][index] += theirs[name] / 6
     assert (totals["ours"] <= totals["plain"] * 1.1 + 1e-4).all(), totals
 
 
