@@ -63,7 +63,7 @@ def main() -> None:
         if stage.name == "train":
             stage.makes.touch()
         print(f"{stage.name:10} done in {time.perf_counter() - started:.0f} s", flush=True)
-    print(f"all done in {time.perf_counter() - begin:.0f} s: see {RUN / 'report.md'} and {RUN / 'report.png'}")
+    print(f"{RUN} is complete ({time.perf_counter() - begin:.0f} s): see {RUN / 'report.md'} and {RUN / 'report.png'}")
 
 
 if __name__ == "__main__":

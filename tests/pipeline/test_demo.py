@@ -1,0 +1,40 @@
+"""`make demo`, with a few training steps in place of all: every stage, what it leaves, and a second call."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from pipeline import demo
+from tests.runs import ENVIRONMENT
+
+
+@pytest.mark.slow
+def test_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    run, recipe = tmp_path / "demo", tmp_path / "demo.yaml"
+    tree = yaml.safe_load(demo.RECIPE.read_text())
+    tree["output_dir"] = str(run)
+    tree["data"] = {"shards": f"{run}/shards", "tokenizer": f"{run}/tokenizer"}
+    tree["training"] |= {"max_steps": 4, "save_steps": 2}
+    recipe.write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(demo, "RUN", run)
+    monkeypatch.setattr(demo, "RECIPE", recipe)
+    for key in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(key, ENVIRONMENT[key])
+
+    demo.main()
+    first = capfd.readouterr().out
+    assert first.count(" done in ") == 7
+    for name in ("config.yaml", "report.md", "report.png", "evaluation.json", "checkpoint-4/COMPLETE"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").glob("events*"))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert records[-1]["ce_loss"] < records[0]["ce_loss"] and 0 < records[-1]["align_cos"] <= 1
+    assert AutoModelForCausalLM.from_pretrained(run / "hf").config.model_type == "qwen3"
+
+    demo.main()
+    second = capfd.readouterr().out
+    assert second.count("done before") == 7 and " done in " not in second
