@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from data_prep.errors import UserError
 from pipeline.loss.settings import LossSettings
 
+FREE_KEYS = ("model.config.", "data.language_weights.")  # mappings whose keys are the user's
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
 
@@ -40,10 +41,18 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Packed shards and the tokenizer that made them (null: the one in `model.path`)."""
+    """What to train on.
+
+    Attributes:
+        shards: directory made by `python -m data_prep pack`.
+        tokenizer: the one that made them; null: the one in `model.path`.
+        language_weights: how often a row comes in an epoch, relative to others, as the mean over its tokens of
+            their language's weight; languages not named have 1.
+    """
 
     shards: str = "runs/demo/shards"
     tokenizer: str | None = None
+    language_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,14 +110,14 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         yield name
-        if isinstance(value, dict) and name != "model.config":
+        if isinstance(value, dict) and f"{name}." not in FREE_KEYS:
             yield from _flat(value, f"{name}.")
 
 
 def _check_keys(names: list[str], where: str) -> None:
     known = list(_keys(Config))
     for name in names:
-        if name not in known and not name.startswith("model.config."):
+        if name not in known and not name.startswith(FREE_KEYS):
             near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.split(".")[-1] == name]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{where}: unknown key {name!r}{hint}")
@@ -181,6 +190,9 @@ def _check_values(config: Config, recipe: Path) -> None:
         raise UserError(f"{recipe}: loss.alignment_weight is {loss.alignment_weight}; it cannot be negative")
     if (loss.pooling == "weights") != (loss.token_weights is not None):
         raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights go together; set both or neither")
+    for lang, value in config.data.language_weights.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{recipe}: data.language_weights.{lang} is {value}; it must be greater than 0")
     if (config.model.path is None) == (config.model.config is None):
         raise UserError(f"{recipe}: set either model.path (a directory or hub id) or model.config (a model to build)")
     if config.model.path is None and config.data.tokenizer is None:

@@ -125,9 +125,17 @@ class Loader:
     ranks sees the same global batches. The next one is read in the background.
     """
 
-    def __init__(self, shards: ShardSet, batches: Batches, seed: int, pad_token_id: int, token_weights: Tensor | None):
+    def __init__(
+        self,
+        shards: ShardSet,
+        batches: Batches,
+        seed: int,
+        pad_token_id: int,
+        token_weights: Tensor | None = None,
+        row_weights: np.ndarray | None = None,
+    ) -> None:
         self.shards, self.batches, self.seed, self.pad_token_id = shards, batches, seed, pad_token_id
-        self.token_weights = token_weights
+        self.token_weights, self.row_weights = token_weights, row_weights
         self.languages: list[str] = shards.manifest["languages"]
         self.consumed = 0
         self._orders: dict[int, np.ndarray] = {}
@@ -165,8 +173,28 @@ class Loader:
         epoch, place = divmod(n, len(self.shards))
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
+            self._orders[epoch] = epoch_order(len(self.shards), self.row_weights, self.seed, epoch)
         return int(self._orders[epoch][place])
+
+
+def epoch_order(rows: int, weights: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """[rows] row numbers of an epoch, shuffled; by weights, row i comes floor or ceil of rows * w_i / sum(w) times."""
+    generator = np.random.default_rng([seed, epoch])
+    if weights is None:
+        return generator.permutation(rows)
+    order = generator.permutation(rows)
+    ends = np.cumsum(weights[order]) / weights.sum() * rows
+    # Systematic sampling: one draw in each unit interval, all with the same offset.
+    return order[generator.permutation(np.searchsorted(ends, np.arange(rows) + generator.random()).clip(0, rows - 1))]
+
+
+def row_weights(shards: ShardSet, language_weights: dict[str, float]) -> np.ndarray | None:
+    """[rows] mean weight of each row's tokens by language (1 where none is given); None without weights."""
+    if not language_weights:
+        return None
+    return np.array(
+        [np.average([language_weights.get(lang, 1.0) for lang in row.lang], weights=row.seq_lens) for row in shards]
+    )
 
 
 def local_totals(window: list[MicroBatch]) -> Totals:

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from data_prep.shards import ShardSet
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from pipeline.config import Config
-from pipeline.data import Batches, Loader, load_token_table
+from pipeline.data import Batches, Loader, load_token_table, row_weights
 from pipeline.model import load_model_config, padded_vocab_size
 
 
@@ -62,6 +62,10 @@ def prepare(config: Config, rank: int, ranks: int) -> Prepared:
             f"training.train_batch_size {t.train_batch_size} is not a multiple of {ranks} ranks x "
             f"training.train_micro_batch_size_per_gpu {t.train_micro_batch_size_per_gpu}"
         )
+    for lang in config.data.language_weights:
+        if lang not in shards.manifest["languages"]:
+            known = ", ".join(shards.manifest["languages"])
+            raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
     _check_writable(Path(config.output_dir))
     loader = Loader(
         shards,
@@ -69,6 +73,7 @@ def prepare(config: Config, rank: int, ranks: int) -> Prepared:
         config.seed,
         recorded["pad_token_id"],
         load_token_table(config.loss.token_weights, vocab_size, "loss.token_weights"),
+        row_weights(shards, config.data.language_weights),
     )
     max_steps = t.max_steps or max(1, round(t.num_train_epochs * len(shards) / t.train_batch_size))
     return Prepared(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps)

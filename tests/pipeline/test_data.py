@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_prep.shards import PIVOT, ShardSet
-from pipeline.data import Batches, Loader, MicroBatch, collate, local_totals
+from pipeline.data import Batches, Loader, MicroBatch, collate, epoch_order, local_totals, row_weights
 from tests.conftest import Prepared
 
 
@@ -77,3 +77,18 @@ def test_positions_predict_the_labels(shards: ShardSet) -> None:
     names = [name for row in rows for name in row.pair_id]
     same = [names[int(p)] == name for p, name in zip(batch.supervised.pivot, names, strict=True)]
     assert all(same)
+
+
+def test_language_weights_draw_rows_in_proportion(shards: ShardSet) -> None:
+    weights = row_weights(shards, {"sw": 5.0, "th": 3.0})
+    assert weights is not None
+    row = shards[0]
+    by_hand = sum({"sw": 5.0, "th": 3.0}.get(lang, 1.0) * n for lang, n in zip(row.lang, row.seq_lens, strict=True))
+    assert weights[0] == pytest.approx(by_hand / len(row.input_ids))
+    expected = weights / weights.sum() * len(shards)
+    for epoch in range(20):
+        counts = np.bincount(epoch_order(len(shards), weights, 5, epoch), minlength=len(shards))
+        assert counts.sum() == len(shards)
+        assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+    assert (epoch_order(9, None, 5, 0) != epoch_order(9, None, 5, 1)).any()
+    assert row_weights(shards, {}) is None

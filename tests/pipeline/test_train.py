@@ -68,6 +68,11 @@ def test_unknown_key_and_bad_number_of_ranks(prepared: Prepared, tmp_path: Path)
     assert "RANK" not in os.environ
 
 
+def test_unknown_language_in_the_settings(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path, data__language_weights={"sw": 2.0, "xx": 2.0})
+    refuses(python("pipeline/train.py", "--config", recipe), "data.language_weights", "'xx'", "sw")
+
+
 def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
