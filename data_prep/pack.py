@@ -64,7 +64,7 @@ class PackSettings:
     max_sequences_per_row: int = 0
     truncate: bool = False
     rows_per_shard: int = 1024
-    window_bytes: int = 128 << 20
+    window_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         for name in ("max_seq_length", "rows_per_shard", "window_bytes"):

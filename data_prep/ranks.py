@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -59,6 +60,9 @@ class MpiRanks(Ranks):
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
 
     def all_gather(self, value: Any) -> list[Any]:
+        everyone_is_here = self._world.Ibarrier()
+        while not everyone_is_here.Test():
+            time.sleep(0.005)  # where MPI itself would keep the core busy, maybe one that another rank needs
         return self._world.allgather(value)
 
     def abort(self, status: int) -> None:

@@ -15,6 +15,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.errors import UserError
 
@@ -45,22 +46,34 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             return from_sentencepiece(Path(name).read_bytes(), str(name))
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    if (os.sep in str(name) or str(name).startswith(".")) and not Path(name).is_dir():
+    if not Path(name).is_dir() and _is_path(str(name)):
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:  # whatever a damaged file or an absent hub makes the library raise
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{name}: cannot be loaded as a tokenizer ({reason})") from None
+        raise UserError(f"{name}: cannot be loaded as a tokenizer ({_first_line(error)})") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json can be made of it)")
     if not tokenizer.chat_template:
         raise UserError(f"{name}: the tokenizer has no chat template; add chat_template.jinja to it")
+    try:
+        _compile_jinja_template(tokenizer.get_chat_template())
+    except Exception as error:  # jinja2's errors, or several templates of which none is the default
+        raise UserError(f"{name}: the chat template cannot be used ({_first_line(error)})") from None
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(f"{name}: the pad token is the eos token; give the tokenizer a pad token of its own")
     return tokenizer
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that is no directory was meant as one, and not as a hub id (NAME or ORGANIZATION/NAME)."""
+    return name.startswith((".", os.sep)) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -109,7 +122,7 @@ def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = _first_line(error)
         raise UserError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this data ({reason})") from None
     return from_sentencepiece(model.getvalue())
 

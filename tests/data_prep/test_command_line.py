@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_demo_to_inspection(tmp_path):
     train, tok, out = tmp_path / "train.jsonl", tmp_path / "tok", tmp_path / "shards"
     steps = [
@@ -30,6 +32,7 @@ def test_demo_to_inspection(tmp_path):
     assert (tmp_path / "train.test.jsonl").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -46,7 +49,7 @@ def test_demo_to_inspection(tmp_path):
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(__import__("pathlib").Path.cwd()))
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bad.jsonl").write_text('{"pair_id": 1,\n')

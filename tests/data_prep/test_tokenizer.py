@@ -43,15 +43,21 @@ def test_same_text_same_fingerprint_and_the_template_counts(tokenizer_dir, demo_
     assert fingerprint(one) != fingerprint(again)
 
 
-@pytest.mark.parametrize("broken", ["missing", "empty", "no template", "pad is eos"])
+@pytest.mark.parametrize(
+    "broken", ["missing", "empty", "no template", "broken template", "two templates", "pad is eos"]
+)
 def test_unusable_tokenizers_are_refused(broken, tokenizer_dir, tmp_path):
     folder = tmp_path / "tok"
     if broken != "missing":
         folder.mkdir()
-    if broken in ("no template", "pad is eos"):
+    if broken not in ("missing", "empty"):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
         if broken == "no template":
             tokenizer.chat_template = None
+        elif broken == "broken template":
+            tokenizer.chat_template = "{% for %}"
+        elif broken == "two templates":
+            tokenizer.chat_template = {"one": "a", "two": "b"}
         else:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.save_pretrained(folder)
@@ -115,3 +121,22 @@ def test_what_is_no_sentencepiece_model_is_refused(tmp_path):
             load_tokenizer(tmp_path / "bad.model")
     with pytest.raises(UserError, match="No such file"):
         load_tokenizer(tmp_path / "none.model")
+
+
+def test_a_hub_id_is_asked_of_the_hub_and_a_missing_path_is_not(tmp_path, monkeypatch):
+    asked = []
+
+    def from_pretrained(name, **settings):
+        asked.append((name, settings["trust_remote_code"]))
+        raise OSError("no such model\nand much more")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/tok", "./tok", "/none/tok", "a/b/c"):
+        with pytest.raises(UserError, match="no such tokenizer directory"):
+            load_tokenizer(name)
+    assert not asked
+    with pytest.raises(UserError, match=r"^Some/Model: cannot be loaded as a tokenizer \(no such model\)$"):
+        load_tokenizer("Some/Model")
+    assert asked == [("Some/Model", False)]
