@@ -45,7 +45,7 @@ PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in pro
 
 T = TypeVar("T")
 
-PACKER_VERSION = 2  # raise it when the same input and settings give other bytes
+PACKER_VERSION = 3  # raise it when the same input and settings give other bytes
 
 
 @dataclass(frozen=True)
