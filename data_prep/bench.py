@@ -179,7 +179,8 @@ def _next_fit(lengths: list[int], size: int) -> int:
 def machine() -> str:
     """Processor, cores, and the versions that matter."""
     names = ("tokenizers", "transformers", "datasets", "pyarrow", "trl")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    installed = {found.name for found in importlib.metadata.distributions()}
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names if name in installed)
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"

@@ -27,7 +27,7 @@ from data_prep.chat import ChatEncoder
 from data_prep.errors import UserError
 from data_prep.pieces import TokenReader, index_file, read_window, tokenize_piece
 from data_prep.plans import count_languages, packed_rows, read_plan, write_plan
-from data_prep.ranks import Ranks
+from data_prep.ranks import AgreedError, Ranks
 from data_prep.records import Piece, describe, plan_pieces
 from data_prep.shards import (
     FORMAT_VERSION,
@@ -45,7 +45,7 @@ PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in pro
 
 T = TypeVar("T")
 
-PACKER_VERSION = 2  # raise it when the same input and settings give other bytes
+PACKER_VERSION = 3  # raise it when the same input and settings give other bytes
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,14 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
     packer = Packer(inputs, output, settings, ranks)
     ranks.agree(lambda: _naming_the_file(lambda: packer.read_sources(tokenizer)))
     packer.describe_run()
-    if not ranks.agree(packer.finished):
-        try:
-            ranks.agree(lambda: _naming_the_file(packer.prepare))
-            _naming_the_file(packer.run)
-        finally:
-            packer.unlock()
+    if ranks.agree(packer.finished):
+        packer.clear_away()
+        return read_manifest(output)
+    try:
+        ranks.agree(lambda: _naming_the_file(packer.prepare))
+        _naming_the_file(packer.run)
+    finally:
+        packer.unlock()
     return read_manifest(output)
 
 
@@ -165,6 +167,11 @@ class Packer:
         _refuse_other(self.head, read_manifest(self.output), self.output)
         return True
 
+    def clear_away(self) -> None:
+        """Remove the work of a run that was ended after the output was there."""
+        if self.ranks.rank == 0 and (self.work / "settings.json").is_file():
+            shutil.rmtree(self.work, ignore_errors=True)
+
     def prepare(self) -> None:
         """Make the work folders, or find those of a run that was ended early."""
         if self.ranks.rank != 0:
@@ -217,7 +224,7 @@ class Packer:
         for part in done:
             total.update({(lang, reason): number for lang, reason, number in part["drops"]})
         if not any(part["rows"] for part in done):
-            raise UserError(f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens")
+            raise AgreedError(f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens")
         return [part["rows"] for part in done], total
 
     def _describe(self, piece: int, place: int) -> str:

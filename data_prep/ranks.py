@@ -72,9 +72,19 @@ class MpiRanks(Ranks):
 
 
 def start() -> Ranks:
-    """The ranks this process belongs to."""
-    launched = any(int(os.environ.get(name) or 1) > 1 for name in _SIZE_VARIABLES)
-    return MpiRanks() if launched else Ranks()
+    """The ranks this process belongs to.
+
+    Raises UserError where a launcher started several processes that MPI does not connect: each would do all the work.
+    """
+    launched = max(int(os.environ.get(name) or 1) for name in _SIZE_VARIABLES)
+    if launched == 1:
+        return Ranks()
+    ranks = MpiRanks()
+    if ranks.size == 1:
+        raise UserError(
+            f"{launched} processes were launched, but MPI sees one; under Slurm start with: srun --mpi=pmix"
+        )
+    return ranks
 
 
 def run_together(ranks: Ranks, work: Callable[[], None]) -> None:

@@ -18,7 +18,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 IGNORE = -100  # the label of a token that is not supervised (Hugging Face convention)
 PIVOT, TRANSLATION = "pivot", "translation"
-ROW_GROUP = 32  # rows decoded at a time on random access
+OPEN_FILES = 128  # shards held open by a reader
+ROW_GROUP = 8  # rows written, and so decoded on random access, at a time
 
 SCHEMA = pa.schema(
     [
@@ -134,11 +135,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 class ShardSet:
     """The rows of a shard directory, in order, with cheap random access: one row group is decoded at a time."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], cached_groups: int = 8):
+    def __init__(self, path: Path, manifest: dict[str, Any], cached_groups: int = 32):
         self.path = path
         self.manifest = manifest
         self._starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
-        self._files: dict[int, pq.ParquetFile] = {}
+        self._files: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}
         self._groups: dict[tuple[int, int], pa.Table] = {}
         self._cached_groups = cached_groups
 
@@ -166,22 +167,29 @@ class ShardSet:
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        group, place = divmod(int(index - self._starts[shard]), ROW_GROUP)
-        return _row(self._group(shard, group), place)
+        within = int(index - self._starts[shard])
+        file, groups = self._file(shard)
+        group = int(np.searchsorted(groups, within, side="right")) - 1
+        table = self._groups.pop((shard, group), None)
+        if table is None:
+            table = file.read_row_group(group)
+            if len(self._groups) >= self._cached_groups:
+                self._groups.pop(next(iter(self._groups)))
+        self._groups[shard, group] = table  # put back last: the first key is the least recently used
+        return _row(table, within - int(groups[group]))
 
     def __iter__(self) -> Iterator[PackedRow]:
         return (self[index] for index in range(len(self)))
 
-    def _group(self, shard: int, group: int) -> pa.Table:
-        table = self._groups.pop((shard, group), None)
-        if table is None:
-            if shard not in self._files:
-                self._files[shard] = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
-            table = self._files[shard].read_row_group(group)
-            if len(self._groups) >= self._cached_groups:
-                self._groups.pop(next(iter(self._groups)))
-        self._groups[shard, group] = table  # put back last: the first key is the least recently used
-        return table
+    def _file(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
+        """A shard's open file, and the rows at which its row groups begin, and its end."""
+        if shard not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files)))
+            file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            self._files[shard] = file, np.cumsum([0, *rows])
+        return self._files[shard]
 
 
 def _row(table: pa.Table, place: int) -> PackedRow:

@@ -1,6 +1,6 @@
 """Accuracy per language by greedy generation, and how often a language's answer equals the pivot's.
 
-    python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/test.jsonl --output runs/demo
+    python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
 On several GPUs or processes: `torchrun --nproc-per-node 8 -m pipeline.evaluation …` or `deepspeed --module
 pipeline.evaluation …`; the records are split over the ranks and rank 0 writes the same files. Each has one line per

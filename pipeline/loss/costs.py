@@ -1,7 +1,7 @@
 """How many bytes a rank receives in one micro-step, either way to divide the loss; counted, not measured.
 
-An all-reduce of n bytes counts as 2 (R - 1) / R * n, as on a ring. The layout of the micro-step (a few dozen bytes
-per sequence and position) is left out, and shards are taken as equal.
+An all-reduce of n bytes counts as 2 (R - 1) / R * n, as on a ring. Shards, and the ranks' numbers of positions and
+sequences, are taken as equal.
 """
 
 from dataclasses import dataclass
@@ -36,12 +36,17 @@ class Traffic:
         return (self.ranks - 1) / self.ranks
 
     @property
+    def _layout(self) -> float:
+        """Target, pooling and cross-entropy weight of each position; four integers of each sequence."""
+        return self._share * (self.positions * 16 + self.sequences * 32)
+
+    @property
     def vocab_parallel(self) -> float:
         """Hidden states out (again for pieces filled twice), gradients back, statistics, inner products, summaries."""
         rows = 2 * self.padded + self.padded_recomputed
         activations = (self.ranks - 1) * rows * self.hidden * self.element_size
         statistics = (self.ranks - 1) * self.positions * 3 * 4 + 2 * self._share * self.positions * 4
-        return activations + statistics + 2 * self._share * self.sequences * self.hidden * 4
+        return self._layout + activations + statistics + 2 * self._share * self.sequences * self.hidden * 4
 
     @property
     def gathered(self) -> float:
@@ -52,4 +57,4 @@ class Traffic:
         columns = self._share * self.vocab / self.ranks
         soft = columns * (self.sequences * 4 + self.moved * self.element_size)
         sums = 2 * self._share * (self.positions * 4 + self.sequences * self.hidden * 4)
-        return head + gradient + soft + sums
+        return self._layout + head + gradient + soft + sums

@@ -147,7 +147,9 @@ def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, device: t
 
 def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors of one dtype from the host in a single copy, which does not wait for the device."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device, non_blocking=True)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 

@@ -208,10 +208,9 @@ class _Step:
         return None if pooled is None else softmax.to_owners(pooled, block.members), chunks
 
     def _result(self, layout: Layout, table: SummaryTable, ce: Tensor, weight: float, languages: int) -> SolarLoss:
-        language, weights = layout.language[layout.sequence], layout.ce
-        mine = torch.arange(languages)[:, None] == language
-        share, weights = upload([mine.to(ce.dtype), weights], ce.device)
-        ce_sum = (ce * weights).sum()
+        everyone = torch.arange(languages, device=ce.device)[:, None]
+        mine = everyone == upload([layout.language[layout.sequence]], ce.device)[0]
+        ce_sum = (ce * upload([layout.ce], ce.device)[0]).sum()
         loss = ce_sum * self.unit
         if weight and self.totals.pairs:
             loss = loss + table.distance_sum * (weight / self.totals.pairs)
@@ -220,8 +219,8 @@ class _Step:
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=(share * ce).sum(1),
-            language_tokens=upload([mine.sum(1)], ce.device)[0],
+            language_ce=(mine * ce).sum(1),
+            language_tokens=mine.sum(1),
         )
 
 

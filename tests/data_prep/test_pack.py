@@ -80,6 +80,8 @@ def test_a_rerun_is_done_and_other_settings_or_input_are_refused(demo_file, toke
     out = tmp_path / "out"
     first = run([demo_file], tokenizer_dir, out)
     before = contents(out)
+    (tmp_path / "out.partial").mkdir()  # ended after the output was there
+    (tmp_path / "out.partial" / "settings.json").write_text("{}")
     assert run([demo_file], tokenizer_dir, out) == first
     with pytest.raises(UserError, match="another `max_seq_length`"):
         run([demo_file], tokenizer_dir, out, PackSettings(max_seq_length=256))
@@ -260,7 +262,19 @@ def test_a_failing_rank_ends_all_with_its_message(tokenizer_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_tasks_that_mpi_does_not_connect_are_refused(demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    done = command("pack", "--input", demo_file, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out")
+    assert done.returncode == 2 and "2 processes were launched, but MPI sees one" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_what_all_ranks_see_is_said_once(tokenizer_dir, tmp_path):
+    long = write_records(tmp_path / "long.jsonl", ("p", "en", "q", "7" * 99), ("p", "fr", "q", "7"))
+    inputs = ["--input", long, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--max_seq_length", 9]
+    done = command("pack", *inputs, ranks=2)
+    assert done.returncode == 2 and done.stderr.count("nothing is left to pack") == 1
     done = command("pack", "--input", "none.jsonl", "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", ranks=2)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1
     assert "error: none.jsonl: no such file" in done.stderr
