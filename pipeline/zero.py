@@ -70,6 +70,8 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
         if zero.get(key, 0) not in (0, 1, -1, False):
             raise UserError(f"{path}: zero_optimization.{key} changes what a parameter shard is; take it out")
     training = config.training
+    if training.precision == "fp16" and local_device().type == "cpu":
+        raise UserError("training.precision 'fp16' needs a GPU; take bf16 or fp32 on CPU")
     for precision, key in (("bf16", "bf16"), ("fp16", "fp16")):
         enabled = ds.get(key, {}).get("enabled")
         if enabled is not None and enabled is not True and enabled is not False:

@@ -73,6 +73,11 @@ def test_unknown_language_in_the_settings(prepared: Prepared, tmp_path: Path) ->
     refuses(python("pipeline/train.py", "--config", recipe), "data.language_weights", "'xx'", "sw")
 
 
+def test_fp16_without_a_gpu(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path)
+    refuses(python("pipeline/train.py", "--config", recipe, "--training.precision", "fp16"), "'fp16' needs a GPU")
+
+
 def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
