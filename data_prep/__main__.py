@@ -166,7 +166,9 @@ def _add_pack(pack: argparse.ArgumentParser) -> None:
     pack.add_argument("--max_sequences_per_row", type=int, default=0, help="0 for no limit")
     pack.add_argument("--truncate", action="store_true", help="cut pairs that fit no row instead of dropping them")
     pack.add_argument("--rows_per_shard", type=int, default=1024, help="of every shard but the last")
-    pack.add_argument("--window_bytes", type=int, default=32 << 20, help="input bytes packed together")
+    pack.add_argument(
+        "--window_bytes", type=int, default=0, help="input bytes packed together; 0 goes by the input's size"
+    )
 
 
 def main() -> None:

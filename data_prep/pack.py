@@ -45,6 +45,7 @@ PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in pro
 
 T = TypeVar("T")
 
+WINDOW_BYTES = (8 << 20, 64 << 20)  # a thousand groups or more: what more would add to the fill is not worth memory
 PACKER_VERSION = 3  # raise it when the same input and settings give other bytes
 
 
@@ -54,8 +55,8 @@ class PackSettings:
 
     max_seq_length: tokens of a row at most. pivot: language every group is aligned to. seed: of the order of groups and
     rows. max_sequences_per_row: 0 for no limit. truncate: cut pairs that fit no row instead of dropping them.
-    rows_per_shard: of every shard but the last. window_bytes: input bytes whose groups are packed together; memory per
-    rank grows with it, and input smaller than it is packed globally.
+    rows_per_shard: of every shard but the last. window_bytes: input bytes whose groups are packed together, with
+    which memory per rank grows; 0 for 1/16 of the input within WINDOW_BYTES.
     """
 
     max_seq_length: int = 2048
@@ -64,14 +65,15 @@ class PackSettings:
     max_sequences_per_row: int = 0
     truncate: bool = False
     rows_per_shard: int = 1024
-    window_bytes: int = 32 << 20
+    window_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_seq_length", "rows_per_shard", "window_bytes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_sequences_per_row < 0 or not 0 <= self.seed < 1 << 64:
-            raise UserError("--max_sequences_per_row must not be negative, and --seed must lie in 0 .. 2**64 - 1")
+        least = {"max_seq_length": 1, "rows_per_shard": 1, "max_sequences_per_row": 0, "window_bytes": 0, "seed": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise UserError(f"--{name} must be at least {number}, not {getattr(self, name)}")
+        if self.seed >= 1 << 64:
+            raise UserError(f"--seed must be below 2**64, not {self.seed}")
 
     def limits(self) -> Limits:
         return Limits(self.max_seq_length, self.max_sequences_per_row, self.truncate)
@@ -120,7 +122,8 @@ class Packer:
         self.pieces = plan_pieces(self.inputs)
         self.tokenizer = load_tokenizer(tokenizer)
         size = sum(path.stat().st_size for path in self.inputs)
-        self.windows = -(-size // self.settings.window_bytes)
+        window = self.settings.window_bytes or min(max(size // 16, WINDOW_BYTES[0]), WINDOW_BYTES[1])
+        self.windows = -(-size // window)
         mine = range(self.ranks.rank, len(self.inputs), self.ranks.size)
         self.hashes = {i: sha256_file(self.inputs[i]) for i in mine}
 

@@ -28,7 +28,7 @@ from pipeline.loss.costs import Traffic
 from pipeline.loss.settings import Head
 
 VOCAB, HIDDEN, SEQUENCE = 4096, 64, 32
-TOKENS = (256, 512, 1024, 2048, 4096, 8192)
+TOKENS = (256, 1024, 4096, 8192, 16384)
 
 
 class Watch(TorchDispatchMode):

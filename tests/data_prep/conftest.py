@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from data_prep.demo import write_demo
 from data_prep.sampling import sample_texts
 from data_prep.tokenizer import save, train
+
+settings.register_profile("busy machines too", deadline=None)
+settings.load_profile("busy machines too")
 
 
 @pytest.fixture(scope="session")

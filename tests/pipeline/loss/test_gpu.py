@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.loss import VocabularyShard, embedding_lookup
+from pipeline.loss.elementwise import softmax_
 from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
 from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, problem
 from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, LAYOUTS, SETTINGS, UNEVEN, bound_of
@@ -68,6 +69,19 @@ def test_half_precision_is_no_worse_than_plain_torch(dtype: torch.dtype) -> None
             for name, error in errors(case, [share], oracle).items():
                 total[name] = total.get(name, 0.0) + error / 5
     assert all(ours[name] <= 1.1 * plain[name] + 1e-4 for name in ours), (ours, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_softmax_of_rising_and_falling_logits(dtype: torch.dtype, direction: int) -> None:
+    """So that the reference of the exponentials has to follow the largest logit."""
+    z = (torch.linspace(-150, 150, 20001, device="cuda") * direction).repeat(3, 1).to(dtype)
+    expected = z.double()
+    log_sum, total = softmax_(z, 0.5)
+    torch.testing.assert_close(log_sum.double(), (2 * expected).logsumexp(1), rtol=1e-6, atol=0)
+    p = torch.softmax(2 * expected, 1)
+    error = (z.double() / total[:, None] - p).norm() / p.norm()
+    assert error < 4 * torch.finfo(dtype).eps
 
 
 def test_two_runs_agree_bit_for_bit() -> None:
