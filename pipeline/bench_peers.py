@@ -46,17 +46,17 @@ class Problem:
 
     @classmethod
     def random(cls, shape: Shape, dtype: torch.dtype, device: str, settings: LossSettings | None = None) -> "Problem":
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         # Logits of standard deviation 2: neither flat nor one-hot.
-        hidden = torch.randn(shape.tokens, shape.hidden, generator=generator)
-        weight = torch.randn(shape.vocab, shape.hidden, generator=generator) * (2 / shape.hidden**0.5)
-        targets = torch.randint(0, shape.vocab, (shape.tokens,), generator=generator)
+        hidden = torch.randn(shape.tokens, shape.hidden, generator=generator, device=device)
+        weight = torch.randn(shape.vocab, shape.hidden, generator=generator, device=device) * (2 / shape.hidden**0.5)
+        targets = torch.randint(0, shape.vocab, (shape.tokens,), generator=generator, device=device)
         return cls(
             shape,
-            hidden.to(device, dtype).requires_grad_(),
-            weight.to(device, dtype).requires_grad_(),
-            targets.to(device),
+            hidden.to(dtype).requires_grad_(),
+            weight.to(dtype).requires_grad_(),
             targets,
+            targets.cpu(),
             settings or LossSettings(),
         )
 

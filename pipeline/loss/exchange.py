@@ -116,7 +116,8 @@ def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, device: t
     local = local.to("cpu")
     _, size = world_of(group)
     mine = torch.tensor([len(local.targets), len(local.lengths)])
-    counts = all_gather(mine.to(device), group).tolist()
+    # A lone rank asks its device for nothing, so that it need not wait for it.
+    counts = all_gather(mine.to(device) if size > 1 else mine, group).tolist()
     splits = [s for _, s in counts]
     starts = list(accumulate(splits, initial=0))[:-1]
 
