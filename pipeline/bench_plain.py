@@ -29,13 +29,14 @@ class PlainSolar(nn.Module):
         output = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         logits_TV = output.logits.flatten(0, 1)[batch.positions].float()
         s = batch.supervised
-        loss = cross_entropy(logits_TV, s.targets)
+        sequence = s.sequence_of_token().to(logits_TV.device)
+        loss = cross_entropy(logits_TV, s.targets.to(logits_TV.device))
         if weight:
             soft_Td = torch.softmax(logits_TV, dim=-1).to(self.embedding.dtype) @ self.embedding
-            sums_Sd = soft_Td.new_zeros(len(s.lengths), soft_Td.shape[1]).index_add(0, s.sequence_of_token(), soft_Td)
-            u_Sd = sums_Sd / s.lengths[:, None]
-            pairs = s.paired()
-            loss = loss + weight * (1 - cosine_similarity(u_Sd[pairs], u_Sd[s.pivot[pairs]].detach())).mean()
+            sums_Sd = soft_Td.new_zeros(len(s.lengths), soft_Td.shape[1]).index_add(0, sequence, soft_Td)
+            u_Sd = sums_Sd / s.lengths.to(sums_Sd.device)[:, None]
+            pairs, pivots = s.paired().nonzero().squeeze(1).tolist(), s.pivot[s.paired()].tolist()
+            loss = loss + weight * (1 - cosine_similarity(u_Sd[pairs], u_Sd[pivots].detach())).mean()
         return loss
 
 

@@ -6,7 +6,7 @@ Shape letters: B rows of a micro-batch, N tokens of its longest row, T supervise
 import hashlib
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,20 +39,12 @@ class MicroBatch:
     pair_ids: list[str]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on a device."""
-        if device.type == "cpu":
-            return self
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self.supervised)
-            if (value := getattr(self.supervised, f.name)) is not None
-        }
+        """The same with what the model reads on a device; the loss wants its layout on the host."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
             positions=self.positions.to(device, non_blocking=True),
-            supervised=Supervised(**moved),
         )
 
 
