@@ -161,7 +161,7 @@ def plot(rows: list[Row], path: Path) -> None:
     if not swept:
         figure, axes = plt.subplots(1, 2, figsize=(9, 0.4 * len(names) + 1), sharey=True, layout="constrained")
         for axis, key, label in zip(axes, ("ms", "extra_mb"), ("milliseconds", "extra memory, MB"), strict=True):
-            axis.barh(names, [row[key] for row in rows], color="0.6")
+            axis.barh(names, [row[key] or 0.0 for row in rows], color="0.6")
             axis.set_xlabel(label)
         axes[0].invert_yaxis()
     else:
