@@ -14,6 +14,7 @@ import csv
 import multiprocessing
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from pipeline.loss import LossSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS_IN_A_ROW = 4
+Clock = Callable[[], float]
 Row = dict[str, Any]
 
 
@@ -39,7 +41,7 @@ def machine(device: str) -> str:
     return platform.processor()
 
 
-def timed(run: Any, problem: Problem, device: str) -> float:
+def timed(run: Any, problem: Problem, device: str, clock: Clock) -> float:
     """Milliseconds of one call; on a GPU, of one of several in a row, so that it never waits for the first launch."""
     problem.forget()
     if device == "cuda":
@@ -51,9 +53,9 @@ def timed(run: Any, problem: Problem, device: str) -> float:
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / CALLS_IN_A_ROW
-    begin = time.perf_counter()
+    begin = clock()
     run(problem)
-    return (time.perf_counter() - begin) * 1e3
+    return (clock() - begin) * 1e3
 
 
 def _status(field: str) -> float:
@@ -90,15 +92,21 @@ def extra_memory(name: str, shape: Shape, dtype: torch.dtype, device: str, setti
 
 
 def measure(
-    shape: Shape, dtype: torch.dtype, device: str, settings: LossSettings, rounds: int, names: list[str] | None = None
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    settings: LossSettings,
+    rounds: int,
+    clock: Clock,
+    names: list[str] | None = None,
 ) -> list[Row]:
-    """One row for each contestant (those named, or all)."""
+    """One row for each contestant; where only some are named, without their memory."""
     runs = {name: run for name, run in contestants(device).items() if names is None or name in names}
     problem = Problem.random(shape, dtype, device, settings)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, run in runs.items():
-            milliseconds = timed(run, problem, device)
+            milliseconds = timed(run, problem, device, clock)
             if round_:  # the first warms up
                 times[name].append(milliseconds)
     del problem
@@ -111,10 +119,11 @@ def measure(
             "ms": round(medians[name], 2),
             "ms_min": round(min(times[name]), 2),
             "tflops": round(shape.flops / medians[name] / 1e9, 3),
-            "extra_mb": round(extra_memory(name, shape, dtype, device, settings), 1),
+            "extra_mb": None if names else round(extra_memory(name, shape, dtype, device, settings), 1),
             "over_floor": round(medians[name] / medians["three products"], 3),
             "solar_over_it": round(medians["solar"] / medians[name], 3),
             "memory_budget_mb": settings.memory_budget_mb,
+            "clock": clock.__name__,
             "rounds": rounds,
             "machine": machine(device),
             "torch": torch.__version__,
@@ -128,7 +137,7 @@ def sweep(base: Shape) -> list[Shape]:
     shapes = [replace(base, tokens=base.tokens * k // 2) for k in (1, 2, 4, 8)]
     shapes += [replace(base, vocab=base.vocab * k // 4) for k in (1, 2, 8)]
     shapes += [replace(base, hidden=base.hidden * k // 2) for k in (1, 4)]
-    shapes += [replace(base, sequence=length) for length in (16, 32, 512, base.tokens // 2)]
+    shapes += [replace(base, sequence=length) for length in (16, 32, 256, base.tokens // 2)]
     return shapes
 
 
@@ -152,7 +161,7 @@ def plot(rows: list[Row], path: Path) -> None:
     if not swept:
         figure, axes = plt.subplots(1, 2, figsize=(9, 0.4 * len(names) + 1), sharey=True, layout="constrained")
         for axis, key, label in zip(axes, ("ms", "extra_mb"), ("milliseconds", "extra memory, MB"), strict=True):
-            axis.barh(names, [row[key] for row in rows], color="0.6")
+            axis.barh(names, [row[key] or 0.0 for row in rows], color="0.6")
             axis.set_xlabel(label)
         axes[0].invert_yaxis()
     else:
@@ -181,17 +190,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--memory_budget_mb", type=float, default=LossSettings().memory_budget_mb)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processor_time", action="store_true", help="of one CPU thread: for a machine that is shared")
     parser.add_argument("--only", nargs="+", help="contestants; 'solar' and 'three products' always run")
     parser.add_argument("--sweep", action="store_true", help="vary each of T, V, d and the sequence length")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "loss", help="path without .csv, .png")
     args = parser.parse_args()
+    clock = time.process_time if args.processor_time else time.perf_counter
+    if args.processor_time:
+        torch.set_num_threads(1)
     base = Shape(args.tokens, args.vocab, args.hidden, args.sequence)
     names = ["solar", "three products", *args.only] if args.only else None
     if args.sweep and names is None:
         names = ["solar", "solar CE", "three products"]
     rows, settings = [], LossSettings(memory_budget_mb=args.memory_budget_mb)
     for shape in sweep(base) if args.sweep else [base]:
-        for row in measure(shape, getattr(torch, args.dtype), args.device, settings, args.rounds, names):
+        for row in measure(shape, getattr(torch, args.dtype), args.device, settings, args.rounds, clock, names):
             rows.append(row)
             print("  ".join(f"{key}={row[key]}" for key in list(row)[:11]), flush=True)
     write(rows, args.out.with_suffix(".csv"))

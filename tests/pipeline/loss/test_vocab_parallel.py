@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from pipeline.loss import LossSettings
+from pipeline.loss import LossSettings, Supervised, Totals, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss.exchange import Group, world_of
 from pipeline.loss.settings import Head
 from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
 from tests.workers import Workers
@@ -142,7 +144,7 @@ def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, dtype: to
         case = Case(
             UNEVEN[:2],
             LossSettings(head=HEADS[seed % 2]),
-            tied=False,
+            tied=seed % 3 == 0,
             dtype=dtype,
             vocab_size=301,
             padded_size=302,
@@ -181,3 +183,35 @@ def test_the_bounds_can_fail(workers: Workers, what: str) -> None:
         assert errors(case, shares, reference)["hidden"] > FP32
     else:
         assert abs(float(shares[0]["loss"]) - float(reference["loss"])) > FP32
+
+
+def far_from_the_maximum(group: Group) -> tuple[Tensor, Tensor]:
+    """One sequence of 3 positions on rank 0; the targets are on rank 1, 150 below the largest logits on rank 0."""
+    rank, _ = world_of(group)
+    head, hidden, targets = distant_logits()
+    count = 3 if rank == 0 else 0
+    own = hidden[:count].requires_grad_()
+    sequences = torch.zeros(1 if rank == 0 else 0, dtype=torch.int64)
+    supervised = Supervised(targets[:count], torch.full_like(sequences, 3), sequences, sequences, sequences)
+    shard = VocabularyShard(head[4 * rank : 4 * rank + 4], 4 * rank, torch.zeros(4, 2))
+    settings = LossSettings(head="vocab_parallel")
+    result = solar_loss(own, supervised, Vocabulary(8, shard, shard), settings, 1.0, Totals(3.0, 0.0), 1, None, group)
+    result.loss.backward()
+    assert own.grad is not None and shard.grad is not None
+    return own.grad, shard.grad
+
+
+def distant_logits() -> tuple[Tensor, Tensor, Tensor]:
+    head = torch.tensor([[1.0, 0.1 * i] for i in range(4)] + [[-1.0, 0.1 * i] for i in range(4)])
+    return head, torch.tensor([[75.0, 1.0], [75.0, -2.0], [75.0, 0.5]]), torch.tensor([4, 6, 7])
+
+
+def test_targets_far_below_another_ranks_logits(workers: Workers) -> None:
+    """Their rank's share of the probability is beyond fp32, the gradient at them is not."""
+    (grad_hidden, grad_first), (_, grad_second) = workers.run(far_from_the_maximum, 2)
+    head, hidden, targets = distant_logits()
+    head.requires_grad_()
+    hidden.requires_grad_()
+    torch.nn.functional.cross_entropy(hidden @ head.T, targets).backward()
+    torch.testing.assert_close(grad_hidden, hidden.grad)
+    torch.testing.assert_close(torch.cat([grad_first, grad_second]), head.grad)
