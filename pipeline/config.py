@@ -173,7 +173,7 @@ def _check_values(config: Config, recipe: Path) -> None:
         "model.vocab_multiple": config.model.vocab_multiple,
         "loss.softmax_temperature": loss.softmax_temperature,
         "loss.infonce_temperature": loss.infonce_temperature,
-        "loss.memory_budget_mb": loss.memory_budget_mb,
+        "loss.memory_budget_mb": 1 if loss.memory_budget_mb is None else loss.memory_budget_mb,
     }
     for key, value in positive.items():
         if not value > 0:
