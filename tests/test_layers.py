@@ -11,7 +11,7 @@ from tests.runs import ROOT
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
     {"pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
-    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
+    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss", "pipeline.bench_ranks"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report"},
     {"pipeline.prepare", "pipeline.bench_plain"},
     {"pipeline.zero", "pipeline.dry_run"},
