@@ -11,8 +11,8 @@ from tests.runs import ROOT
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
     {"pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
-    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss", "pipeline.bench_ranks"},
-    {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report"},
+    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
+    {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain"},
     {"pipeline.zero", "pipeline.dry_run"},
     {"pipeline.checkpoint"},
