@@ -100,8 +100,7 @@ class SummaryTable:
             leaf = summaries.detach().requires_grad_(factor != 0)
             u = self._centred(leaf, self.language[block.sequences], centres)
             if "pivot" in settings.detach:
-                own = torch.arange(block.first, block.last, device=u.device)
-                u = torch.where((self.pivot[block.sequences] == own)[:, None], u.detach(), u)
+                # A pivot's own gradient, as a negative of InfoNCE, goes with the choice of moved sequences below.
                 pivot_u = self._centred(self.values[pivots], self.language[pivots], centres)
             else:
                 pivot_u = u[pivots - block.first]
