@@ -29,7 +29,8 @@ def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
     """Rows of each rank in one chunk. A shared chunk has R times as many, on a vocabulary R times smaller."""
     tensors = 1 + (settings.softmax_temperature != 1) + (vocabulary.softcap is not None)
     row_bytes = vocabulary.size * vocabulary.head.weight.element_size() * tensors
-    return max(1, int(settings.memory_budget_mb * 2**20 / row_bytes))
+    budget_mb = settings.memory_budget_mb or (2048 if vocabulary.head.weight.is_cuda else 64)
+    return max(1, int(budget_mb * 2**20 / row_bytes))
 
 
 @dataclass(frozen=True)

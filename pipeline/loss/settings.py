@@ -29,7 +29,8 @@ class LossSettings:
             the token that it has to predict.
         head: what the ranks send each other: hidden states and their gradients (`vocab_parallel`), or shards of the
             head and its gradient on a ring (`gathered`); `auto` takes what sends less. The same results, to rounding.
-        memory_budget_mb: size of the buffer for one chunk's logits on each rank, in MiB.
+        memory_budget_mb: size of the buffer for one chunk's logits on each rank, in MiB; null: 64 on a CPU, 2048 on
+            a GPU, whose products want larger chunks.
     """
 
     alignment_weight: float = 1.0
@@ -44,4 +45,4 @@ class LossSettings:
     vocabulary_weights: str | None = None
     token_weights: str | None = None
     head: Head = "auto"
-    memory_budget_mb: float = 64.0
+    memory_budget_mb: float | None = None

@@ -59,10 +59,14 @@ class Supervised:
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 
     def pooling_weights(self, pooling: str, dtype: torch.dtype) -> Tensor:
-        """[T] weights that sum to 1 in each sequence: u_i = sum over its positions t of weight_t * s_t."""
+        """[T] weights that sum to 1 in each sequence: u_i = sum over its positions t of weight_t * s_t.
+
+        A sequence whose given weights are all 0 is pooled by its mean.
+        """
         sequence = self.sequence_of_token()
+        mean = (1.0 / self.lengths.to(dtype))[sequence]
         if pooling == "mean":
-            return (1.0 / self.lengths.to(dtype))[sequence]
+            return mean
         if pooling == "last":
             weights = torch.zeros(len(self.targets), dtype=dtype, device=self.targets.device)
             weights[(self.lengths.cumsum(0) - 1)[self.lengths > 0]] = 1.0
@@ -71,4 +75,4 @@ class Supervised:
             raise ValueError("pooling 'weights' needs token_weights")
         weights = self.token_weights.to(dtype)
         sums = torch.zeros(len(self.lengths), dtype=dtype, device=weights.device).index_add_(0, sequence, weights)
-        return weights / sums[sequence]
+        return torch.where(sums[sequence] > 0, weights / sums[sequence], mean)

@@ -215,3 +215,16 @@ def test_targets_far_below_another_ranks_logits(workers: Workers) -> None:
     torch.nn.functional.cross_entropy(hidden @ head.T, targets).backward()
     torch.testing.assert_close(grad_hidden, hidden.grad)
     torch.testing.assert_close(torch.cat([grad_first, grad_second]), head.grad)
+
+
+def test_weights_that_are_all_zero_pool_by_the_mean() -> None:
+    supervised = Supervised(
+        targets=torch.zeros(5, dtype=torch.int64),
+        lengths=torch.tensor([2, 3]),
+        pivot=torch.tensor([0, 0]),
+        problem=torch.tensor([0, 0]),
+        language=torch.tensor([0, 1]),
+        token_weights=torch.tensor([0.0, 0.0, 1.0, 3.0, 0.0]),
+    )
+    weights = supervised.pooling_weights("weights", torch.float64)
+    assert weights.tolist() == [0.5, 0.5, 0.25, 0.75, 0.0]
