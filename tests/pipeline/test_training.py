@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.shards import ShardSet
 from pipeline.config import load_config
@@ -66,12 +66,16 @@ def plain_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> P
     return recipe.with_suffix("")
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_ten_steps_stay_with_a_dense_single_process(prepared: Prepared, tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "tied"), [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma3_text", True)]
+)
+def test_ten_steps_stay_with_a_dense_single_process(
+    prepared: Prepared, tmp_path: Path, family: str, tied: bool
+) -> None:
     """Two ranks, accumulation over two micro-steps, clipping at work, a vocabulary that is padded."""
-    fields = {k: v for k, v in TINY.items() if k not in ("model_type", "head_dim")}
+    fields = {**TINY, "model_type": family, "vocab_size": 601, "tie_word_embeddings": tied}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(Qwen2Config(**fields | {"vocab_size": 601, "tie_word_embeddings": tied}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     model.save_pretrained(tmp_path / "model")
     recipe = write_recipe(
         tmp_path / "run.yaml",
