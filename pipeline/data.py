@@ -4,7 +4,6 @@ Shape letters: B rows of a micro-batch, N tokens of its longest row, T supervise
 """
 
 import hashlib
-import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -133,10 +132,6 @@ class Loader:
         self._orders: dict[int, np.ndarray] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: Future[list[MicroBatch]] | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, math.ceil(len(self.shards) / self.batches.train_batch_size))
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.consumed // len(self.shards), "consumed": self.consumed, "seed": self.seed}
