@@ -3,7 +3,8 @@
     python -m data_prep.bench --input X.jsonl --tokenizer DIR [--rounds 3]  (--rounds 0: fill alone)
 
 Every contender reads the same canonical file and leaves packed rows on disk, in a process of its own bound to one core
-(our own also on two ranks), alternating over the rounds; medians count. Imports and loading a tokenizer are not timed.
+(our own also on two ranks, and as two unrelated runs at once: what the machine's second core can add at all),
+alternating over the rounds; medians count. Imports and loading a tokenizer are not timed.
 On a machine that others use too, compare tokens per second of processor time.
 TRL is needed for its rows alone: `pip install -e .[bench]`.
 """
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ PEERS = {
     "unmasked": "datasets.map in batches of 1000, rendered text without any mask, + pack_dataset",
 }
 OURS = "data_prep"
+APART = "data_prep twice at once"
 
 
 def time_ours(args: argparse.Namespace, output: Path) -> dict:
@@ -85,14 +88,23 @@ def _elapsed(start: tuple[float, float]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
 
 
-def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1) -> dict:
+def run_apart(args: argparse.Namespace) -> dict:
+    """Two runs of ours side by side, which share nothing but the machine; tokens of both, time of the slower."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda core: run_contender(args, OURS, first_core=core), (0, 1)))
+    return {**max(runs, key=lambda run: run["seconds"]), "tokens": sum(run["tokens"] for run in runs)}
+
+
+def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1, first_core: int = 0) -> dict:
     """Run this file again for one contender on `ranks` cores; returns its slowest rank's result."""
+    if contender == APART:
+        return run_apart(args)
     line = [sys.executable, "-m", "data_prep.bench", "--input", str(args.input), "--tokenizer", args.tokenizer]
     line += ["--max_seq_length", str(args.max_seq_length), "--contender", contender]
     if ranks > 1:
         launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
         line = launcher + (["--allow-run-as-root"] if os.getuid() == 0 else []) + line
-    cores = sorted(os.sched_getaffinity(0))[:ranks]
+    cores = sorted(os.sched_getaffinity(0))[first_core : first_core + ranks]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where the package openmpi puts mpirun
     environment = {
         **os.environ,
@@ -116,7 +128,7 @@ def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1) -> d
 
 def compare(args: argparse.Namespace) -> list[dict]:
     """Median throughput of every contender over the rounds, as rows."""
-    contenders = [(OURS, 1), (OURS, 2), *((peer, 1) for peer in PEERS)] if args.rounds else []
+    contenders = [(OURS, 1), (OURS, 2), (APART, 1), *((peer, 1) for peer in PEERS)] if args.rounds else []
     results: dict[tuple[str, int], list[dict]] = {contender: [] for contender in contenders}
     for _ in range(args.rounds):
         for contender in contenders:
