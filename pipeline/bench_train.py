@@ -102,6 +102,7 @@ def run_arm(args: argparse.Namespace) -> None:
         times.append(time.perf_counter() - started)
     if dist.is_main():
         print(json.dumps({"times": times[1:], "memory_gb": peak_memory_gb() - before}), flush=True)
+    dist.leave()
 
 
 def held_memory_gb() -> float:

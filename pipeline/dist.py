@@ -24,6 +24,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Close all process groups; at exit their threads, still running, would at times abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def local_device() -> torch.device:
     """This rank's GPU, or the CPU where DS_ACCELERATOR=cpu or there is none."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():

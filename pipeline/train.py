@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> int:
 
     from pipeline.loop import fit
 
-    return fit(prepared)
+    status = fit(prepared)
+    dist.leave()
+    return status
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:
