@@ -9,6 +9,7 @@ Shape letters: C rows of a rank in a chunk, R ranks, v = V/R vocabulary rows, d 
 
 from dataclasses import dataclass
 
+from pipeline.loss.elementwise import CACHE_BYTES
 from pipeline.planning.run import Run
 
 
@@ -63,7 +64,7 @@ def _states(run: Run) -> tuple[dict[str, int], dict[str, int]]:
     e, own = run.element, run.own
     vocabulary = 0 if run.peer else run.shard(run.facts.vocabulary)
     optimizer = {
-        "fp32 parameters": 4 * own if e < 4 else 0,
+        "fp32 parameters": 4 * own,  # beside the parameters even where these are fp32
         "Adam moments": 8 * own,
         "fp32 gradients": 4 * own,
     }
@@ -76,7 +77,7 @@ def _states(run: Run) -> tuple[dict[str, int], dict[str, int]]:
     host: dict[str, int] = {}
     if run.zero.offload_optimizer:
         # DeepSpeed keeps the accumulated gradient and, beside it, the optimizer's own copy.
-        host |= {**optimizer, "fp32 parameters": 4 * own, "optimizer's gradients": 4 * own}
+        host |= {**optimizer, "optimizer's gradients": 4 * own}
     else:
         states |= optimizer
     if run.zero.offload_param:
@@ -110,8 +111,10 @@ def loss_chunk(run: Run) -> dict[str, int]:
     if not shared:
         shard = run.facts.vocab / ranks * d
         parts["shards on their way"] = shard * (2 * e + 2 * 4) + (rows * columns * e / ranks)
-    if not run.gpu and e < 4:
-        parts["product before adding"] = run.facts.vocab / ranks * d * e
+    if not run.gpu:
+        # A CPU passes over the logits tile by tile, half precisions widened twice, and adds their products afterwards.
+        tile = min(rows * columns * e, CACHE_BYTES)
+        parts["tiles"] = tile if e == 4 else max(4 * tile, run.facts.vocab / ranks * d * e)
     return {name: round(size) for name, size in parts.items()}
 
 

@@ -1,0 +1,265 @@
+"""Bytes, memory and time of real training steps next to what the plan says of them: rows to CSV.
+
+    python -m pipeline.bench_plan
+
+Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at
+every collective; memory is the sum of all storages alive, looked at after every operation, at its highest: what an
+operation allocates within itself and frees again is not in it. Time is a median of steps; two constants of the machine are fitted on all rows together.
+"""
+
+import argparse
+import gc
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_prep.errors import exit_cleanly
+from data_prep.shards import IGNORE, PIVOT, TRANSLATION, PackedRow
+from pipeline import dist
+from pipeline.bench_loss import ROOT, machine, write
+from pipeline.config import Config, ModelSettings, TrainingSettings
+from pipeline.data import MicroBatch, collate
+from pipeline.loss import LossSettings, Totals
+from pipeline.loss.settings import Head
+from pipeline.model import DTYPES, load_model, load_model_config
+from pipeline.planning import memory, traffic
+from pipeline.planning.gathers import ZeroSettings
+from pipeline.planning.model import Live, model_facts
+from pipeline.planning.run import Run, Workload
+
+RANKS = (1, 2, 4, 8)
+WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 4, 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and settings; the zeros of a DeepSpeed file are small so that parameters do come and go."""
+
+    name: str
+    model_type: str = "qwen2"
+    vocab: int = 8192
+    hidden: int = 128
+    layers: int = 4
+    rows: int = 1
+    accumulation: int = 1
+    tied: bool = True
+    checkpointing: bool = False
+    precision: str = "fp32"
+    head: Head = "vocab_parallel"
+    attention: str = "sdpa"
+    bucket: int = 300_000
+    live: int = 1_000_000
+    budget_mb: float | None = None
+
+    def config(self, ranks: int) -> Config:
+        heads = self.hidden // 32
+        fields = {
+            "model_type": self.model_type,
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": 3 * self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": max(1, heads // 2),
+            "head_dim": 32,
+            "tie_word_embeddings": self.tied,
+            "pad_token_id": None,
+        }
+        return Config(
+            model=ModelSettings(
+                config=fields, attn_implementation=self.attention, activation_checkpointing=self.checkpointing
+            ),
+            loss=LossSettings(head=self.head, memory_budget_mb=self.budget_mb),
+            training=TrainingSettings(
+                train_batch_size=self.rows * self.accumulation * ranks,
+                train_micro_batch_size_per_gpu=self.rows,
+                precision=self.precision,
+            ),
+        )
+
+    def deepspeed(self) -> dict[str, Any]:
+        return {
+            "zero_optimization": {
+                "stage": 3,
+                "reduce_bucket_size": self.bucket,
+                "stage3_prefetch_bucket_size": self.bucket,
+                "stage3_max_live_parameters": self.live,
+                "stage3_max_reuse_distance": self.live,
+                "stage3_param_persistence_threshold": 1000,
+            },
+            "steps_per_print": 10**9,
+        }
+
+
+CASES = (
+    Case("tied"),
+    Case("untied", tied=False),
+    Case("checkpointed", checkpointing=True, layers=8, rows=4),
+    Case("gathered", head="gathered", rows=2),
+    Case("bf16", precision="bf16"),
+    Case("accumulated", accumulation=3),
+    Case("all kept", live=1_000_000_000, bucket=50_000_000),
+    Case("wide", model_type="llama", hidden=256, vocab=4096, rows=2),
+    Case("long", rows=8, layers=6, vocab=2048),
+    Case("eager", attention="eager", rows=2),
+    Case("chunked", vocab=32768, rows=4, budget_mb=8),
+    Case("qwen3", model_type="qwen3", layers=6, hidden=192),
+)
+
+
+def batch_of(case: Case, step: int) -> MicroBatch:
+    """Packed rows of pairs of sequences, two thirds of each supervised, different on every rank and step."""
+    generator = np.random.default_rng([step, dist.rank()])
+    count = WIDTH // SEQUENCE
+    ids = generator.integers(0, case.vocab, (case.rows, WIDTH)).astype(np.int32)
+    supervised = np.arange(WIDTH) % SEQUENCE >= SEQUENCE // 3
+    rows = [
+        PackedRow(
+            row,
+            np.where(supervised, row, IGNORE).astype(np.int32),
+            np.full(count, SEQUENCE, np.int32),
+            [f"{b}-{i // 2}" for i in range(count)],
+            ["en" if i % 2 == 0 else "sw" for i in range(count)],
+            [PIVOT if i % 2 == 0 else TRANSLATION for i in range(count)],
+        )
+        for b, row in enumerate(ids)
+    ]
+    return collate(rows, ["en", "sw"], 0)
+
+
+def workload() -> Workload:
+    supervised = int((np.arange(WIDTH) % SEQUENCE >= SEQUENCE // 3).sum())
+    count = WIDTH // SEQUENCE
+    return Workload(WIDTH, WIDTH, supervised, count, count / 2, 1000)
+
+
+def planned(case: Case, ranks: int) -> Run:
+    config = case.config(ranks)
+    facts = model_facts(load_model_config(config.model, 1))
+    return Run(config, facts, ZeroSettings.read(case.deepspeed()), workload(), ranks, gpu=False, mask_copies=True)
+
+
+def measure(case: Case, ranks: int) -> dict[str, float]:
+    """On this rank: bytes of the last step, bytes alive after it and at most in it, and the median step's seconds."""
+    from pipeline.bench_ranks import Watch
+    from pipeline.loop import train_step
+    from pipeline.zero import ZeroEngine, build_sharded
+
+    gc.collect()
+    config, times = case.config(ranks), []
+    ds = case.deepspeed() | {
+        "train_batch_size": config.training.train_batch_size,
+        "train_micro_batch_size_per_gpu": case.rows,
+        "gradient_accumulation_steps": case.accumulation,
+        "gradient_clipping": 1.0,
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if case.precision == "bf16":
+        ds["bf16"] = {"enabled": True}
+    with Live() as live:
+        model_config = load_model_config(config.model, 1)
+        model = build_sharded(ds, lambda: load_model(config.model, model_config, DTYPES[case.precision]))
+        zero = ZeroEngine(config, ds, model, case.vocab, 2)
+        zero.set_learning_rate(1e-5)
+        for step in range(STEPS):
+            window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
+            mine = [batch.supervised.totals() for batch in window]
+            totals = Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
+            live.peak = 0
+            with Watch(dist.rank(), ranks) as watch:
+                train_step(zero, window, 1.0, totals, step)
+        after = live.now()
+    for step in range(TIMED):
+        window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
+        started = time.perf_counter()
+        train_step(zero, window, 1.0, totals, step)
+        times.append(time.perf_counter() - started)
+    zero.engine.destroy()
+    return {"bytes": watch.received, "after": after, "peak": live.peak, "seconds": statistics.median(times)}
+
+
+def run_rank(names: list[str]) -> None:
+    from pipeline.zero import start_process_group
+
+    torch.set_num_threads(1)
+    start_process_group()
+    for case in CASES:
+        if case.name in names:
+            figures = measure(case, dist.world_size())
+            if dist.is_main():
+                print(json.dumps({"case": case.name, **figures}), flush=True)
+    dist.leave()
+
+
+def launch(ranks: int, names: list[str]) -> list[dict[str, Any]]:
+    """All cases on that many ranks; rank 0's figures."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, **{k: str(v) for k, v in facts.items()}}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "pipeline.bench_plan", "--rank_of", str(ranks), "--cases", *names]
+        stderr = None if rank == 0 else subprocess.DEVNULL
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT)
+        )
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError(f"{ranks} ranks failed")
+    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith('{"case"')]
+
+
+def row(case: Case, ranks: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """Planned beside measured."""
+    run = planned(case, ranks)
+    plan = memory.memory(run)
+    received = sum(t.received for t in traffic.transfers(run))
+    pairs = {
+        "received_mb": (received, figures["bytes"]),
+        "states_mb": (plan.resident, figures["after"]),
+        "peak_mb": (plan.peak, figures["peak"]),
+    }
+    result: dict[str, Any] = {"case": case.name, "ranks": ranks}
+    for name, (expected, measured) in pairs.items():
+        result |= {
+            name: round(measured / 1e6, 3),
+            f"planned_{name}": round(expected / 1e6, 3),
+            f"{name.split('_')[0]}_error": round(expected / measured - 1, 4) if measured else 0.0,
+        }
+    return result | {"phase": plan.peak_phase, "head": run.head, "step_s": round(figures["seconds"], 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "plan.csv")
+    parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
+    parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES], help="a part of the grid")
+    parser.add_argument("--rank_of", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rank_of:
+        run_rank(args.cases)
+        return
+    rows = []
+    for ranks in args.ranks:
+        for figures in launch(ranks, args.cases):
+            case = next(case for case in CASES if case.name == figures["case"])
+            rows.append(row(case, ranks, figures) | {"machine": machine("cpu"), "torch": torch.__version__})
+            print("  ".join(f"{key}={value}" for key, value in list(rows[-1].items())[:-2]), flush=True)
+    write(rows, args.out)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
