@@ -45,8 +45,8 @@ def start_process_group() -> None:
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
-def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """The DeepSpeed JSON with what the recipe decides filled in.
+def deepspeed_config(config: Config, ranks: int, device: str = "") -> dict[str, Any]:
+    """The DeepSpeed JSON with what the recipe decides filled in. device: cuda or cpu; none given, what is here.
 
     Raises:
         UserError: unreadable file, a key that belongs in the recipe, or a setting that changes what a shard is.
@@ -70,7 +70,7 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
         if zero.get(key, 0) not in (0, 1, -1, False):
             raise UserError(f"{path}: zero_optimization.{key} changes what a parameter shard is; take it out")
     training = config.training
-    if training.precision == "fp16" and local_device().type == "cpu":
+    if training.precision == "fp16" and (device or local_device().type) == "cpu":
         raise UserError("training.precision 'fp16' needs a GPU; take bf16 or fp32 on CPU")
     for precision, key in (("bf16", "bf16"), ("fp16", "fp16")):
         enabled = ds.get(key, {}).get("enabled")

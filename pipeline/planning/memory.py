@@ -99,22 +99,25 @@ def loss_chunk(run: Run) -> dict[str, int]:
     moved_share = run.work.pairs / max(1e-9, run.work.sequences) if "pivot" in run.config.loss.detach else 1.0
     tensors = 1 + (run.config.loss.softmax_temperature != 1) + run.facts.softcap
     room = sequences if run.facts.tied and shared else 0
+    # A chunk's states, weighted, their gradient before and after scaling; a CPU passes over the logits tile by tile,
+    # half precisions widened twice, and adds their products in a pass of its own.
+    passing = rows * d * (e + wide + (wide if e < 4 else 0))
+    if not run.gpu:
+        tile = min(rows * columns * e, CACHE_BYTES)
+        passing = max(passing, tile if e == 4 else 4 * tile, run.facts.vocab / ranks * d * e if e < 4 else 0)
     parts = {
         "logits": (rows * tensors + room) * columns * e,
         # Sequences' mean probabilities, the moved ones' again, and their directions.
         "pooled probabilities": sequences * columns * (wide + moved_share * (wide + e)),
-        # Own positions and their gradient; a chunk's states, weighted, its gradient before and after scaling.
-        "hidden states": 2 * c.positions * d * e + rows * d * (e + wide + (wide if e < 4 else 0)),
+        "hidden states": 2 * c.positions * d * e,  # own positions and their gradient
+        "passing": passing,
     }
     if shared and ranks > 1:
         parts["exchange buffers"] = rows * d * e * (1 if c.pieces == 1 else 3)
     if not shared:
         shard = run.facts.vocab / ranks * d
-        parts["shards on their way"] = shard * (2 * e + 2 * 4) + (rows * columns * e / ranks)
-    if not run.gpu:
-        # A CPU passes over the logits tile by tile, half precisions widened twice, and adds their products afterwards.
-        tile = min(rows * columns * e, CACHE_BYTES)
-        parts["tiles"] = tile if e == 4 else max(4 * tile, run.facts.vocab / ranks * d * e)
+        # Forward: logits of one shard before they are put in place; backward: its gradient, here and on its way.
+        parts["shards on their way"] = min(2, ranks - 1) * shard * e + max(rows * columns * e / ranks, 2 * shard * 4)
     return {name: round(size) for name, size in parts.items()}
 
 
