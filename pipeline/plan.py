@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads a configuration here, no more
 
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import MANIFEST, read_manifest
@@ -31,6 +31,7 @@ from pipeline.planning.model import model_facts
 from pipeline.planning.predict import GIB, Cluster, Plan
 from pipeline.planning.run import Run, Workload
 from pipeline.planning.suggest import OFFLOADS, Choice, nearest_fit, reasons, suggest
+from pipeline.planning.tables import memory_table, time_table, traffic_table
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -129,9 +130,9 @@ def show(plan: Plan, console: Console) -> None:
         f"{plan.cluster.per_node} {device.name}: {run.rows} x {run.work.width} tokens per rank and micro-step, "
         f"{run.accumulation} micro-steps, head {run.head}"
     )
-    console.print(memory_table(plan))
+    console.print(memory_table(run, plan.memory))
     if plan.transfers:
-        console.print(traffic_table(plan))
+        console.print(traffic_table(run, plan.cluster.per_node, plan.time.messages))
     console.print(time_table(plan))
     need, room = plan.memory.peak / GIB, plan.available / GIB
     if plan.fits:
@@ -145,59 +146,6 @@ def show(plan: Plan, console: Console) -> None:
         change, other = nearest
         ratio = f", {other.time.overlapped / plan.time.overlapped:.2f} x the time" if other.run.ranks == run.ranks else ""
         console.print(f"Nearest that fits: {change} ({other.memory.peak / GIB:.1f} GiB{ratio}).")
-
-
-def memory_table(plan: Plan) -> Table:
-    table = Table("memory of a rank", "GiB", title=None)
-    table.columns[1].justify = "right"
-    m, run = plan.memory, plan.run
-    for name, size in m.states.items():
-        table.add_row(name, f"{size / GIB:.2f}")
-    for phase, parts in (("loss", m.loss), ("layers", m.layers), ("step", m.step)):
-        table.add_section()
-        for name, size in parts.items():
-            if size:
-                table.add_row(f"in the {phase}: {name}", f"{size / GIB:.2f}")
-    table.add_section()
-    layers = len(run.facts.layers)
-    for on in (False, True):
-        name = "with" if on else "without"
-        kept = run.activations.kept(layers, on)
-        table.add_row(f"activations {name} checkpointing", f"{kept / GIB:.2f}")
-    for name, size in m.host.items():
-        table.add_row(f"in the host's memory: {name}", f"{size / GIB:.2f}")
-    table.add_section()
-    table.add_row(f"peak (in the {m.peak_phase})", f"{m.peak / GIB:.2f}", style="bold")
-    return table
-
-
-def traffic_table(plan: Plan) -> Table:
-    table = Table("a rank receives in a step", "GB", "from other nodes, GB", "ms")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for t in plan.transfers:
-        outside = t.between_nodes(plan.run.ranks, plan.cluster.per_node)
-        table.add_row(t.name, f"{t.received / 1e9:.3f}", f"{outside / 1e9:.3f}", f"{plan.time.messages[t.name] * 1e3:.1f}")
-    other = {head: getattr(plan.run.loss_traffic, head) for head in ("vocab_parallel", "gathered")}
-    said = ", ".join(f"{head} {plan.run.accumulation * size / 1e9:.3f} GB" for head, size in other.items())
-    table.caption = f"the loss by way: {said}"
-    return table
-
-
-def time_table(plan: Plan) -> Table:
-    table = Table("a step", "")
-    table.columns[1].justify = "right"
-    time = plan.time
-    for name, value in time.compute.items():
-        table.add_row(f"{name}, computing" if name != "host" else "host's work beside the layers", f"{value * 1e3:.1f} ms")
-    table.add_section()
-    table.add_row("without overlap", f"{time.serial:.3f} s")
-    table.add_row("with overlap", f"{time.overlapped:.3f} s")
-    table.add_row("arithmetic of a rank", f"{plan.flops.total * plan.run.accumulation / 1e12:.1f} TFLOP")
-    table.add_row("tokens per second", f"{plan.tokens_per_second:,.0f}")
-    table.add_row("MFU (6 x parameters x tokens)", f"{100 * plan.mfu:.1f} %")
-    table.add_row(f"the recipe's {plan.run.max_steps:,} steps", f"{plan.hours:.2f} h")
-    return table
 
 
 def suggestion(plan: Plan, ds: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -240,6 +188,7 @@ def _deepspeed(ds: dict[str, Any], choice: Choice) -> dict[str, Any]:
 
 def show_suggestion(found: dict[str, Any], console: Console) -> None:
     table = Table("setting", "value", "instead")
+    table.columns[0].overflow = "fold"
     for row in found["reasons"]:
         table.add_row(*row)
     console.print(table)

@@ -58,7 +58,6 @@ def test_imports_run_downward(path: Path) -> None:
         assert own in (
             "pipeline.zero",
             "pipeline.export",
-            "pipeline.dry_run",
             "pipeline.bench_peers",
             "pipeline.bench_plain",
         )
