@@ -40,7 +40,9 @@ class RunLock:
         except FileExistsError:
             holder = _read(self.path)
             if holder is not None and not self._is_dead(holder) and _changes(sign_of_life, watch_s):
-                raise UserError(f"{directory}: in use by {_describe(holder)}; end it or use another output_dir") from None
+                raise UserError(
+                    f"{directory}: in use by {_describe(holder)}; end it or use another output_dir"
+                ) from None
             write_atomically(self.path, content)
             time.sleep(SETTLE_SECONDS)
             if not self.held():

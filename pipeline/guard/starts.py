@@ -28,8 +28,8 @@ class Starts:
         job = os.environ.get("SLURM_JOB_ID")
         if job and in_vain(read_starts(self.path.parent), job, step) >= MAX_STARTS_WITHOUT_PROGRESS:
             raise UserError(
-                f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step {step}; "
-                "see its log, and submit it anew once the cause is gone"
+                f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step "
+                f"{step}; see its log, and submit it anew once the cause is gone"
             )
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         nodes = os.environ.get("SLURM_JOB_NODELIST")
