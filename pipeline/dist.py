@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 
 
 def rank() -> int:
@@ -29,7 +29,7 @@ def barrier() -> None:
 
 
 def from_main(work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, on every rank. Raises UserError on every rank where it does on rank 0."""
+    """What `work` gives on rank 0, on every rank. Raises AgreedError on all where rank 0 has a UserError."""
     found: list[Any] = [None, None]
     if is_main():
         try:
@@ -39,7 +39,7 @@ def from_main(work: Callable[[], Any]) -> Any:
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
-        raise UserError(found[1])
+        raise AgreedError(found[1])
     return found[0]
 
 

@@ -51,7 +51,7 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     metrics = start_metrics(prepared, zero, state)
 
     while state.step < prepared.max_steps:
-        guard.at(state.step + 1, "the data")
+        guard.at(state.step + 1, "loading data")
         window = loader.next()
         totals, step_tokens, stopping = agree(window, guard, state.step + 1, zero.device)
         if stopping:
@@ -117,6 +117,7 @@ def agree(window: list[MicroBatch], guard: Guard, step: int, device: torch.devic
     """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop."""
     mine = local_totals(window)
     tokens = sum(batch.num_tokens for batch in window)
+    guard.at(step, "waiting for all ranks to begin")
     begin = time.perf_counter()
     sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(guard.stop.received)], device)
     guard.at(step, "forward, backward and update", waited=time.perf_counter() - begin)

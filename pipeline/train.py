@@ -25,7 +25,7 @@ from pipeline.guard.stop import StopSignal
 if __name__ == "__main__":
     STOP = StopSignal()  # before the imports that take seconds: a signal during them is kept
 
-from data_prep.errors import UserError, exit_cleanly
+from data_prep.errors import AgreedError, UserError, exit_cleanly
 from pipeline import dist
 from pipeline.config import DEMO_RECIPE, load_config
 
@@ -84,6 +84,10 @@ def run() -> int:
     """Like `main`, but only rank 0 reports a mistake that all ranks find; others speak if rank 0 does not end."""
     try:
         return main(sys.argv[1:], STOP)
+    except AgreedError:
+        if not dist.is_main():
+            return 2
+        raise
     except UserError as error:
         if not dist.is_main():
             time.sleep(5)

@@ -104,5 +104,5 @@ def _content(path: Path) -> bytes:
 
 
 def _describe(holder: dict[str, Any]) -> str:
-    job = f"job {holder['job']} " if holder.get("job") else ""
-    return f"{job}on {holder.get('host', 'an unknown host')} (process {holder.get('pid', 'unknown')})"
+    job = f"job {holder['job']}, " if holder.get("job") else ""
+    return f"{job}process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
