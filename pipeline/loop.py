@@ -47,7 +47,7 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     state = resume(prepared, zero)
     first = state.step
     if dist.is_main():
-        guard.starts.start(first, dist.world_size())
+        guard.starts.start(first, prepared.max_steps, dist.world_size())
     metrics = start_metrics(prepared, zero, state)
 
     while state.step < prepared.max_steps:

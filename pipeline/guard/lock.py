@@ -39,7 +39,7 @@ class RunLock:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             holder = _read(self.path)
-            if holder is not None and not self._is_dead(holder) and _changes(sign_of_life, watch_s):
+            if holder is not None and not self._is_dead(holder) and changes(sign_of_life, watch_s):
                 raise UserError(
                     f"{directory}: in use by {_describe(holder)}; end it or use another output_dir"
                 ) from None
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _changes(path: Path, watch_s: float) -> bool:
+def changes(path: Path, watch_s: float) -> bool:
     """Whether a file's content changes while we look."""
     before = _content(path)
     deadline = time.monotonic() + watch_s
