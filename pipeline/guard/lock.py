@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.shards import write_atomically
 
 LOCK = "lock.json"
 SETTLE_SECONDS = 1.0  # two that take over the same stale lock: the later one's content stands
@@ -39,9 +38,13 @@ class RunLock:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             holder = _read(self.path)
-            if holder is not None and not self._is_dead(holder) and _changes(sign_of_life, watch_s):
-                raise UserError(f"{directory}: in use by {_describe(holder)}; end it or use another output_dir") from None
-            write_atomically(self.path, content)
+            if holder is not None and not self._is_dead(holder) and changes(sign_of_life, watch_s):
+                raise UserError(
+                    f"{directory}: in use by {_describe(holder)}; end it or use another output_dir"
+                ) from None
+            mine = self.path.with_suffix(f".{self.token}")
+            mine.write_bytes(content)
+            os.replace(mine, self.path)
             time.sleep(SETTLE_SECONDS)
             if not self.held():
                 winner = _describe(_read(self.path) or {})
@@ -83,7 +86,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _changes(path: Path, watch_s: float) -> bool:
+def changes(path: Path, watch_s: float) -> bool:
     """Whether a file's content changes while we look."""
     before = _content(path)
     deadline = time.monotonic() + watch_s
@@ -102,5 +105,5 @@ def _content(path: Path) -> bytes:
 
 
 def _describe(holder: dict[str, Any]) -> str:
-    job = f"job {holder['job']} " if holder.get("job") else ""
-    return f"{job}on {holder.get('host', 'an unknown host')} (process {holder.get('pid', 'unknown')})"
+    job = f"job {holder['job']}, " if holder.get("job") else ""
+    return f"{job}process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"

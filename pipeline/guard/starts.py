@@ -19,7 +19,7 @@ class Starts:
     def __init__(self, directory: Path, began: float) -> None:
         self.path, self.began = directory / "starts.jsonl", began
 
-    def start(self, step: int, ranks: int) -> None:
+    def start(self, step: int, max_steps: int, ranks: int) -> None:
         """Record that this start goes on from `step`.
 
         Raises:
@@ -28,12 +28,12 @@ class Starts:
         job = os.environ.get("SLURM_JOB_ID")
         if job and in_vain(read_starts(self.path.parent), job, step) >= MAX_STARTS_WITHOUT_PROGRESS:
             raise UserError(
-                f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step {step}; "
-                "see its log, and submit it anew once the cause is gone"
+                f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step "
+                f"{step}; see its log, and submit it anew once the cause is gone"
             )
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         nodes = os.environ.get("SLURM_JOB_NODELIST")
-        self._append(event="start", job=job, restart=restart, nodes=nodes, ranks=ranks, step=step)
+        self._append(event="start", job=job, restart=restart, nodes=nodes, ranks=ranks, step=step, max_steps=max_steps)
 
     def first_step(self, step: int) -> None:
         """The first step of this start is done."""

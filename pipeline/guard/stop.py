@@ -1,4 +1,4 @@
-"""USR1 and TERM: remembered when they come, obeyed at the next step boundary. Imports nothing heavy: it starts first."""
+"""USR1 and TERM: remembered when they come, obeyed at the next step boundary. Starts first, so imports little."""
 
 import signal
 import time
@@ -28,6 +28,6 @@ class StopSignal:
     def received(self) -> bool:
         return self.name is not None
 
-    def seconds_ago(self) -> float:
+    def seconds_ago(self) -> float | None:
         """Since the first signal came."""
-        return time.monotonic() - self._came
+        return round(time.monotonic() - self._came, 2) if self.received else None

@@ -20,7 +20,7 @@ from typing import Any
 
 FAULT_EXIT_CODE = 76  # a hung or lost rank: nothing the user must mend first; start again to go on
 BEAT_SECONDS = 5.0
-LEAVE_SECONDS = 10.0  # for the main thread to end by itself once the run has failed
+LEAVE_SECONDS = 20.0  # for the first rank to fail to say why, and for the others' main threads to end by themselves
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should hold up a thread
 
 
@@ -44,6 +44,7 @@ class Watchdog:
         self._at: tuple[int, str, float] = (0, "starting", time.monotonic())
         self._figures: dict[str, float] = {}
         self._beats = 0
+        self._speaking = False  # this rank was the first to fail, and is finding out why
         self._next_seen: tuple[int, float] = (-1, time.monotonic())  # the next rank's beats, and when they changed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -76,6 +77,7 @@ class Watchdog:
             return self.failure() is None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(content))
+        self._speaking = True
         return True
 
     def failure(self) -> dict[str, Any] | None:
@@ -91,7 +93,7 @@ class Watchdog:
         if silent:
             return "; ".join(f"{self._name(r, after)} gives no sign of life" for r in silent[:4]) + _more(silent)
         first = min((found["step"] for found in after.values()), default=0)
-        places = {r: f"{found['phase']} of step {found['step']}" for r, found in after.items()}
+        places = {r: f"step {found['step']} ({found['phase']})" for r, found in after.items()}
         common = max(places.values(), key=list(places.values()).count, default="")
         behind = [r for r, found in after.items() if found["step"] == first and places[r] != common]
         if behind:
@@ -103,34 +105,42 @@ class Watchdog:
         path = rank_file(self.directory, self.rank).with_suffix(".stacks.txt")
         try:
             with open(path, "w", encoding="utf-8") as file:
-                file.write(f"rank {self.rank} on {self.host}, {self._at[1]} of step {self._at[0]}\n")
+                file.write(f"rank {self.rank} on {self.host}, step {self._at[0]}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
 
     def _run(self) -> None:
+        leave_at = float("inf")
         while not self._stop.wait(BEAT_SECONDS):
             self._beat()
             failure = self.failure()
-            if failure is not None:
-                if not self._stop.wait(LEAVE_SECONDS):
+            if failure is not None and not self._speaking:
+                if leave_at == float("inf"):
+                    leave_at = time.monotonic() + LEAVE_SECONDS
                     self.dump_stacks()
+                if time.monotonic() > leave_at:
                     _exit(failure["status"])
-                return
+                continue
             step, phase, since = self._at
-            if time.monotonic() - since > self.timeout and phase != "failed":
-                self._end(f"no progress for {self.timeout:.0f} s in {phase} of step {step}")
+            if phase == "failed":
+                continue
+            if time.monotonic() - since > self.timeout:
+                self._end(f"no progress for {self.timeout:.0f} s at step {step} ({phase})")
             elif self._next_is_silent():
-                self._end(f"no sign of life from the next rank for {self.silence:.0f} s, in {phase} of step {step}")
+                self._end(f"a rank gave no sign of life for {self.silence:.0f} s at step {step} ({phase})")
 
     def _end(self, what: str) -> None:
         """Stop the run from this thread: the main thread is stuck, or soon will be."""
-        if self.claim(FAULT_EXIT_CODE, what):
-            self._beat()
-            print(f"error: rank {self.rank} on {self.host}: {what}; {self.suspects()}", file=sys.stderr, flush=True)
-            where = self.directory / "ranks"
-            print(f"error: stacks in {where}/*.stacks.txt; start again to go on", file=sys.stderr, flush=True)
+        if not self.claim(FAULT_EXIT_CODE, what):
+            return
+        self._beat()
+        why, where = self.suspects(), self.directory / "ranks"
+        line = f"error: rank {self.rank} on {self.host}: {what}; {why}; stacks in {where}; start again to go on"
+        print(line, file=sys.stderr, flush=True)
+        self.dump_stacks()
+        _exit(FAULT_EXIT_CODE)
 
     def _next_is_silent(self) -> bool:
         if self.ranks == 1:
