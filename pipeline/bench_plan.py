@@ -4,7 +4,8 @@
 
 Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at
 every collective; memory is the sum of all storages alive, looked at after every operation, at its highest: what an
-operation allocates within itself and frees again is not in it. Time is a median of steps; two constants of the machine are fitted on all rows together.
+operation allocates within itself and frees again is not in it. Time is a median of steps; two constants of the
+machine are fitted on all rows together.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,9 +55,9 @@ class Case:
     accumulation: int = 1
     tied: bool = True
     checkpointing: bool = False
-    precision: str = "fp32"
+    precision: Literal["bf16", "fp32"] = "fp32"
     head: Head = "vocab_parallel"
-    attention: str = "sdpa"
+    attention: Literal["sdpa", "eager"] = "sdpa"
     bucket: int = 300_000
     live: int = 1_000_000
     budget_mb: float | None = None
@@ -152,7 +153,7 @@ def planned(case: Case, ranks: int) -> Run:
 def measure(case: Case, ranks: int) -> dict[str, float]:
     """On this rank: bytes of the last step, bytes alive after it and at most in it, and the median step's seconds."""
     from pipeline.bench_ranks import Watch
-    from pipeline.loop import train_step
+    from pipeline.loop import TrainState, train_step
     from pipeline.zero import ZeroEngine, build_sharded
 
     gc.collect()
@@ -177,12 +178,12 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
             totals = Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
             live.peak = 0
             with Watch(dist.rank(), ranks) as watch:
-                train_step(zero, window, 1.0, totals, step)
+                train_step(zero, window, 1.0, totals, TrainState(step))
         after = live.now()
     for step in range(TIMED):
         window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
         started = time.perf_counter()
-        train_step(zero, window, 1.0, totals, step)
+        train_step(zero, window, 1.0, totals, TrainState(step))
         times.append(time.perf_counter() - started)
     zero.engine.destroy()
     return {"bytes": watch.received, "after": after, "peak": live.peak, "seconds": statistics.median(times)}
@@ -208,7 +209,14 @@ def launch(ranks: int, names: list[str]) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     processes = []
     for rank in range(ranks):
-        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "PYTHONWARNINGS": "ignore"}
+        facts = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": 1,
+            "PYTHONWARNINGS": "ignore",
+        }
         environment = {**os.environ, **{k: str(v) for k, v in facts.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "pipeline.bench_plan", "--rank_of", str(ranks), "--cases", *names]

@@ -6,8 +6,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.hardware import device_called
 from pipeline.planning.gathers import ZeroSettings
-from pipeline.planning.hardware import device_called
 from pipeline.planning.memory import memory
 from pipeline.planning.model import model_facts
 from pipeline.planning.run import Run, Workload

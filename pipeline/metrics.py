@@ -15,11 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data_prep.shards import write_atomically
+from pipeline.hardware import device_called
 
 LOG_SECONDS = 30.0  # between lines where no person watches
-
-# Dense bf16 peak of a GPU in FLOP/s, by a part of its name (vendors' data sheets); MFU is null for others.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 
 
 def peak_memory_gb() -> float:
@@ -41,9 +39,8 @@ class Metrics:
         self, directory: Path, main: bool, first_step: int, max_steps: int, flops_per_token: float, ranks: int
     ):
         self.main, self.flops_per_token = main, flops_per_token
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-        self.peak = peak * ranks if peak else None
+        device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self.peak = device.flops("bf16") * ranks if device else None  # MFU is null on a device without known peak
         self._last = time.perf_counter()
         if not main:
             return

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads a configuratio
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import MANIFEST, read_manifest
 from pipeline.config import Config, load_config
+from pipeline.hardware import load_device
 from pipeline.model import load_model_config, padded_vocab_size
 from pipeline.planning.gathers import ZeroSettings
-from pipeline.planning.hardware import load_device
 from pipeline.planning.model import model_facts
 from pipeline.planning.predict import GIB, Cluster, Plan
 from pipeline.planning.run import Run, Workload
@@ -138,14 +138,15 @@ def show(plan: Plan, console: Console) -> None:
     if plan.fits:
         console.print(f"It fits: {need:.1f} of {room:.1f} GiB ({device.reserve_gib:g} GiB of each GPU kept free).")
         return
-    console.print(f"It does not fit: {need:.1f} GiB where {room:.1f} are free, most in the phase '{plan.memory.peak_phase}'.")
+    phase = plan.memory.peak_phase
+    console.print(f"It does not fit: {need:.1f} GiB where {room:.1f} are free, at its highest in the {phase}.")
     nearest = nearest_fit(plan)
     if nearest is None:
         console.print("No setting of this recipe fits, on up to 4096 GPUs; take a larger GPU or a smaller model.")
-    else:
-        change, other = nearest
-        ratio = f", {other.time.overlapped / plan.time.overlapped:.2f} x the time" if other.run.ranks == run.ranks else ""
-        console.print(f"Nearest that fits: {change} ({other.memory.peak / GIB:.1f} GiB{ratio}).")
+        return
+    change, other = nearest
+    ratio = other.time.overlapped / plan.time.overlapped
+    console.print(f"Nearest that fits: {change} ({other.memory.peak / GIB:.1f} GiB, {ratio:.2f} x the time).")
 
 
 def suggestion(plan: Plan, ds: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -160,9 +161,11 @@ def suggestion(plan: Plan, ds: dict[str, Any], tree: dict[str, Any]) -> dict[str
         hint = f"; {nearest[0]} would fit" if nearest else ""
         raise UserError(f"no setting fits {plan.cluster.ranks} x {plan.cluster.device.name}{hint}")
     choice, chosen = found
-    return {"recipe": _recipe(tree, choice), "deepspeed": _deepspeed(ds, choice), "reasons": reasons(choice, chosen)} | {
-        "plan": chosen.as_json()
-    }
+    return {
+        "recipe": _recipe(tree, choice),
+        "deepspeed": _deepspeed(ds, choice),
+        "reasons": reasons(choice, chosen),
+    } | {"plan": chosen.as_json()}
 
 
 def _recipe(tree: dict[str, Any], choice: Choice) -> dict[str, Any]:
@@ -217,10 +220,9 @@ def main() -> None:
 
 def recipe_tree(config: Config) -> dict[str, Any]:
     """All keys that differ from the defaults, as a recipe has them."""
-    from dataclasses import asdict
 
     def differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for key, value in values.items():
             if isinstance(value, dict) and isinstance(defaults.get(key), dict):
                 value = differing(value, defaults[key])
@@ -230,7 +232,7 @@ def recipe_tree(config: Config) -> dict[str, Any]:
                 found[key] = list(value) if isinstance(value, tuple) else value
         return found
 
-    return differing(asdict(config), asdict(replace(Config())))
+    return differing(asdict(config), asdict(Config()))
 
 
 if __name__ == "__main__":

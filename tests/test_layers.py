@@ -9,15 +9,15 @@ from tests.runs import ROOT
 
 # Lower layers first; a module imports only from layers below its own, or from its own package.
 LAYERS = [
-    {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
+    {"pipeline.loss", "pipeline.dist", "pipeline.answers", "pipeline.hardware"},
     {"pipeline.guard", "pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
     {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
-    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status"},
+    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.planning"},
     {"pipeline.zero", "pipeline.dry_run"},
     {"pipeline.checkpoint"},
     {"pipeline.loop", "pipeline.export"},
-    {"pipeline.train", "pipeline.demo", "pipeline.bench_train"},
+    {"pipeline.train", "pipeline.demo", "pipeline.plan", "pipeline.bench_train", "pipeline.bench_plan"},
 ]
 MODULES = sorted(path for folder in ("pipeline", "data_prep") for path in (ROOT / folder).rglob("*.py"))
 

@@ -42,13 +42,22 @@ class ZeroSettings:
     def read(cls, ds: dict) -> "ZeroSettings":
         zero = ds["zero_optimization"]
         number = {key: int(zero.get(key, default)) for key, default in DEFAULTS.items()}
-        offloads = [(zero.get(key) or {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")]
         return cls(
-            *(number[key] for key in DEFAULTS),
-            bool(zero.get("contiguous_gradients", True)),
-            bool(zero.get("overlap_comm", True)),
-            *offloads,
+            reduce_bucket_size=number["reduce_bucket_size"],
+            prefetch_bucket_size=number["stage3_prefetch_bucket_size"],
+            max_live_parameters=number["stage3_max_live_parameters"],
+            max_reuse_distance=number["stage3_max_reuse_distance"],
+            persistence_threshold=number["stage3_param_persistence_threshold"],
+            sub_group_size=number["sub_group_size"],
+            contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
+            overlap_comm=bool(zero.get("overlap_comm", True)),
+            offload_optimizer=_offloaded(zero.get("offload_optimizer")),
+            offload_param=_offloaded(zero.get("offload_param")),
         )
+
+
+def _offloaded(section: dict | None) -> bool:
+    return (section or {}).get("device", "none") != "none"
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,14 @@ class _Coordinator:
         self.queue = deque((p, size, step) for step, module in enumerate(trace) for p, size in module)
         self.fetched_for: dict[int, int] = {}
         self.available = {p for module in trace for p, size in module if size <= settings.persistence_threshold}
-        self.inflight: dict[int, "_Group"] = {}
+        self.inflight: dict[int, _Group] = {}
         # At the start of a forward pass DeepSpeed counts from 0, whatever is there already.
         self.counted = self.live = self.peak = self.calls = 0
         self.gathered: list[int] = []
 
     def fetch(self, step: int, module: Module) -> None:
         self._gather(module)
-        for p, size in module:
+        for p, _ in module:
             group = self.inflight.pop(p, None)
             if group is not None:
                 self._wait(group)

@@ -136,15 +136,12 @@ def _full_logits(run: Run) -> dict[str, int]:
 
 def _layers(run: Run, gathered: int) -> dict[str, int]:
     """The moment within backward where activations and the copy that a full reduce bucket makes are worst."""
-    a, layers = run.activations, len(run.facts.layers)
-    worst, at = -1, (0, 0)
+    moments = []
     flushed = flushes(run)
-    for index in range(layers):
-        activations = a.peak(index + 1, run.checkpointing) - (0 if index == layers - 1 else 0)
-        copy = flushed.get(index, 0)
-        if activations + copy > worst:
-            worst, at = activations + copy, (activations, copy)
-    return {"activations": at[0], "gathered parameters": gathered, "reduction": at[1]}
+    for index in range(len(run.facts.layers)):
+        moments.append((run.activations.peak(index + 1, run.checkpointing), flushed.get(index, 0)))
+    activations, copy = max(moments, key=sum)
+    return {"activations": activations, "gathered parameters": gathered, "reduction": copy}
 
 
 def flushes(run: Run) -> dict[int, int]:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pipeline.model import DTYPES, head_facts, meta_model, vocabulary_parameter
 
 PLANNED = "planned"
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,8 @@ def _traced(key: str, rows: int, tokens: int, precision: str, attention: str) ->
 _CONFIGS: dict[str, PreTrainedConfig] = {}
 
 
-def activations(
-    config: PreTrainedConfig, rows: int, tokens: int, precision: str, attention: str
-) -> Activations:
-    """Of `rows` x `tokens` tokens. attention: an `attn_implementation`, or sdpa_shared where no layer copies the mask."""
+def activations(config: PreTrainedConfig, rows: int, tokens: int, precision: str, attention: str) -> Activations:
+    """Of `rows` x `tokens` tokens. attention: as `attn_implementation`, or sdpa_shared: no copies of the mask."""
     key = config.to_json_string(use_diff=False)
     _CONFIGS[key] = config
     return _traced(key, rows, tokens, precision, attention)
@@ -198,10 +197,10 @@ class Live(TorchDispatchMode):
             if storage._cdata not in given:
                 self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, self.now())
-        if any(t.untyped_storage()._cdata not in given for t in made) or func._schema.is_mutable:
-            if func.overloadpacket not in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
-                inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-                self.moved += sum(t.numel() * t.element_size() for t in inputs + made)
+        writes = func._schema.is_mutable or any(t.untyped_storage()._cdata not in given for t in made)
+        if writes and func.overloadpacket not in PRODUCTS:
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.moved += sum(t.numel() * t.element_size() for t in inputs + made)
         return result
 
 
@@ -215,7 +214,8 @@ def _shallow(config: PreTrainedConfig, layers: int, precision: str, attention: s
     config._attn_implementation = PLANNED
     config.dtype = DTYPES[precision]
     _ATTENTION.append(attention)
-    return meta_model(config).to(DTYPES[precision]).train()
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision]).train()
 
 
 def _decode(model: PreTrainedModel, embeddings: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ class _Kernel(torch.autograd.Function):
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any) -> Any:
     """In the place of transformers' attention functions; [B, H, N, D] in, [B, N, H, D] out."""
     kind, groups = _ATTENTION[-1], query.shape[1] // key.shape[1]
-    batch, _, tokens, _ = query.shape
+    batch, tokens = query.shape[0], query.shape[2]
     if kind != "flash_attention_2" and groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if kind == "eager":

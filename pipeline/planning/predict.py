@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.planning.hardware import Device
+from pipeline.hardware import Device
 from pipeline.planning.memory import Memory, memory
 from pipeline.planning.run import Run
 from pipeline.planning.time import Flops, StepTime, flops, step_time
@@ -97,8 +97,7 @@ class Plan:
             },
             "fits": self.fits,
             "transfers": [
-                asdict(t) | {"between_nodes": t.between_nodes(run.ranks, self.cluster.per_node)}
-                for t in self.transfers
+                asdict(t) | {"between_nodes": t.between_nodes(run.ranks, self.cluster.per_node)} for t in self.transfers
             ],
             "flops_per_micro_step": asdict(self.flops) | {"total": self.flops.total},
             "seconds": asdict(self.time),

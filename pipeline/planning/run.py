@@ -34,9 +34,16 @@ class Workload:
     @classmethod
     def of_manifest(cls, manifest: dict) -> "Workload":
         totals, rows = manifest["totals"], manifest["totals"]["rows"]
-        mean = [totals[key] / rows for key in ("tokens", "supervised_tokens", "sequences", "pairs")]
+        mean = {key: totals[key] / rows for key in totals}
         # A micro-batch is padded to its longest row, and packed rows nearly fill the limit.
-        return cls(manifest["max_seq_length"], *mean, rows)
+        return cls(
+            manifest["max_seq_length"],
+            mean["tokens"],
+            mean["supervised_tokens"],
+            mean["sequences"],
+            mean["pairs"],
+            rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -161,9 +168,7 @@ class Chunks:
     block_sequences: float
 
     @classmethod
-    def of(
-        cls, loss: LossSettings, facts: ModelFacts, work: Workload, micro: int, element: int, gpu: bool
-    ) -> "Chunks":
+    def of(cls, loss: LossSettings, facts: ModelFacts, work: Workload, micro: int, element: int, gpu: bool) -> "Chunks":
         positions, sequences = micro * work.supervised, micro * work.sequences
         # Of ShardedSoftmax.rows_that_fit.
         tensors = 1 + (loss.softmax_temperature != 1) + facts.softcap

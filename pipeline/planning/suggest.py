@@ -94,9 +94,7 @@ def _more_nodes(plan: Plan) -> tuple[str, Plan] | None:
         ranks = nodes * cluster.per_node
         if t.train_batch_size % ranks or plan.run.facts.vocab % ranks:
             continue
-        other = thrifty.apply(
-            Plan(replace(plan.run, ranks=ranks), Cluster(nodes, cluster.per_node, cluster.device))
-        )
+        other = thrifty.apply(Plan(replace(plan.run, ranks=ranks), Cluster(nodes, cluster.per_node, cluster.device)))
         if other.fits:
             return f"--nodes {nodes}, with the thriftiest settings", other
     return None

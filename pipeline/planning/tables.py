@@ -50,7 +50,8 @@ def time_table(plan: Plan) -> Table:
     table.columns[1].justify = "right"
     time = plan.time
     for name, value in time.compute.items():
-        table.add_row(f"{name}, computing" if name != "host" else "host's work beside the layers", f"{value * 1e3:.1f} ms")
+        label = f"{name}, computing" if name != "host" else "host's work beside the layers"
+        table.add_row(label, f"{value * 1e3:.1f} ms")
     table.add_section()
     table.add_row("without overlap", f"{time.serial:.3f} s")
     table.add_row("with overlap", f"{time.overlapped:.3f} s")

@@ -7,7 +7,7 @@ device, and the slower of the two counts.
 
 from dataclasses import dataclass
 
-from pipeline.planning.hardware import Device
+from pipeline.hardware import Device
 from pipeline.planning.run import Run
 from pipeline.planning.traffic import Transfer, transfers
 
@@ -104,10 +104,8 @@ def seconds(transfer: Transfer, ranks: int, per_node: int, device: Device) -> fl
     outside = transfer.between_nodes(ranks, per_node)
     network = device.network_gb_s * 1e9 * device.link_efficiency
     inside = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
-    if transfer.pattern == "chain" and ranks > per_node:
-        # One rank of each node takes everything that comes in, and all wait for it at every hop.
-        between = transfer.received / network
-    else:
-        between = outside / network
+    # On a chain one rank of each node takes everything that comes in, and all wait for it at every hop.
+    alone = transfer.pattern == "chain" and ranks > per_node
+    between = (transfer.received if alone else outside) / network
     hops = transfer.calls * (1 if transfer.pattern == "chain" else ranks - 1)
     return max(inside, between) + hops * device.hop_seconds

@@ -51,8 +51,9 @@ def transfers(run: Run) -> list[Transfer]:
     reduced = reductions(run)
     padded = sum(-(-size // run.ranks) for _, sizes in reduced for size in sizes) * run.ranks
     persistent = sum(-(-size // run.ranks) for size in run.persistent) * run.ranks
+    gathered = steps * share * run.gathers.elements(run.ranks) * e
     found = [
-        Transfer("parameters", steps * share * run.gathers.elements(run.ranks) * e, steps * run.gathers.calls, "ring", "layers"),
+        Transfer("parameters", gathered, steps * run.gathers.calls, "ring", "layers"),
         Transfer("gradients", steps * share * padded * e, steps * len(reduced), "ring", "layers"),
         Transfer("persistent parameters", share * persistent * e, 1, "ring", "alone"),
     ]

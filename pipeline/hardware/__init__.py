@@ -1,7 +1,7 @@
 """GPUs and links, from YAML files: vendors' numbers, with their sources beside them, and what of them is reached."""
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import yaml
 
 from data_prep.errors import UserError
 
-FOLDER = Path(__file__).resolve().parent.parent / "hardware"
+FOLDER = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,18 @@ def load_device(name: str) -> Device:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             raise UserError(f"{path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    missing = [f.name for f in fields(Device) if f.name not in tree and isinstance(f.default, type(fields(Device)[0].default))]
+    missing = [f.name for f in fields(Device) if f.name not in tree and f.default is MISSING]
     if missing:
         raise UserError(f"{path}: {missing[0]!r} is missing; see {FOLDER / 'h100.yaml'}")
     for key, value in tree.items():
-        wanted = str if key == "name" else bool if key == "attention_copies_mask" else (int, float)
-        right = isinstance(value, wanted) and (wanted in (str, bool) or (not isinstance(value, bool) and value > 0))
+        if key == "name":
+            right, kind = isinstance(value, str), "text"
+        elif key == "attention_copies_mask":
+            right, kind = isinstance(value, bool), "true or false"
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            right, kind = number and 0 < value < float("inf"), "a number greater than 0"
         if not right:
-            kind = {"name": "text", "attention_copies_mask": "true or false"}.get(key, "a number greater than 0")
             raise UserError(f"{path}: {key} is {value!r}; it must be {kind}")
     return Device(**tree)
 
