@@ -41,7 +41,7 @@ class Device:
     attention_copies_mask: bool
     compute_efficiency: float = 0.7
     link_efficiency: float = 0.8
-    module_seconds: float = 8e-4
+    module_seconds: float = 2e-3
     hop_seconds: float = 3e-6
     host_optimizer_gb_s: float = 20.0
     reserve_gib: float = 4.0
