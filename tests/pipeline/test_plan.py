@@ -120,7 +120,7 @@ def test_activations_are_what_autograd_saves(model_type: str, checkpointing: boo
     )
 
 
-def model_config(model_type: str):
+def model_config(model_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(**{**TINY, "model_type": model_type, "vocab_size": 64})
 
 
