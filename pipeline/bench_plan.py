@@ -4,13 +4,14 @@
 
 Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at
 every collective; memory is the sum of all storages alive, looked at after every operation, at its highest: what an
-operation allocates within itself and frees again is not in it. Time is a median of steps; two constants of the
-machine are fitted on all rows together.
+operation allocates within itself and frees again is not in it. Time is a rank's processor time, which other work on the
+machine changes least, a median of steps; two constants of the machine are fitted on all rows together.
 """
 
 import argparse
 import gc
 import json
+import math
 import os
 import socket
 import statistics
@@ -30,6 +31,7 @@ from pipeline import dist
 from pipeline.bench_loss import ROOT, machine, write
 from pipeline.config import Config, ModelSettings, TrainingSettings
 from pipeline.data import MicroBatch, collate
+from pipeline.hardware import Device
 from pipeline.loss import LossSettings, Totals
 from pipeline.loss.settings import Head
 from pipeline.model import DTYPES, load_model, load_model_config
@@ -37,6 +39,7 @@ from pipeline.planning import memory, traffic
 from pipeline.planning.gathers import ZeroSettings
 from pipeline.planning.model import Live, model_facts
 from pipeline.planning.run import Run, Workload
+from pipeline.planning.time import step_time
 
 RANKS = (1, 2, 4, 8)
 WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 4, 5
@@ -182,9 +185,9 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
         after = live.now()
     for step in range(TIMED):
         window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
-        started = time.perf_counter()
+        started = time.process_time()
         train_step(zero, window, 1.0, totals, TrainState(step))
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     zero.engine.destroy()
     return {"bytes": watch.received, "after": after, "peak": live.peak, "seconds": statistics.median(times)}
 
@@ -247,7 +250,50 @@ def row(case: Case, ranks: int, figures: dict[str, Any]) -> dict[str, Any]:
             f"planned_{name}": round(expected / 1e6, 3),
             f"{name.split('_')[0]}_error": round(expected / measured - 1, 4) if measured else 0.0,
         }
-    return result | {"phase": plan.peak_phase, "head": run.head, "step_s": round(figures["seconds"], 4)}
+    return result | {"phase": plan.peak_phase, "head": run.head, "processor_s": round(figures["seconds"], 4)}
+
+
+def cpu(rate: float, module_seconds: float) -> Device:
+    """A core of this machine; bandwidth is what such a core copies with, the links are its own memory."""
+    return Device(
+        name="CPU",
+        memory_gib=1,
+        bf16_tflops=rate / 1e12,
+        fp32_tflops=rate / 1e12,
+        memory_gb_s=8,
+        node_gb_s=8,
+        network_gb_s=8,
+        host_gb_s=8,
+        attention_copies_mask=True,
+        compute_efficiency=1,
+        link_efficiency=1,
+        module_seconds=module_seconds,
+    )
+
+
+def processor_seconds(run: Run, device: Device) -> float:
+    """Of one rank and step; a CPU does everything itself, one thing after the other."""
+    return sum(step_time(run, device, run.ranks).compute.values())
+
+
+def calibrate(rows: list[dict[str, Any]]) -> None:
+    """Fit the rate of matrix products and the time of a module's hooks on all rows; adds planned seconds and errors."""
+    runs = [planned(next(c for c in CASES if c.name == row["case"]), row["ranks"]) for row in rows]
+
+    def error(constants: tuple[float, float]) -> float:
+        device = cpu(*constants)
+        logs = [
+            math.log(processor_seconds(run, device) / row["processor_s"]) for run, row in zip(runs, rows, strict=True)
+        ]
+        return sum(value**2 for value in logs)
+
+    grid = [(rate * 1e9, hooks * 1e-4) for rate in range(5, 100, 2) for hooks in range(1, 60)]
+    best = min(grid, key=error)
+    print(f"one core: {best[0] / 1e9:.0f} GFLOP/s, {best[1] * 1e3:.1f} ms per module")
+    for run, row in zip(runs, rows, strict=True):
+        seconds = processor_seconds(run, cpu(*best))
+        row["planned_processor_s"] = round(seconds, 4)
+        row["processor_error"] = round(seconds / row["processor_s"] - 1, 3)
 
 
 def main() -> None:
@@ -266,6 +312,7 @@ def main() -> None:
             case = next(case for case in CASES if case.name == figures["case"])
             rows.append(row(case, ranks, figures) | {"machine": machine("cpu"), "torch": torch.__version__})
             print("  ".join(f"{key}={value}" for key, value in list(rows[-1].items())[:-2]), flush=True)
+    calibrate(rows)
     write(rows, args.out)
 
 

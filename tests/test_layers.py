@@ -17,7 +17,14 @@ LAYERS = [
     {"pipeline.zero", "pipeline.dry_run"},
     {"pipeline.checkpoint"},
     {"pipeline.loop", "pipeline.export"},
-    {"pipeline.train", "pipeline.demo", "pipeline.plan", "pipeline.bench_train", "pipeline.bench_plan", "pipeline.bench_scale"},
+    {
+        "pipeline.train",
+        "pipeline.demo",
+        "pipeline.plan",
+        "pipeline.bench_train",
+        "pipeline.bench_plan",
+        "pipeline.bench_scale",
+    },
 ]
 MODULES = sorted(path for folder in ("pipeline", "data_prep") for path in (ROOT / folder).rglob("*.py"))
 
