@@ -42,7 +42,7 @@ from pipeline.planning.run import Run, Workload
 from pipeline.planning.time import step_time
 
 RANKS = (1, 2, 4, 8)
-WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 4, 5
+WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 3, 3
 
 
 @dataclass(frozen=True)
