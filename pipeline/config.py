@@ -65,6 +65,10 @@ class TrainingSettings:
         max_steps: optimizer steps; null: as many as num_train_epochs make.
         warmup_ratio: share of the steps over which the learning rate rises linearly from 0.
         weight_decay: on matrices; none on vectors (norms, biases).
+        save_in_background: training goes on while a checkpoint is written; takes memory of the host for one copy of
+            each rank's part, 12 bytes x parameters / ranks.
+        copy_checkpoints_to: a second directory for checkpoints, of this run alone; resumed from where output_dir
+            has none.
     """
 
     train_batch_size: int = 8
@@ -82,6 +86,8 @@ class TrainingSettings:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     save_steps: int = 500
     save_total_limit: int = 2
+    save_in_background: bool = True
+    copy_checkpoints_to: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,18 @@
 """Facts about the ranks of a run, before and after the process group exists."""
 
 import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from data_prep.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=24)  # of ranks that wait for what rank 0 alone does
 
 
 def rank() -> int:
@@ -17,6 +26,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Rank 0: the one that writes and prints."""
     return rank() == 0
+
+
+def place() -> str:
+    """This rank and its host, for messages."""
+    return f"rank {rank()} on {socket.gethostname()}"
 
 
 def barrier() -> None:
@@ -43,3 +57,34 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, on every rank; small ones."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What `function` returns on rank 0, on every rank; the others wait for it as long as it takes.
+
+    Raises:
+        UserError: on every rank, where rank 0 raised it.
+    """
+    if not dist.is_initialized():
+        return function()
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)  # the usual group would give up after minutes
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    dist.destroy_process_group(group)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]

@@ -17,6 +17,8 @@ from pipeline.loss import LossSettings, SolarLoss, Totals
 from pipeline.metrics import Metrics
 from pipeline.model import DTYPES, load_model
 from pipeline.prepare import Prepared
+from pipeline.saving import Saver
+from pipeline.universal import convert
 from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config
 
 REQUEUE_EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: stopped by a signal after saving; start again to go on
@@ -34,13 +36,15 @@ def fit(prepared: Prepared) -> int:
     """Train to the end, or to the next step boundary after USR1 or TERM. Returns the exit status."""
     config, loader = prepared.config, prepared.loader
     stop = StopSignal()
-    zero = build_engine(prepared)
-    state = resume(prepared, zero)
+    found = find_checkpoint(prepared)
+    zero = build_engine(prepared, found)
+    state = resume(prepared, zero, found)
+    saver = Saver(prepared, zero, state.step)
     metrics = start_metrics(prepared, zero, state)
 
     while state.step < prepared.max_steps:
         window = loader.next()
-        totals, step_tokens, stopping = agree(window, stop, zero.device)
+        totals, step_tokens, stopping = agree(window, stop, saver, zero.device)
         if stopping:
             loader.consumed -= config.training.train_batch_size  # not trained on: the next start takes it
             break
@@ -49,15 +53,16 @@ def fit(prepared: Prepared) -> int:
         parts = train_step(zero, window, weight, totals, state.step + 1)
         state.step += 1
         state.num_tokens += int(step_tokens)
-        metrics.log(record(state, parts, totals, weight, zero, prepared), step_tokens)
+        figures = record(state, parts, totals, weight, zero, prepared) | {"save_seconds": saver.take_seconds()}
+        log(metrics, figures, step_tokens, saver)
         if state.step % config.training.save_steps == 0 or state.step == prepared.max_steps:
-            save(prepared, zero, state)
+            save(prepared, saver, state)
 
     metrics.close()
-    if state.step == prepared.max_steps:
-        return 0
-    save(prepared, zero, state)
-    return REQUEUE_EXIT_CODE
+    if state.step < prepared.max_steps:
+        save(prepared, saver, state)
+    saver.finish()
+    return 0 if state.step == prepared.max_steps else REQUEUE_EXIT_CODE
 
 
 class StopSignal:
@@ -72,26 +77,46 @@ class StopSignal:
         self.received = True
 
 
-def build_engine(prepared: Prepared) -> ZeroEngine:
-    """The model under ZeRO-3, from its pretrained or fresh random weights."""
+Found = tuple[Path, dict[str, Any]]  # a checkpoint and its trainer_state.json
+
+
+def find_checkpoint(prepared: Prepared) -> Found | None:
+    """The newest whole checkpoint that this run goes on from, made loadable on this number of ranks."""
+    output_dir = Path(prepared.config.output_dir)
+
+    def find() -> Found | None:
+        path = checkpoint.to_resume(prepared.config)
+        if path is None:
+            return None
+        saved = checkpoint.check_resumable(path, prepared)
+        if saved["ranks"] != dist.world_size():
+            convert(path, output_dir)
+        return path, saved
+
+    return dist.on_main(find)
+
+
+def build_engine(prepared: Prepared, found: Found | None = None) -> ZeroEngine:
+    """The model under ZeRO-3, from its pretrained or fresh random weights, ready to load the checkpoint found."""
     config = prepared.config
     torch.manual_seed(config.seed)
-    ds = deepspeed_config(config, dist.world_size())
+    other_ranks = found is not None and found[1]["ranks"] != dist.world_size()
+    ds = deepspeed_config(config, dist.world_size(), load_universal=other_ranks)
     dtype = DTYPES[config.training.precision]
     model = build_sharded(ds, lambda: load_model(config.model, prepared.model_config, dtype))
     return ZeroEngine(config, ds, model, prepared.vocab_size, len(prepared.languages))
 
 
-def resume(prepared: Prepared, zero: ZeroEngine) -> TrainState:
-    """Go on from the newest complete checkpoint of output_dir, if there is one."""
-    found = checkpoint.checkpoints(Path(prepared.config.output_dir))
-    if not found:
+def resume(prepared: Prepared, zero: ZeroEngine, found: Found | None) -> TrainState:
+    """Go on from the checkpoint found, if there is one."""
+    if found is None:
         return TrainState()
-    saved = checkpoint.check_resumable(found[-1], prepared, dist.world_size())
-    checkpoint.load(found[-1], saved, zero)
+    path, saved = found
+    checkpoint.load(path, saved, prepared, zero)
     prepared.loader.load_state(saved["loader"])
     if dist.is_main():
-        print(f"resumed from {found[-1]}", flush=True)
+        ranks = "" if saved["ranks"] == dist.world_size() else f", saved by {saved['ranks']} ranks"
+        print(f"resumed from {path}{ranks}", flush=True)
     return TrainState(saved["step"], saved["num_tokens"])
 
 
@@ -104,38 +129,54 @@ def start_metrics(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> Me
     return Metrics(directory, dist.is_main(), state.step, prepared.max_steps, flops_per_token, dist.world_size())
 
 
-def agree(window: list[MicroBatch], stop: StopSignal, device: torch.device) -> tuple[Totals, float, bool]:
-    """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop."""
+def agree(window: list[MicroBatch], stop: StopSignal, saver: Saver, device: torch.device) -> tuple[Totals, float, bool]:
+    """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop.
+
+    Raises:
+        UserError: a rank could not write its part of a checkpoint.
+    """
     mine = local_totals(window)
     tokens = sum(batch.num_tokens for batch in window)
-    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(stop.received)], device)
+    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(stop.received), *saver.report()], device)
+    saver.settle(*sums[4:6])
     return Totals(sums[0], sums[1]), sums[2], sums[3] > 0
 
 
 def train_step(zero: ZeroEngine, window: list[MicroBatch], weight: float, totals: Totals, step: int) -> list[SolarLoss]:
-    """All micro-steps of one optimizer step; stops before the update where a loss is not finite."""
+    """All micro-steps of one optimizer step; stops before the update where loss or gradients are not finite.
+
+    Raises:
+        UserError: on all ranks; names the rank and its problems.
+    """
     parts = []
     for batch in window:
         parts.append(zero.forward_backward(batch, weight, totals))
-        if len(parts) == len(window):
-            check_finite(parts, window, step)
-        zero.end_micro_step()
+        if len(parts) == len(window) and not all(math.isfinite(float(part.loss.detach())) for part in parts):
+            blame("loss", zero, window, weight, totals, step)
+        if not zero.end_micro_step():
+            blame("gradient norm", zero, window, weight, totals, step)
     return parts
 
 
-def check_finite(parts: list[SolarLoss], window: list[MicroBatch], step: int) -> None:
-    """Every rank has the same global losses, so all of them stop together.
+def blame(what: str, zero: ZeroEngine, window: list[MicroBatch], weight: float, totals: Totals, step: int) -> None:
+    """Repeat the step to find the first micro-batches whose own gradients are not finite, and end with their names.
 
     Raises:
-        UserError: a loss is NaN or infinite; names the problems of this rank's rows.
+        UserError: always, the same on all ranks.
     """
-    for part, batch in zip(parts, window, strict=True):
-        value = float(part.loss.detach())
-        if not math.isfinite(value):
-            raise UserError(
-                f"step {step}: the loss is {value}; stopped before the update. Problems on rank {dist.rank()}: "
-                f"{', '.join(batch.pair_ids)}. Lower the learning rate or look at these records"
-            )
+    culprits: list[str] = []
+    for batch in window:
+        mine = None
+        if not zero.gradients_finite(batch, weight, totals):
+            mine = f"{dist.place()}, problems {', '.join(batch.pair_ids)}"
+        culprits = [text for text in dist.gather(mine) if text is not None]
+        if culprits:
+            break
+    where = "; ".join(culprits) or "repeating the step gave finite gradients, which speaks for a fault of the hardware"
+    raise UserError(
+        f"step {step}: the {what} is not finite; stopped before the update. {where}. "
+        "Lower the learning rate or look at these records"
+    )
 
 
 def learning_rate(t: TrainingSettings, step: int, max_steps: int) -> float:
@@ -185,6 +226,13 @@ def record(
     return figures | per_language
 
 
-def save(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> None:
-    facts = {"step": state.step, "num_tokens": state.num_tokens, "loader": prepared.loader.state()}
-    checkpoint.save(prepared, zero, facts)
+def log(metrics: Metrics, figures: dict[str, Any], step_tokens: float, saver: Saver) -> None:
+    """Write a step's figures; where rank 0 cannot, all ranks end together at the next step."""
+    try:
+        metrics.log(figures, step_tokens)
+    except OSError as error:
+        saver.fail(metrics.path, error)
+
+
+def save(prepared: Prepared, saver: Saver, state: TrainState) -> None:
+    saver.begin({"step": state.step, "num_tokens": state.num_tokens, "loader": prepared.loader.state()})
