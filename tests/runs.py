@@ -43,7 +43,7 @@ def refuses(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in lines[0], lines[0]
 
 
-def start_ranks(ranks: int, *words: object) -> list[subprocess.Popen[str]]:
+def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -> list[subprocess.Popen[str]]:
     """`pipeline/train.py WORDS` on ranks of this machine, with the variables that every launcher sets."""
     port = str(free_port())
     processes = []
@@ -51,7 +51,7 @@ def start_ranks(ranks: int, *words: object) -> list[subprocess.Popen[str]]:
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**ENVIRONMENT, **{k: str(v) for k, v in facts.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "pipeline/train.py", *map(str, words)]
+        command = [sys.executable, *script.split(), *map(str, words)]
         processes.append(
             subprocess.Popen(
                 command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
