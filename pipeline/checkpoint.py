@@ -80,7 +80,15 @@ def remove(path: Path) -> None:
     """The marker first, so that a half-deleted directory never counts as complete."""
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
-    shutil.rmtree(universal_copy(path.parent, path), ignore_errors=True)
+
+
+def retire(directory: Path, limit: int) -> None:
+    """Drop the oldest checkpoints beyond `limit`, and universal copies whose checkpoint is gone."""
+    for old in checkpoints(directory)[:-limit]:
+        remove(old)
+    for copy in directory.glob(".checkpoint-*.universal"):
+        if not (directory / copy.stem.removeprefix(".")).exists():
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 def model_signature(model: torch.nn.Module) -> str:

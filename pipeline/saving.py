@@ -202,8 +202,7 @@ def _rename(partial: Path, final: Path, limit: int) -> None:
         checkpoint.remove(final)
     os.replace(partial, final)
     sync(final.parent)
-    for old in checkpoint.checkpoints(final.parent)[:-limit]:
-        checkpoint.remove(old)
+    checkpoint.retire(final.parent, limit)
 
 
 def _list(partial: Path, rank: int) -> Path:

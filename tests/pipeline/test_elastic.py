@@ -65,6 +65,8 @@ def test_one_run_on_two_one_two_four_and_three_ranks(prepared: Prepared, undistu
         output = train(ranks, "--config", recipe, *extra)
         assert f"resumed from {run}/checkpoint-{done}, saved by {saved} ranks" in output
         assert_same(run, undisturbed)
+        assert (run / f".checkpoint-{done}.universal").is_dir()
+        assert not list(run.glob(".*.partial"))
 
 
 def test_bf16_keeps_its_fp32_weights(prepared: Prepared, tmp_path: Path) -> None:
