@@ -3,16 +3,16 @@
 import os
 import socket
 from collections.abc import Callable
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=24)  # of ranks that wait for what rank 0 alone does
+WAIT_SECONDS = 5.0  # between two signs of life of a long wait for rank 0
 
 
 def rank() -> int:
@@ -36,6 +36,30 @@ def place() -> str:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_main(work: Callable[[], Any]) -> Any:
+    """What `work` gives on rank 0, on every rank. Raises AgreedError on all where rank 0 has a UserError."""
+    found: list[Any] = [None, None]
+    if is_main():
+        try:
+            found[0] = work()
+        except UserError as error:
+            found[1] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise AgreedError(found[1])
+    return found[0]
+
+
+def long_work_on_main(work: Callable[[], Any], alive: Callable[[], None]) -> Any:
+    """Like `from_main` where the work may outlast any timeout: all ranks call `alive` every few seconds meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        jobs = [thread.submit(work)] if is_main() else []
+        while not from_main(lambda: bool(wait(jobs, WAIT_SECONDS).done)):
+            alive()
+        return from_main(lambda: jobs[0].result())
 
 
 def leave() -> None:
@@ -66,25 +90,3 @@ def gather(value: T) -> list[T]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
-
-
-def on_main(function: Callable[[], T]) -> T:
-    """What `function` returns on rank 0, on every rank; the others wait for it as long as it takes.
-
-    Raises:
-        UserError: on every rank, where rank 0 raised it.
-    """
-    if not dist.is_initialized():
-        return function()
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)  # the usual group would give up after minutes
-    outcome: list[Any] = [None, None]
-    if is_main():
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    dist.destroy_process_group(group)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 from data_prep.shards import write_atomically
 from pipeline import checkpoint, dist
 from pipeline.checkpoint import MARKER, TAG
@@ -60,7 +60,7 @@ class Saver:
         """Save `state` (with its `step`), the engine and this rank's generators; all ranks call it between steps.
 
         Raises:
-            UserError: this or the save before cannot be written.
+            AgreedError: this or the save before cannot be written.
         """
         if state["step"] == self._saved_step:
             return
@@ -93,7 +93,7 @@ class Saver:
         """Go on with the sums of all ranks' reports: all call it with the same.
 
         Raises:
-            UserError: on all ranks, where one has failed; the unfinished checkpoint is removed.
+            AgreedError: on all ranks, where one has failed; the unfinished checkpoint is removed.
         """
         if failed:
             self._give_up()
@@ -107,7 +107,7 @@ class Saver:
         """Wait for the save on its way, if any. All ranks call it.
 
         Raises:
-            UserError: it cannot be written.
+            AgreedError: it cannot be written.
         """
         for _ in ("files", "commit"):
             if self._job is not None:
@@ -128,7 +128,7 @@ class Saver:
         found = dist.gather(None if error is None else f"{dist.place()}: {error}")
         if dist.is_main() and self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
-        raise UserError(next(text for text in found if text is not None)) from error
+        raise AgreedError(next(text for text in found if text is not None)) from error
 
     def _write(self, partial: Path, files: dict[str, Any]) -> None:
         """In the thread: this rank's files, then the list of their sizes."""

@@ -1,14 +1,16 @@
-"""Train with a NaN planted in one gradient: `python -m tests.planted_nan --config RECIPE`, as each rank.
+"""Train with a NaN planted in one gradient: run as each rank, in place of pipeline/train.py, by its test.
 
 Rank 1's gradient of one decoder matrix is NaN from the third step on. Prints a hash of this rank's weights before that
-step and after the run has stopped.
+step's update and after the run has stopped.
 """
 
 import hashlib
+import sys
 from typing import Any
 
 from data_prep.errors import exit_cleanly
 from pipeline import dist, loop, train
+from pipeline.guard.stop import StopSignal
 from pipeline.zero import ZeroEngine
 
 STEP, MICRO_STEPS = 3, 2
@@ -22,7 +24,7 @@ def weights(zero: ZeroEngine) -> str:
 
 
 def main() -> int:
-    build, engines = loop.build_engine, []
+    build, fit, engines = loop.build_engine, loop.fit, []
 
     def build_and_plant(*words: Any) -> ZeroEngine:
         zero = build(*words)
@@ -40,11 +42,15 @@ def main() -> int:
         parameter.register_hook(spoil)
         return zero
 
-    loop.build_engine = build_and_plant
-    try:
-        return train.run()
-    finally:
-        print("weights after", weights(engines[0]), flush=True)
+    def fit_and_tell(*words: Any) -> int:
+        try:
+            return fit(*words)
+        finally:
+            print("weights after", weights(engines[0]), flush=True)
+            dist.barrier()  # the first rank to end takes the others with it
+
+    loop.build_engine, loop.fit = build_and_plant, fit_and_tell
+    return train.main(sys.argv[1:], StopSignal())
 
 
 if __name__ == "__main__":

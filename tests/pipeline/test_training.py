@@ -14,7 +14,8 @@ from data_prep.shards import ShardSet
 from pipeline import checkpoint
 from pipeline.config import load_config
 from pipeline.data import Batches, Loader, local_totals
-from pipeline.loop import REQUEUE_EXIT_CODE, alignment_weight, learning_rate
+from pipeline.guard.stop import REQUEUE_EXIT_CODE
+from pipeline.loop import alignment_weight, learning_rate
 from pipeline.loss import Totals, solar_loss_reference
 from pipeline.model import decode
 from tests.conftest import Prepared
@@ -184,10 +185,10 @@ def test_a_rank_that_cannot_write_ends_the_run_and_keeps_the_older_checkpoint(
     processes = start_ranks(2, "--config", recipe)
     wait_for(tmp_path / "run" / "checkpoint-2", processes)
     resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than its part
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
-    lines = [line for line in outputs[0].splitlines() if "error: " in line]
-    assert len(lines) == 1 and "Traceback" not in outputs[0]
+    lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
     for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free space and start again"):
         assert part in lines[0]
     assert checkpoint.newest(tmp_path / "run") is not None
@@ -197,11 +198,11 @@ def test_a_rank_that_cannot_write_ends_the_run_and_keeps_the_older_checkpoint(
 def test_gradients_that_are_not_finite_stop_before_the_update(prepared: Prepared, tmp_path: Path) -> None:
     """Planted on rank 1 by a hook, in the third step's last micro-step; the loss is finite."""
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
-    processes = start_ranks(2, "--config", recipe, script="-m tests.planted_nan")
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
+    outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
-    lines = [line for line in outputs[0].splitlines() if "error: " in line]
-    assert len(lines) == 1 and "Traceback" not in outputs[0]
+    lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
     for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", problems "):
         assert part in lines[0]
     assert len(losses(tmp_path / "run")) == 2
