@@ -42,9 +42,9 @@ class Metrics:
         device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.peak = device.flops("bf16") * ranks if device else None  # MFU is null on a device without known peak
         self._last = time.perf_counter()
+        self.path = path = directory / "metrics.jsonl"
         if not main:
             return
-        path = directory / "metrics.jsonl"
         keep = [record for record in read_metrics(directory) if record["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
