@@ -264,6 +264,7 @@ def cpu(rate: float, module_seconds: float) -> Device:
         node_gb_s=8,
         network_gb_s=8,
         host_gb_s=8,
+        host_memory_gib=1,
         attention_copies_mask=True,
         compute_efficiency=1,
         link_efficiency=1,

@@ -135,11 +135,17 @@ def show(plan: Plan, console: Console) -> None:
         console.print(traffic_table(run, plan.cluster.per_node, plan.time.messages))
     console.print(time_table(plan))
     need, room = plan.memory.peak / GIB, plan.available / GIB
+    if plan.host_bytes:
+        console.print(f"The host of each node holds {plan.host_bytes / GIB:.0f} GiB.")
     if plan.fits:
         console.print(f"It fits: {need:.1f} of {room:.1f} GiB ({device.reserve_gib:g} GiB of each GPU kept free).")
         return
-    phase = plan.memory.peak_phase
-    console.print(f"It does not fit: {need:.1f} GiB where {room:.1f} are free, at its highest in the {phase}.")
+    if need > room:
+        phase = plan.memory.peak_phase
+        console.print(f"It does not fit: {need:.1f} GiB where {room:.1f} are free, at its highest in the {phase}.")
+    else:
+        host = f"{plan.host_bytes / GIB:.0f} GiB where it has {device.host_memory_gib:g}"
+        console.print(f"It does not fit: what is offloaded takes {host} on each node's host.")
     nearest = nearest_fit(plan)
     if nearest is None:
         console.print("No setting of this recipe fits, on up to 4096 GPUs; take a larger GPU or a smaller model.")

@@ -20,7 +20,7 @@ class Device:
         name: part of what torch calls the device. memory_gib: GiB that a process can use.
         bf16_tflops, fp32_tflops: dense peak; fp16 counts as bf16.
         memory_gb_s: of its own memory. node_gb_s: to the GPUs of its node. network_gb_s: to other nodes. host_gb_s: to
-            the host's memory.
+            the host's memory. host_memory_gib: of a node, for what is offloaded.
         attention_copies_mask: sdpa turns the bool mask of packed rows into numbers in every layer.
         compute_efficiency: share of the peak that large matrix products reach.
         link_efficiency: share of the links' bandwidth that collectives reach.
@@ -38,6 +38,7 @@ class Device:
     node_gb_s: float
     network_gb_s: float
     host_gb_s: float
+    host_memory_gib: float
     attention_copies_mask: bool
     compute_efficiency: float = 0.7
     link_efficiency: float = 0.8

@@ -56,8 +56,14 @@ class Plan:
         return (device.memory_gib - device.reserve_gib) * GIB
 
     @property
+    def host_bytes(self) -> int:
+        """What a node's host holds of its ranks."""
+        return sum(self.memory.host.values()) * self.cluster.per_node
+
+    @property
     def fits(self) -> bool:
-        return self.memory.peak <= self.available
+        host = self.cluster.device.host_memory_gib * GIB
+        return self.memory.peak <= self.available and self.host_bytes <= host
 
     @property
     def tokens_per_second(self) -> float:

@@ -141,6 +141,7 @@ def reasons(choice: Choice, chosen: Plan) -> list[tuple[str, str, str]]:
             if other.fits:
                 parts.append(f"{_said(value)}: {other.time.overlapped / chosen.time.overlapped:.2f} x the time")
             else:
-                parts.append(f"{_said(value)}: does not fit ({other.memory.peak / GIB:.1f} GiB)")
+                host = f", {other.host_bytes / GIB:.0f} GiB of a host" if other.host_bytes else ""
+                parts.append(f"{_said(value)}: does not fit ({other.memory.peak / GIB:.1f} GiB{host})")
         rows.append((KEYS[name], _said(getattr(choice, name)), "; ".join(parts)))
     return rows

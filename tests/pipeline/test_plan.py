@@ -1,6 +1,7 @@
 """The plan: against numbers worked out by hand, against what autograd and DeepSpeed do, and its command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,16 @@ def test_the_nearest_that_fits_fits() -> None:
     found = nearest_fit(plan)
     assert found is not None and found[1].fits
     assert "model.activation_checkpointing true" in found[0]
+
+
+def test_what_is_offloaded_must_fit_the_host() -> None:
+    plan = plan_of("Llama-3.1-70B", checkpointing=True)
+    moved = replace(plan, run=replace(plan.run, zero=replace(plan.run.zero, offload_optimizer=True)))
+    assert plan.memory.peak > plan.available
+    own = plan.run.own
+    assert sorted(moved.memory.host.values()) == [4 * own, 4 * own, 4 * own, 8 * own]
+    small = replace(moved, cluster=replace(moved.cluster, device=replace(moved.cluster.device, host_memory_gib=1000)))
+    assert moved.fits and not small.fits
 
 
 def test_a_corpus_of_a_billion_pairs() -> None:
