@@ -20,6 +20,7 @@ if [ "$cpus_per_rank" -lt 1 ]; then
 fi
 if [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then export DS_ACCELERATOR=cpu; fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank} PYTHONUNBUFFERED=1
+export TQDM_MININTERVAL=30 # seconds: a job's log is no terminal
 
 # Where ranks meet: on the first node, at a port below the ephemeral ones that differs between jobs on one node.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
