@@ -61,10 +61,11 @@ class Cluster:
             return (fields["JobState"], fields["Restarts"]) == ("PENDING", str(restarts))
 
         def released() -> bool:
-            # Again and again: Slurm sets the time anew when the last process of the earlier start is gone.
+            # Again and again, for Slurm may set the time anew when the last process of the earlier start is gone.
             fields = self.job(job)
             if fields["JobState"] != "PENDING" or fields["Reason"] not in ("None", "BeginTime"):
                 return True
+            time.sleep(2)  # a start within the second of the end before is refused: its credential counts as revoked
             command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
             subprocess.run(command, env=self.environment, capture_output=True)
             return False
