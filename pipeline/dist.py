@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 
 
 def join_slurm_step() -> None:
@@ -22,7 +24,7 @@ def join_slurm_step() -> None:
         return
     ranks = env["SLURM_STEP_NUM_TASKS"]
     if ranks != "1" and ("MASTER_ADDR" not in env or "MASTER_PORT" not in env):
-        raise UserError("MASTER_ADDR and MASTER_PORT are not set; start ranks by slurm/train.sh, or set them as it does")
+        raise UserError("MASTER_ADDR and MASTER_PORT are not set; start by slurm/train.sh, or set them as it does")
     on_nodes = [
         int(count)
         for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])  # as in 8(x3),4
@@ -50,6 +52,21 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_main(work: Callable[[], Any]) -> Any:
+    """What `work` gives on rank 0, on every rank. Raises AgreedError on all where rank 0 has a UserError."""
+    found: list[Any] = [None, None]
+    if is_main():
+        try:
+            found[0] = work()
+        except UserError as error:
+            found[1] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise AgreedError(found[1])
+    return found[0]
 
 
 def leave() -> None:

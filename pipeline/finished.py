@@ -21,7 +21,7 @@ class Generation(NamedTuple):
 
 
 class Finished:
-    """What all ranks generated before this start, and the file that this rank adds to.
+    """What all ranks generated before this start, in `generations`, and the file that this rank adds to.
 
     Args:
         output: directory of the results. facts: all that decides the generations; those of other facts are dropped.
@@ -58,7 +58,6 @@ class Finished:
 
     def add(self, generations: Mapping[int, Generation]) -> None:
         """Keep a finished batch."""
-        self.generations.update(generations)
         self._file.write(_lines(generations))
         self._file.flush()
 

@@ -47,6 +47,8 @@ def test_chain_prepares_trains_and_evaluates(
     assert [record["step"] for record in metrics(run)] == list(range(1, STEPS + 1))
     assert json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["ranks"] == 2
     assert json.loads((run / "evaluation.json").read_text())["settings"]["max_new_tokens"] == 8
+    evaluated = (checkout / f"slurm-solar-evaluate-{chain['evaluate']}.log").read_text()
+    assert evaluated.count("written: run/evaluation.json") == 1  # ranks knew each other
     assert (run / "report.md").is_file()
     assert (checkout / f"slurm-solar-train-{chain['train']}.log").is_file()
 
