@@ -13,10 +13,10 @@ need() { # PATH HINT
 # One rank per GPU; on nodes without, one per task (--ntasks-per-node).
 ranks_per_node=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
 # shellcheck disable=SC2153  # Slurm sets it
-cpus_per_rank=$((SLURM_CPUS_ON_NODE / ranks_per_node))
+cpus_per_rank=$((SLURM_CPUS_ON_NODE / ranks_per_node)) share=()
 if [ "$cpus_per_rank" -lt 1 ]; then
   echo "note: $ranks_per_node ranks share $SLURM_CPUS_ON_NODE CPU(s) of a node; ask for more, as by --cpus-per-gpu=8" >&2
-  cpus_per_rank=1
+  cpus_per_rank=1 share=(--overcommit) # only here: it leaves a step one CPU per node
 fi
 if [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then export DS_ACCELERATOR=cpu; fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank} PYTHONUNBUFFERED=1
@@ -31,12 +31,12 @@ export MASTER_ADDR MASTER_PORT
 unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK
 
 step() { # srun with what holds for every step. A rank that has saved and left must not get the others killed.
-  srun --kill-on-bad-exit=0 --wait=60 --overcommit "${SRUN_ARGS[@]}" "$@"
+  srun --kill-on-bad-exit=0 --wait=60 "${SRUN_ARGS[@]}" "$@"
 }
 
 on_all_ranks() { # COMMAND: one task per rank, so that signals and statuses need no wrapper or launcher
   step --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) \
-    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label "$@"
+    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label "${share[@]}" "$@"
 }
 
 on_one_rank() { # COMMAND

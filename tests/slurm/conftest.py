@@ -48,7 +48,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.job(job)["JobState"]
 
-    def end(self, job: str, timeout: float = 240) -> dict[str, str]:
+    def end(self, job: str, timeout: float = 480) -> dict[str, str]:
         """The job's fields, once it has ended for good."""
         until(lambda: self.state(job) in FINAL, timeout, lambda: f"job {job} is {self.job(job)}")
         return self.job(job)
@@ -82,7 +82,7 @@ def until(met: Callable[[], bool], timeout: float, describe: Callable[[], str] =
 
 
 def wait_for_steps(run: Path, steps: int) -> None:
-    until(lambda: (run / "metrics.jsonl").is_file() and len(losses(run)) >= steps, 120, lambda: log_of(run.parent))
+    until(lambda: (run / "metrics.jsonl").is_file() and len(losses(run)) >= steps, 300, lambda: log_of(run.parent))
 
 
 def log_of(checkout: Path) -> str:
