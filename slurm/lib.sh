@@ -45,13 +45,16 @@ on_one_rank() { # COMMAND
 
 finish() { # STATUS [RESTARTS]: 0 and 2 end the job; others requeue it, faults (not 75) after so many restarts no more
   case $1 in 0 | 2) exit "$1" ;; esac
-  local said="job $SLURM_JOB_ID ended with status $1" state
-  state=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
+  # Of an array, the task: the id of its last task is also that of the whole array.
+  local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  job=${job:-$SLURM_JOB_ID}
+  local said="job $job ended with status $1" state
+  state=$(scontrol -o show job "$job" | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
   if [ "$state" != RUNNING ]; then
     echo "$said and is $state: not requeued" >&2
   elif [ "$1" != 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "${2:-1000}" ]; then
     echo "$said, restarted $SLURM_RESTART_COUNT times: not requeued" >&2
-  elif scontrol requeue "$SLURM_JOB_ID"; then
+  elif scontrol requeue "$job"; then
     echo "$said: requeued" >&2
   else
     echo "$said and cannot be requeued (submitted with --no-requeue?)" >&2

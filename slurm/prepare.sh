@@ -13,7 +13,7 @@
 # Arguments of the script go on to `python -m data_prep pack`. A restart goes on from the finished parts.
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
-tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))} cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
+tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
 source slurm/env.sh
 source slurm/lib.sh
 

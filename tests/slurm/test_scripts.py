@@ -19,7 +19,7 @@ if status == 0:
     from pipeline.dist import join_slurm_step
     join_slurm_step()
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "SLURMD_NODENAME",
-         "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS")
+         "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS", "SLURM_CPUS_ON_NODE")
 with open(f"seen-{job}-{os.environ['SLURM_PROCID']}", "w") as file:
     json.dump({name: os.environ.get(name) for name in names}, file)
 sys.exit(status)
@@ -50,7 +50,7 @@ def log(checkout: Path, job: str) -> str:
 
 
 def test_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
-    # sbatch's flags: nodes, ranks of each, CUDA_VISIBLE_DEVICES, threads
+    # sbatch's flags: nodes, ranks of each, CUDA_VISIBLE_DEVICES, threads of a rank (all CPUs of the job are used)
     cases = {
         "--nodes=2 --gpus-per-node=2 --cpus-per-gpu=3": (2, 2, "0,1", "3"),
         "--gpus-per-task=1 --ntasks-per-node=2": (1, 2, "0,1", "1"),
@@ -74,6 +74,7 @@ def test_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
                 "CUDA_VISIBLE_DEVICES": gpus,
                 "DS_ACCELERATOR": None if gpus else "cpu",
                 "OMP_NUM_THREADS": threads,
+                "SLURM_CPUS_ON_NODE": str(ranks_per_node * int(threads)),
             }
             for rank in range(nodes * ranks_per_node)
         ]
@@ -112,6 +113,13 @@ def test_what_becomes_of_each_exit_status(cluster: Cluster, probes: Path) -> Non
         if expected[0] == "PENDING":
             cluster.run("scancel", job)
     assert "cannot be requeued" in log(probes, jobs[75, "--no-requeue"])
+
+
+def test_a_task_of_an_array_requeues_itself_alone(cluster: Cluster, probes: Path) -> None:
+    array = cluster.sbatch("--array=0-1", "slurm/train.sh", 75, cwd=probes, RECIPE="recipe.yaml")
+    for task in (f"{array}_0", f"{array}_1"):
+        assert outcome(cluster, task, ("PENDING", "0:0", "1")) == ("PENDING", "0:0", "1")
+    cluster.run("scancel", array)
 
 
 def test_a_fault_of_evaluation_is_not_repeated_for_ever(cluster: Cluster, probes: Path) -> None:
