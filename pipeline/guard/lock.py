@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.shards import write_atomically
 
 LOCK = "lock.json"
 SETTLE_SECONDS = 1.0  # two that take over the same stale lock: the later one's content stands
@@ -43,7 +42,9 @@ class RunLock:
                 raise UserError(
                     f"{directory}: in use by {_describe(holder)}; end it or use another output_dir"
                 ) from None
-            write_atomically(self.path, content)
+            mine = self.path.with_suffix(f".{self.token}")
+            mine.write_bytes(content)
+            os.replace(mine, self.path)
             time.sleep(SETTLE_SECONDS)
             if not self.held():
                 winner = _describe(_read(self.path) or {})
