@@ -16,7 +16,7 @@ ranks_per_node=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
 cpus_per_rank=$((SLURM_CPUS_ON_NODE / ranks_per_node)) share=()
 if [ "$cpus_per_rank" -lt 1 ]; then
   echo "note: $ranks_per_node ranks share $SLURM_CPUS_ON_NODE CPU(s) of a node; ask for more, as by --cpus-per-gpu=8" >&2
-  cpus_per_rank=1 share=(--overcommit) # only here: it leaves a step one CPU per node
+  cpus_per_rank=1 share=(--overcommit)
 fi
 if [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then export DS_ACCELERATOR=cpu; fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank} PYTHONUNBUFFERED=1
