@@ -2,13 +2,18 @@
 
 import os
 import re
+import socket
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_prep.errors import AgreedError, UserError
+
+T = TypeVar("T")
+WAIT_SECONDS = 5.0  # between two signs of life of a long wait for rank 0
 
 
 def join_slurm_step() -> None:
@@ -49,6 +54,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def place() -> str:
+    """This rank and its host, for messages."""
+    return f"rank {rank()} on {socket.gethostname()}"
+
+
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -67,6 +77,15 @@ def from_main(work: Callable[[], Any]) -> Any:
     if found[1] is not None:
         raise AgreedError(found[1])
     return found[0]
+
+
+def long_work_on_main(work: Callable[[], Any], alive: Callable[[], None]) -> Any:
+    """Like `from_main` where the work may outlast any timeout: all ranks call `alive` every few seconds meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        jobs = [thread.submit(work)] if is_main() else []
+        while not from_main(lambda: bool(wait(jobs, WAIT_SECONDS).done)):
+            alive()
+        return from_main(lambda: jobs[0].result())
 
 
 def leave() -> None:
@@ -88,3 +107,12 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, on every rank; small ones."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found

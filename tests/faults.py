@@ -20,7 +20,7 @@ from statistics import median
 
 import torch
 
-from pipeline.checkpoint import checkpoints, read_state
+from pipeline.checkpoint import newest, read_state
 from tests.runs import Rank, losses, python, start_ranks, train, write_recipe
 
 STEPS = 120
@@ -62,11 +62,11 @@ def whole_lines(run: Path) -> list[str]:
 
 def newest_is_readable(run: Path) -> int:
     """Step of the newest complete checkpoint, all of whose tensors load; 0 where there is none yet."""
-    found = checkpoints(run)
-    if not found:
+    found = newest(run)
+    if found is None:
         return 0
-    state = read_state(found[-1])
-    for file in (found[-1] / "zero").rglob("*.pt"):
+    state = read_state(found)
+    for file in (found / "zero").rglob("*.pt"):
         torch.load(file, map_location="cpu", weights_only=False)
     return int(state["step"])
 

@@ -14,8 +14,9 @@ LAYERS = [
     {"pipeline.data", "pipeline.finished", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status"},
-    {"pipeline.zero", "pipeline.dry_run"},
+    {"pipeline.zero", "pipeline.dry_run", "pipeline.writing"},
     {"pipeline.checkpoint"},
+    {"pipeline.saving", "pipeline.universal"},
     {"pipeline.loop", "pipeline.export"},
     {"pipeline.train", "pipeline.demo", "pipeline.bench_train"},
 ]

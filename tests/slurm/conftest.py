@@ -63,7 +63,8 @@ class Cluster:
         def released() -> bool:
             # Again and again, for Slurm may set the time anew when the last process of the earlier start is gone.
             fields = self.job(job)
-            if fields["JobState"] != "PENDING" or fields["Reason"] not in ("None", "BeginTime"):
+            state, reason, number = fields["JobState"], fields["Reason"], fields["Restarts"]
+            if state != "PENDING" or reason not in ("None", "BeginTime") or number != str(restarts):
                 return True
             time.sleep(2)  # a start within the second of the end before is refused: its credential counts as revoked
             command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
