@@ -11,7 +11,7 @@ from tests.runs import ROOT
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
     {"pipeline.guard", "pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
-    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
+    {"pipeline.data", "pipeline.finished", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status"},
     {"pipeline.zero", "pipeline.dry_run", "pipeline.writing"},
