@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from pipeline.checkpoint import newest, read_state
-from tests.runs import Rank, losses, python, start_ranks, train, write_recipe
+from tests.runs import Fork, losses, python, start_ranks, train, write_recipe
 
 STEPS = 60
 WAYS = ("one rank", "both ranks", "while saving", "USR1")
@@ -41,7 +41,7 @@ def prepare(root: Path) -> tuple[Path, Path]:
     return shards, tokenizer
 
 
-def wait_for_moment(run: Path, way: str, chance: random.Random, ranks: list[Rank]) -> None:
+def wait_for_moment(run: Path, way: str, chance: random.Random, ranks: list[Fork]) -> None:
     """A random moment of training; or the next save's; or until the run is over."""
     done = len(losses(run)) if (run / "metrics.jsonl").exists() else 0
     target = done + chance.randint(1, 9)
