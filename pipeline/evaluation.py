@@ -78,7 +78,7 @@ def evaluate(settings: Settings) -> None:
     output = Path(settings.output or settings.model)
     with _process_group() as (rank, world_size):
         model, tokenizer = load_model(Path(settings.model), settings.dtype)
-        _make_writable(output)
+        make_writable(output)
         mine = generate(model, tokenizer, problems, settings, rank, world_size)
         generations = _gather(mine, rank, world_size)
     if generations is None:
@@ -237,7 +237,7 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8", "replace"))  # half a surrogate pair must not lose the run
 
 
-def _make_writable(directory: Path) -> None:
+def make_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         writable = os.access(directory, os.W_OK)

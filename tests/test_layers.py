@@ -10,10 +10,10 @@ from tests.runs import ROOT
 # Lower layers first; a module imports only from layers below its own, or from its own package.
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
-    {"pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
+    {"pipeline.config", "pipeline.problems", "pipeline.bench_peers", "pipeline.drawing", "pipeline.extras"},
     {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
-    {"pipeline.prepare", "pipeline.bench_plain"},
+    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.representations"},
     {"pipeline.zero", "pipeline.dry_run"},
     {"pipeline.checkpoint"},
     {"pipeline.loop", "pipeline.export"},
