@@ -29,6 +29,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import write_atomically
 from pipeline.answers import answers_equal, extract_answer
+from pipeline.consistency import beyond_accuracy, consistency_tables
 from pipeline.problems import Problem, read_problems
 from pipeline.scores import accuracy_table, summarise, versions
 
@@ -90,13 +91,13 @@ def evaluate(settings: Settings) -> None:
         **summarise(
             problems, [extract_answer(generations[i].text, p.lang) for i, p in enumerate(problems)], settings.pivot
         ),
+        **beyond_accuracy(rows),
     }
+    text = f"{accuracy_table(result)}\n\n{consistency_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{accuracy_table(result)}\n")
+    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    print(
-        f"{accuracy_table(result)}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True
-    )
+    print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
 
 
 def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:

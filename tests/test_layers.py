@@ -11,7 +11,8 @@ from tests.runs import ROOT
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
     {"pipeline.config", "pipeline.problems", "pipeline.bench_peers", "pipeline.drawing", "pipeline.extras"},
-    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
+    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss", "pipeline.comparison"},
+    {"pipeline.consistency"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.representations"},
     {"pipeline.zero", "pipeline.dry_run"},
