@@ -95,12 +95,8 @@ def output_languages(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def consistency_tables(evaluation: dict[str, Any]) -> str:
-    """Both findings as Markdown, in percent; empty for an evaluation that has neither."""
-    parts = []
-    if found := evaluation.get("agreement"):
-        parts.append(_agreement_table(found, list(evaluation["languages"])))
-    if found := evaluation.get("output_languages"):
-        parts.append(_languages_table(found))
+    """All that was found as Markdown, in percent; empty for an evaluation without it."""
+    parts = [agreement_sentences(evaluation), agreement_table(evaluation), output_languages_table(evaluation)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -108,25 +104,48 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _agreement_table(found: dict[str, Any], languages: list[str]) -> str:
-    if found["mean_pairwise"] is None:
+def agreement_sentences(evaluation: dict[str, Any]) -> str:
+    """Agreement of two languages on average, and of all; empty where there is none to speak of."""
+    found = evaluation.get("agreement")
+    if not found or found["mean_pairwise"] is None:
         return ""
-    everywhere, pairwise = found["all_languages"], found["pairwise"]
-    lines = [f"Two languages give the same answer to a problem in {percent(found['mean_pairwise'])} % on average."]
+    text = f"Two languages give the same answer to a problem in {percent(found['mean_pairwise'])} % on average."
+    everywhere = found["all_languages"]
     if everywhere["problems"]:
-        lines[0] += (
+        text += (
             f" All languages give one answer to {everywhere['same']} of {everywhere['problems']} problems "
             f"({percent(everywhere['share'])} %, {percent(everywhere['low'])} to {percent(everywhere['high'])}), the "
             f"right one to {everywhere['correct']}."
         )
-    lines += ["", f"| same answer % | {' | '.join(languages)} |", "|---|" + "---:|" * len(languages)]
-    for a in languages:
-        cells = [percent(pairwise.get(a, {}).get(b, pairwise.get(b, {}).get(a))) if a != b else "" for b in languages]
+    return text
+
+
+def agreement_table(evaluation: dict[str, Any]) -> str:
+    """Agreement of every two languages, in percent."""
+    matrix = agreement_matrix(evaluation)
+    if not matrix:
+        return ""
+    languages = list(evaluation["languages"])
+    lines = [f"| same answer % | {' | '.join(languages)} |", "|---|" + "---:|" * len(languages)]
+    for a, row in zip(languages, matrix, strict=True):
+        cells = ["" if a == b else percent(share) for b, share in zip(languages, row, strict=True)]
         lines.append(f"| {a} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _languages_table(found: dict[str, Any]) -> str:
+def agreement_matrix(evaluation: dict[str, Any]) -> list[list[float | None]]:
+    """[L, L] shares of equal answers, None on the diagonal; empty where there is nothing to compare."""
+    found, languages = evaluation.get("agreement"), list(evaluation["languages"])
+    if not found or found["mean_pairwise"] is None:
+        return []
+    pairwise = found["pairwise"]
+    return [[pairwise.get(a, {}).get(b, pairwise.get(b, {}).get(a)) for b in languages] for a in languages]
+
+
+def output_languages_table(evaluation: dict[str, Any]) -> str:
+    found = evaluation.get("output_languages")
+    if not found:
+        return ""
     lines = ["| asked in | answered in it % | 95 % interval | other languages |", "|---|---:|---:|---|"]
     for lang, one in found.items():
         others = ", ".join(f"{name} {number}" for name, number in one["found"].items() if name != lang)
