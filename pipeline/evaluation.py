@@ -108,7 +108,7 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
     try:
-        tokenizer = _load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
         model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
@@ -121,7 +121,7 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     return model.to(device).eval(), tokenizer
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     # Where config.json says qwen2 (and some others), AutoTokenizer takes the family's class, whose own pre-tokenizer
     # replaces the one in tokenizer.json: a tokenizer trained by data_prep would then cut its text differently.
     declared = get_tokenizer_config(path).get("tokenizer_class")
@@ -169,14 +169,17 @@ def _prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
     return encoded["input_ids"]
 
 
+def end_tokens(own: int | list[int] | None, tokenizer: Tokenizer) -> list[int] | None:
+    """The tokens that end a response: the model's own, and the tokenizer's, which a template may end turns with."""
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None
+
+
 def _greedy(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding: whatever sampling or penalties the model's own defaults ask for, only its ends count."""
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=end_tokens(model.generation_config.eos_token_id, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.generation_config = config  # generate() fills what is unset from here

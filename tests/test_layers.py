@@ -14,7 +14,7 @@ LAYERS = [
     {"pipeline.data", "pipeline.scores", "pipeline.bench_loss", "pipeline.comparison"},
     {"pipeline.consistency"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
-    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.representations"},
+    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.representations", "pipeline.harness"},
     {"pipeline.zero", "pipeline.dry_run", "pipeline.report"},
     {"pipeline.checkpoint"},
     {"pipeline.loop", "pipeline.export"},

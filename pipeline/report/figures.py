@@ -203,8 +203,8 @@ def differences(runs: Sequence[Run], comparisons: dict[str, dict[str, Any]]) -> 
             marker = "D" if place == 0 else "o"
             axes.plot(row["difference"], y, marker, color=color, label=run.name if place == 0 else None, markersize=6)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:+.0f}"))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:+.3g}"))
     axes.set_xlabel("percentage points", fontsize=9, color=INK)
     axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4)
     title(axes, f"Accuracy minus that of {runs[0].name}, 95 % intervals of a paired bootstrap")
