@@ -9,6 +9,10 @@ class UserError(Exception):
     """Bad input or settings. The message names the file, row or key, says what is wrong and what to do."""
 
 
+class AgreedError(UserError):
+    """A UserError that every rank knows of, so that all end by themselves and one of them speaks."""
+
+
 def exit_cleanly(main: Callable[[], int | None]) -> None:
     """Run a command-line `main` and exit: status 2 and one line on standard error for a `UserError`."""
     try:

@@ -7,17 +7,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 
 # Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 T = TypeVar("T")
-
-
-class AgreedError(UserError):
-    """A UserError that every rank knows of, so that all end by themselves."""
 
 
 class Ranks:

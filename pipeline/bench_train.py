@@ -54,7 +54,7 @@ def random_batch(args: argparse.Namespace, step: int) -> MicroBatch:
 
 def run_arm(args: argparse.Namespace) -> None:
     """One arm on this rank; rank 0 prints its figures as JSON."""
-    from pipeline.loop import train_step
+    from pipeline.loop import TrainState, train_step
     from pipeline.loss import Totals
     from pipeline.model import DTYPES, load_model, load_model_config
     from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config, start_process_group
@@ -88,7 +88,7 @@ def run_arm(args: argparse.Namespace) -> None:
     else:
         zero = ZeroEngine(config, ds, model, args.vocab_size, 2)
         zero.set_learning_rate(1e-5)
-    before, times = held_memory_gb(), []
+    before, times, state = held_memory_gb(), [], TrainState()
     for step in range(args.steps + 1):
         batch = random_batch(args, step)
         totals = batch.supervised.totals()
@@ -96,7 +96,7 @@ def run_arm(args: argparse.Namespace) -> None:
         if args.arm == "plain":
             plain.step(batch, weight)
         else:
-            train_step(zero, [batch], weight, Totals(totals.tokens * args.ranks, totals.pairs * args.ranks), step)
+            train_step(zero, [batch], weight, Totals(totals.tokens * args.ranks, totals.pairs * args.ranks), state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

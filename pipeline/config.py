@@ -65,6 +65,9 @@ class TrainingSettings:
         max_steps: optimizer steps; null: as many as num_train_epochs make.
         warmup_ratio: share of the steps over which the learning rate rises linearly from 0.
         weight_decay: on matrices; none on vectors (norms, biases).
+        hang_timeout_s: seconds without progress (a step, a save, loading) after which a run is ended.
+        max_loss_jump: a cross entropy so far above the median of the last 50 steps (nats per token) ends the run;
+            null: never.
     """
 
     train_batch_size: int = 8
@@ -82,6 +85,8 @@ class TrainingSettings:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     save_steps: int = 500
     save_total_limit: int = 2
+    hang_timeout_s: float = 1800.0
+    max_loss_jump: float | None = 3.0
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,8 @@ def _check_values(config: Config, recipe: Path) -> None:
         "training.train_micro_batch_size_per_gpu": t.train_micro_batch_size_per_gpu,
         "training.save_steps": t.save_steps,
         "training.save_total_limit": t.save_total_limit,
+        "training.hang_timeout_s": t.hang_timeout_s,
+        "training.max_loss_jump": 1 if t.max_loss_jump is None else t.max_loss_jump,
         "training.max_steps": 1 if t.max_steps is None else t.max_steps,
         "training.num_train_epochs": t.num_train_epochs,
         "training.learning_rate": t.learning_rate,

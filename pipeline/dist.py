@@ -1,9 +1,13 @@
 """Facts about the ranks of a run, before and after the process group exists."""
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from data_prep.errors import AgreedError, UserError
 
 
 def rank() -> int:
@@ -22,6 +26,21 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_main(work: Callable[[], Any]) -> Any:
+    """What `work` gives on rank 0, on every rank. Raises AgreedError on all where rank 0 has a UserError."""
+    found: list[Any] = [None, None]
+    if is_main():
+        try:
+            found[0] = work()
+        except UserError as error:
+            found[1] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise AgreedError(found[1])
+    return found[0]
 
 
 def leave() -> None:

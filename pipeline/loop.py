@@ -1,8 +1,9 @@
 """The training loop."""
 
 import math
-import signal
-from dataclasses import dataclass
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +14,71 @@ from data_prep.shards import write_atomically
 from pipeline import checkpoint, dist
 from pipeline.config import TrainingSettings
 from pipeline.data import MicroBatch, local_totals
+from pipeline.guard.guard import Guard
+from pipeline.guard.stop import REQUEUE_EXIT_CODE
 from pipeline.loss import LossSettings, SolarLoss, Totals
 from pipeline.metrics import Metrics
 from pipeline.model import DTYPES, load_model
 from pipeline.prepare import Prepared
 from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config
 
-REQUEUE_EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: stopped by a signal after saving; start again to go on
+LOSSES_KEPT = 50  # against which a jump is measured
+LOSSES_NEEDED = 20
 
 
 @dataclass
 class TrainState:
-    """What a run needs beside weights and loader to go on where it was: steps done, real tokens seen."""
+    """What a run needs beside weights and loader to go on where it was.
+
+    Attributes:
+        step: steps done. num_tokens: real tokens seen. recent_ce: cross entropies of the last steps.
+    """
 
     step: int = 0
     num_tokens: int = 0
+    recent_ce: list[float] = field(default_factory=list)
 
 
-def fit(prepared: Prepared) -> int:
+def fit(prepared: Prepared, guard: Guard) -> int:
     """Train to the end, or to the next step boundary after USR1 or TERM. Returns the exit status."""
     config, loader = prepared.config, prepared.loader
-    stop = StopSignal()
+    guard.at(0, "loading the model")
     zero = build_engine(prepared)
     state = resume(prepared, zero)
+    first = state.step
+    if dist.is_main():
+        guard.starts.start(first, prepared.max_steps, dist.world_size())
     metrics = start_metrics(prepared, zero, state)
 
     while state.step < prepared.max_steps:
+        guard.at(state.step + 1, "loading data")
         window = loader.next()
-        totals, step_tokens, stopping = agree(window, stop, zero.device)
+        totals, step_tokens, stopping = agree(window, guard, state.step + 1, zero.device)
         if stopping:
             loader.consumed -= config.training.train_batch_size  # not trained on: the next start takes it
             break
         weight = alignment_weight(config.loss, state.step, prepared.max_steps)
         zero.set_learning_rate(learning_rate(config.training, state.step, prepared.max_steps))
-        parts = train_step(zero, window, weight, totals, state.step + 1)
-        state.step += 1
+        parts = train_step(zero, window, weight, totals, state, config.training.max_loss_jump)
         state.num_tokens += int(step_tokens)
         metrics.log(record(state, parts, totals, weight, zero, prepared), step_tokens)
+        if state.step == first + 1 and dist.is_main():
+            guard.starts.first_step(state.step)
         if state.step % config.training.save_steps == 0 or state.step == prepared.max_steps:
-            save(prepared, zero, state)
+            save(prepared, zero, state, guard)
 
     metrics.close()
-    if state.step == prepared.max_steps:
-        return 0
-    save(prepared, zero, state)
-    return REQUEUE_EXIT_CODE
-
-
-class StopSignal:
-    """Remembers that USR1 or TERM came."""
-
-    def __init__(self) -> None:
-        self.received = False
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
+    status = 0 if state.step == prepared.max_steps else REQUEUE_EXIT_CODE
+    if status and state.step > first:
+        save(prepared, zero, state, guard)
+    if dist.is_main():
+        guard.starts.end(state.step, status, guard.stop.seconds_ago())
+        if status:
+            print(
+                f"stopped by {guard.stop.name or 'another rank'} after step {state.step}; start again to go on",
+                flush=True,
+            )
+    return status
 
 
 def build_engine(prepared: Prepared) -> ZeroEngine:
@@ -92,7 +101,7 @@ def resume(prepared: Prepared, zero: ZeroEngine) -> TrainState:
     prepared.loader.load_state(saved["loader"])
     if dist.is_main():
         print(f"resumed from {found[-1]}", flush=True)
-    return TrainState(saved["step"], saved["num_tokens"])
+    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"])
 
 
 def start_metrics(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> Metrics:
@@ -104,23 +113,41 @@ def start_metrics(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> Me
     return Metrics(directory, dist.is_main(), state.step, prepared.max_steps, flops_per_token, dist.world_size())
 
 
-def agree(window: list[MicroBatch], stop: StopSignal, device: torch.device) -> tuple[Totals, float, bool]:
+def agree(window: list[MicroBatch], guard: Guard, step: int, device: torch.device) -> tuple[Totals, float, bool]:
     """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop."""
     mine = local_totals(window)
     tokens = sum(batch.num_tokens for batch in window)
-    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(stop.received)], device)
+    guard.at(step, "waiting for all ranks to begin")
+    begin = time.perf_counter()
+    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(guard.stop.received)], device)
+    guard.at(step, "forward, backward and update", waited=time.perf_counter() - begin)
     return Totals(sums[0], sums[1]), sums[2], sums[3] > 0
 
 
-def train_step(zero: ZeroEngine, window: list[MicroBatch], weight: float, totals: Totals, step: int) -> list[SolarLoss]:
-    """All micro-steps of one optimizer step; stops before the update where a loss is not finite."""
+def train_step(
+    zero: ZeroEngine,
+    window: list[MicroBatch],
+    weight: float,
+    totals: Totals,
+    state: TrainState,
+    max_jump: float | None = None,
+) -> list[SolarLoss]:
+    """All micro-steps of one optimizer step; stops before the update where a loss is not finite or has jumped."""
     parts = []
     for batch in window:
         parts.append(zero.forward_backward(batch, weight, totals))
         if len(parts) == len(window):
-            check_finite(parts, window, step)
+            check_finite(parts, window, state.step + 1)
+            check_jump(cross_entropy(parts, totals), state, max_jump)
         zero.end_micro_step()
+    state.step += 1
+    state.recent_ce = [*state.recent_ce, cross_entropy(parts, totals)][-LOSSES_KEPT:]
     return parts
+
+
+def cross_entropy(parts: list[SolarLoss], totals: Totals) -> float:
+    """Of the global batch, nats per supervised token."""
+    return sum(float(part.ce_sum) for part in parts) / max(totals.tokens, 1)
 
 
 def check_finite(parts: list[SolarLoss], window: list[MicroBatch], step: int) -> None:
@@ -136,6 +163,19 @@ def check_finite(parts: list[SolarLoss], window: list[MicroBatch], step: int) ->
                 f"step {step}: the loss is {value}; stopped before the update. Problems on rank {dist.rank()}: "
                 f"{', '.join(batch.pair_ids)}. Lower the learning rate or look at these records"
             )
+
+
+def check_jump(ce: float, state: TrainState, max_jump: float | None) -> None:
+    """Raises UserError where the cross entropy is `max_jump` above the median of the last steps."""
+    if max_jump is None or len(state.recent_ce) < LOSSES_NEEDED:
+        return
+    usual = statistics.median(state.recent_ce)
+    if ce > usual + max_jump:
+        raise UserError(
+            f"step {state.step + 1}: the cross entropy jumped to {ce:.3f} from a median of {usual:.3f} over the last "
+            f"{len(state.recent_ce)} steps; stopped before the update. Lower the learning rate, or raise "
+            "training.max_loss_jump, and start again from the newest checkpoint"
+        )
 
 
 def learning_rate(t: TrainingSettings, step: int, max_steps: int) -> float:
@@ -163,15 +203,14 @@ def record(
     zero: ZeroEngine,
     prepared: Prepared,
 ) -> dict[str, Any]:
-    """The figures of one optimizer step; alignment is null where the global batch had no pair."""
-    ce = sum(float(part.ce_sum) for part in parts) / max(totals.tokens, 1)
+    """The figures of the optimizer step just done; alignment is null where the global batch had no pair."""
     pairs = totals.pairs or math.nan
     distance = sum(float(part.distance_sum) for part in parts) / pairs
     cosine = sum(float(part.cosine_sum) for part in parts) / pairs
     figures = {
         "step": state.step,
         "loss": sum(float(part.loss.detach()) for part in parts),
-        "ce_loss": ce,
+        "ce_loss": cross_entropy(parts, totals),
         "align_loss": distance if totals.pairs else None,
         "align_cos": cosine if totals.pairs else None,
         "align_weight": weight,
@@ -185,6 +224,7 @@ def record(
     return figures | per_language
 
 
-def save(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> None:
-    facts = {"step": state.step, "num_tokens": state.num_tokens, "loader": prepared.loader.state()}
-    checkpoint.save(prepared, zero, facts)
+def save(prepared: Prepared, zero: ZeroEngine, state: TrainState, guard: Guard) -> None:
+    guard.at(state.step, "saving")
+    dist.from_main(guard.check_lock)
+    checkpoint.save(prepared, zero, asdict(state) | {"loader": prepared.loader.state()})

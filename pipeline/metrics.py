@@ -1,7 +1,11 @@
-"""One line of figures per optimizer step: metrics.jsonl, TensorBoard and the progress bar. Rank 0 writes."""
+"""One line of figures per optimizer step: metrics.jsonl, TensorBoard, and a bar or, in a log, a line now and then.
+
+Rank 0 writes.
+"""
 
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data_prep.shards import write_atomically
+
+LOG_SECONDS = 30.0  # between lines where no person watches
 
 # Dense bf16 peak of a GPU in FLOP/s, by a part of its name (vendors' data sheets); MFU is null for others.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -42,18 +48,28 @@ class Metrics:
         if not main:
             return
         path = directory / "metrics.jsonl"
-        keep = [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
-        write_atomically(path, "".join(line + "\n" for line in keep).encode())
+        keep = [record for record in read_metrics(directory) if record["step"] <= first_step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
         self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
-        self._bar = tqdm(total=max_steps, initial=first_step, unit="step", desc="train", dynamic_ncols=True)
+        self._max_steps, self._logged = max_steps, 0.0
+        self._bar = tqdm(
+            total=max_steps,
+            initial=first_step,
+            unit="step",
+            desc="train",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
 
     def log(self, record: dict[str, Any], step_tokens: float) -> None:
         """Add rate, MFU and memory to a record and write it. `step_tokens`: real tokens of the step, all ranks."""
         now = time.perf_counter()
-        rate, self._last = step_tokens / (now - self._last), now
+        seconds, self._last = now - self._last, now
+        rate = step_tokens / seconds
         if not self.main:
             return
+        record["step_seconds"] = round(seconds, 4)
         record["tokens_per_second"] = round(rate, 1)
         record["mfu"] = round(rate * self.flops_per_token / self.peak, 4) if self.peak else None
         record["peak_memory_gb"] = round(peak_memory_gb(), 3)
@@ -63,8 +79,13 @@ class Metrics:
             if key != "step" and value is not None:
                 self._board.add_scalar(f"train/{key}", value, record["step"])
         shown = {k: f"{record[k]:.4f}" for k in ("ce_loss", "align_cos") if record[k] is not None}
-        self._bar.set_postfix(shown | {"tok/s": f"{rate:.0f}"}, refresh=False)
+        shown["tok/s"] = f"{rate:.0f}"
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+        if self._bar.disable and (now - self._logged > LOG_SECONDS or record["step"] == self._max_steps):
+            self._logged = now
+            figures = "  ".join(f"{key} {value}" for key, value in shown.items())
+            print(f"step {record['step']}/{self._max_steps}  {figures}", flush=True)
 
     def close(self) -> None:
         if self.main:
@@ -73,9 +94,8 @@ class Metrics:
             self._bar.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines; a last one that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The records of a run so far; a last line that a kill cut short is left out."""
+    path = directory / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

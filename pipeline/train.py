@@ -19,12 +19,18 @@ if __name__ == "__main__":
 warnings.filterwarnings("ignore", category=FutureWarning)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from data_prep.errors import UserError, exit_cleanly
+BEGAN = time.monotonic()
+from pipeline.guard.stop import StopSignal
+
+if __name__ == "__main__":
+    STOP = StopSignal()  # before the imports that take seconds: a signal during them is kept
+
+from data_prep.errors import AgreedError, UserError, exit_cleanly
 from pipeline import dist
 from pipeline.config import DEMO_RECIPE, load_config
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
     recipe, dry, overrides = split_arguments(arguments)
     config = load_config(recipe, overrides)
@@ -42,11 +48,14 @@ def main(arguments: list[str]) -> int:
         if dist.is_main():
             dry_run(prepared, ds, dist.world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size())))
         return 0
-    start_process_group()
+    timeout = config.training.hang_timeout_s
+    start_process_group(timeout)
 
+    from pipeline.guard.guard import Guard
     from pipeline.loop import fit
 
-    status = fit(prepared)
+    with Guard(Path(config.output_dir), stop, timeout, BEGAN) as guard:
+        status = fit(prepared, guard)
     dist.leave()
     return status
 
@@ -74,7 +83,11 @@ def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:
 def run() -> int:
     """Like `main`, but only rank 0 reports a mistake that all ranks find; others speak if rank 0 does not end."""
     try:
-        return main(sys.argv[1:])
+        return main(sys.argv[1:], STOP)
+    except AgreedError:
+        if not dist.is_main():
+            return 2
+        raise
     except UserError as error:
         if not dist.is_main():
             time.sleep(5)

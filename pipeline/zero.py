@@ -9,6 +9,7 @@ Shape letters: P padded vocabulary, R ranks, d hidden size.
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,16 @@ RECIPE_KEYS = {
 }
 
 
-def start_process_group() -> None:
-    """Join the ranks that the launcher (deepspeed, srun with torchrun's variables, mpirun) has started."""
+def start_process_group(timeout: float = 1800) -> None:
+    """Join the ranks that the launcher (deepspeed, srun with torchrun's variables, mpirun) has started.
+
+    `timeout`: seconds that a collective may take; a minute is added, so that the watchdog speaks first.
+    """
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout + 60))
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:

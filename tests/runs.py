@@ -1,9 +1,13 @@
 """Start the project's commands as a user does, and tiny models and shards to start them on."""
 
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from tests.workers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pipeline.loop", "pipeline.guard.guard", "deepspeed.ops.adam"])
 
 TINY = {
     "model_type": "qwen2",
@@ -43,7 +49,58 @@ def refuses(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in lines[0], lines[0]
 
 
-def start_ranks(ranks: int, *words: object) -> list[subprocess.Popen[str]]:
+class Rank:
+    """A process of `pipeline/train.py`, with the methods of `subprocess.Popen` that tests use.
+
+    Forked from a process that has the trainer's imports behind it, which saves five seconds of processor time each.
+    """
+
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+        descriptor, name = tempfile.mkstemp(suffix=".log")
+        os.close(descriptor)
+        self.output = Path(name)
+        self._process = FORKS.Process(target=_be_a_rank, args=(words, environment, name))
+        self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("pipeline/train.py", timeout or 0, self.output.read_text())
+
+    def communicate(self, timeout: float | None = None) -> str:
+        """Wait for the end; standard output and error."""
+        self.wait(timeout)
+        return self.output.read_text()
+
+
+def _be_a_rank(words: list[str], environment: dict[str, str], output: str) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = ["pipeline/train.py", *words]
+    runpy.run_path("pipeline/train.py", run_name="__main__")
+
+
+def start_ranks(ranks: int, *words: object) -> list[Rank]:
     """`pipeline/train.py WORDS` on ranks of this machine, with the variables that every launcher sets."""
     port = str(free_port())
     processes = []
@@ -51,12 +108,7 @@ def start_ranks(ranks: int, *words: object) -> list[subprocess.Popen[str]]:
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**ENVIRONMENT, **{k: str(v) for k, v in facts.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "pipeline/train.py", *map(str, words)]
-        processes.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-        )
+        processes.append(Rank([str(word) for word in words], environment))
     return processes
 
 
@@ -64,7 +116,7 @@ def train(ranks: int, *words: object, expect: int = 0, timeout: float = 240) -> 
     """Train to the end on ranks; returns rank 0's output."""
     processes = start_ranks(ranks, *words)
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -10,11 +10,12 @@ from tests.runs import ROOT
 # Lower layers first; a module imports only from layers below its own, or from its own package.
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
-    {"pipeline.config", "pipeline.problems", "pipeline.bench_peers", "pipeline.drawing", "pipeline.extras"},
+    {"pipeline.config", "pipeline.problems", "pipeline.bench_peers", "pipeline.drawing", "pipeline.extras"}
+    | {"pipeline.guard"},
     {"pipeline.data", "pipeline.scores", "pipeline.bench_loss", "pipeline.comparison"},
     {"pipeline.consistency"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
-    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.representations", "pipeline.harness"},
+    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.representations", "pipeline.harness", "pipeline.status"},
     {"pipeline.zero", "pipeline.dry_run", "pipeline.report"},
     {"pipeline.checkpoint"},
     {"pipeline.loop", "pipeline.export"},

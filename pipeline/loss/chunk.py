@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.loss.elementwise import Rows, cap_, inner_products, pool, softmax_, tilt_
+from pipeline.loss.elementwise import Rows, cap_, inner_products, pool, softmax_, tilt_, times_embedding
 from pipeline.loss.exchange import Group, all_gather, all_reduce
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.sharding import Vocabulary
@@ -137,7 +137,9 @@ class ShardedSoftmax:
     def summaries(self, pooled: Tensor) -> Tensor:
         """[n, v] mean probabilities to [n, d] soft-token summaries, over all ranks' vocabulary rows."""
         embedding = self.vocabulary.embedding.weight
-        return all_reduce((self._weigh(pooled).to(embedding.dtype) @ embedding).to(pooled.dtype), self.group)
+        return all_reduce(
+            times_embedding(self._weigh(pooled).to(embedding.dtype), embedding).to(pooled.dtype), self.group
+        )
 
     def directions(self, grad_u: Tensor) -> Tensor:
         """[m, d] gradient of the summaries to [m, v], that of each sequence's pooled probabilities, in E's dtype."""

@@ -18,6 +18,7 @@ if find_spec("triton"):
     from pipeline.loss import triton_kernels
 
 CACHE_BYTES = 1 << 20  # a tile of rows that a CPU core's second-level cache holds
+PARTS = 8  # a CPU shares a product of few rows among its threads only where it comes as a batch of products
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,21 @@ def pool(p_Cv: Tensor, weight_C: Tensor, rows: Rows) -> Tensor:
         return triton_kernels.pool(p_Cv, weight_C, rows.sequence, len(rows.moved_of))
     pooled = weight_C.new_zeros(len(rows.moved_of), p_Cv.shape[1])
     weight_C = weight_C.to(p_Cv.dtype)
+    parts = PARTS if p_Cv.shape[1] % PARTS == 0 else 1
     for run in rows.runs:
-        pooled[run.sequence] = (weight_C[None, run.start : run.stop] @ p_Cv[run.start : run.stop])[0]
+        columns = p_Cv[run.start : run.stop].unflatten(1, (parts, -1)).transpose(0, 1)
+        weights = weight_C[run.start : run.stop].expand(parts, 1, -1)
+        pooled[run.sequence] = torch.bmm(weights, columns).flatten()
     return pooled
+
+
+def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor) -> Tensor:
+    """[n, d] pooled @ embedding, for few rows."""
+    n, v = pooled_nv.shape
+    if pooled_nv.is_cuda or v % PARTS:
+        return pooled_nv @ embedding_vd
+    by_part = torch.bmm(pooled_nv.view(n, PARTS, -1).transpose(0, 1), embedding_vd.unflatten(0, (PARTS, -1)))
+    return by_part.sum(0)
 
 
 def inner_products(p_Cv: Tensor, direction_mv: Tensor, rows: Rows) -> Tensor:
@@ -116,11 +129,10 @@ def tilt_(
         triton_kernels.tilt_(e_Cv, q_Cv, base_C, slope_C, inner_C, direction_mv, rows.moved)
         return
     offset_C = -slope_C * inner_C + (base_C if q_Cv is e_Cv else 0)
-    factors_C2 = torch.stack([offset_C, slope_C], dim=1)
     for run, m in _moved_runs(rows):
-        line_2v = torch.stack([torch.ones_like(direction_mv[m]), direction_mv[m]]).to(base_C.dtype)
+        line_v = direction_mv[m].to(base_C.dtype)
         for tile in _tiles(e_Cv, run.start, run.stop):
-            q_Cv[tile].mul_(factors_C2[tile] @ line_2v)
+            q_Cv[tile].mul_((slope_C[tile, None] * line_v).add_(offset_C[tile, None]))
             if q_Cv is not e_Cv:
                 e_Cv[tile].mul_(base_C[tile, None]).add_(q_Cv[tile])
 

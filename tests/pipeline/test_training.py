@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.shards import ShardSet
 from pipeline.config import load_config
 from pipeline.data import Batches, Loader, local_totals
-from pipeline.loop import REQUEUE_EXIT_CODE, alignment_weight, learning_rate
+from pipeline.guard.stop import REQUEUE_EXIT_CODE
+from pipeline.loop import alignment_weight, learning_rate
 from pipeline.loss import Totals, solar_loss_reference
 from pipeline.model import decode
 from tests.conftest import Prepared
