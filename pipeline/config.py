@@ -65,6 +65,10 @@ class TrainingSettings:
         max_steps: optimizer steps; null: as many as num_train_epochs make.
         warmup_ratio: share of the steps over which the learning rate rises linearly from 0.
         weight_decay: on matrices; none on vectors (norms, biases).
+        save_in_background: training goes on while a checkpoint is written; takes memory of the host for one copy of
+            each rank's part, 12 bytes x parameters / ranks.
+        copy_checkpoints_to: a second directory for checkpoints, of this run alone; resumed from where output_dir
+            has none.
         hang_timeout_s: seconds without progress (a step, a save, loading) after which a run is ended.
         max_loss_jump: a cross entropy so far above the median of the last 50 steps (nats per token) ends the run;
             null: never.
@@ -85,6 +89,8 @@ class TrainingSettings:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     save_steps: int = 500
     save_total_limit: int = 2
+    save_in_background: bool = True
+    copy_checkpoints_to: str | None = None
     hang_timeout_s: float = 1800.0
     max_loss_jump: float | None = 3.0
 

@@ -1,13 +1,18 @@
 """Facts about the ranks of a run, before and after the process group exists."""
 
 import os
+import socket
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_prep.errors import AgreedError, UserError
+
+T = TypeVar("T")
+WAIT_SECONDS = 5.0  # between two signs of life of a long wait for rank 0
 
 
 def rank() -> int:
@@ -21,6 +26,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Rank 0: the one that writes and prints."""
     return rank() == 0
+
+
+def place() -> str:
+    """This rank and its host, for messages."""
+    return f"rank {rank()} on {socket.gethostname()}"
 
 
 def barrier() -> None:
@@ -43,6 +53,15 @@ def from_main(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
+def long_work_on_main(work: Callable[[], Any], alive: Callable[[], None]) -> Any:
+    """Like `from_main` where the work may outlast any timeout: all ranks call `alive` every few seconds meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        jobs = [thread.submit(work)] if is_main() else []
+        while not from_main(lambda: bool(wait(jobs, WAIT_SECONDS).done)):
+            alive()
+        return from_main(lambda: jobs[0].result())
+
+
 def leave() -> None:
     """Close all process groups; at exit their threads, still running, would at times abort the process."""
     if dist.is_initialized():
@@ -62,3 +81,12 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, on every rank; small ones."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found

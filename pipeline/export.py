@@ -34,8 +34,8 @@ def export(source: Path, output: Path, dtype: str) -> None:
     Raises:
         UserError: no complete checkpoint there, output exists or cannot be written.
     """
-    if not (source / checkpoint.MARKER).is_file() and (found := checkpoint.checkpoints(source)):
-        source = found[-1]
+    if not (source / checkpoint.MARKER).is_file() and (found := checkpoint.newest(source)):
+        source = found
     state = checkpoint.read_state(source)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: exists and is not empty; give another --output or remove it")

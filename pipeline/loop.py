@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 from data_prep.shards import write_atomically
 from pipeline import checkpoint, dist
 from pipeline.config import TrainingSettings
@@ -20,6 +20,8 @@ from pipeline.loss import LossSettings, SolarLoss, Totals
 from pipeline.metrics import Metrics
 from pipeline.model import DTYPES, load_model
 from pipeline.prepare import Prepared
+from pipeline.saving import Saver
+from pipeline.universal import convert
 from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config
 
 LOSSES_KEPT = 50  # against which a jump is measured
@@ -43,8 +45,10 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     """Train to the end, or to the next step boundary after USR1 or TERM. Returns the exit status."""
     config, loader = prepared.config, prepared.loader
     guard.at(0, "loading the model")
-    zero = build_engine(prepared)
-    state = resume(prepared, zero)
+    found = find_checkpoint(prepared, guard)
+    zero = build_engine(prepared, found)
+    state = resume(prepared, zero, found)
+    saver = Saver(prepared, zero, state.step)
     first = state.step
     if dist.is_main():
         guard.starts.start(first, prepared.max_steps, dist.world_size())
@@ -53,7 +57,7 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     while state.step < prepared.max_steps:
         guard.at(state.step + 1, "loading data")
         window = loader.next()
-        totals, step_tokens, stopping = agree(window, guard, state.step + 1, zero.device)
+        totals, step_tokens, stopping = agree(window, guard, saver, state.step + 1, zero.device)
         if stopping:
             loader.consumed -= config.training.train_batch_size  # not trained on: the next start takes it
             break
@@ -61,16 +65,18 @@ def fit(prepared: Prepared, guard: Guard) -> int:
         zero.set_learning_rate(learning_rate(config.training, state.step, prepared.max_steps))
         parts = train_step(zero, window, weight, totals, state, config.training.max_loss_jump)
         state.num_tokens += int(step_tokens)
-        metrics.log(record(state, parts, totals, weight, zero, prepared), step_tokens)
+        figures = record(state, parts, totals, weight, zero, prepared) | {"save_seconds": saver.take_seconds()}
+        log(metrics, figures, step_tokens, saver)
         if state.step == first + 1 and dist.is_main():
             guard.starts.first_step(state.step)
         if state.step % config.training.save_steps == 0 or state.step == prepared.max_steps:
-            save(prepared, zero, state, guard)
+            save(prepared, saver, state, guard)
 
     metrics.close()
     status = 0 if state.step == prepared.max_steps else REQUEUE_EXIT_CODE
-    if status and state.step > first:
-        save(prepared, zero, state, guard)
+    if status:
+        save(prepared, saver, state, guard)
+    saver.finish()
     if dist.is_main():
         guard.starts.end(state.step, status, guard.stop.seconds_ago())
         if status:
@@ -81,26 +87,47 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     return status
 
 
-def build_engine(prepared: Prepared) -> ZeroEngine:
-    """The model under ZeRO-3, from its pretrained or fresh random weights."""
+Found = tuple[Path, dict[str, Any]]  # a checkpoint and its trainer_state.json
+
+
+def find_checkpoint(prepared: Prepared, guard: Guard) -> Found | None:
+    """The newest whole checkpoint that this run goes on from, made loadable on this number of ranks."""
+    output_dir = Path(prepared.config.output_dir)
+
+    def find() -> Found | None:
+        path = checkpoint.to_resume(prepared.config)
+        if path is None:
+            return None
+        saved = checkpoint.check_resumable(path, prepared)
+        if saved["ranks"] != dist.world_size():
+            convert(path, output_dir)
+        return path, saved
+
+    # A conversion takes minutes for a large model: more than a watchdog or a collective may allow.
+    return dist.long_work_on_main(find, lambda: guard.at(0, "looking for a checkpoint, or converting it"))
+
+
+def build_engine(prepared: Prepared, found: Found | None = None) -> ZeroEngine:
+    """The model under ZeRO-3, from its pretrained or fresh random weights, ready to load the checkpoint found."""
     config = prepared.config
     torch.manual_seed(config.seed)
-    ds = deepspeed_config(config, dist.world_size())
+    other_ranks = found is not None and found[1]["ranks"] != dist.world_size()
+    ds = deepspeed_config(config, dist.world_size(), load_universal=other_ranks)
     dtype = DTYPES[config.training.precision]
     model = build_sharded(ds, lambda: load_model(config.model, prepared.model_config, dtype))
     return ZeroEngine(config, ds, model, prepared.vocab_size, len(prepared.languages))
 
 
-def resume(prepared: Prepared, zero: ZeroEngine) -> TrainState:
-    """Go on from the newest complete checkpoint of output_dir, if there is one."""
-    found = checkpoint.checkpoints(Path(prepared.config.output_dir))
-    if not found:
+def resume(prepared: Prepared, zero: ZeroEngine, found: Found | None) -> TrainState:
+    """Go on from the checkpoint found, if there is one."""
+    if found is None:
         return TrainState()
-    saved = checkpoint.check_resumable(found[-1], prepared, dist.world_size())
-    checkpoint.load(found[-1], saved, zero)
+    path, saved = found
+    checkpoint.load(path, saved, prepared, zero)
     prepared.loader.load_state(saved["loader"])
     if dist.is_main():
-        print(f"resumed from {found[-1]}", flush=True)
+        ranks = "" if saved["ranks"] == dist.world_size() else f", saved by {saved['ranks']} ranks"
+        print(f"resumed from {path}{ranks}", flush=True)
     return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"])
 
 
@@ -113,14 +140,22 @@ def start_metrics(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> Me
     return Metrics(directory, dist.is_main(), state.step, prepared.max_steps, flops_per_token, dist.world_size())
 
 
-def agree(window: list[MicroBatch], guard: Guard, step: int, device: torch.device) -> tuple[Totals, float, bool]:
-    """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop."""
+def agree(
+    window: list[MicroBatch], guard: Guard, saver: Saver, step: int, device: torch.device
+) -> tuple[Totals, float, bool]:
+    """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop.
+
+    Raises:
+        AgreedError: a rank could not write its part of a checkpoint.
+    """
     mine = local_totals(window)
     tokens = sum(batch.num_tokens for batch in window)
     guard.at(step, "waiting for all ranks to begin")
     begin = time.perf_counter()
-    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, float(guard.stop.received)], device)
+    flags = [float(guard.stop.received), *saver.report()]
+    sums = dist.sum_over_ranks([mine.tokens, mine.pairs, tokens, *flags], device)
     guard.at(step, "forward, backward and update", waited=time.perf_counter() - begin)
+    saver.settle(*sums[4:])
     return Totals(sums[0], sums[1]), sums[2], sums[3] > 0
 
 
@@ -132,14 +167,18 @@ def train_step(
     state: TrainState,
     max_jump: float | None = None,
 ) -> list[SolarLoss]:
-    """All micro-steps of one optimizer step; stops before the update where a loss is not finite or has jumped."""
+    """All micro-steps of one optimizer step; stops before the update where loss or gradients are not finite, or the
+    loss has jumped.
+    """
     parts = []
     for batch in window:
         parts.append(zero.forward_backward(batch, weight, totals))
         if len(parts) == len(window):
-            check_finite(parts, window, state.step + 1)
+            if not all(math.isfinite(float(part.loss.detach())) for part in parts):
+                blame("loss", zero, window, weight, totals, state.step + 1)
             check_jump(cross_entropy(parts, totals), state, max_jump)
-        zero.end_micro_step()
+        if not zero.end_micro_step():
+            blame("gradient norm", zero, window, weight, totals, state.step + 1)
     state.step += 1
     state.recent_ce = [*state.recent_ce, cross_entropy(parts, totals)][-LOSSES_KEPT:]
     return parts
@@ -150,19 +189,25 @@ def cross_entropy(parts: list[SolarLoss], totals: Totals) -> float:
     return sum(float(part.ce_sum) for part in parts) / max(totals.tokens, 1)
 
 
-def check_finite(parts: list[SolarLoss], window: list[MicroBatch], step: int) -> None:
-    """Every rank has the same global losses, so all of them stop together.
+def blame(what: str, zero: ZeroEngine, window: list[MicroBatch], weight: float, totals: Totals, step: int) -> None:
+    """Repeat the step to find the first micro-batches whose own gradients are not finite, and end with their names.
 
     Raises:
-        UserError: a loss is NaN or infinite; names the problems of this rank's rows.
+        AgreedError: always.
     """
-    for part, batch in zip(parts, window, strict=True):
-        value = float(part.loss.detach())
-        if not math.isfinite(value):
-            raise UserError(
-                f"step {step}: the loss is {value}; stopped before the update. Problems on rank {dist.rank()}: "
-                f"{', '.join(batch.pair_ids)}. Lower the learning rate or look at these records"
-            )
+    culprits: list[str] = []
+    for batch in window:
+        mine = None
+        if not zero.gradients_finite(batch, weight, totals):
+            mine = f"{dist.place()}, problems {', '.join(batch.pair_ids)}"
+        culprits = [text for text in dist.gather(mine) if text is not None]
+        if culprits:
+            break
+    where = "; ".join(culprits) or "repeating the step gave finite gradients, which speaks for a fault of the hardware"
+    raise AgreedError(
+        f"step {step}: the {what} is not finite; stopped before the update. {where}. "
+        "Lower the learning rate or look at these records"
+    )
 
 
 def check_jump(ce: float, state: TrainState, max_jump: float | None) -> None:
@@ -224,7 +269,15 @@ def record(
     return figures | per_language
 
 
-def save(prepared: Prepared, zero: ZeroEngine, state: TrainState, guard: Guard) -> None:
+def log(metrics: Metrics, figures: dict[str, Any], step_tokens: float, saver: Saver) -> None:
+    """Write a step's figures; where rank 0 cannot, all ranks end together at the next step."""
+    try:
+        metrics.log(figures, step_tokens)
+    except OSError as error:
+        saver.fail(metrics.path, error)
+
+
+def save(prepared: Prepared, saver: Saver, state: TrainState, guard: Guard) -> None:
     guard.at(state.step, "saving")
     dist.from_main(guard.check_lock)
-    checkpoint.save(prepared, zero, asdict(state) | {"loader": prepared.loader.state()})
+    saver.begin(asdict(state) | {"loader": prepared.loader.state()})

@@ -45,9 +45,9 @@ class Metrics:
         peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
         self.peak = peak * ranks if peak else None
         self._last = time.perf_counter()
+        self.path = path = directory / "metrics.jsonl"
         if not main:
             return
-        path = directory / "metrics.jsonl"
         keep = [record for record in read_metrics(directory) if record["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)

@@ -57,10 +57,13 @@ def prepare(config: Config, rank: int, ranks: int) -> Prepared:
             f"or set model.vocab_multiple to a multiple of {ranks}"
         )
     t = config.training
-    if t.train_batch_size % (t.train_micro_batch_size_per_gpu * ranks):
+    micro = t.train_micro_batch_size_per_gpu
+    if t.train_batch_size % (micro * ranks):
+        fitting = [n for n in range(1, 1025) if padded_size % n == 0 and t.train_batch_size % (micro * n) == 0]
         raise UserError(
             f"training.train_batch_size {t.train_batch_size} is not a multiple of {ranks} ranks x "
-            f"training.train_micro_batch_size_per_gpu {t.train_micro_batch_size_per_gpu}"
+            f"training.train_micro_batch_size_per_gpu {micro}; "
+            + (f"use {', '.join(map(str, fitting))} ranks" if fitting else "lower the micro-batch")
         )
     for lang in config.data.language_weights:
         if lang not in shards.manifest["languages"]:

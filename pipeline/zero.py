@@ -16,6 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.utils import safe_set_local_grad
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -50,8 +51,11 @@ def start_process_group(timeout: float = 1800) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout + 60))
 
 
-def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, ranks: int, load_universal: bool = False) -> dict[str, Any]:
     """The DeepSpeed JSON with what the recipe decides filled in.
+
+    Args:
+        load_universal: the engine will load a universal checkpoint, such as one of another number of ranks.
 
     Raises:
         UserError: unreadable file, a key that belongs in the recipe, or a setting that changes what a shard is.
@@ -86,6 +90,8 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     if training.precision != "fp32":
         ds.setdefault(training.precision, {})["enabled"] = True
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+    if load_universal:
+        ds.setdefault("checkpoint", {})["load_universal"] = True
     micro, total = training.train_micro_batch_size_per_gpu, training.train_batch_size
     return ds | {
         "train_batch_size": total,
@@ -102,6 +108,20 @@ def build_sharded(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> P
     model = build()
     del live
     return model
+
+
+class StateCollector(TorchCheckpointEngine):
+    """In place of DeepSpeed's own writer: keeps what a save would write, {path: state}, for `pipeline.saving`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing touches the disk here: a full one on one rank would leave the others waiting."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.files[path] = state_dict
 
 
 class ZeroEngine:
@@ -122,6 +142,8 @@ class ZeroEngine:
         optimizer = _optimizer(config, ds, module)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         self.device = self.engine.device
+        self.engine.checkpoint_engine = StateCollector()
+        self.engine._copy_recovery_script = lambda path: None  # pipeline.export does what that script does
         self._facts = head_facts(model)
         self._parameters = {"embedding": embedding}
         if not self._facts.tied:
@@ -194,13 +216,61 @@ class ZeroEngine:
         assert parts is not None
         return parts
 
-    def end_micro_step(self) -> None:
-        """Tell DeepSpeed; at the accumulation boundary hand over the vocabulary's gradients and update the weights."""
+    def end_micro_step(self) -> bool:
+        """Tell DeepSpeed; at the accumulation boundary hand over the vocabulary's gradients and update the weights.
+
+        Returns False, on all ranks, where the gradients' norm is not finite: DeepSpeed has left the weights as they
+        were. With fp16 that is no fault: it lowers the loss scale and goes on.
+        """
         if self.engine.is_gradient_accumulation_boundary():
             for name, parameter in self._parameters.items():
                 safe_set_local_grad(parameter, self._totals[name].mul_(self.loss_scale).flatten())
                 self._totals[name].zero_()
         self.engine.step()
+        return self.engine.fp16_enabled() or not self.engine.optimizer.overflow
+
+    def gradients_finite(self, batch: MicroBatch, alignment_weight: float, totals: Totals) -> bool:
+        """Repeat a micro-step on all ranks: are this rank's own gradients of the decoder, before their sum, finite?"""
+        finite: list[Tensor] = []
+        hooks = [
+            p.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
+            for p in self.engine.module.parameters()
+            if p.requires_grad
+        ]
+        try:
+            self.forward_backward(batch, alignment_weight, totals)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return all(bool(one) for one in finite)
+
+    def state_files(self, directory: Path, tag: str) -> dict[str, Any]:
+        """What DeepSpeed saves of this rank under directory/tag: {name within directory: state}; not copies."""
+        collector = self.engine.checkpoint_engine
+        self.engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+        files, collector.files = collector.files, {}
+        return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
+
+    def load(self, directory: Path, tag: str) -> bool:
+        """Weights and optimizer from DeepSpeed's files in directory/tag; False where it finds none."""
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.engine.optimizer.param_groups]
+        loaded, _ = self.engine.load_checkpoint(str(directory), tag=tag)
+        if loaded is not None and self.engine.load_universal_checkpoint():
+            self._mend_universal(groups)
+        return loaded is not None
+
+    def _mend_universal(self, groups: list[dict[str, Any]]) -> None:
+        """DeepSpeed 0.19 gives all groups the first one's settings, and all parameters one and the same step count."""
+        optimizer = self.engine.optimizer.optimizer
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group.update(own)
+        fused = bool(optimizer.param_groups[0].get("fused"))
+        for parameter, state in optimizer.state.items():
+            step = float(state["step"])
+            if isinstance(optimizer, deepspeed.ops.adam.DeepSpeedCPUAdam):
+                state["step"] = int(step)
+            else:
+                state["step"] = torch.tensor(step, device=parameter.device if fused else "cpu")
 
     @property
     def tied(self) -> bool:

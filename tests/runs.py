@@ -55,11 +55,11 @@ class Rank:
     Forked from a process that has the trainer's imports behind it, which saves five seconds of processor time each.
     """
 
-    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, script: str, words: list[str], environment: dict[str, str]) -> None:
         descriptor, name = tempfile.mkstemp(suffix=".log")
         os.close(descriptor)
         self.output = Path(name)
-        self._process = FORKS.Process(target=_be_a_rank, args=(words, environment, name))
+        self._process = FORKS.Process(target=_be_a_rank, args=(script, words, environment, name))
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -89,18 +89,18 @@ class Rank:
         return self.output.read_text()
 
 
-def _be_a_rank(words: list[str], environment: dict[str, str], output: str) -> None:
+def _be_a_rank(script: str, words: list[str], environment: dict[str, str], output: str) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    sys.argv = ["pipeline/train.py", *words]
-    runpy.run_path("pipeline/train.py", run_name="__main__")
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
 
 
-def start_ranks(ranks: int, *words: object) -> list[Rank]:
+def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -> list[Rank]:
     """`pipeline/train.py WORDS` on ranks of this machine, with the variables that every launcher sets."""
     port = str(free_port())
     processes = []
@@ -108,7 +108,7 @@ def start_ranks(ranks: int, *words: object) -> list[Rank]:
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**ENVIRONMENT, **{k: str(v) for k, v in facts.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(Rank([str(word) for word in words], environment))
+        processes.append(Rank(script, [str(word) for word in words], environment))
     return processes
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import torch.distributed
 
-from data_prep.errors import UserError
+from data_prep.errors import AgreedError, UserError
 from pipeline import dist
 from pipeline.guard.lock import RunLock
 from pipeline.guard.starts import Starts
@@ -68,7 +68,9 @@ class Guard:
     def _fail(self, error: Exception) -> None:
         """End this process with the status of the run's first failure; that one is reported, once."""
         where = f"rank {self._watchdog.rank} on {self._watchdog.host}"
-        if isinstance(error, UserError):
+        if isinstance(error, AgreedError):  # names the rank it concerns, if any
+            status, line = 2, f"error: {error}"
+        elif isinstance(error, UserError):
             status, line = 2, f"error: {where}: {error}" if dist.world_size() > 1 else f"error: {error}"
         elif is_lost_contact(error):
             status, line = FAULT_EXIT_CODE, ""

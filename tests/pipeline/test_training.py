@@ -1,5 +1,7 @@
 """Real ZeRO-3 runs of a tiny model on gloo ranks, against a dense single process, a kill, and plain fine-tuning."""
 
+import re
+import resource
 import signal
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.shards import ShardSet
+from pipeline import checkpoint
 from pipeline.config import load_config
 from pipeline.data import Batches, Loader, local_totals
 from pipeline.guard.stop import REQUEUE_EXIT_CODE
@@ -135,14 +138,14 @@ def test_killed_and_resumed_run_is_bit_identical(prepared: Prepared, tmp_path: P
 
     broken = write_recipe(tmp_path / "broken.yaml", prepared.shards, prepared.tokenizer, **settings)
     processes = start_ranks(2, "--config", broken)
-    wait_for_step(tmp_path / "broken", 5, processes)
+    wait_for(tmp_path / "broken" / ".checkpoint-6.partial", processes)  # killed in the middle of a save
     for process in processes:
         process.send_signal(signal.SIGKILL)
+    for process in processes:
         process.wait()
-    done = len(losses(tmp_path / "broken"))
-    output = train(2, "--config", broken)
-    if done < 8:  # the machine may have run to the end before the kill arrived
-        assert "resumed from" in output
+    left = checkpoint.newest(tmp_path / "broken")
+    assert left is not None
+    assert f"resumed from {left}" in train(2, "--config", broken)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "broken").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
 
@@ -154,13 +157,58 @@ def test_a_torn_checkpoint_is_passed_over(prepared: Prepared, tmp_path: Path) ->
         prepared.tokenizer,
         training__max_steps=4,
         training__save_steps=2,
+        training__save_in_background=False,
+        training__copy_checkpoints_to=str(tmp_path / "copies"),
     )
     train(2, "--config", recipe)
     before = losses(tmp_path / "run")
-    (tmp_path / "run" / "checkpoint-4" / "COMPLETE").unlink()
+    torn = next((tmp_path / "run" / "checkpoint-4" / "zero").glob("*optim_states.pt"))
+    torn.write_bytes(torn.read_bytes()[:-100])  # as a power cut leaves a file that was never flushed
     output = train(2, "--config", recipe)
-    assert "resumed from" in output and "checkpoint-2" in output
+    assert f"warning: {torn} has" in output and "resumed from" in output and "checkpoint-2" in output
     assert losses(tmp_path / "run") == before
+    assert checkpoint.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # whole again
+
+    copies = [path.name for path in checkpoint.checkpoints(tmp_path / "copies") if checkpoint.damage(path) is None]
+    assert copies == ["checkpoint-2", "checkpoint-4"]
+    for path in checkpoint.checkpoints(tmp_path / "run"):
+        checkpoint.remove(path)
+    assert checkpoint.to_resume(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
+
+
+def test_a_rank_that_cannot_write_ends_the_run_and_keeps_the_older_checkpoint(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__max_steps=4000, training__save_steps=2
+    )
+    processes = start_ranks(2, "--config", recipe)
+    wait_for(tmp_path / "run" / "checkpoint-2", processes)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than its part
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
+    for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free space and start again"):
+        assert part in lines[0]
+    assert checkpoint.newest(tmp_path / "run") is not None
+    assert not list((tmp_path / "run").glob(".*.partial"))
+
+
+def test_gradients_that_are_not_finite_stop_before_the_update(prepared: Prepared, tmp_path: Path) -> None:
+    """Planted on rank 1 by a hook, in the third step's last micro-step; the loss is finite."""
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
+    processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
+    for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", problems "):
+        assert part in lines[0]
+    assert len(losses(tmp_path / "run")) == 2
+    for output in outputs:
+        before, after = (re.search(f"weights {when} (\\w+)", output) for when in ("before", "after"))
+        assert before and after and before[1] == after[1]
 
 
 def test_a_signal_to_one_rank_saves_and_asks_for_another_start(prepared: Prepared, tmp_path: Path) -> None:
@@ -175,6 +223,14 @@ def test_a_signal_to_one_rank_saves_and_asks_for_another_start(prepared: Prepare
     done = len(losses(tmp_path / "run"))
     assert 3 <= done < 400
     assert (tmp_path / "run" / f"checkpoint-{done}" / "COMPLETE").is_file()
+
+
+def wait_for(path: Path, processes: list) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert all(process.poll() in (None, 0) for process in processes), "a rank ended early"
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.001)
 
 
 def wait_for_step(directory: Path, step: int, processes: list) -> None:

@@ -1,0 +1,57 @@
+"""Train with a NaN planted in one gradient: run as each rank, in place of pipeline/train.py, by its test.
+
+Rank 1's gradient of one decoder matrix is NaN from the third step on. Prints a hash of this rank's weights before that
+step's update and after the run has stopped.
+"""
+
+import hashlib
+import sys
+from typing import Any
+
+from data_prep.errors import exit_cleanly
+from pipeline import dist, loop, train
+from pipeline.guard.stop import StopSignal
+from pipeline.zero import ZeroEngine
+
+STEP, MICRO_STEPS = 3, 2
+
+
+def weights(zero: ZeroEngine) -> str:
+    digest = hashlib.sha256()
+    for parameter in zero.engine.module.parameters():
+        digest.update(parameter.ds_tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main() -> int:
+    build, fit, engines = loop.build_engine, loop.fit, []
+
+    def build_and_plant(*words: Any) -> ZeroEngine:
+        zero = build(*words)
+        engines.append(zero)
+        calls = 0
+
+        def spoil(gradient: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == STEP * MICRO_STEPS:
+                print("weights before", weights(zero), flush=True)
+            return gradient * float("nan") if calls >= STEP * MICRO_STEPS and dist.rank() == 1 else gradient
+
+        _, parameter = next(p for p in zero.engine.module.named_parameters() if "q_proj.weight" in p[0])
+        parameter.register_hook(spoil)
+        return zero
+
+    def fit_and_tell(*words: Any) -> int:
+        try:
+            return fit(*words)
+        finally:
+            print("weights after", weights(engines[0]), flush=True)
+            dist.barrier()  # the first rank to end takes the others with it
+
+    loop.build_engine, loop.fit = build_and_plant, fit_and_tell
+    return train.main(sys.argv[1:], StopSignal())
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
