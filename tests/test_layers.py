@@ -12,7 +12,7 @@ LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers"},
     {"pipeline.guard", "pipeline.config", "pipeline.problems", "pipeline.bench_peers"}
     | {"pipeline.drawing", "pipeline.extras", "pipeline.comparison"},
-    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
+    {"pipeline.data", "pipeline.finished", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.consistency"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status"} | {"pipeline.representations", "pipeline.harness"},
