@@ -166,3 +166,15 @@ def test_submit_takes_back_what_it_submitted_when_a_later_job_is_refused(cluster
     prepare = result.stdout.split()[1]
     assert result.stderr.splitlines()[-1] == f"cancelled {prepare}"
     assert cluster.state(prepare) == "CANCELLED"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/slurm.md"])
+def test_slurm_takes_the_commands_of_the_docs(cluster: Cluster, page: str) -> None:
+    """As they stand, but for the size of the cluster, and without starting anything."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    found = [line for block in blocks for line in block.splitlines() if re.match(r"(\w+=\S+ )*sbatch ", line)]
+    assert len(found) >= 2
+    for line in found:
+        line = line.replace("sbatch ", "sbatch --test-only ").replace("--nodes=4", "--nodes=2")
+        line = line.replace("--gpus-per-node=8 --cpus-per-gpu=8", "--gpus-per-node=2 --cpus-per-gpu=2")
+        cluster.run("bash", "-c", line)
