@@ -31,6 +31,7 @@ from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import sha256_file, write_atomically
 from pipeline import dist
 from pipeline.answers import answers_equal, extract_answer
+from pipeline.consistency import beyond_accuracy, consistency_tables
 from pipeline.finished import Finished, Generation
 from pipeline.guard.stop import REQUEUE_EXIT_CODE, StopSignal
 from pipeline.problems import Problem, read_problems
@@ -78,7 +79,7 @@ def evaluate(settings: Settings, stop: StopSignal | None = None) -> int:
     output = Path(settings.output or settings.model)
     with _process_group() as (rank, world_size):
         model, tokenizer = load_model(Path(settings.model), settings.dtype)
-        _make_writable(output)
+        make_writable(output)
         finished = Finished(output, _facts(settings))
         mine = generate(model, tokenizer, problems, settings, rank, world_size, finished, stop)
         generations = finished.generations | (_gather(mine, rank, world_size) or {})
@@ -94,14 +95,14 @@ def evaluate(settings: Settings, stop: StopSignal | None = None) -> int:
         **summarise(
             problems, [extract_answer(generations[i].text, p.lang) for i, p in enumerate(problems)], settings.pivot
         ),
+        **beyond_accuracy(rows),
     }
+    text = f"{accuracy_table(result)}\n\n{consistency_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{accuracy_table(result)}\n")
+    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     finished.remove()
-    print(
-        f"{accuracy_table(result)}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True
-    )
+    print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
     return 0
 
 
@@ -124,7 +125,7 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
     try:
-        tokenizer = _load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
         model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
@@ -137,7 +138,7 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     return model.to(device).eval(), tokenizer
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     # Where config.json says qwen2 (and some others), AutoTokenizer takes the family's class, whose own pre-tokenizer
     # replaces the one in tokenizer.json: a tokenizer trained by data_prep would then cut its text differently.
     declared = get_tokenizer_config(path).get("tokenizer_class")
@@ -194,14 +195,17 @@ def _prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
     return encoded["input_ids"]
 
 
+def end_tokens(own: int | list[int] | None, tokenizer: Tokenizer) -> list[int] | None:
+    """The tokens that end a response: the model's own, and the tokenizer's, which a template may end turns with."""
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None
+
+
 def _greedy(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding: whatever sampling or penalties the model's own defaults ask for, only its ends count."""
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=end_tokens(model.generation_config.eos_token_id, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.generation_config = config  # generate() fills what is unset from here
@@ -263,7 +267,7 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8", "replace"))  # half a surrogate pair must not lose the run
 
 
-def _make_writable(directory: Path) -> None:
+def make_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         writable = os.access(directory, os.W_OK)
