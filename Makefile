@@ -25,7 +25,7 @@ test-fast: $(VENV)/.installed
 	$(RUN) python -m pytest -q -m "not slow"
 
 lint: $(VENV)/.installed
-	$(RUN) ruff check . && ruff format --check . && mypy
+	$(RUN) ruff check . && ruff format --check . && mypy && shellcheck -x slurm/*.sh tests/slurm/*.sh
 
 format: $(VENV)/.installed
 	$(RUN) ruff check --fix . && ruff format .

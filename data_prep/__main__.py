@@ -58,6 +58,7 @@ def _pack(args: argparse.Namespace) -> None:
     from data_prep.pack import PackSettings, pack
     from data_prep.stats import report_lines
 
+    ranks.end_on_signals()
     here = ranks.start()
     settings = PackSettings(**{name: getattr(args, name) for name in PackSettings.__dataclass_fields__})
 

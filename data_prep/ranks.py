@@ -1,6 +1,7 @@
 """Who we are among the MPI ranks: mpi4py where a launcher started several, else one rank alone."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -12,6 +13,7 @@ from data_prep.errors import AgreedError, UserError
 # Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
+REQUEUE_EXIT_CODE = 75  # ended by a signal; start again to go on. pipeline.guard.stop has the same for training
 
 T = TypeVar("T")
 
@@ -81,6 +83,15 @@ def start() -> Ranks:
             f"{launched} processes were launched, but MPI sees one; under Slurm start with: srun --mpi=pmix"
         )
     return ranks
+
+
+def end_on_signals() -> None:
+    """From here on USR1 and TERM end this process at once with 75. For work that can be killed anywhere.
+
+    Slurm and mpirun send USR1 to every rank.
+    """
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(REQUEUE_EXIT_CODE))
 
 
 def run_together(ranks: Ranks, work: Callable[[], None]) -> None:

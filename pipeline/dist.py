@@ -1,6 +1,7 @@
 """Facts about the ranks of a run, before and after the process group exists."""
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,6 +14,31 @@ from data_prep.errors import AgreedError, UserError
 
 T = TypeVar("T")
 WAIT_SECONDS = 5.0  # between two signs of life of a long wait for rank 0
+
+
+def join_slurm_step() -> None:
+    """Under srun, one task per rank, set the variables that launchers set. Call it first, before any rank is asked for.
+
+    Where a launcher has set them, or outside a step of srun (a batch script's own shell), nothing changes.
+
+    Raises:
+        UserError: several ranks, and nobody has said where they meet.
+    """
+    env = os.environ
+    if "RANK" in env or "OMPI_COMM_WORLD_RANK" in env or "SLURM_STEP_NUM_TASKS" not in env:
+        return
+    ranks = env["SLURM_STEP_NUM_TASKS"]
+    if ranks != "1" and ("MASTER_ADDR" not in env or "MASTER_PORT" not in env):
+        raise UserError("MASTER_ADDR and MASTER_PORT are not set; start by slurm/train.sh, or set them as it does")
+    on_nodes = [
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])  # as in 8(x3),4
+        for _ in range(int(times or 1))
+    ]
+    env.setdefault("MASTER_ADDR", "127.0.0.1")
+    env.setdefault("MASTER_PORT", "0")  # any free one
+    env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=ranks)
+    env["LOCAL_WORLD_SIZE"] = str(on_nodes[int(env["SLURM_NODEID"])])
 
 
 def rank() -> int:

@@ -2,9 +2,10 @@
 
     python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
-On several GPUs or processes: `torchrun --nproc-per-node 8 -m pipeline.evaluation …` or `deepspeed --module
-pipeline.evaluation …`; the records are split over the ranks and rank 0 writes the same files. Each has one line per
-record in `generations.jsonl`, figures in `evaluation.json` and a table in `evaluation.md`.
+On several GPUs or processes: `torchrun --nproc-per-node 8 -m pipeline.evaluation …`, `deepspeed --module
+pipeline.evaluation …` or slurm/evaluate.sh; the records are split over the ranks and rank 0 writes the same files: one
+line per record in `generations.jsonl`, figures in `evaluation.json`, a table in `evaluation.md`. Ended early, the same
+command goes on from the batches that are finished; USR1 and TERM end it after the current one, with status 75.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -27,8 +28,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from data_prep.errors import UserError, exit_cleanly
-from data_prep.shards import write_atomically
+from data_prep.shards import sha256_file, write_atomically
+from pipeline import dist
 from pipeline.answers import answers_equal, extract_answer
+from pipeline.consistency import beyond_accuracy, consistency_tables
+from pipeline.finished import Finished, Generation
+from pipeline.guard.stop import REQUEUE_EXIT_CODE, StopSignal
 from pipeline.problems import Problem, read_problems
 from pipeline.scores import accuracy_table, summarise, versions
 
@@ -62,15 +67,11 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
-class Generation(NamedTuple):
-    """A generated response: its text, and whether the model ended it itself (else it was cut at max_new_tokens)."""
+def evaluate(settings: Settings, stop: StopSignal | None = None) -> int:
+    """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`. Returns the exit status.
 
-    text: str
-    finished: bool
-
-
-def evaluate(settings: Settings) -> None:
-    """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`.
+    After a signal to any rank nothing is scored: the status is 75, and the next start goes on from the batches that are
+    finished. A rank without the signal finishes its share first.
 
     Raises UserError for a missing or unusable model, a bad record, an unwritable output directory.
     """
@@ -78,11 +79,15 @@ def evaluate(settings: Settings) -> None:
     output = Path(settings.output or settings.model)
     with _process_group() as (rank, world_size):
         model, tokenizer = load_model(Path(settings.model), settings.dtype)
-        _make_writable(output)
-        mine = generate(model, tokenizer, problems, settings, rank, world_size)
-        generations = _gather(mine, rank, world_size)
-    if generations is None:
-        return
+        make_writable(output)
+        finished = Finished(output, _facts(settings))
+        mine = generate(model, tokenizer, problems, settings, rank, world_size, finished, stop)
+        generations = finished.generations | (_gather(mine, rank, world_size) or {})
+        complete = dist.from_main(lambda: len(generations) == len(problems))
+    if not complete:
+        return REQUEUE_EXIT_CODE
+    if rank != 0:
+        return 0
     rows = [_row(problem, generations[i]) for i, problem in enumerate(problems)]
     result = {
         "settings": dataclasses.asdict(settings),
@@ -90,13 +95,26 @@ def evaluate(settings: Settings) -> None:
         **summarise(
             problems, [extract_answer(generations[i].text, p.lang) for i, p in enumerate(problems)], settings.pivot
         ),
+        **beyond_accuracy(rows),
     }
+    text = f"{accuracy_table(result)}\n\n{consistency_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{accuracy_table(result)}\n")
+    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    print(
-        f"{accuracy_table(result)}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True
-    )
+    finished.remove()
+    print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
+    return 0
+
+
+def _facts(settings: Settings) -> dict[str, Any]:
+    """What decides the generations: settings, test records, and size and time of the model's files."""
+    files = sorted(path for path in Path(settings.model).iterdir() if path.is_file())
+    return {
+        "settings": dataclasses.asdict(dataclasses.replace(settings, output=None)),
+        "data": sha256_file(Path(settings.data)),
+        "model": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "versions": versions(),
+    }
 
 
 def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
@@ -107,7 +125,7 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
     try:
-        tokenizer = _load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
         model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
@@ -120,7 +138,7 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     return model.to(device).eval(), tokenizer
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     # Where config.json says qwen2 (and some others), AutoTokenizer takes the family's class, whose own pre-tokenizer
     # replaces the one in tokenizer.json: a tokenizer trained by data_prep would then cut its text differently.
     declared = get_tokenizer_config(path).get("tokenizer_class")
@@ -135,25 +153,34 @@ def generate(
     settings: Settings,
     rank: int = 0,
     world_size: int = 1,
+    finished: Finished | None = None,
+    stop: StopSignal | None = None,
 ) -> dict[int, Generation]:
     """Greedy responses to this rank's share of the problems, by their position in `problems`.
 
     Batches hold prompts of like length. They are made before they are shared out, so that a response does not
-    depend on the number of ranks. Raises UserError where the chat template refuses a conversation or memory runs out.
+    depend on the number of ranks. Those in `finished` are left out, new ones added to it; after a signal the rest is
+    left undone. Raises UserError where the chat template refuses a conversation or memory runs out.
     """
     prompts = [_prompt_ids(tokenizer, problem) for problem in problems]
     longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     size = settings.batch_size
-    batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)][rank::world_size]
+    batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)]
+    batches = [batch for batch in batches if not (finished and finished.has(batch))][rank::world_size]
     config = _greedy(model, tokenizer, settings.max_new_tokens)
     generations: dict[int, Generation] = {}
     with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="record", disable=rank != 0) as progress:
         for batch in batches:
+            if stop and stop.received:
+                break
             try:
                 answers = _generate_batch(model, tokenizer, [prompts[i] for i in batch], config)
             except torch.OutOfMemoryError:
                 raise UserError(f"out of GPU memory at --batch_size {size}; take a smaller one") from None
-            generations.update(zip(batch, answers, strict=True))
+            done = dict(zip(batch, answers, strict=True))
+            generations.update(done)
+            if finished:
+                finished.add(done)
             progress.update(len(batch))
     return generations
 
@@ -168,14 +195,17 @@ def _prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
     return encoded["input_ids"]
 
 
+def end_tokens(own: int | list[int] | None, tokenizer: Tokenizer) -> list[int] | None:
+    """The tokens that end a response: the model's own, and the tokenizer's, which a template may end turns with."""
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None
+
+
 def _greedy(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding: whatever sampling or penalties the model's own defaults ask for, only its ends count."""
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=end_tokens(model.generation_config.eos_token_id, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.generation_config = config  # generate() fills what is unset from here
@@ -237,7 +267,7 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8", "replace"))  # half a surrogate pair must not lose the run
 
 
-def _make_writable(directory: Path) -> None:
+def make_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         writable = os.access(directory, os.W_OK)
@@ -247,10 +277,12 @@ def _make_writable(directory: Path) -> None:
         raise UserError(f"{directory}: cannot be written to; give another --output")
 
 
-def main() -> None:
+def main() -> int:
     """Command line; the arguments are the fields of `Settings`."""
+    stop = StopSignal()
+    dist.join_slurm_step()
     arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # added by DeepSpeed's launcher
-    evaluate(auto_cli(Settings, args=arguments, as_positional=False))
+    return evaluate(auto_cli(Settings, args=arguments, as_positional=False), stop)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.tokenizer import fingerprint, load_tokenizer
 from pipeline import checkpoint
+from pipeline.evaluation import end_tokens
 from pipeline.model import DTYPES
 
 MAX_FILE_BYTES = 5 * 10**9  # as Hugging Face splits
@@ -49,6 +50,10 @@ def export(source: Path, output: Path, dtype: str) -> None:
     config.vocab_size, config.dtype = state["vocab_size"], DTYPES[dtype]
     config.save_pretrained(partial)
     shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
+    # Who generates, be it vLLM, finds here where a response ends: a base model's own end is not that of the template.
+    tokenizer = load_tokenizer(source / "tokenizer")
+    ends = end_tokens(config.eos_token_id, tokenizer)
+    GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
     _write_weights(_tensors(source, state, DTYPES[dtype]), partial)
     if output.exists():
         output.rmdir()

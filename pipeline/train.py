@@ -3,7 +3,8 @@
     deepspeed pipeline/train.py --config pipeline/recipes/demo.yaml [--any.key value] [--dry_run]
     DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 pipeline/train.py        # two CPU ranks, demo recipe
 
-Any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR will do. A run resumes from its newest complete checkpoint.
+Any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR will do, and srun as in slurm/train.sh. A run resumes from its
+newest complete checkpoint.
 """
 
 import os
@@ -32,6 +33,7 @@ from pipeline.config import DEMO_RECIPE, load_config
 
 def main(arguments: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
+    dist.join_slurm_step()
     recipe, dry, overrides = split_arguments(arguments)
     config = load_config(recipe, overrides)
 

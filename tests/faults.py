@@ -20,10 +20,10 @@ from statistics import median
 
 import torch
 
-from pipeline.checkpoint import checkpoints, read_state
-from tests.runs import Rank, losses, python, start_ranks, train, write_recipe
+from pipeline.checkpoint import newest, read_state
+from tests.runs import Fork, losses, python, start_ranks, train, write_recipe
 
-STEPS = 120
+STEPS = 60
 WAYS = ("one rank", "both ranks", "while saving", "USR1")
 
 
@@ -41,10 +41,10 @@ def prepare(root: Path) -> tuple[Path, Path]:
     return shards, tokenizer
 
 
-def wait_for_moment(run: Path, way: str, chance: random.Random, ranks: list[Rank]) -> None:
+def wait_for_moment(run: Path, way: str, chance: random.Random, ranks: list[Fork]) -> None:
     """A random moment of training; or the next save's; or until the run is over."""
     done = len(losses(run)) if (run / "metrics.jsonl").exists() else 0
-    target = done + chance.randint(1, 14)
+    target = done + chance.randint(1, 9)
     while all(rank.poll() is None for rank in ranks):
         if way == "while saving" and any(run.glob(".checkpoint-*.partial")):
             time.sleep(chance.random() * 0.05)
@@ -62,11 +62,11 @@ def whole_lines(run: Path) -> list[str]:
 
 def newest_is_readable(run: Path) -> int:
     """Step of the newest complete checkpoint, all of whose tensors load; 0 where there is none yet."""
-    found = checkpoints(run)
-    if not found:
+    found = newest(run)
+    if found is None:
         return 0
-    state = read_state(found[-1])
-    for file in (found[-1] / "zero").rglob("*.pt"):
+    state = read_state(found)
+    for file in (found / "zero").rglob("*.pt"):
         torch.load(file, map_location="cpu", weights_only=False)
     return int(state["step"])
 
@@ -80,7 +80,7 @@ def disturb(recipe: Path, run: Path, way: str, chance: random.Random) -> dict[st
     for rank in victims:
         rank.send_signal(signal.SIGUSR1 if way == "USR1" else signal.SIGKILL)
     began = time.monotonic()
-    outputs = [rank.communicate(timeout=300) for rank in ranks]
+    outputs = [rank.communicate(timeout=900) for rank in ranks]
     if any("Traceback" in output for output in outputs):
         raise AssertionError("\n".join(outputs)[-4000:])
     return {
@@ -98,7 +98,7 @@ def campaign(runs: int, kills: int, seed: int, root: Path) -> bool:
     shards, tokenizer = prepare(root)
     settings = {"training__max_steps": STEPS, "training__save_steps": 4}
     whole = write_recipe(root / "whole.yaml", shards, tokenizer, **settings)
-    train(2, "--config", whole)
+    train(2, "--config", whole, timeout=900)
     expected = losses(root / "whole")
     deaths, wrong = [], 0
     for number in range(runs):
@@ -113,7 +113,7 @@ def campaign(runs: int, kills: int, seed: int, root: Path) -> bool:
                 wrong += 1
             deaths.append(death)
             print(json.dumps({"run": number, **death}), flush=True)
-        train(2, "--config", recipe)
+        train(2, "--config", recipe, timeout=900)
         records = [json.loads(line) for line in whole_lines(run)]
         same = [r["loss"] for r in records] == expected and [r["step"] for r in records] == list(range(1, STEPS + 1))
         wrong += not same

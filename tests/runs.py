@@ -35,8 +35,13 @@ TINY = {
 
 def python(*words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`python WORDS` in the repository root."""
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        process = Fork([str(word) for word in words], ENVIRONMENT, output, errors)
+        process.wait(timeout)
+        status = process.returncode
+        assert status is not None
+        return subprocess.CompletedProcess(words, status, output.read_text(), errors.read_text())
 
 
 def refuses(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -49,17 +54,16 @@ def refuses(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in lines[0], lines[0]
 
 
-class Rank:
-    """A process of `pipeline/train.py`, with the methods of `subprocess.Popen` that tests use.
+class Fork:
+    """`python WORDS` in the repository root, with the methods of `subprocess.Popen` that tests use.
 
     Forked from a process that has the trainer's imports behind it, which saves five seconds of processor time each.
+    The README's commands, Slurm's jobs and the demo start interpreters of their own.
     """
 
-    def __init__(self, script: str, words: list[str], environment: dict[str, str]) -> None:
-        descriptor, name = tempfile.mkstemp(suffix=".log")
-        os.close(descriptor)
-        self.output = Path(name)
-        self._process = FORKS.Process(target=_be_a_rank, args=(script, words, environment, name))
+    def __init__(self, words: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
+        self.output = output
+        self._process = FORKS.Process(target=_run, args=(words, environment, output, errors))
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -81,26 +85,30 @@ class Rank:
     def wait(self, timeout: float | None = None) -> None:
         self._process.join(timeout)
         if self.poll() is None:
-            raise subprocess.TimeoutExpired("pipeline/train.py", timeout or 0, self.output.read_text())
+            self.kill()
+            raise subprocess.TimeoutExpired("python", timeout or 0, self.output.read_text())
 
     def communicate(self, timeout: float | None = None) -> str:
-        """Wait for the end; standard output and error."""
+        """Wait for the end; what it wrote to `output`."""
         self.wait(timeout)
         return self.output.read_text()
 
 
-def _be_a_rank(script: str, words: list[str], environment: dict[str, str], output: str) -> None:
-    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def _run(words: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
+    for path, descriptor in ((output, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    sys.argv = [script, *words]
-    runpy.run_path(script, run_name="__main__")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
-def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -> list[Rank]:
+def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -> list[Fork]:
     """`pipeline/train.py WORDS` on ranks of this machine, with the variables that every launcher sets."""
     port = str(free_port())
     processes = []
@@ -108,7 +116,9 @@ def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**ENVIRONMENT, **{k: str(v) for k, v in facts.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(Rank(script, [str(word) for word in words], environment))
+        descriptor, name = tempfile.mkstemp(suffix=".log")
+        os.close(descriptor)
+        processes.append(Fork([script, *map(str, words)], environment, Path(name), Path(name)))
     return processes
 
 

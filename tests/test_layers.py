@@ -10,11 +10,14 @@ from tests.runs import ROOT
 # Lower layers first; a module imports only from layers below its own, or from its own package.
 LAYERS = [
     {"pipeline.loss", "pipeline.dist", "pipeline.answers", "pipeline.hardware"},
-    {"pipeline.guard", "pipeline.config", "pipeline.problems", "pipeline.bench_peers"},
-    {"pipeline.data", "pipeline.scores", "pipeline.bench_loss"},
-    {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.report", "pipeline.bench_ranks"},
-    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.planning"},
-    {"pipeline.zero", "pipeline.dry_run", "pipeline.writing"},
+    {"pipeline.guard", "pipeline.config", "pipeline.problems", "pipeline.bench_peers"}
+    | {"pipeline.drawing", "pipeline.extras", "pipeline.comparison"},
+    {"pipeline.data", "pipeline.finished", "pipeline.scores", "pipeline.bench_loss"},
+    {"pipeline.consistency"},
+    {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
+    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.planning"}
+    | {"pipeline.representations", "pipeline.harness"},
+    {"pipeline.zero", "pipeline.dry_run", "pipeline.writing", "pipeline.report"},
     {"pipeline.checkpoint"},
     {"pipeline.saving", "pipeline.universal"},
     {"pipeline.loop", "pipeline.export"},

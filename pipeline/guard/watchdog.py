@@ -74,6 +74,7 @@ class Watchdog:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except OSError:  # there already, or the disk is full or gone: then everyone speaks for itself
+            time.sleep(1)  # ranks that fail together: who made the file may not have filled it yet
             return self.failure() is None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(content))

@@ -13,7 +13,7 @@ import pytest
 from data_prep import pack as pack_module
 from data_prep.errors import UserError
 from data_prep.pack import PackSettings, pack
-from data_prep.ranks import Ranks
+from data_prep.ranks import REQUEUE_EXIT_CODE, Ranks
 from data_prep.shards import IGNORE, ShardSet, shard_name, write_json
 from data_prep.tokenizer import load_tokenizer
 from data_prep.verify import verify
@@ -230,12 +230,13 @@ def test_verify_finds_what_hashes_do_not(demo_file, tokenizer_dir, tmp_path):
         verify(tmp_path / "out")
 
 
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n"]
+
+
 def command(*arguments: object, ranks: int = 0) -> subprocess.CompletedProcess:
-    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)] if ranks else []
-    folder = Path(sys.executable).parent
-    line = [*launcher, sys.executable, "-m", "data_prep", *map(str, arguments)]
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, env={**os.environ, "PATH": path})
+    line = [*([*MPIRUN, str(ranks)] if ranks else []), sys.executable, "-m", "data_prep", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, env={**os.environ, "PATH": PATH})
 
 
 @pytest.mark.slow
@@ -281,23 +282,26 @@ def test_what_all_ranks_see_is_said_once(tokenizer_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_gives_the_same_bytes(demo_file, tokenizer_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "launcher", "status"),
+    [
+        (signal.SIGKILL, [], -signal.SIGKILL),
+        (signal.SIGTERM, [], REQUEUE_EXIT_CODE),
+        (signal.SIGUSR1, [*MPIRUN, "2"], REQUEUE_EXIT_CODE),
+    ],
+    ids=["KILL", "TERM", "USR1 through mpirun"],
+)
+def test_ended_and_started_again_gives_the_same_bytes(number, launcher, status, demo_file, tokenizer_dir, tmp_path):
     run([demo_file], tokenizer_dir, tmp_path / "whole")
-    line = [sys.executable, "-m", "data_prep", "pack", "--input", demo_file, "--tokenizer", tokenizer_dir]
-    line += [
-        "--output",
-        tmp_path / "out",
-        "--max_seq_length",
-        "1024",
-        "--rows_per_shard",
-        "8",
-        "--window_bytes",
-        "20000",
-    ]
-    process = subprocess.Popen([str(part) for part in line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob("out.partial/pieces/*")):
+    words = ["pack", "--input", demo_file, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out"]
+    words += ["--max_seq_length", 1024, "--rows_per_shard", 8, "--window_bytes", 20_000]
+    line = [*launcher, sys.executable, "-m", "data_prep", *map(str, words)]
+    environment = {**os.environ, "PATH": PATH}
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    while process.poll() is None and not list(tmp_path.glob("out.partial/settings.json")):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert command(*line[3:]).returncode == 0
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == status, errors
+    assert command(*words).returncode == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

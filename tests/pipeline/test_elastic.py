@@ -27,7 +27,7 @@ def keep_up_to(directory: Path, step: int) -> None:
 
 def figures(directory: Path) -> list[dict[str, float]]:
     """What does not depend on time or on the number of ranks."""
-    own = ("tokens_per_second", "mfu", "peak_memory_gb", "save_seconds")
+    own = ("tokens_per_second", "mfu", "peak_memory_gb", "save_seconds", "step_seconds")
     return [{k: v for k, v in record.items() if k not in own} for record in metrics(directory)]
 
 

@@ -1,7 +1,9 @@
 """Evaluation: counting on planted answers, and generation with a tiny Qwen2 and a tokenizer trained here."""
 
+import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from data_prep.errors import UserError
+from pipeline import evaluation
 from pipeline.evaluation import Settings, evaluate, generate, load_model
+from pipeline.guard.stop import REQUEUE_EXIT_CODE, StopSignal
 from pipeline.problems import Problem, read_problems
 from pipeline.scores import accuracy_table, summarise, wilson_interval
 
@@ -254,6 +258,37 @@ def test_ranks_share_the_problems_out(tmp_path, random_model_dir):
     parts = [generate(model, tokenizer, problems, settings, rank, 3) for rank in range(3)]
     assert [len(part) for part in parts] == [8, 6, 4]  # batches of 4, 4, 4, 4 and 2
     assert parts[0] | parts[1] | parts[2] == generate(model, tokenizer, problems, settings)
+
+
+def test_ended_by_a_signal_it_goes_on_from_the_finished_batches(tmp_path, random_model_dir, monkeypatch):
+    data = write_records(tmp_path / "x.jsonl", make_records())
+    settings = Settings(str(random_model_dir), str(data), str(tmp_path / "whole"), batch_size=4, max_new_tokens=8)
+    assert evaluate(settings) == 0
+
+    calls = 0
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        return original(*arguments)
+
+    original = evaluation._generate_batch
+    monkeypatch.setattr(evaluation, "_generate_batch", counted)
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    broken = dataclasses.replace(settings, output=str(tmp_path / "broken"))
+    try:
+        assert evaluate(broken, StopSignal()) == REQUEUE_EXIT_CODE
+        assert calls == 2 and not (tmp_path / "broken" / "evaluation.json").exists()
+        assert evaluate(broken, StopSignal()) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert calls == 5  # 18 records in batches of 4: none was generated twice
+    whole, other = ((tmp_path / name / "generations.jsonl").read_bytes() for name in ("whole", "broken"))
+    assert whole == other
+    assert not (tmp_path / "broken" / "generations.partial").exists()
 
 
 def overfit(tokenizer, records, steps=300) -> Qwen2ForCausalLM:

@@ -28,6 +28,7 @@ def test_the_exported_model_has_the_engines_loss(prepared: Prepared, tmp_path: P
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stdout
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert model.generation_config.eos_token_id == [load_tokenizer(prepared.tokenizer).eos_token_id]
     assert model.config.vocab_size == len(model.get_input_embeddings().weight) == 605
     assert fingerprint(AutoTokenizer.from_pretrained(tmp_path / "hf")) == fingerprint(
         load_tokenizer(prepared.tokenizer)

@@ -11,7 +11,7 @@ from pipeline.guard.watchdog import FAULT_EXIT_CODE
 from pipeline.loop import TrainState, check_jump
 from tests.conftest import Prepared
 from tests.pipeline.test_training import wait_for_step
-from tests.runs import Rank, losses, python, refuses, start_ranks, train, write_recipe
+from tests.runs import Fork, losses, python, refuses, start_ranks, train, write_recipe
 
 STEPS = 60
 
@@ -20,7 +20,7 @@ def errors(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("error: ")]
 
 
-def end(processes: list[Rank]) -> tuple[list[int], list[str]]:
+def end(processes: list[Fork]) -> tuple[list[int], list[str]]:
     outputs = [process.communicate(timeout=180) for process in processes]
     return [process.returncode for process in processes], outputs
 

@@ -1,12 +1,17 @@
 """Reports: what they say, which lines of a resumed run count, and a picture for every mix of inputs."""
 
 import json
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
 from data_prep.errors import UserError
-from pipeline.report import draw, main, markdown, read_metrics, series, smooth, write_report
+from pipeline.report.__main__ import compare_with_first, write_report
+from pipeline.report.figures import overview, smooth
+from pipeline.report.render import to_html, to_markdown
+from pipeline.report.runs import Run, read_metrics, series
+from pipeline.report.sections import sections
 from pipeline.scores import accuracy_table
 
 
@@ -81,7 +86,7 @@ def test_report_says_what_was_run(tmp_path):
     write_metrics(tmp_path, [step(1), step(2, ce_loss=1.25, align_cos=0.75), step(3, ce_loss=1.0, align_cos=0.875)])
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     (tmp_path / "config.yaml").write_text("loss:\n  alignment_weight: 0.125\n")
-    main(str(tmp_path))
+    write_report([tmp_path])
     text = (tmp_path / "report.md").read_text()
     for expected in [
         "Trained for 3 steps on 300 tokens.",
@@ -89,15 +94,15 @@ def test_report_says_what_was_run(tmp_path):
         "alignment cosine 0.5 → 0.875",
         "Mean accuracy over 2 languages: 57.5 %, same answer as en in 30.0 %.",
         "| sw | 20 | 25.0 | 15.0 to 35.0 | 30.0 |",
-        "| ce_loss | 2 | 1 |",
+        "| ce_loss | 2 → 1 |",
         "| tokens per second, median | 20 |",
-        "| en | 1.5000 | 1.5000 |",
+        "| en | 1.5000 → 1.5000 |",
         "alignment_weight: 0.125",
         "torch 9.9.9",
         "](report.png)",
     ]:
         assert expected in text
-    assert "mfu" not in text and "None" not in text and "nan" not in text
+    assert "FLOP" not in text and "None" not in text and "nan" not in text
     assert accuracy_table(EVALUATION) in text
     picture = imread(tmp_path / "report.png")
     assert picture.shape[0] > 800 and picture.shape[1] > 1200
@@ -105,9 +110,14 @@ def test_report_says_what_was_run(tmp_path):
         "metrics.jsonl",
         "evaluation.json",
         "config.yaml",
+        "report.html",
         "report.md",
         "report.png",
     }
+
+
+def run_of(steps, evaluation, name="run", path=Path("nowhere")):
+    return Run(name, path, steps, evaluation, None, None)
 
 
 PLAIN_SFT = {"align_loss": None, "align_cos": None}
@@ -124,19 +134,20 @@ PLAIN_SFT = {"align_loss": None, "align_cos": None}
     ],
 )
 def test_picture_has_a_panel_for_what_there_is(tmp_path, steps, evaluation, titles):
-    figure = draw(steps, evaluation)
+    run = run_of(steps, evaluation)
+    figure = overview([run])
     found = [axes.get_title(loc="left") for axes in figure.axes]
     assert len(found) == len(titles)
     assert all(title.startswith(expected) for title, expected in zip(found, titles, strict=True))
     figure.savefig(tmp_path / "x.png")
-    assert markdown(tmp_path, steps, evaluation)
+    assert to_markdown("x", "", sections([run], {})) and to_html("x", "", sections([run], {}), {})
 
 
 @pytest.mark.parametrize("agreement", [0.7, 1.0])
 def test_everything_drawn_of_the_accuracies_lies_within_its_panel(agreement):
     """Low accuracy with much agreement: the marks of agreement must not end up over other panels."""
     evaluation = {**EVALUATION, "languages": {"en": score(0.05, None), "sw": score(0.05, agreement)}}
-    axes = draw([step(1)], evaluation).axes[-1]
+    axes = overview([run_of([step(1)], evaluation)]).axes[-1]
     (marks,) = [found for found in axes.collections if found.get_label() == "same answer as en"]
     bottom, top = axes.get_ylim()
     assert bottom <= 0 and agreement < top <= 1.12
@@ -146,11 +157,11 @@ def test_everything_drawn_of_the_accuracies_lies_within_its_panel(agreement):
 def test_nothing_to_report_is_one_line(tmp_path):
     for run, message in [(tmp_path / "none", "no such directory"), (tmp_path, "nothing to report")]:
         with pytest.raises(UserError, match=message) as caught:
-            write_report(run)
+            write_report([run])
         assert "\n" not in str(caught.value)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="nothing to report"):
-        write_report(tmp_path)
+        write_report([tmp_path])
     assert not (tmp_path / "report.md").exists()
 
 
@@ -158,4 +169,27 @@ def test_nothing_to_report_is_one_line(tmp_path):
 def test_damaged_evaluation_is_one_line(tmp_path, content):
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(UserError, match=r"evaluation\.json: not a result of pipeline\.evaluation"):
-        write_report(tmp_path)
+        write_report([tmp_path])
+
+
+def test_damaged_representations_are_one_line(tmp_path):
+    (tmp_path / "representations.json").write_text('{"representations": {"final": {}}}')
+    with pytest.raises(UserError, match=r"representations\.json: not a result of pipeline\.representations"):
+        write_report([tmp_path])
+
+
+def test_hostile_text_stays_text():
+    """Names and recipes are shown, never run."""
+    run = Run("<script>a", Path("x"), [step(1), step(2)], None, None, "key: <img src=x onerror=y> | `z`")
+    page = to_html("<b>", "<i>", sections([run, run_of([step(1)], None)], {}), {})
+    assert "<script" not in page and "<img src=x" not in page and "<b>" not in page
+    assert "&lt;script&gt;a" in page and "&lt;img src=x onerror=y&gt; | `z`" in page
+
+
+def test_several_runs_want_an_output(tmp_path):
+    with pytest.raises(UserError, match="several runs: say with --output"):
+        write_report([tmp_path, tmp_path])
+
+
+def test_runs_without_generations_are_not_compared():
+    assert compare_with_first([run_of([step(1)], None), run_of([step(1)], None)]) == {}

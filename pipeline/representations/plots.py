@@ -1,0 +1,94 @@
+"""Pictures of what `python -m pipeline.representations` found, drawn from the content of its JSON file."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.drawing import BLUE, GREEN, GREY, INK, LANGUAGES, NAVY, ORANGE, axes_of, figure_of, heat_map, title
+
+TITLES = {"final": "after the final norm", "soft_tokens": "soft-token summaries"}
+CURVES = {"cosine": GREY, "centred_cosine": BLUE, "cka": ORANGE, "retrieval": GREEN}
+LABELS = {"cosine": "cosine", "centred_cosine": "centred cosine", "cka": "linear CKA", "retrieval": "P@1"}
+
+
+def label(name: str) -> str:
+    """A representation's name for people: `layer_3` is layer 3."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def layers_of(result: dict[str, Any]) -> list[int]:
+    """The layers measured, in order."""
+    return sorted(int(name.removeprefix("layer_")) for name in result["representations"] if name.startswith("layer_"))
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Scatters above; similarity by layer and the languages' heat map below."""
+    figure = figure_of(13.8, 8.6)
+    grid = figure.add_gridspec(2, 3, height_ratios=[1, 1.1])
+    scattered = [name for name, found in result["representations"].items() if "scatter" in found]
+    for column, name in enumerate(scattered):
+        draw_scatter(axes_of(figure, grid[0, column]), result, name, label(name))
+    draw_layers(axes_of(figure, grid[1, :2]), result)
+    draw_languages(axes_of(figure, grid[1, 2]), result, "final")
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=color_of(result, lang), label=lang)
+        for lang in result["languages"]
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    return figure
+
+
+def color_of(result: dict[str, Any], lang: str) -> str:
+    return LANGUAGES[result["languages"].index(lang) % len(LANGUAGES)]
+
+
+def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) -> None:
+    """The first two principal components, a colour for each language."""
+    scatter = result["representations"][name]["scatter"]
+    for lang, points in scatter["points"].items():
+        xs, ys = zip(*points, strict=True)
+        axes.scatter(xs, ys, s=11, color=color_of(result, lang), alpha=0.75, linewidths=0)
+    first, second = scatter["variance"]
+    axes.set_xlabel(f"1st component, {first:.0%} of variance", fontsize=8.5, color=INK)
+    axes.set_ylabel(f"2nd, {second:.0%}", fontsize=8.5, color=INK)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    title(axes, heading)
+
+
+def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
+    """Similarity of the pairs by layer, floors dotted; behind the layers, the normed state and the soft tokens."""
+    layers = layers_of(result)
+    names = [f"layer_{layer}" for layer in layers]
+    behind = ["final", "soft_tokens"]
+    places = range(len(names))
+    for metric, color in CURVES.items():
+        found = [result["representations"][name]["similarity"]["all"][metric] for name in [*names, *behind]]
+        values, floors = [one["value"] for one in found], [one["floor"] for one in found]
+        axes.plot(places, values[: len(names)], color=color, linewidth=1.9, marker="o", markersize=4)
+        axes.plot(places, floors[: len(names)], color=color, linewidth=1, linestyle=(0, (2, 2)))
+        extra = [len(names) + i for i in range(len(behind))]
+        axes.scatter(extra, values[len(names) :], color=color, s=32, marker="D", label=LABELS[metric], zorder=3)
+        axes.scatter(extra, floors[len(names) :], color=color, s=30, marker="_", zorder=3)
+    ticks = [str(layer) for layer in layers] + ["normed", "soft\ntokens"]
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlabel("layer (0 is the embeddings)", fontsize=9, color=INK)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.plot([], [], color=NAVY, linewidth=1, linestyle=(0, (2, 2)), label="shuffled pairs")
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5)
+    title(axes, "Similarity of translations")
+
+
+def draw_languages(axes: Axes, result: dict[str, Any], name: str) -> None:
+    """Centred cosine of every pair of languages."""
+    languages, pairs = result["languages"], result["representations"][name]["pairs"]
+    values: list[list[float | None]] = [[None] * len(languages) for _ in languages]
+    for i, first in enumerate(languages):
+        for j, second in enumerate(languages[i + 1 :], start=i + 1):
+            values[i][j] = values[j][i] = pairs[first][second]["centred_cosine"]
+    found = [value for row in values for value in row if value is not None]
+    heat_map(axes, languages, values, min(0.0, *found), max(found))
+    title(axes, f"Centred cosine, {label(name)}")

@@ -1,0 +1,32 @@
+#!/bin/bash
+#SBATCH --job-name=solar-evaluate
+#SBATCH --output=slurm-%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@60
+#
+# Export a run's newest checkpoint, generate and score on the job's ranks, write the report; submit in the root:
+#
+#   sbatch slurm/evaluate.sh                                                 # the demo's run
+#   RUN=runs/mine/solar DATA=test.jsonl sbatch --gpus-per-node=8 --cpus-per-gpu=8 slurm/evaluate.sh [--batch_size 32]
+#
+# Arguments of the script go on to `pipeline.evaluation`. An export that is there is taken: remove RUN/hf to renew it. A
+# restart goes on from the finished batches.
+set -euo pipefail
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+source slurm/env.sh
+source slurm/lib.sh
+
+if [ -z "${RUN:-}" ]; then
+  RUN=runs/demo
+  set -- --max_new_tokens 96 --batch_size 100 "$@"
+fi
+DATA=${DATA:-runs/demo/train.test.jsonl}
+need "$RUN" "set RUN to the output_dir of a run"
+need "$DATA" "set DATA to test records"
+
+if [ ! -e "$RUN/hf" ]; then
+  on_one_rank python -m pipeline.export --checkpoint "$RUN" --output "$RUN/hf" || finish $? 3
+fi
+on_all_ranks python -m pipeline.evaluation --model "$RUN/hf" --data "$DATA" --output "$RUN" "$@" || finish $? 3
+on_one_rank python -m pipeline.report --run "$RUN" || finish $? 3

@@ -1,0 +1,41 @@
+#!/bin/bash
+#SBATCH --job-name=solar-prepare
+#SBATCH --output=slurm-%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@60
+#
+# Pack records into shards on the job's tasks, as MPI ranks; submit in the root of the repository:
+#
+#   sbatch slurm/prepare.sh                                                  # make and pack the demo's data
+#   INPUT="a.jsonl b.jsonl" TOKENIZER=Qwen/Qwen3-0.6B SHARDS=runs/mine/shards sbatch --ntasks=64 slurm/prepare.sh
+#
+# Arguments of the script go on to `python -m data_prep pack`. A restart goes on from the finished parts.
+set -euo pipefail
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
+source slurm/env.sh
+source slurm/lib.sh
+
+if [ -z "${INPUT:-}" ]; then
+  INPUT=runs/demo/train.jsonl TOKENIZER=runs/demo/tokenizer SHARDS=runs/demo/shards
+  mkdir -p runs/demo
+  test=runs/demo/train.test.jsonl
+  [ -e "$test" ] || on_one_rank python -m data_prep demo --output "$INPUT" --test_output "$test" || finish $? 3
+  [ -e "$TOKENIZER" ] ||
+    on_one_rank python -m data_prep tokenizer --vocab_size 2048 --input "$INPUT" --output "$TOKENIZER" || finish $? 3
+  set -- --max_seq_length 1024 "$@"
+fi
+read -ra inputs <<<"$INPUT"
+for input in "${inputs[@]}"; do need "$input" "set INPUT to files of records"; done
+[ -n "${TOKENIZER:-}" ] || fail "TOKENIZER is not set; set it to a tokenizer directory or hub id"
+[ -n "${SHARDS:-}" ] || fail "SHARDS is not set; set it to the directory to make"
+
+if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
+  echo "note: srun has no --mpi=$MPI_TYPE (MPI_TYPE in slurm/env.sh): packing on one rank" >&2
+  MPI_TYPE=none tasks=1
+fi
+status=0
+step --ntasks="$tasks" --cpus-per-task="$cpus_per_task" --mpi="$MPI_TYPE" python -m data_prep pack \
+  --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || status=$?
+finish "$status" 3

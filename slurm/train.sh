@@ -1,0 +1,25 @@
+#!/bin/bash
+#SBATCH --job-name=solar-train
+#SBATCH --output=slurm-%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@180
+#
+# Train a recipe; submit in the root of the repository:
+#
+#   sbatch slurm/train.sh                                                    # the demo's recipe, one rank
+#   RECIPE=runs/mine/recipe.yaml sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=8 slurm/train.sh [--any.key value]
+#
+# USR1 reaches the ranks 180 s before the time limit: they save, end with 75, and the job requeues itself. The log lies
+# where sbatch was called, since that folder exists; restarts append to it.
+set -euo pipefail
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+source slurm/env.sh
+source slurm/lib.sh
+
+RECIPE=${RECIPE:-pipeline/recipes/demo.yaml}
+need "$RECIPE" "set RECIPE to a recipe"
+
+status=0
+on_all_ranks python pipeline/train.py --config "$RECIPE" "$@" || status=$?
+finish "$status"

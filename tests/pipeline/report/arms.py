@@ -1,0 +1,60 @@
+"""Two finished arms, small: metrics, generations, evaluation and representations as their programs write them."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.consistency import beyond_accuracy
+from pipeline.problems import Problem
+from pipeline.representations.__main__ import describe
+from pipeline.scores import summarise
+
+LANGUAGES = ["en", "de", "sw"]
+PROBLEMS = 20
+
+
+def write_arm(path: Path, weight: float, solved: dict[str, int], apart: float) -> Path:
+    """An arm that solves the first so many problems of each language; `apart` is the distance of its languages."""
+    path.mkdir(parents=True)
+    keys = [(str(i), lang) for i in range(PROBLEMS) for lang in LANGUAGES]
+    rows = [
+        {"pair_id": i, "lang": lang, "output": "Die Antwort lautet sieben.", "finished": True}
+        | {"answer": "7" if int(i) < solved[lang] else "8", "gold": "7", "correct": int(i) < solved[lang]}
+        for i, lang in keys
+    ]
+    write_lines(path / "generations.jsonl", rows)
+    problems = [Problem(i, lang, [], Decimal(7)) for i, lang in keys]
+    scores = summarise(problems, [Decimal(row["answer"]) for row in rows], "en")
+    settings = {"model": f"{path.name}/hf", "data": "test.jsonl", "max_new_tokens": 64, "dtype": "auto"}
+    evaluation = {"settings": settings, "versions": {"torch": "9.9.9"}, **scores, **beyond_accuracy(rows)}
+    (path / "evaluation.json").write_text(json.dumps(evaluation))
+
+    rng = np.random.default_rng(0)
+    content = rng.normal(size=(PROBLEMS, 6))
+    shifts = apart * np.eye(6)[: len(LANGUAGES)]
+    points = np.concatenate([content + 0.5 * rng.normal(size=content.shape) + shift for shift in shifts])
+    states = {name: points + i for i, name in enumerate(("layer_0", "layer_1", "final", "soft_tokens"))}
+    described = describe(states, sorted(LANGUAGES), "en", {"layer_1", "final", "soft_tokens"})
+    result = {"pivot": "en", "languages": sorted(LANGUAGES), "problems": PROBLEMS, "representations": described}
+    (path / "representations.json").write_text(json.dumps(result))
+
+    steps = [
+        {
+            "step": i,
+            "loss": 3 / i,
+            "ce_loss": 3 / i,
+            "ce_loss_en": 2 / i,
+            "num_tokens": 100 * i,
+            "align_cos": 1 - apart / 9,
+        }
+        for i in range(1, 60)
+    ]
+    write_lines(path / "metrics.jsonl", steps)
+    (path / "config.yaml").write_text(f"output_dir: {path}\nseed: 1\nloss:\n  alignment_weight: {weight}\n")
+    return path
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

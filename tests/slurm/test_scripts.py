@@ -1,0 +1,180 @@
+"""The job scripts around a probe in place of the trainer: what ranks see, and what becomes of their exit status."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT
+from tests.slurm.conftest import Cluster, until
+
+pytestmark = pytest.mark.slow
+
+PROBE = """
+import json, os, sys
+status, job = int(sys.argv[-1]), os.environ["SLURM_JOB_ID"]
+if status == 0:
+    sys.path[0] = "."
+    from pipeline.dist import join_slurm_step
+    join_slurm_step()
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "SLURMD_NODENAME",
+         "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS", "SLURM_CPUS_ON_NODE")
+with open(f"seen-{job}-{os.environ['SLURM_PROCID']}", "w") as file:
+    json.dump({name: os.environ.get(name) for name in names}, file)
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose trainer and evaluation note what they see and end with the status they are given."""
+    root = tmp_path_factory.mktemp("probes")
+    (root / "slurm").symlink_to(ROOT / "slurm")
+    (root / "data_prep").symlink_to(ROOT / "data_prep")
+    (root / "pipeline").mkdir()
+    (root / "pipeline" / "dist.py").symlink_to(ROOT / "pipeline" / "dist.py")
+    for name in ("train.py", "evaluation.py"):
+        (root / "pipeline" / name).write_text(PROBE)
+    (root / "recipe.yaml").touch()
+    (root / "run" / "hf").mkdir(parents=True)
+    return root
+
+
+def seen(checkout: Path, job: str) -> list[dict[str, str]]:
+    return [json.loads(path.read_text()) for path in sorted(checkout.glob(f"seen-{job}-*"))]
+
+
+def log(checkout: Path, job: str) -> str:
+    return next(checkout.glob(f"slurm-*-{job}.log")).read_text()
+
+
+def test_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
+    # sbatch's flags: nodes, ranks of each, CUDA_VISIBLE_DEVICES, threads of a rank (all CPUs of the job are used)
+    cases = {
+        "--nodes=2 --gpus-per-node=2 --cpus-per-gpu=3": (2, 2, "0,1", "3"),
+        "--gpus-per-task=1 --ntasks-per-node=2": (1, 2, "0,1", "1"),
+        "--ntasks-per-node=2 --cpus-per-task=2": (1, 2, None, "2"),
+    }
+    script = ("slurm/train.sh", 0)
+    variables = {"RECIPE": "recipe.yaml", "OMP_NUM_THREADS": ""}
+    jobs = [cluster.sbatch(*flags.split(), *script, cwd=probes, **variables) for flags in cases]
+    for job, (nodes, ranks_per_node, gpus, threads) in zip(jobs, cases.values(), strict=True):
+        assert cluster.end(job)["JobState"] == "COMPLETED", log(probes, job)
+        found = seen(probes, job)
+        assert [rank.pop("SLURMD_NODENAME") == rank.pop("MASTER_ADDR") for rank in found] == [
+            rank < ranks_per_node for rank in range(nodes * ranks_per_node)
+        ]
+        assert found == [
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank % ranks_per_node),
+                "WORLD_SIZE": str(nodes * ranks_per_node),
+                "LOCAL_WORLD_SIZE": str(ranks_per_node),
+                "CUDA_VISIBLE_DEVICES": gpus,
+                "DS_ACCELERATOR": None if gpus else "cpu",
+                "OMP_NUM_THREADS": threads,
+                "SLURM_CPUS_ON_NODE": str(ranks_per_node * int(threads)),
+            }
+            for rank in range(nodes * ranks_per_node)
+        ]
+
+
+def outcome(cluster: Cluster, job: str, expected: tuple[str, str, str]) -> tuple[str, ...]:
+    """State, exit code and restarts of a job, once its restarts or its end are as expected."""
+
+    def facts() -> tuple[str, ...]:
+        fields = cluster.job(job)
+        return fields["JobState"], fields["ExitCode"], fields["Restarts"]
+
+    until(lambda: facts()[::2] == expected[::2], 60, lambda: f"job {job} is {facts()}")
+    return facts()
+
+
+def test_what_becomes_of_each_exit_status(cluster: Cluster, probes: Path) -> None:
+    """One node each, so that they run side by side."""
+    cases = {
+        (0, ""): ("COMPLETED", "0:0", "0"),
+        (2, ""): ("FAILED", "2:0", "0"),
+        (75, ""): ("PENDING", "0:0", "1"),
+        (1, ""): ("PENDING", "0:0", "1"),
+        (137, ""): ("PENDING", "0:0", "1"),
+        (75, "--no-requeue"): ("FAILED", "75:0", "0"),
+    }
+    jobs = {
+        (status, flag): cluster.sbatch(
+            *filter(None, [flag]), "slurm/train.sh", status, cwd=probes, RECIPE="recipe.yaml"
+        )
+        for status, flag in cases
+    }
+    for (status, flag), expected in cases.items():
+        job = jobs[status, flag]
+        assert outcome(cluster, job, expected) == expected, log(probes, job)
+        if expected[0] == "PENDING":
+            cluster.run("scancel", job)
+    assert "cannot be requeued" in log(probes, jobs[75, "--no-requeue"])
+
+
+def test_a_task_of_an_array_requeues_itself_alone(cluster: Cluster, probes: Path) -> None:
+    array = cluster.sbatch("--array=0-1", "slurm/train.sh", 75, cwd=probes, RECIPE="recipe.yaml")
+
+    def restarts() -> list[str]:
+        return re.findall(r"Restarts=(\d+)", cluster.run("scontrol", "-o", "show", "job", array))
+
+    until(lambda: restarts() == ["1", "1"], 60, lambda: str(restarts()))  # not one of them twice
+    cluster.run("scancel", array)
+
+
+def test_a_fault_of_evaluation_is_not_repeated_for_ever(cluster: Cluster, probes: Path) -> None:
+    """Training counts its own starts; the other stages are restarted three times."""
+    (probes / "test.jsonl").touch()
+    job = cluster.sbatch("slurm/evaluate.sh", 1, cwd=probes, RUN="run", DATA="test.jsonl")
+    for restart in (1, 2, 3):
+        cluster.requeued(job, restart)
+    assert cluster.end(job)["ExitCode"] == "1:0"
+    assert "restarted 3 times: not requeued" in log(probes, job)
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "said"),
+    [
+        ("train.sh", {"RECIPE": "missing.yaml"}, "error: missing.yaml: no such file; set RECIPE to a recipe"),
+        ("prepare.sh", {"INPUT": "a.jsonl"}, "error: a.jsonl: no such file; set INPUT to files of records"),
+        ("prepare.sh", {"INPUT": "recipe.yaml"}, "error: TOKENIZER is not set"),
+        ("evaluate.sh", {"RUN": "missing"}, "error: missing: no such file; set RUN to the output_dir of a run"),
+    ],
+)
+def test_what_is_missing_is_named(cluster: Cluster, probes: Path, script: str, variables: dict, said: str) -> None:
+    job = cluster.sbatch(f"slurm/{script}", cwd=probes, **variables)
+    ended = cluster.end(job)
+    until(lambda: said in log(probes, job), 10, lambda: log(probes, job))
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+
+
+def test_submitting_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    for script in ("train", "prepare", "evaluate", "submit"):
+        result = subprocess.run([ROOT / "slurm" / f"{script}.sh"], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 2 and "in the root of the repository" in result.stderr
+
+
+def test_submit_takes_back_what_it_submitted_when_a_later_job_is_refused(cluster: Cluster, probes: Path) -> None:
+    command = [ROOT / "slurm" / "submit.sh"]
+    environment = {**cluster.environment, "PREPARE_FLAGS": "--hold", "TRAIN_FLAGS": "--partition=none"}
+    result = subprocess.run(command, cwd=probes, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0 and "partition" in result.stderr
+    prepare = result.stdout.split()[1]
+    assert result.stderr.splitlines()[-1] == f"cancelled {prepare}"
+    assert cluster.state(prepare) == "CANCELLED"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/slurm.md"])
+def test_slurm_takes_the_commands_of_the_docs(cluster: Cluster, page: str) -> None:
+    """As they stand, but for the size of the cluster, and without starting anything."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    found = [line for block in blocks for line in block.splitlines() if re.match(r"(\w+=\S+ )*sbatch ", line)]
+    assert len(found) >= 2
+    for line in found:
+        line = line.replace("sbatch ", "sbatch --test-only ").replace("--nodes=4", "--nodes=2")
+        line = line.replace("--gpus-per-node=8 --cpus-per-gpu=8", "--gpus-per-node=2 --cpus-per-gpu=2")
+        cluster.run("bash", "-c", line)

@@ -1,0 +1,91 @@
+"""Jobs of two nodes on a real Slurm: the whole chain, and a run that is cancelled, signalled and preempted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.shards import read_manifest
+from pipeline.guard.starts import read_starts
+from tests.conftest import Prepared
+from tests.runs import losses, metrics, write_recipe
+from tests.slurm.conftest import Cluster, log_of, wait_for_steps
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def recipe(checkout: Path) -> Path:
+    changes = {"training__max_steps": STEPS, "training__train_batch_size": 8, "training__save_steps": 15}
+    return write_recipe(checkout / "run.yaml", Path("shards"), Path("tokenizer"), output_dir="run", **changes)
+
+
+@pytest.fixture(scope="module")
+def chain(cluster: Cluster, checkout: Path, recipe: Path) -> dict[str, str]:
+    """Job ids by name of slurm/submit.sh, all ended: two nodes throughout, two MPI ranks, two ranks of training."""
+    variables = {
+        "RECIPE": recipe, "INPUT": "train.jsonl", "TOKENIZER": "tokenizer", "SHARDS": "shards", "RUN": "run",
+        "DATA": "test.jsonl", "PREPARE_FLAGS": "--nodes=2 --ntasks=2", "TRAIN_FLAGS": "--nodes=2",
+        "EVALUATE_FLAGS": "--nodes=2", "PREPARE_ARGS": "--max_seq_length 512", "EVALUATE_ARGS": "--max_new_tokens 8",
+    }  # fmt: skip
+    output = cluster.run("slurm/submit.sh", cwd=checkout, **variables)
+    jobs = dict(line.split() for line in output.splitlines())
+    for job in jobs.values():
+        cluster.end(job)
+    return jobs
+
+
+def test_chain_prepares_trains_and_evaluates(
+    cluster: Cluster, chain: dict[str, str], checkout: Path, prepared: Prepared
+) -> None:
+    assert list(chain) == ["prepare", "train", "evaluate"]
+    assert [cluster.state(job) for job in chain.values()] == ["COMPLETED"] * 3, log_of(checkout)
+    assert read_manifest(checkout / "shards") == read_manifest(prepared.shards)  # two MPI ranks, and one alone
+    assert "note:" not in log_of(checkout)  # neither MPI nor CPUs were missing
+    run = checkout / "run"
+    assert [record["step"] for record in metrics(run)] == list(range(1, STEPS + 1))
+    assert json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["ranks"] == 2
+    assert json.loads((run / "evaluation.json").read_text())["settings"]["max_new_tokens"] == 8
+    evaluated = (checkout / f"slurm-solar-evaluate-{chain['evaluate']}.log").read_text()
+    assert evaluated.count("written: run/evaluation.json") == 1  # ranks knew each other
+    assert (run / "report.md").is_file()
+    assert (checkout / f"slurm-solar-train-{chain['train']}.log").is_file()
+
+
+def test_cancelled_signalled_and_preempted_run_is_bit_identical(
+    cluster: Cluster, chain: dict[str, str], checkout: Path, recipe: Path
+) -> None:
+    run = checkout / "disturbed"
+    submit = ["--nodes=2", "slurm/train.sh", "--output_dir", run.name]
+
+    job = cluster.sbatch(*submit, cwd=checkout, RECIPE=recipe)
+    wait_for_steps(run, 2)
+    cluster.run("scancel", job)
+    ended = cluster.end(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), log_of(checkout)
+    done = len(losses(run))
+    assert (run / f"checkpoint-{done}" / "COMPLETE").is_file(), log_of(checkout)  # it saved all the same
+
+    job = cluster.sbatch(*submit, cwd=checkout, RECIPE=recipe)
+    wait_for_steps(run, done + 2)
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.requeued(job, restarts=1)
+    done = len(losses(run))
+    assert (run / f"checkpoint-{done}" / "COMPLETE").is_file(), log_of(checkout)
+
+    wait_for_steps(run, done + 2)
+    urgent = cluster.sbatch("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true", cwd=checkout)
+    cluster.requeued(job, restarts=2)
+    done = len(losses(run))
+    assert (run / f"checkpoint-{done}" / "COMPLETE").is_file(), log_of(checkout)
+    assert done < STEPS
+
+    assert cluster.end(urgent)["JobState"] == "COMPLETED"
+    assert cluster.end(job)["JobState"] == "COMPLETED", log_of(checkout)
+    assert losses(run) == losses(checkout / "run")
+    starts = read_starts(run)
+    assert [event["status"] for event in starts if event["event"] == "end"] == [75, 75, 75, 0]
+    for key in ("seconds_since_signal", "seconds"):  # from the signal to the end; from a start to its first step
+        print(f"\n{key}: {[event[key] for event in starts if event.get(key) is not None]}")
