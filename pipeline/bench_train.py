@@ -54,10 +54,11 @@ def random_batch(args: argparse.Namespace, step: int) -> MicroBatch:
 
 def run_arm(args: argparse.Namespace) -> None:
     """One arm on this rank; rank 0 prints its figures as JSON."""
+    from pipeline.ds_config import deepspeed_config
     from pipeline.loop import TrainState, train_step
     from pipeline.loss import Totals
     from pipeline.model import DTYPES, load_model, load_model_config
-    from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config, start_process_group
+    from pipeline.zero import ZeroEngine, build_sharded, start_process_group
 
     start_process_group()
     fields = {

@@ -14,6 +14,7 @@ from data_prep.shards import write_atomically
 from pipeline import checkpoint, dist
 from pipeline.config import TrainingSettings
 from pipeline.data import MicroBatch, local_totals
+from pipeline.ds_config import deepspeed_config
 from pipeline.guard.guard import Guard
 from pipeline.guard.stop import REQUEUE_EXIT_CODE
 from pipeline.loss import LossSettings, SolarLoss, Totals
@@ -22,7 +23,7 @@ from pipeline.model import DTYPES, load_model
 from pipeline.prepare import Prepared
 from pipeline.saving import Saver
 from pipeline.universal import convert
-from pipeline.zero import ZeroEngine, build_sharded, deepspeed_config
+from pipeline.zero import ZeroEngine, build_sharded
 
 LOSSES_KEPT = 50  # against which a jump is measured
 LOSSES_NEEDED = 20

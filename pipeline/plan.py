@@ -93,7 +93,7 @@ def make_plan(options: argparse.Namespace, keys: list[str]) -> tuple[Plan, dict[
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
     _check_ranks(config, model_config.vocab_size, cluster.ranks)
 
-    from pipeline.zero import deepspeed_config
+    from pipeline.ds_config import deepspeed_config
 
     ds = deepspeed_config(config, cluster.ranks, device="cuda")
     device = cluster.device

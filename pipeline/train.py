@@ -41,7 +41,8 @@ def main(arguments: list[str], stop: StopSignal) -> int:
 
     prepared = prepare(config, dist.rank(), dist.world_size())
 
-    from pipeline.zero import deepspeed_config, start_process_group
+    from pipeline.ds_config import deepspeed_config
+    from pipeline.zero import start_process_group
 
     ds = deepspeed_config(config, dist.world_size())
     if dry:

@@ -15,7 +15,7 @@ LAYERS = [
     {"pipeline.data", "pipeline.finished", "pipeline.scores", "pipeline.bench_loss"},
     {"pipeline.consistency"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
-    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.planning"}
+    {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.ds_config", "pipeline.planning"}
     | {"pipeline.representations", "pipeline.harness"},
     {"pipeline.zero", "pipeline.dry_run", "pipeline.writing", "pipeline.report"},
     {"pipeline.checkpoint"},

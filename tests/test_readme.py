@@ -44,6 +44,7 @@ SUBSTITUTIONS = [
     ("--output_dir runs/mine/sft", "--output_dir runs/mine/sft --dry_run", "the run before it differs by one setting"),
     ("--num_accelerators 2", "--master_port={port} --num_accelerators 2", "other tests use the port too"),
     ("ds_configs/zero3.json", "ds_configs/zero3.json --output_dir runs/mine/cpu", "the run above is in its place"),
+    ("--nodes 4 --gpus_per_node 8", "--nodes 1 --gpus_per_node 2", "a batch of 4 rows has no work for 32 GPUs"),
     ("--nproc-per-node 8", "--nproc-per-node 1 --master-port {port}", "few cores"),
     ("--max_new_tokens 512", "--max_new_tokens 8", "an untrained model does not end its answers"),
     ("-m pipeline.evaluation", "-m pipeline.evaluation --limit 2", "few problems will do"),

@@ -98,7 +98,7 @@ def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: P
 def test_deepspeed_settings_that_cannot_be(content: dict, parts: list[str], tmp_path: Path) -> None:
     from data_prep.errors import UserError
     from pipeline.config import load_config
-    from pipeline.zero import deepspeed_config
+    from pipeline.ds_config import deepspeed_config
 
     file = tmp_path / "ds.json"
     file.write_text(json.dumps(content))
