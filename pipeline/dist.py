@@ -3,9 +3,10 @@
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -88,10 +89,13 @@ def long_work_on_main(work: Callable[[], Any], alive: Callable[[], None]) -> Any
         return from_main(lambda: jobs[0].result())
 
 
-def leave() -> None:
-    """Close all process groups; at exit their threads, still running, would at times abort the process."""
+def leave(status: int = 0) -> NoReturn:
+    """End this process, its work done. With process groups in it, the interpreter's own way out at times aborts."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def local_device() -> torch.device:

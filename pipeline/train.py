@@ -59,8 +59,7 @@ def main(arguments: list[str], stop: StopSignal) -> int:
 
     with Guard(Path(config.output_dir), stop, timeout, BEGAN) as guard:
         status = fit(prepared, guard)
-    dist.leave()
-    return status
+    dist.leave(status)
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:

@@ -123,7 +123,7 @@ def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -
 
 
 def train(ranks: int, *words: object, expect: int = 0, timeout: float = 240) -> str:
-    """Train to the end on ranks; returns rank 0's output."""
+    """Train to the end on ranks; returns what all of them wrote."""
     processes = start_ranks(ranks, *words)
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
@@ -131,7 +131,7 @@ def train(ranks: int, *words: object, expect: int = 0, timeout: float = 240) -> 
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [expect] * ranks, "\n".join(outputs)[-6000:]
-    return outputs[0]
+    return "\n".join(outputs)
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

@@ -109,11 +109,9 @@ def test_deepspeed_settings_that_cannot_be(content: dict, parts: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_checkpoint_of_another_model_or_number_of_ranks(prepared: Prepared, tmp_path: Path) -> None:
+def test_checkpoint_of_another_model(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, training__max_steps=1)
     train(2, "--config", recipe)
-    output = train(1, "--config", recipe, "--training.max_steps", 2, expect=2)
-    assert "saved by 2 ranks" in output and "Traceback" not in output
     (tmp_path / "other").mkdir()
     narrow = write_recipe(
         tmp_path / "other" / "run.yaml",
@@ -130,5 +128,6 @@ def test_checkpoint_of_another_model_or_number_of_ranks(prepared: Prepared, tmp_
 def test_nan_stops_before_the_update_and_names_the_records(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
     output = train(2, "--config", recipe, expect=2)
-    assert "the loss is nan" in output and "train-0" in output and "Traceback" not in output
+    assert output.count("error: ") == 1 and "the loss is not finite" in output and "train-0" in output
+    assert "Traceback" not in output
     assert not list((tmp_path / "run").glob("checkpoint-*"))
