@@ -77,6 +77,10 @@ def disturb(recipe: Path, run: Path, way: str, chance: random.Random) -> dict[st
     wait_for_moment(run, way, chance, ranks)
     victims = ranks if way == "both ranks" else [chance.choice(ranks)]
     over = any(rank.poll() is not None for rank in ranks)
+    if any(rank.poll() not in (None, 0) for rank in ranks):
+        for rank in ranks:
+            rank.kill()
+        raise AssertionError("a rank ended by itself:\n" + "\n".join(rank.communicate(60) for rank in ranks))
     for rank in victims:
         rank.send_signal(signal.SIGUSR1 if way == "USR1" else signal.SIGKILL)
     began = time.monotonic()
@@ -104,7 +108,7 @@ def campaign(runs: int, kills: int, seed: int, root: Path) -> bool:
     for number in range(runs):
         recipe = write_recipe(root / f"run{number}.yaml", shards, tokenizer, **settings)
         run = recipe.with_suffix("")
-        ways = ["USR1"] + [chance.choice(WAYS[:3]) for _ in range(-(-kills // runs))]
+        ways = ["USR1"] + [WAYS[(number + i) % 3] for i in range(-(-kills // runs))]
         chance.shuffle(ways)
         for way in ways:
             before = newest_is_readable(run)
