@@ -91,7 +91,7 @@ def main() -> None:
         if item.name == "train":
             item.makes.touch()
         print(f"{item.name:10} done in {time.perf_counter() - started:.0f} s", flush=True)
-    print(f"{RUN} is complete ({time.perf_counter() - begin:.0f} s): see {RUN / 'report.md'} and {RUN / 'report.png'}")
+    print(f"{RUN} is complete ({time.perf_counter() - begin:.0f} s): see {RUN / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     demo.main()
     first = capfd.readouterr().out
     assert first.count(" done in ") == 7
-    for name in ("config.yaml", "report.md", "report.png", "evaluation.json", "checkpoint-4/COMPLETE"):
+    for name in ("config.yaml", "report.md", "report.html", "evaluation.json", "checkpoint-4/COMPLETE"):
         assert (run / name).stat().st_size > 0
     assert list((run / "tensorboard").glob("events*"))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
