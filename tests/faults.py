@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,9 +45,9 @@ def prepare(root: Path) -> tuple[Path, Path]:
 def wait_for_moment(run: Path, way: str, chance: random.Random, ranks: list[Fork]) -> None:
     """A random moment of training; or the next save's; or until the run is over."""
     done = len(losses(run)) if (run / "metrics.jsonl").exists() else 0
-    target = done + chance.randint(1, 9)
+    target, torn = done + chance.randint(1, 9), set(run.glob(".checkpoint-*.partial"))
     while all(rank.poll() is None for rank in ranks):
-        if way == "while saving" and any(run.glob(".checkpoint-*.partial")):
+        if way == "while saving" and set(run.glob(".checkpoint-*.partial")) - torn:
             time.sleep(chance.random() * 0.05)
             return
         if way != "while saving" and (run / "metrics.jsonl").exists() and len(whole_lines(run)) >= target:
@@ -71,6 +72,14 @@ def newest_is_readable(run: Path) -> int:
     return int(state["step"])
 
 
+def leave(rank: Fork) -> str:
+    """A rank's output once it has ended; it is killed where it does not, as srun would with --wait=60."""
+    try:
+        return rank.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        return rank.communicate(timeout=60)
+
+
 def disturb(recipe: Path, run: Path, way: str, chance: random.Random) -> dict[str, object]:
     """One start that is ended early (or runs to its end first)."""
     ranks = start_ranks(2, "--config", recipe)
@@ -84,7 +93,7 @@ def disturb(recipe: Path, run: Path, way: str, chance: random.Random) -> dict[st
     for rank in victims:
         rank.send_signal(signal.SIGUSR1 if way == "USR1" else signal.SIGKILL)
     began = time.monotonic()
-    outputs = [rank.communicate(timeout=900) for rank in ranks]
+    outputs = [leave(rank) for rank in ranks]
     if any("Traceback" in output for output in outputs):
         raise AssertionError("\n".join(outputs)[-4000:])
     return {
