@@ -12,11 +12,7 @@ import argparse
 import gc
 import json
 import math
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +22,11 @@ import numpy as np
 import torch
 
 from data_prep.errors import exit_cleanly
-from data_prep.shards import IGNORE, PIVOT, TRANSLATION, PackedRow
 from pipeline import dist
+from pipeline.bench_common import random_batch, run_ranks
 from pipeline.bench_loss import ROOT, machine, write
 from pipeline.config import Config, ModelSettings, TrainingSettings
-from pipeline.data import MicroBatch, collate
+from pipeline.data import MicroBatch
 from pipeline.hardware import Device
 from pipeline.loss import LossSettings, Totals
 from pipeline.loss.settings import Head
@@ -123,23 +119,7 @@ CASES = (
 
 
 def batch_of(case: Case, step: int) -> MicroBatch:
-    """Packed rows of pairs of sequences, two thirds of each supervised, different on every rank and step."""
-    generator = np.random.default_rng([step, dist.rank()])
-    count = WIDTH // SEQUENCE
-    ids = generator.integers(0, case.vocab, (case.rows, WIDTH)).astype(np.int32)
-    supervised = np.arange(WIDTH) % SEQUENCE >= SEQUENCE // 3
-    rows = [
-        PackedRow(
-            row,
-            np.where(supervised, row, IGNORE).astype(np.int32),
-            np.full(count, SEQUENCE, np.int32),
-            [f"{b}-{i // 2}" for i in range(count)],
-            ["en" if i % 2 == 0 else "sw" for i in range(count)],
-            [PIVOT if i % 2 == 0 else TRANSLATION for i in range(count)],
-        )
-        for b, row in enumerate(ids)
-    ]
-    return collate(rows, ["en", "sw"], 0)
+    return random_batch(case.vocab, case.rows, WIDTH, SEQUENCE, step)
 
 
 def workload() -> Workload:
@@ -208,30 +188,8 @@ def run_rank(names: list[str]) -> None:
 
 def launch(ranks: int, names: list[str]) -> list[dict[str, Any]]:
     """All cases on that many ranks; rank 0's figures."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        facts = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": ranks,
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": 1,
-            "PYTHONWARNINGS": "ignore",
-        }
-        environment = {**os.environ, **{k: str(v) for k, v in facts.items()}}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "pipeline.bench_plan", "--rank_of", str(ranks), "--cases", *names]
-        stderr = None if rank == 0 else subprocess.DEVNULL
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT)
-        )
-    outputs = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise RuntimeError(f"{ranks} ranks failed")
-    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith('{"case"')]
+    lines = run_ranks(ranks, ["-m", "pipeline.bench_plan", "--rank_of", str(ranks), "--cases", *names])
+    return [json.loads(line) for line in lines if line.startswith('{"case"')]
 
 
 def row(case: Case, ranks: int, figures: dict[str, Any]) -> dict[str, Any]:

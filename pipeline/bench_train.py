@@ -11,45 +11,20 @@ import csv
 import json
 import os
 import platform
-import socket
 import statistics
-import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data_prep.errors import exit_cleanly
-from data_prep.shards import IGNORE, PIVOT, TRANSLATION, PackedRow
 from pipeline import dist
+from pipeline.bench_common import random_batch, run_ranks
 from pipeline.config import Config, ModelSettings, TrainingSettings
-from pipeline.data import MicroBatch, collate
 from pipeline.metrics import peak_memory_gb
 
 ARMS = ("solar", "weight 0", "plain")
-
-
-def random_batch(args: argparse.Namespace, step: int) -> MicroBatch:
-    """`rows` packed rows of pairs of sequences, two thirds of each supervised, different on every rank and step."""
-    generator = np.random.default_rng([step, dist.rank()])
-    count = args.tokens // args.sequence
-    ids = generator.integers(0, args.vocab_size, (args.rows, count * args.sequence)).astype(np.int32)
-    supervised = np.arange(count * args.sequence) % args.sequence >= args.sequence // 3
-    rows = [
-        PackedRow(
-            row,
-            np.where(supervised, row, IGNORE).astype(np.int32),
-            np.full(count, args.sequence, np.int32),
-            [f"{b}-{i // 2}" for i in range(count)],
-            ["en" if i % 2 == 0 else "sw" for i in range(count)],
-            [PIVOT if i % 2 == 0 else TRANSLATION for i in range(count)],
-        )
-        for b, row in enumerate(ids)
-    ]
-    return collate(rows, ["en", "sw"], 0)
 
 
 def run_arm(args: argparse.Namespace) -> None:
@@ -91,7 +66,7 @@ def run_arm(args: argparse.Namespace) -> None:
         zero.set_learning_rate(1e-5)
     before, times, state = held_memory_gb(), [], TrainState()
     for step in range(args.steps + 1):
-        batch = random_batch(args, step)
+        batch = random_batch(args.vocab_size, args.rows, args.tokens, args.sequence, step)
         totals = batch.supervised.totals()
         started = time.perf_counter()
         if args.arm == "plain":
@@ -115,24 +90,12 @@ def held_memory_gb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def launch(arm: str, args: argparse.Namespace, port: int) -> dict:
+def launch(arm: str, args: argparse.Namespace) -> dict:
     """All ranks of an arm; the figures of rank 0."""
     words = [f"--{key}={value}" for key, value in vars(args).items() if key not in ("arm", "tied", "output")]
     words = [word for word in words if "activation_checkpointing" not in word]
     flags = [f"--{key}" for key in ("tied", "activation_checkpointing") if getattr(args, key)]
-    processes = []
-    for rank in range(args.ranks):
-        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks, "MASTER_PORT": port}
-        environment = {**os.environ, **{k: str(v) for k, v in facts.items()}, "MASTER_ADDR": "127.0.0.1"}
-        if not torch.cuda.is_available():
-            threads = max(1, (os.cpu_count() or 1) // args.ranks)
-            environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "pipeline.bench_train", f"--arm={arm}", *words, *flags]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise RuntimeError(f"arm {arm!r} failed")
-    return json.loads(outputs[0].strip().splitlines()[-1])
+    return json.loads(run_ranks(args.ranks, ["-m", "pipeline.bench_train", f"--arm={arm}", *words, *flags])[-1])
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -140,10 +103,7 @@ def compare(args: argparse.Namespace) -> None:
     figures: dict[str, list[dict]] = {arm: [] for arm in ARMS}
     for _ in range(args.rounds):
         for arm in ARMS:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            figures[arm].append(launch(arm, args, port))
+            figures[arm].append(launch(arm, args))
     seconds = {arm: statistics.median(t for f in figures[arm] for t in f["times"]) for arm in ARMS}
     memory = {arm: statistics.median(f["memory_gb"] for f in figures[arm]) for arm in ARMS}
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"

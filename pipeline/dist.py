@@ -93,6 +93,11 @@ def leave(status: int = 0) -> NoReturn:
     """End this process, its work done. With process groups in it, the interpreter's own way out at times aborts."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    end_now(status)
+
+
+def end_now(status: int) -> NoReturn:
+    """End this process without waiting for anything, such as a collective under way."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data_prep.shards import write_atomically
 from pipeline.hardware import device_called
+from pipeline.metrics_file import METRICS, read_metrics
 
 LOG_SECONDS = 30.0  # between lines where no person watches
 
@@ -42,7 +43,7 @@ class Metrics:
         device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.peak = device.flops("bf16") * ranks if device else None  # MFU is null on a device without known peak
         self._last = time.perf_counter()
-        self.path = path = directory / "metrics.jsonl"
+        self.path = path = directory / METRICS
         if not main:
             return
         keep = [record for record in read_metrics(directory) if record["step"] <= first_step]
@@ -89,10 +90,3 @@ class Metrics:
             self._file.close()
             self._board.close()
             self._bar.close()
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The records of a run so far; a last line that a kill cut short is left out."""
-    path = directory / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

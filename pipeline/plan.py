@@ -32,6 +32,7 @@ from pipeline.planning.predict import GIB, Cluster, Plan
 from pipeline.planning.run import Run, Workload
 from pipeline.planning.suggest import OFFLOADS, Choice, nearest_fit, reasons, suggest
 from pipeline.planning.tables import memory_table, time_table, traffic_table
+from pipeline.prepare import check_ranks
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -91,7 +92,7 @@ def make_plan(options: argparse.Namespace, keys: list[str]) -> tuple[Plan, dict[
         raise UserError(f"{options.config}: set model.config.vocab_size; there are no shards that would say it")
     model_config = load_model_config(config.model, tokenizer_size)
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
-    _check_ranks(config, model_config.vocab_size, cluster.ranks)
+    check_ranks(config.training, model_config.vocab_size, cluster.ranks)
 
     from pipeline.ds_config import deepspeed_config
 
@@ -106,20 +107,6 @@ def make_plan(options: argparse.Namespace, keys: list[str]) -> tuple[Plan, dict[
         mask_copies=device.attention_copies_mask,
     )
     return Plan(run, cluster), ds
-
-
-def _check_ranks(config: Config, padded: int, ranks: int) -> None:
-    if padded % ranks:
-        raise UserError(
-            f"{ranks} ranks do not divide the padded vocabulary of {padded}; "
-            f"set model.vocab_multiple to a multiple of {ranks}"
-        )
-    t = config.training
-    if t.train_batch_size % (t.train_micro_batch_size_per_gpu * ranks):
-        raise UserError(
-            f"training.train_batch_size {t.train_batch_size} is not a multiple of {ranks} ranks x "
-            f"training.train_micro_batch_size_per_gpu {t.train_micro_batch_size_per_gpu}"
-        )
 
 
 def show(plan: Plan, console: Console) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from data_prep.errors import UserError
 from data_prep.shards import ShardSet
 from data_prep.tokenizer import fingerprint, load_tokenizer
-from pipeline.config import Config
+from pipeline.config import Config, TrainingSettings
 from pipeline.data import Batches, Loader, load_token_table, row_weights
 from pipeline.model import load_model_config, padded_vocab_size
 
@@ -50,21 +50,8 @@ def prepare(config: Config, rank: int, ranks: int) -> Prepared:
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
-    if padded_size % ranks:
-        sizes = ", ".join(str(n) for n in range(1, 65) if padded_size % n == 0)
-        raise UserError(
-            f"{ranks} ranks do not divide the padded vocabulary of {padded_size}; use {sizes} ranks, "
-            f"or set model.vocab_multiple to a multiple of {ranks}"
-        )
     t = config.training
-    micro = t.train_micro_batch_size_per_gpu
-    if t.train_batch_size % (micro * ranks):
-        fitting = [n for n in range(1, 1025) if padded_size % n == 0 and t.train_batch_size % (micro * n) == 0]
-        raise UserError(
-            f"training.train_batch_size {t.train_batch_size} is not a multiple of {ranks} ranks x "
-            f"training.train_micro_batch_size_per_gpu {micro}; "
-            + (f"use {', '.join(map(str, fitting))} ranks" if fitting else "lower the micro-batch")
-        )
+    check_ranks(t, padded_size, ranks)
     for lang in config.data.language_weights:
         if lang not in shards.manifest["languages"]:
             known = ", ".join(shards.manifest["languages"])
@@ -80,6 +67,24 @@ def prepare(config: Config, rank: int, ranks: int) -> Prepared:
     )
     max_steps = t.max_steps or max(1, round(t.num_train_epochs * len(shards) / t.train_batch_size))
     return Prepared(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps)
+
+
+def check_ranks(t: TrainingSettings, padded_size: int, ranks: int) -> None:
+    """Raises UserError where a number of ranks does not divide the padded vocabulary, or the batch."""
+    if padded_size % ranks:
+        sizes = ", ".join(str(n) for n in range(1, 65) if padded_size % n == 0)
+        raise UserError(
+            f"{ranks} ranks do not divide the padded vocabulary of {padded_size}; use {sizes} ranks, "
+            f"or set model.vocab_multiple to a multiple of {ranks}"
+        )
+    micro = t.train_micro_batch_size_per_gpu
+    if t.train_batch_size % (micro * ranks):
+        fitting = [n for n in range(1, 1025) if padded_size % n == 0 and t.train_batch_size % (micro * n) == 0]
+        raise UserError(
+            f"training.train_batch_size {t.train_batch_size} is not a multiple of {ranks} ranks x "
+            f"training.train_micro_batch_size_per_gpu {micro}; "
+            + (f"use {', '.join(map(str, fitting))} ranks" if fitting else "lower the micro-batch")
+        )
 
 
 def _open_shards(config: Config, check_hashes: bool) -> ShardSet:

@@ -12,7 +12,7 @@ from data_prep.errors import UserError, exit_cleanly
 from pipeline.guard.lock import LOCK, changes
 from pipeline.guard.starts import read_starts
 from pipeline.guard.watchdog import BEAT_SECONDS, rank_file
-from pipeline.metrics import read_metrics
+from pipeline.metrics_file import read_metrics
 
 RECENT = 50  # steps that the rate and the remaining time are taken from
 FOLLOW_SECONDS = 10.0

@@ -3,7 +3,7 @@
     python -m tests.faults --runs 10 --kills 60
 
 Each run trains a tiny model on two CPU ranks. It is killed `kills / runs` times: SIGKILL to one rank, to both at once,
-or to one while a checkpoint is being written; once per run a USR1 in place of a kill. After every death the newest
+or to one while a checkpoint is being written; once more it gets a USR1. After every death the newest
 complete checkpoint must be readable whole. At the end the run's losses must equal, bit for bit and step by step, those
 of a run that nobody disturbed. Prints one line per death and a summary; status 1 if anything was off.
 """

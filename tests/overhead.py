@@ -43,7 +43,6 @@ def timed(owner: type, name: str, where: str, clock: Callable[[], float]) -> Non
 def be_a_rank(words: list[str]) -> None:
     """One rank with its guard timed; writes what was spent beside the metrics."""
     from pipeline.guard.watchdog import Watchdog
-    from pipeline.loop import check_jump  # noqa: F401 (its module is what train.py runs)
     from pipeline.saving import Saver
 
     for name in ("report", "settle", "take_seconds"):

@@ -9,11 +9,11 @@ from tests.runs import ROOT
 
 # Lower layers first; a module imports only from layers below its own, or from its own package.
 LAYERS = [
-    {"pipeline.loss", "pipeline.dist", "pipeline.answers", "pipeline.hardware"},
+    {"pipeline.loss", "pipeline.dist", "pipeline.answers", "pipeline.hardware", "pipeline.metrics_file"},
     {"pipeline.guard", "pipeline.config", "pipeline.problems", "pipeline.bench_peers"}
     | {"pipeline.drawing", "pipeline.extras", "pipeline.comparison"},
     {"pipeline.data", "pipeline.finished", "pipeline.scores", "pipeline.bench_loss"},
-    {"pipeline.consistency"},
+    {"pipeline.consistency", "pipeline.bench_common"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.ds_config", "pipeline.planning"}
     | {"pipeline.representations", "pipeline.harness"},

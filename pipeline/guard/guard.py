@@ -13,7 +13,7 @@ from pipeline import dist
 from pipeline.guard.lock import RunLock
 from pipeline.guard.starts import Starts
 from pipeline.guard.stop import StopSignal
-from pipeline.guard.watchdog import BEAT_SECONDS, FAULT_EXIT_CODE, Watchdog, _exit, rank_file
+from pipeline.guard.watchdog import BEAT_SECONDS, FAULT_EXIT_CODE, Watchdog, rank_file
 
 WATCH_SECONDS = 6 * BEAT_SECONDS  # how long the holder of a lock may be silent and still count as alive
 SPEAK_SECONDS = 2.0  # for the word of a rank that failed to reach the others over a network file system
@@ -67,7 +67,7 @@ class Guard:
 
     def _fail(self, error: Exception) -> None:
         """End this process with the status of the run's first failure; that one is reported, once."""
-        where = f"rank {self._watchdog.rank} on {self._watchdog.host}"
+        where = dist.place()
         if isinstance(error, AgreedError):  # names the rank it concerns, if any
             status, line = 2, f"error: {error}"
         elif isinstance(error, UserError):
@@ -88,7 +88,7 @@ class Guard:
             status = (self._watchdog.failure() or {"status": status})["status"]
         if self._lock is not None:
             self._lock.release()
-        _exit(status)
+        dist.end_now(status)
 
 
 def is_lost_contact(error: Exception) -> bool:

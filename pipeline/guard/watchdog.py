@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.dist import end_now
+
 FAULT_EXIT_CODE = 76  # a hung or lost rank: nothing the user must mend first; start again to go on
 BEAT_SECONDS = 5.0
 LEAVE_SECONDS = 20.0  # for the first rank to fail to say why, and for the others' main threads to end by themselves
@@ -122,7 +124,7 @@ class Watchdog:
                     leave_at = time.monotonic() + LEAVE_SECONDS
                     self.dump_stacks()
                 if time.monotonic() > leave_at:
-                    _exit(failure["status"])
+                    end_now(failure["status"])
                 continue
             step, phase, since = self._at
             if phase == "failed":
@@ -141,7 +143,7 @@ class Watchdog:
         line = f"error: rank {self.rank} on {self.host}: {what}; {why}; stacks in {where}; start again to go on"
         print(line, file=sys.stderr, flush=True)
         self.dump_stacks()
-        _exit(FAULT_EXIT_CODE)
+        end_now(FAULT_EXIT_CODE)
 
     def _next_is_silent(self) -> bool:
         if self.ranks == 1:
@@ -189,10 +191,3 @@ class Watchdog:
 
 def _more(ranks: list[int]) -> str:
     return f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
-
-
-def _exit(status: int) -> None:
-    """At once: with a collective under way, the interpreter's own way out may hang or abort."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -27,10 +27,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
     """Rows of each rank in one chunk. A shared chunk has R times as many, on a vocabulary R times smaller."""
-    tensors = 1 + (settings.softmax_temperature != 1) + (vocabulary.softcap is not None)
-    row_bytes = vocabulary.size * vocabulary.head.weight.element_size() * tensors
-    budget_mb = settings.memory_budget_mb or (2048 if vocabulary.head.weight.is_cuda else 64)
-    return max(1, int(budget_mb * 2**20 / row_bytes))
+    weight = vocabulary.head.weight
+    row_bytes = vocabulary.size * weight.element_size()
+    return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda)
+
+
+def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool) -> int:
+    """The same from numbers alone; `row_bytes`: of one row of logits over the whole vocabulary."""
+    tensors = 1 + (settings.softmax_temperature != 1) + softcap
+    budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
+    return max(1, int(budget_mb * 2**20 / (row_bytes * tensors)))
 
 
 @dataclass(frozen=True)

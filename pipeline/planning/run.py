@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.config import Config
 from pipeline.loss import LossSettings
+from pipeline.loss.chunk import rows_in_budget
 from pipeline.loss.costs import Traffic
 from pipeline.model import DTYPES
 from pipeline.planning.gathers import Gathers, ZeroSettings, gathers
@@ -170,10 +171,7 @@ class Chunks:
     @classmethod
     def of(cls, loss: LossSettings, facts: ModelFacts, work: Workload, micro: int, element: int, gpu: bool) -> "Chunks":
         positions, sequences = micro * work.supervised, micro * work.sequences
-        # Of ShardedSoftmax.rows_that_fit.
-        tensors = 1 + (loss.softmax_temperature != 1) + facts.softcap
-        budget = loss.memory_budget_mb or (2048 if gpu else 64)
-        fit = max(1, int(budget * 2**20 / (facts.vocab * element * tensors)))
+        fit = rows_in_budget(loss, facts.vocab * element, facts.softcap, gpu)
         if positions <= fit:
             return cls(positions, positions, 1, 0, sequences)
         groups = max(1.0, sequences - micro * work.pairs)

@@ -11,6 +11,7 @@ import yaml
 
 from data_prep.errors import UserError
 from pipeline.consistency import consistency_tables
+from pipeline.metrics_file import read_metrics
 from pipeline.representations.plots import layers_of
 from pipeline.scores import accuracy_table, versions
 
@@ -59,7 +60,7 @@ def read_run(path: Path, name: str) -> Run:
     run = Run(
         name,
         path,
-        read_metrics(path / "metrics.jsonl"),
+        read_metrics(path),
         _read_result(path / "evaluation.json", "pipeline.evaluation", _check_evaluation),
         _read_result(path / "representations.json", "pipeline.representations", _check_representations),
         config.read_text(encoding="utf-8").strip() if config.is_file() else None,
@@ -70,27 +71,6 @@ def read_run(path: Path, name: str) -> Run:
             "train or evaluate first"
         )
     return run
-
-
-def read_metrics(path: Path) -> Metrics:
-    """The steps of a metrics file in order; of lines with the same step the last counts (a resumed run repeats some).
-
-    Empty where the file is absent. A torn last line (the run was killed) is left out; elsewhere it is a UserError.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    steps: dict[int, dict[str, Any]] = {}
-    for row, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            steps[int(values["step"])] = values
-        except (ValueError, KeyError, TypeError):
-            if row < len(lines):
-                raise UserError(f"{path} row {row}: not a JSON object with a `step`; remove the line") from None
-    return [steps[step] for step in sorted(steps)]
 
 
 def _read_result(path: Path, program: str, check: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from pipeline.guard.starts import MAX_STARTS_WITHOUT_PROGRESS, Starts, read_starts
+from pipeline.guard.starts import MAX_STARTS_WITHOUT_PROGRESS, Starts, in_vain, read_starts
 
 
 @pytest.fixture
@@ -30,13 +30,16 @@ def test_progress_and_signals_clear_the_count(starts: Starts) -> None:
     for _ in range(10):  # preempted before its first step, time and again: not the run's fault
         starts.start(20, 100, 2)
         starts.end(20, 75, 0.1)
+    assert in_vain(read_starts(starts.path.parent), "17", 20) == 0
     starts.start(20, 100, 2)
+    assert in_vain(read_starts(starts.path.parent), "17", 20) == 1
 
 
 def test_without_a_job_nothing_is_counted(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID")
     for _ in range(10):
         starts.start(5, 100, 1)
+    assert [event["job"] for event in read_starts(starts.path.parent)] == [None] * 10
 
 
 def test_a_line_cut_short_is_left_out(starts: Starts) -> None:

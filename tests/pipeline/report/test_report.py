@@ -7,10 +7,11 @@ import pytest
 from matplotlib.image import imread
 
 from data_prep.errors import UserError
+from pipeline.metrics_file import read_metrics
 from pipeline.report.__main__ import compare_with_first, write_report
 from pipeline.report.figures import overview, smooth
 from pipeline.report.render import to_html, to_markdown
-from pipeline.report.runs import Run, read_metrics, series
+from pipeline.report.runs import Run, series
 from pipeline.report.sections import sections
 from pipeline.scores import accuracy_table
 
@@ -54,16 +55,16 @@ def write_metrics(run, steps):
 
 def test_a_later_line_replaces_an_earlier_one_of_the_same_step(tmp_path):
     write_metrics(tmp_path, [step(1), step(2, loss=9.0), step(3, loss=9.0), step(2, loss=5.0), step(3, loss=4.0)])
-    assert series(read_metrics(tmp_path / "metrics.jsonl"), "loss") == ([1, 2, 3], [3.0, 5.0, 4.0])
+    assert series(read_metrics(tmp_path), "loss") == ([1, 2, 3], [3.0, 5.0, 4.0])
 
 
 def test_torn_last_line_is_left_out_and_a_torn_line_elsewhere_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(step(1)) + '\n{"step": 2, "lo')
-    assert [m["step"] for m in read_metrics(path)] == [1]
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1]
     path.write_text('{"step": 2, "lo\n' + json.dumps(step(1)) + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl row 1"):
-        read_metrics(path)
+        read_metrics(tmp_path)
 
 
 def test_series_leaves_out_null_absent_and_nan():
