@@ -93,6 +93,15 @@ def _stats(args: argparse.Namespace) -> None:
         plot(manifest, args.plot)
 
 
+def _weights(args: argparse.Namespace) -> None:
+    from data_prep.tokenizer import load_tokenizer
+    from data_prep.weights import write_weights
+
+    size = args.vocab_size or len(load_tokenizer(args.tokenizer))
+    found = write_weights(args.shards, args.output, size)
+    print(f"{args.output}: weights of {size} tokens, {found} of them in more than one response")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -152,6 +161,13 @@ def _parser() -> argparse.ArgumentParser:
     stats = command("stats", _stats, "Report languages, fill and drops of a shard directory.")
     stats.add_argument("shards", type=Path, help="shard directory")
     stats.add_argument("--plot", type=Path, help="PNG file to draw, too")
+
+    weights = command("weights", _weights, "Write vocabulary weights by inverse document frequency of the responses.")
+    weights.add_argument("shards", type=Path, help="shard directory")
+    size = weights.add_mutually_exclusive_group(required=True)
+    size.add_argument("--tokenizer", help="tokenizer directory or hub id, whose size the vocabulary has")
+    size.add_argument("--vocab_size", type=int, help="or that size: vocab_size of the model's config.json")
+    weights.add_argument("--output", type=Path, required=True, help="safetensors file, for loss.vocabulary_weights")
     return parser
 
 

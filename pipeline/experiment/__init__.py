@@ -1,0 +1,1 @@
+"""The experiment: does alignment make knowledge move between languages? `python -m pipeline.experiment` runs it."""

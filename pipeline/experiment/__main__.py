@@ -1,0 +1,119 @@
+"""Run the experiment: every seed of the plan, as many at once as there are GPUs (or cores), then the tables.
+
+    python -m pipeline.experiment                  # all of pipeline/experiment/plan.yaml, into runs/experiment
+    python -m pipeline.experiment --seeds 100 101  # some of its seeds, for one task of a Slurm array
+
+Started again, it goes on with what is missing.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
+
+from data_prep.errors import UserError, exit_cleanly
+from data_prep.shards import write_atomically
+from pipeline.experiment.plan import Plan, read_plan
+from pipeline.experiment.results import write_results
+from pipeline.experiment.study import Study
+
+PLAN = Path(__file__).parent / "plan.yaml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run and where.
+
+    Args:
+        plan: YAML file with arms, amounts, seeds and sizes.
+        output: directory of bases, figures and tables.
+        seeds: some of the plan's seeds; all of them if not given.
+        amounts: some of the plan's amounts of low-resource pairs; all of them if not given.
+        processes: seeds that run at once; as many as GPUs, or cores, if not given.
+    """
+
+    plan: str = str(PLAN)
+    output: str = "runs/experiment"
+    seeds: list[int] | None = None
+    amounts: list[int] | None = None
+    processes: PositiveInt | None = None
+
+
+def fix_plan(plan: Plan, output: Path) -> None:
+    """Keep the plan beside its results; refuse to mix results of two plans. Seeds may be added."""
+    output.mkdir(parents=True, exist_ok=True)
+    kept = output / "plan.yaml"
+    told = {key: value for key, value in asdict(plan).items() if key != "seeds"}
+    text = yaml.safe_dump(_plain(told), sort_keys=False)
+    if not kept.exists():
+        write_atomically(kept, text.encode())
+    elif kept.read_text(encoding="utf-8") != text:
+        raise UserError(f"{output}: holds results of another plan ({kept}); give another --output")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def run_seeds(settings: Settings, seeds: list[int], amount: int) -> None:
+    """Each seed in a process of its own, at one amount.
+
+    Raises UserError where one fails; the others are finished first.
+    """
+    gpus = torch.cuda.device_count()
+    processes = settings.processes or gpus or os.cpu_count() or 1
+
+    def run(item: tuple[int, int]) -> int:
+        place, seed = item
+        environment = dict(os.environ)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+        else:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
+        words = [
+            "--plan",
+            settings.plan,
+            "--output",
+            settings.output,
+            "--seeds",
+            f"[{seed}]",
+            "--amounts",
+            f"[{amount}]",
+        ]
+        return subprocess.run([sys.executable, "-m", "pipeline.experiment", *words], env=environment).returncode
+
+    with ThreadPoolExecutor(processes) as pool:
+        statuses = list(pool.map(run, enumerate(seeds)))
+    failed = [str(seed) for seed, status in zip(seeds, statuses, strict=True) if status]
+    if failed:
+        raise UserError(f"seeds {', '.join(failed)} failed, see above; the same command runs what is missing")
+
+
+def main() -> None:
+    """Command line; the arguments are the fields of `Settings`."""
+    settings: Settings = auto_cli(Settings, as_positional=False)
+    plan, output = read_plan(Path(settings.plan)), Path(settings.output)
+    seeds, amounts = settings.seeds or plan.seeds, settings.amounts or plan.amounts
+    for name, asked, known in (("seeds", seeds, plan.seeds), ("amounts", amounts, plan.amounts)):
+        if unknown := sorted(set(asked) - set(known)):
+            raise UserError(f"--{name} {unknown} are not in {settings.plan}, which has {known}")
+    fix_plan(plan, output)
+    if len(seeds) == 1:
+        Study(plan, seeds[0], output).run(amounts, lambda text: print(text, flush=True))
+        return
+    for amount in amounts:  # the first amount is complete for all seeds before the next begins
+        run_seeds(settings, seeds, amount)
+    print(write_results(plan, output), flush=True)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
