@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := source $(VENV)/bin/activate &&
 
-.PHONY: demo demo-clean test test-fast lint format clean
+.PHONY: demo demo-clean experiment test test-fast lint format clean
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ demo: $(VENV)/.installed
 
 demo-clean:
 	rm -rf runs/demo
+
+# An hour and more on two cores; started again, it goes on. One seed at a time per GPU or core.
+experiment: $(VENV)/.installed
+	$(RUN) python -m pipeline.experiment
 
 test: $(VENV)/.installed
 	$(RUN) python -m pytest -q

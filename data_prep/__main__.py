@@ -94,10 +94,9 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _weights(args: argparse.Namespace) -> None:
-    from data_prep.tokenizer import load_tokenizer
-    from data_prep.weights import write_weights
+    from data_prep.weights import model_vocab_size, write_weights
 
-    size = args.vocab_size or len(load_tokenizer(args.tokenizer))
+    size = model_vocab_size(args.model)
     found = write_weights(args.shards, args.output, size)
     print(f"{args.output}: weights of {size} tokens, {found} of them in more than one response")
 
@@ -164,9 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     weights = command("weights", _weights, "Write vocabulary weights by inverse document frequency of the responses.")
     weights.add_argument("shards", type=Path, help="shard directory")
-    size = weights.add_mutually_exclusive_group(required=True)
-    size.add_argument("--tokenizer", help="tokenizer directory or hub id, whose size the vocabulary has")
-    size.add_argument("--vocab_size", type=int, help="or that size: vocab_size of the model's config.json")
+    weights.add_argument("--model", required=True, help="directory or hub id of the model (or tokenizer) to train")
     weights.add_argument("--output", type=Path, required=True, help="safetensors file, for loss.vocabulary_weights")
     return parser
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
+from transformers import AutoConfig
 
 from data_prep.errors import UserError
 from data_prep.shards import IGNORE, PackedRow, ShardSet, write_atomically
+from data_prep.tokenizer import load_tokenizer
 
 
 def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np.ndarray:
@@ -29,6 +31,17 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
     if responses < 2:
         raise UserError(f"{responses} responses cannot tell frequent tokens from rare ones; pack more data")
     return (np.log(responses / np.maximum(counts, 1)) / np.log(responses)).astype(np.float32)
+
+
+def model_vocab_size(name: str) -> int:
+    """Entries of a model's vocabulary, which can be more than its tokenizer has; of a tokenizer alone, its size.
+
+    Raises UserError where there is neither.
+    """
+    try:
+        return int(AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError):
+        return len(load_tokenizer(name))  # type: ignore[arg-type]
 
 
 def write_weights(shards: Path, output: Path, vocab_size: int) -> int:

@@ -5,7 +5,12 @@ from types import ModuleType
 
 from data_prep.errors import UserError
 
-PACKAGES = {"sklearn": "scikit-learn", "lingua": "lingua-language-detector", "lm_eval": "lm-eval"}
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "scipy": "scikit-learn",
+    "lingua": "lingua-language-detector",
+    "lm_eval": "lm-eval",
+}
 
 
 def optional(module: str) -> ModuleType:

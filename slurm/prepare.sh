@@ -10,7 +10,8 @@
 #   sbatch slurm/prepare.sh                                                  # make and pack the demo's data
 #   INPUT="a.jsonl b.jsonl" TOKENIZER=Qwen/Qwen3-0.6B SHARDS=runs/mine/shards sbatch --ntasks=64 slurm/prepare.sh
 #
-# Arguments of the script go on to `python -m data_prep pack`. A restart goes on from the finished parts.
+# Arguments of the script go on to `python -m data_prep pack`. A restart goes on from the finished parts. With WEIGHTS=FILE
+# and MODEL, vocabulary weights for that model are written too, for loss.vocabulary_weights.
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
 tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
@@ -35,7 +36,9 @@ if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
   echo "note: srun has no --mpi=$MPI_TYPE (MPI_TYPE in slurm/env.sh): packing on one rank" >&2
   MPI_TYPE=none tasks=1
 fi
-status=0
 step --ntasks="$tasks" --cpus-per-task="$cpus_per_task" --mpi="$MPI_TYPE" python -m data_prep pack \
-  --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || status=$?
-finish "$status" 3
+  --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || finish $? 3
+if [ -n "${WEIGHTS:-}" ]; then
+  [ -n "${MODEL:-}" ] || fail "WEIGHTS is set and MODEL is not; set it to the model's directory or hub id"
+  on_one_rank python -m data_prep weights "$SHARDS" --model "$MODEL" --output "$WEIGHTS" || finish $? 3
+fi

@@ -9,20 +9,8 @@
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; run this in the root of the repository" >&2; exit 2; }
 
-submitted=()
-trap '[ ${#submitted[@]} = 0 ] || { scancel "${submitted[@]}"; echo "cancelled ${submitted[*]}" >&2; }' ERR
-
-submit() { # NAME [SBATCH FLAG...]
-  local name=$1 flags arguments id
-  shift
-  local flags_of=${name^^}_FLAGS arguments_of=${name^^}_ARGS
-  read -ra flags <<<"${!flags_of:-}"
-  read -ra arguments <<<"${!arguments_of:-}"
-  id=$(sbatch --parsable "$@" "${flags[@]}" "slurm/$name.sh" "${arguments[@]}") || return
-  submitted+=("${id%%;*}") # of a federation it says id;cluster
-  echo "$name ${submitted[-1]}"
-}
+source slurm/chain.sh
 
 submit prepare
-submit train --dependency="afterok:${submitted[-1]}" --kill-on-invalid-dep=yes
-submit evaluate --dependency="afterok:${submitted[-1]}" --kill-on-invalid-dep=yes
+submit_after "${submitted[-1]}" train
+submit_after "${submitted[-1]}" evaluate

@@ -12,11 +12,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
+from transformers.utils.logging import disable_progress_bar
 
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import write_atomically
@@ -47,18 +49,24 @@ class Settings:
 
 
 def fix_plan(plan: Plan, output: Path) -> None:
-    """Keep the plan beside its results; refuse to mix results of two plans. Seeds may be added."""
+    """Keep the plan beside its results. Seeds, amounts and arms may be added later, nothing else may change.
+
+    Raises UserError where results of another plan are there.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    kept = output / "plan.yaml"
-    told = {key: value for key, value in asdict(plan).items() if key != "seeds"}
-    text = yaml.safe_dump(_plain(told), sort_keys=False)
-    if not kept.exists():
-        write_atomically(kept, text.encode())
-    elif kept.read_text(encoding="utf-8") != text:
-        raise UserError(f"{output}: holds results of another plan ({kept}); give another --output")
+    path, told = output / "plan.yaml", _plain(asdict(plan))
+    kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else told
+    arms = kept["arms"] | told["arms"]
+    other = {key for key in told if key not in ("arms", "seeds", "amounts") and told[key] != kept[key]}
+    other |= {f"arms.{name}" for name in told["arms"] if arms[name] != kept["arms"].get(name, arms[name])}
+    if other:
+        raise UserError(
+            f"{output}: holds results of another plan (other: {', '.join(sorted(other))}); give another --output"
+        )
+    write_atomically(path, yaml.safe_dump(told | {"arms": arms}, sort_keys=False).encode())
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
@@ -100,6 +108,7 @@ def run_seeds(settings: Settings, seeds: list[int], amount: int) -> None:
 
 def main() -> None:
     """Command line; the arguments are the fields of `Settings`."""
+    disable_progress_bar()  # of loading and saving small models
     settings: Settings = auto_cli(Settings, as_positional=False)
     plan, output = read_plan(Path(settings.plan)), Path(settings.output)
     seeds, amounts = settings.seeds or plan.seeds, settings.amounts or plan.amounts

@@ -1,8 +1,9 @@
 """What decides the experiment: arms, amounts of data, sizes, seeds; a YAML file that is fixed before the run."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -62,6 +63,14 @@ class Plan:
     test_problems: int = 100
 
 
+def _check_arms(tree: Any) -> None:
+    """In a mapping of dataclasses jsonargparse passes over unknown keys. Raises ValueError."""
+    known = [f.name for f in fields(Arm)]
+    for name, arm in (tree["arms"] if isinstance(tree, dict) and isinstance(tree.get("arms"), dict) else {}).items():
+        if not isinstance(arm, dict) or not set(arm) <= set(known):
+            raise ValueError(f"arm {name!r} must be a mapping of some of {', '.join(known)}")
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in a YAML file.
 
@@ -71,6 +80,7 @@ def read_plan(path: Path) -> Plan:
     parser.add_class_arguments(Plan, "plan")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_arms(tree)
         plan: Plan = parser.instantiate_classes(parser.parse_object({"plan": tree})).plan
     except OSError as error:
         raise UserError(f"{path}: cannot read the plan ({error.strerror}); give one with --plan") from None

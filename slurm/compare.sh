@@ -1,0 +1,32 @@
+#!/bin/bash
+#SBATCH --job-name=solar-compare
+#SBATCH --output=slurm-%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#
+# Put evaluated runs side by side: representations, differences with intervals, one report; submit in the root:
+#
+#   OUTPUT=runs/qwen RUNS="base sft solar" sbatch --gpus-per-node=1 slurm/compare.sh
+#
+# Every run is compared with the one called sft. ANSWERS, if given, are records with worked answers, on which the models'
+# representations are measured. Writes into each OUTPUT/RUN, and OUTPUT/report.
+set -euo pipefail
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+source slurm/env.sh
+source slurm/lib.sh
+
+[ -n "${OUTPUT:-}" ] || fail "OUTPUT is not set; set it to the folder of the runs"
+read -ra runs <<<"${RUNS:-base sft solar}"
+for run in "${runs[@]}"; do need "$OUTPUT/$run/evaluation.json" "evaluate it first, with slurm/evaluate.sh"; done
+
+for run in "${runs[@]}"; do
+  if [ -n "${ANSWERS:-}" ]; then
+    on_one_rank python -m pipeline.representations --model "$OUTPUT/$run/hf" --data "$ANSWERS" --output "$OUTPUT/$run" \
+      "$@" || finish $? 3
+  fi
+  if [ "$run" != sft ] && [ -e "$OUTPUT/sft" ]; then
+    on_one_rank python -m pipeline.comparison --baseline "$OUTPUT/sft" --candidate "$OUTPUT/$run" \
+      --output "$OUTPUT/$run" || finish $? 3
+  fi
+done
+on_one_rank python -m pipeline.report --run "${runs[@]/#/$OUTPUT/}" --output "$OUTPUT/report" || finish $? 3

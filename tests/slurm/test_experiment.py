@@ -1,0 +1,60 @@
+"""The experiment on a model from the hub, whole, with a tiny model in its place: base, SFT and SOLAR compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data_prep.tokenizer import load_tokenizer
+from tests.conftest import Prepared
+from tests.runs import TINY, metrics
+from tests.slurm.conftest import Cluster, log_of
+
+pytestmark = pytest.mark.slow
+
+ARGS = (
+    "--training.max_steps 4 --training.precision fp32 --training.train_batch_size 8 --model.vocab_multiple 8 "
+    "--training.train_micro_batch_size_per_gpu 2 --training.learning_rate 1e-3 --deepspeed ds_configs/zero3.json"
+)
+
+
+def test_base_sft_and_solar_are_trained_evaluated_and_compared(
+    cluster: Cluster, checkout: Path, prepared: Prepared
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, vocab_size=600))
+    model.save_pretrained(checkout / "model")
+    load_tokenizer(prepared.tokenizer).save_pretrained(checkout / "model")
+    variables = {
+        "MODEL": "model", "RECIPE": "pipeline/recipes/qwen2.5-0.5b.yaml", "INPUT": "train.jsonl", "DATA": "test.jsonl",
+        "ANSWERS": "test.jsonl", "OUTPUT": "experiment", "ARMS": "sft words", "TRAIN_FLAGS": "--nodes=2",
+        "PREPARE_ARGS": "--max_seq_length 512", "TRAIN_ARGS": ARGS, "EVALUATE_ARGS": "--max_new_tokens 8",
+    }  # fmt: skip
+    lines = [line.split() for line in cluster.run("slurm/experiment.sh", cwd=checkout, **variables).splitlines()]
+    names = ["prepare", "evaluate", "train", "evaluate", "train", "evaluate", "compare"]
+    assert [name for name, _ in lines] == names
+    for _, job in lines:
+        cluster.end(job)
+    assert [cluster.state(job) for _, job in lines] == ["COMPLETED"] * len(lines), log_of(checkout)
+
+    output = checkout / "experiment"
+    sft, words = metrics(output / "sft"), metrics(output / "words")
+    assert sft[0]["ce_loss"] == pytest.approx(words[0]["ce_loss"], rel=1e-6)  # the same model and data
+    assert [m["num_tokens"] for m in sft] == [m["num_tokens"] for m in words]
+    assert sft[-1]["align_weight"] == 0 and words[-1]["align_weight"] == 10
+    for run in ("base", "sft", "words"):
+        assert json.loads((output / run / "evaluation.json").read_text())["languages"]
+        assert json.loads((output / run / "representations.json").read_text())["representations"]
+    assert json.loads((output / "words" / "comparison.json").read_text())
+    assert (output / "report" / "report.html").is_file()
+
+
+def test_what_is_missing_is_told_before_anything_is_submitted(cluster: Cluster, checkout: Path) -> None:
+    for variables, message in (
+        ({"MODEL": "model"}, "RECIPE is not set"),
+        ({"MODEL": "no", "RECIPE": "r", "INPUT": "i", "DATA": "d", "OUTPUT": "o"}, "no: no model there"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            cluster.run("slurm/experiment.sh", cwd=checkout, **variables)
