@@ -28,6 +28,7 @@ LAYERS = [
         "pipeline.bench_train",
         "pipeline.bench_plan",
         "pipeline.bench_scale",
+        "pipeline.experiment",
     },
 ]
 MODULES = sorted(path for folder in ("pipeline", "data_prep") for path in (ROOT / folder).rglob("*.py"))

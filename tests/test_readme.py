@@ -54,6 +54,7 @@ SUBSTITUTIONS = [
 NOT_RUN = {
     "sbatch ": "Slurm: tests/slurm submits it to a real cluster",
     "RECIPE=": "likewise",
+    "MODEL=models": "likewise",
 }
 
 ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -32,6 +32,8 @@ STATES = {
 }
 LOW_GATE = (0.25, 0.80)  # mean accuracy of plain fine-tuning in low-resource languages, for arms to be comparable
 
+FEWEST = 3  # seeds for an interval to be shown
+
 Figures = dict[str, Any]  # of one model, as study.py writes them
 Found = dict[tuple[str, int], dict[int, Figures]]  # by arm and amount, by seed
 
@@ -106,7 +108,8 @@ def table(plan: Plan, found: Found, amount: int, headings: dict[str, str], scale
             values = [scale * d for d in differences(found, arm, amount, key)]
             if values:
                 mean, low, high = interval(values)
-                cells.append(f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
+                bounds = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if len(values) >= FEWEST else ""
+                cells.append(f"{mean:+.{digits}f}{bounds}")
         if arm != BASELINE and cells:
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     accuracy = base.get("low")
@@ -153,7 +156,7 @@ def picture(plan: Plan, found: Found, amounts: list[int]) -> bytes:
                 x = place + (i - (len(amounts) - 1) / 2) * width
                 label = f"{amount} pairs" if place == 0 else None
                 axes.bar(x, mean, width * 0.92, color=ARMS[i], label=label)
-                if len(values) > 1:
+                if len(values) >= FEWEST:
                     axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=2)
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xticks(range(len(arms)), [arm.replace("_", "\n") for arm in arms], fontsize=7)

@@ -30,13 +30,15 @@ def test_interval_is_students(tmp_path):
 def test_differences_are_paired_by_seed(tmp_path):
     for seed, base in ((1, 0.40), (2, 0.60), (3, 0.50)):
         plant(tmp_path, "sft", seed, low=base)
-    plant(tmp_path, "ours", 1, low=0.50)  # +10 and +10: no spread, whatever the seeds' own
+    plant(tmp_path, "ours", 1, low=0.50)  # +10 each: no spread, whatever the seeds' own
     plant(tmp_path, "ours", 3, low=0.60)
+    assert "| ours | +10.0 |" in write_results(PLAN, tmp_path)  # two seeds bound nothing
+    plant(tmp_path, "ours", 2, low=0.70)
     text = write_results(PLAN, tmp_path)
     assert "| sft | 50.0 |" in text
     assert "| ours | +10.0 [+10.0, +10.0] |" in text
     found = json.loads((tmp_path / "results.json").read_text())["amounts"]["60"]["ours"]
-    assert found["seeds"] == [1, 3]
+    assert found["seeds"] == [1, 2, 3]
     assert found["minus_sft"]["low"]["mean"] == pytest.approx(0.1)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
