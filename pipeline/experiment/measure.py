@@ -106,7 +106,7 @@ def _foreign_words(world: World, code: str) -> set[str]:
 def represent(model: Model, tokenizer: Tokenizer, world: World, problems: int = 48) -> dict[str, float]:
     """Of written-out answers: cosines low-resource to pivot and silhouette by language, final layer and soft tokens.
 
-    `word_cosine`: of the input embeddings of translated words, the pivot's mean and the language's taken off.
+    `word_centred_cosine`: of the input embeddings of translated words, each language's mean taken off.
     """
     chance = random.Random(f"representations {world.seed}")
     drawn = [(str(i), world.draw(chance, PIVOT, "all")) for i in range(problems)]
