@@ -42,6 +42,7 @@ SUBSTITUTIONS = [
     ("num_train_epochs: 3", "max_steps: 2", "an epoch takes long"),
     ("deepspeed pipeline", "python pipeline", "no GPU, and a second to start: ONE_RANK stands in for the launcher"),
     ("--output_dir runs/mine/sft", "--output_dir runs/mine/sft --dry_run", "the run before it differs by one setting"),
+    ("--output_dir runs/mine/words", "--output_dir runs/mine/words --dry_run", "likewise"),
     ("--num_accelerators 2", "--master_port={port} --num_accelerators 2", "other tests use the port too"),
     ("ds_configs/zero3.json", "ds_configs/zero3.json --output_dir runs/mine/cpu", "the run above is in its place"),
     ("--nodes 4 --gpus_per_node 8", "--nodes 1 --gpus_per_node 2", "a batch of 4 rows has no work for 32 GPUs"),

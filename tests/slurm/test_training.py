@@ -9,7 +9,7 @@ from data_prep.shards import read_manifest
 from pipeline.guard.starts import read_starts
 from tests.conftest import Prepared
 from tests.runs import losses, metrics, write_recipe
-from tests.slurm.conftest import Cluster, log_of, wait_for_steps
+from tests.slurm.conftest import Cluster, log_of, until, wait_for_steps
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +89,21 @@ def test_cancelled_signalled_and_preempted_run_is_bit_identical(
     assert [event["status"] for event in starts if event["event"] == "end"] == [75, 75, 75, 0]
     for key in ("seconds_since_signal", "seconds"):  # from the signal to the end; from a start to its first step
         print(f"\n{key}: {[event[key] for event in starts if event.get(key) is not None]}")
+
+
+def test_a_signalled_evaluation_goes_on_where_it_was(cluster: Cluster, chain: dict[str, str], checkout: Path) -> None:
+    run = checkout / "evaluated"
+    run.mkdir()
+    (run / "hf").symlink_to(checkout / "run" / "hf")
+    words = ["--max_new_tokens", 64, "--batch_size", 1]  # many short batches, so that a signal falls between them
+    job = cluster.sbatch("--nodes=2", "slurm/evaluate.sh", *words, cwd=checkout, RUN="evaluated", DATA="test.jsonl")
+    partial = run / "generations.partial"
+    until(lambda: any(f.stat().st_size for f in partial.glob("rank-*.jsonl")), 300, lambda: log_of(checkout))
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.requeued(job, restarts=1)
+    kept = sum(len(f.read_text().splitlines()) for f in partial.glob("*.jsonl"))
+    assert kept > 0 and not (run / "evaluation.json").exists()
+    assert cluster.end(job)["JobState"] == "COMPLETED", log_of(checkout)
+    records = (checkout / "test.jsonl").read_text().splitlines()
+    assert kept < len(records) == len((run / "generations.jsonl").read_text().splitlines())
+    assert "ended with status 75: requeued" in (checkout / f"slurm-solar-evaluate-{job}.log").read_text()
