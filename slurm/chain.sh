@@ -18,5 +18,5 @@ submit() { # NAME [SBATCH FLAG...]: with NAME_FLAGS for sbatch and NAME_ARGS for
 submit_after() { # IDS NAME [SBATCH FLAG...]: to start when all of IDS (joined by colons) have succeeded
   local ids=$1
   shift
-  submit "$@" --dependency="afterok:$ids" --kill-on-invalid-dep=yes
+  submit "$@" --dependency="afterok:$ids" --kill-on-invalid-dep=yes || return
 }
