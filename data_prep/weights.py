@@ -25,7 +25,9 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
         for labels in np.split(row.labels, np.cumsum(row.seq_lens)[:-1]):
             ids = np.unique(labels[labels != IGNORE])
             if len(ids) and ids[-1] >= vocab_size:
-                raise UserError(f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; give a larger one")
+                raise UserError(
+                    f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; name the model that the shards were packed for"
+                )
             counts[ids] += 1
             responses += len(ids) > 0
     if responses < 2:
@@ -47,9 +49,14 @@ def model_vocab_size(name: str) -> int:
 def write_weights(shards: Path, output: Path, vocab_size: int) -> int:
     """Write them for a shard directory as the safetensors file that `loss.vocabulary_weights` names.
 
-    Returns the number of tokens that some response holds. Raises UserError for bad shards or an unwritable output.
+    Returns the number of tokens that more than one response holds. Raises UserError for bad shards or an output that
+    cannot be written.
     """
-    weights = inverse_document_frequency(ShardSet.open(shards), vocab_size)
+    rows = ShardSet.open(shards)
+    try:
+        weights = inverse_document_frequency(rows, vocab_size)
+    except UserError as error:
+        raise UserError(f"{shards}: {error}") from None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, save({"weights": weights}))

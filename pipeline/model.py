@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from data_prep.errors import UserError
-from pipeline.config import ModelSettings
+from pipeline.config import ModelSettings, TrainingSettings
 from pipeline.data import MicroBatch
 from pipeline.loss import Centres, LossSettings, SolarLoss, Totals, Vocabulary, embedding_lookup, solar_loss
 
@@ -91,6 +91,21 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model's shapes without its weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def adamw_arguments(module: nn.Module, t: TrainingSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Groups of parameters and options for AdamW: weight decay on matrices, none on vectors. Also under ZeRO-3."""
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        (matrices if len(shape) > 1 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": t.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    options = {"lr": t.learning_rate, "betas": (t.adam_beta1, t.adam_beta2), "eps": t.adam_epsilon}
+    return [group for group in groups if group["params"]], options
 
 
 @dataclass(frozen=True)

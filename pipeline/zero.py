@@ -25,7 +25,7 @@ from pipeline.config import Config
 from pipeline.data import MicroBatch, load_token_table
 from pipeline.dist import local_device, rank, world_size
 from pipeline.loss import Centres, SolarLoss, Totals, Vocabulary, VocabularyShard, vocabulary_range
-from pipeline.model import SolarModel, head_facts, vocabulary_parameter
+from pipeline.model import SolarModel, adamw_arguments, head_facts, vocabulary_parameter
 
 
 def start_process_group(timeout: float = 1800) -> None:
@@ -236,18 +236,7 @@ class ZeroEngine:
 
 def _optimizer(config: Config, ds: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
     """AdamW without weight decay on vectors; DeepSpeed's own on the CPU where the optimizer is offloaded."""
-    t = config.training
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for parameter in module.parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        (matrices if len(shape) > 1 else vectors).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": t.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    options: dict[str, Any] = {"lr": t.learning_rate, "betas": (t.adam_beta1, t.adam_beta2), "eps": t.adam_epsilon}
-    groups = [group for group in groups if group["params"]]
+    groups, options = adamw_arguments(module, config.training)
     if ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     return torch.optim.AdamW(groups, fused=local_device().type == "cuda", **options)

@@ -1,9 +1,9 @@
 """Run the experiment: every seed of the plan, as many at once as there are GPUs (or cores), then the tables.
 
-    python -m pipeline.experiment                  # all of pipeline/experiment/plan.yaml, into runs/experiment
-    python -m pipeline.experiment --seeds 100 101  # some of its seeds, for one task of a Slurm array
+    python -m pipeline.experiment                      # all of pipeline/experiment/plan.yaml, into runs/experiment
+    python -m pipeline.experiment --seeds '[100]'      # one seed, as a task of a Slurm array; no tables yet
 
-Started again, it goes on with what is missing.
+Started again, it goes on with what is missing; with nothing missing it writes the tables.
 """
 
 import os
@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from data_prep.errors import UserError, exit_cleanly
 from data_prep.shards import write_atomically
+from pipeline.evaluation import make_writable
 from pipeline.experiment.plan import Plan, read_plan
 from pipeline.experiment.results import write_results
 from pipeline.experiment.study import Study
@@ -53,7 +54,7 @@ def fix_plan(plan: Plan, output: Path) -> None:
 
     Raises UserError where results of another plan are there.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_writable(output)
     path, told = output / "plan.yaml", _plain(asdict(plan))
     kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else told
     arms = kept["arms"] | told["arms"]
@@ -63,7 +64,9 @@ def fix_plan(plan: Plan, output: Path) -> None:
         raise UserError(
             f"{output}: holds results of another plan (other: {', '.join(sorted(other))}); give another --output"
         )
-    write_atomically(path, yaml.safe_dump(told | {"arms": arms}, sort_keys=False).encode())
+    text = yaml.safe_dump(told | {"arms": arms}, sort_keys=False)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # seeds that run at once leave it alone
+        write_atomically(path, text.encode())
 
 
 def _plain(value: Any) -> Any:
@@ -87,16 +90,8 @@ def run_seeds(settings: Settings, seeds: list[int], amount: int) -> None:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-        words = [
-            "--plan",
-            settings.plan,
-            "--output",
-            settings.output,
-            "--seeds",
-            f"[{seed}]",
-            "--amounts",
-            f"[{amount}]",
-        ]
+        words = f"--seeds [{seed}] --amounts [{amount}]".split()
+        words += ["--plan", settings.plan, "--output", settings.output]
         return subprocess.run([sys.executable, "-m", "pipeline.experiment", *words], env=environment).returncode
 
     with ThreadPoolExecutor(processes) as pool:

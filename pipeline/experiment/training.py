@@ -19,7 +19,7 @@ from pipeline.config import TrainingSettings
 from pipeline.data import Batches, Loader, MicroBatch
 from pipeline.loop import alignment_weight, learning_rate
 from pipeline.loss import Centres, LossSettings, Vocabulary, VocabularyShard
-from pipeline.model import SolarModel, head_facts, vocabulary_parameter
+from pipeline.model import SolarModel, adamw_arguments, head_facts, vocabulary_parameter
 
 PLAIN = LossSettings(alignment_weight=0)
 Term = Callable[[PreTrainedModel, MicroBatch], Tensor]  # added to the loss, its weight included
@@ -81,7 +81,8 @@ def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> di
     size, hidden = vocabulary_parameter(model.get_input_embeddings()).shape
     solar = SolarModel(model, run.loss, size, len(rows.manifest["languages"]))
     vocabulary = whole_vocabulary(model, run.vocabulary_weights)
-    optimizer = adamw(model, t)
+    groups, options = adamw_arguments(model, t)
+    optimizer = torch.optim.AdamW(groups, **options)
     centres = Centres.zeros(len(rows.manifest["languages"]), hidden, device) if run.loss.centring else None
     history: dict[str, list[float]] = {"ce": [], "alignment": [], "term": []}
     model.train()
@@ -132,11 +133,3 @@ def take_gradients(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         grad = shard.grad.to(parameter.dtype)
         parameter.grad = grad.clone() if parameter.grad is None else parameter.grad.add_(grad)
         shard.grad.zero_()
-
-
-def adamw(model: PreTrainedModel, t: TrainingSettings) -> torch.optim.AdamW:
-    """As the trainer's: no decay on vectors."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": t.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=t.learning_rate, betas=(t.adam_beta1, t.adam_beta2), eps=t.adam_epsilon)

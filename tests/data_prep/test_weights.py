@@ -50,7 +50,7 @@ def test_the_command_writes_what_the_trainer_reads(prepared, tmp_path):
             assert python(*command, "--model", model).returncode == 0
             assert len(load_file(output)["weights"]) == size
         else:
-            refuses(python(*command, "--model", model), "does not fit a vocabulary of 5")
+            refuses(python(*command, "--model", model), str(prepared.shards), "does not fit a vocabulary of 5")
     refuses(python(*command, "--model", tmp_path / "no"), "no")
     refuses(
         python("-m", "data_prep", "weights", tmp_path, "--output", output, "--model", prepared.tokenizer), str(tmp_path)

@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.experiment import measure as module
 from pipeline.experiment.measure import copies_digits, draw_questions, measure, represent, respond
 from pipeline.experiment.world import LANGUAGES, LOW, MID, PIVOT, World
+from tests.pipeline.experiment.conftest import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def model(world):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(world.tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config).eval()
+    return tiny_model(world, layers=2).eval()
 
 
 def test_shares_of_planted_answers(world, model, monkeypatch):

@@ -4,7 +4,6 @@ import random
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.data import collate
 from pipeline.experiment.study import finetuning_groups
@@ -12,6 +11,7 @@ from pipeline.experiment.terms import Dictionary, MiddleLayer, shuffle_pairs
 from pipeline.experiment.training import pack_groups
 from pipeline.experiment.world import LANGUAGES, LOW, PIVOT, World
 from pipeline.model import decode
+from tests.pipeline.experiment.conftest import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def model(world):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(world.tokenizer()), hidden_size=16, intermediate_size=32, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config).double()
+    return tiny_model(world, layers=3).double()
 
 
 @pytest.fixture
