@@ -26,7 +26,7 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
             ids = np.unique(labels[labels != IGNORE])
             if len(ids) and ids[-1] >= vocab_size:
                 raise UserError(
-                    f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; name the model that the shards were packed for"
+                    f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; name the model they were packed for"
                 )
             counts[ids] += 1
             responses += len(ids) > 0

@@ -3,15 +3,17 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 
 from data_prep.records import parse_record
+from pipeline.evaluation import Settings, generate
 from pipeline.experiment.world import LANGUAGES, LOW, MID, PIVOT, SHARED, Problem, World
 from pipeline.extras import optional
+from pipeline.problems import Problem as Asked
 from pipeline.representations.similarity import compare, unit_rows
 from pipeline.representations.states import encode, pooled_states
 
@@ -42,33 +44,14 @@ def draw_questions(world: World, each: int, seed: str) -> list[Question]:
     return [*low, *mid, *(Question(PIVOT, "all", q.problem) for q in low)]
 
 
-@torch.inference_mode()
 def respond(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
-    """Greedy responses as lists of words, without the end token."""
-    prompts: list[list[int]] = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-        for question in questions
+    """Greedy responses as lists of words, as `pipeline.evaluation` generates them."""
+    settings = Settings(model="", data="", batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
+    problems = [
+        Asked(str(i), PIVOT, [{"role": "user", "content": text}], Decimal(0)) for i, text in enumerate(questions)
     ]
-    answers: list[list[str]] = [[]] * len(prompts)
-    for length in {len(prompt) for prompt in prompts}:  # alike ones together: no padding
-        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-        for start in range(0, len(alike), BATCH):
-            chosen = alike[start : start + BATCH]
-            ids = torch.tensor([prompts[i] for i in chosen], device=model.device)
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=MAX_NEW_TOKENS,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            for i, row in zip(chosen, out[:, length:].tolist(), strict=True):
-                end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
-                answers[i] = tokenizer.convert_ids_to_tokens(row[:end])
-    return answers
+    found = generate(model, tokenizer, problems, settings)
+    return [found[i].text.split() for i in range(len(questions))]
 
 
 def measure(model: Model, tokenizer: Tokenizer, world: World, each: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ is not done again.
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, replace
 from os import devnull
 from pathlib import Path
@@ -79,7 +79,7 @@ class Study:
             model = self.pretrain()
             model.save_pretrained(base)
             self.tokenizer.save_pretrained(base)
-            figures = self.figures(model) | {"copies": copies_digits(model, self.tokenizer, self.world, 100)}
+            figures = self.figures(model) | {"copies": self.copies(model)}
             write_json(self.directory / "base.json", figures)
             say(f"seed {self.seed}: base in {time.perf_counter() - begin:.0f} s, copies {figures['copies']}")
         copies = json.loads((self.directory / "base.json").read_text())["copies"]
@@ -151,5 +151,15 @@ class Study:
         return self.figures(model) | {name: values[-1] for name, values in history.items()}
 
     def figures(self, model: PreTrainedModel) -> dict[str, Any]:
-        with open(devnull, "w") as nowhere, redirect_stderr(nowhere):
+        with _no_progress_bars():
             return measure(model, self.tokenizer, self.world, self.plan.test_problems)
+
+    def copies(self, model: PreTrainedModel) -> dict[str, float]:
+        with _no_progress_bars():
+            return copies_digits(model, self.tokenizer, self.world, 100)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    with open(devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
