@@ -4,14 +4,14 @@
 
 Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at
 every collective; memory is the sum of all storages alive, looked at after every operation, at its highest: what an
-operation allocates within itself and frees again is not in it. Time is a rank's processor time, which other work on the
-machine changes least, a median of steps; two constants of the machine are fitted on all rows together.
+operation allocates within itself and frees again is not in it. Time is the clock's, a median of steps, so the
+machine must be quiet; the rates of a matrix product and of a pass over memory are measured alone before, and two
+constants, the host's time for a module and for a hop, are fitted on all rows together.
 """
 
 import argparse
 import gc
 import json
-import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ import torch
 
 from data_prep.errors import exit_cleanly
 from pipeline import dist
+from pipeline.bench_calibrate import beside, calibrate, probe
 from pipeline.bench_common import random_batch, run_ranks
 from pipeline.bench_loss import ROOT, machine, write
 from pipeline.config import Config, ModelSettings, TrainingSettings
 from pipeline.data import MicroBatch
-from pipeline.hardware import Device
 from pipeline.loss import LossSettings, Totals
 from pipeline.loss.settings import Head
 from pipeline.model import DTYPES, load_model, load_model_config
@@ -35,11 +35,9 @@ from pipeline.planning import memory, traffic
 from pipeline.planning.gathers import ZeroSettings
 from pipeline.planning.model import Live, model_facts
 from pipeline.planning.run import Run, Workload
-from pipeline.planning.time import step_time
 
 RANKS = (1, 2, 4, 8)
-WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 3, 3
-MODULES_PER_CALL = 2  # what a collective costs its rank's processor, in module hooks: fitted along, a whole number
+WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 3, 7
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,7 @@ CASES = (
     Case("long", rows=8, layers=6, vocab=2048),
     Case("eager", attention="eager", rows=2),
     Case("chunked", vocab=32768, rows=4, budget_mb=8),
+    Case("cut", vocab=32768, layers=2, rows=2, budget_mb=1),
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
 )
 
@@ -135,7 +134,7 @@ def planned(case: Case, ranks: int) -> Run:
 
 
 def measure(case: Case, ranks: int) -> dict[str, float]:
-    """On this rank: bytes of the last step, bytes alive after it and at most in it, and the median step's seconds."""
+    """On this rank: bytes and collectives of a step, bytes alive after and at most in it, a median step's seconds."""
     from pipeline.bench_ranks import Watch
     from pipeline.loop import TrainState, train_step
     from pipeline.zero import ZeroEngine, build_sharded
@@ -162,15 +161,18 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
             totals = Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
             live.peak = 0
             with Watch(dist.rank(), ranks) as watch:
+                dist.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
                 train_step(zero, window, 1.0, totals, TrainState(step))
         after = live.now()
     for step in range(TIMED):
         window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
-        started = time.process_time()
+        dist.sum_over_ranks([0.0], zero.device)  # all begin together
+        started = time.perf_counter()
         train_step(zero, window, 1.0, totals, TrainState(step))
-        times.append(time.process_time() - started)
+        times.append(time.perf_counter() - started)
     zero.engine.destroy()
-    return {"bytes": watch.received, "after": after, "peak": live.peak, "seconds": statistics.median(times)}
+    counted = {"bytes": watch.received, "calls": watch.calls, "after": after, "peak": live.peak}
+    return counted | {"step_s": statistics.median(times)}
 
 
 def run_rank(names: list[str]) -> None:
@@ -178,6 +180,9 @@ def run_rank(names: list[str]) -> None:
 
     torch.set_num_threads(1)
     start_process_group()
+    figures = probe()
+    if dist.is_main():
+        print(json.dumps({"case": None, **figures}), flush=True)
     for case in CASES:
         if case.name in names:
             figures = measure(case, dist.world_size())
@@ -186,75 +191,28 @@ def run_rank(names: list[str]) -> None:
     dist.leave()
 
 
-def launch(ranks: int, names: list[str]) -> list[dict[str, Any]]:
-    """All cases on that many ranks; rank 0's figures."""
+def launch(ranks: int, names: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """All cases on that many ranks; rank 0's probe and figures."""
     lines = run_ranks(ranks, ["-m", "pipeline.bench_plan", "--rank_of", str(ranks), "--cases", *names])
-    return [json.loads(line) for line in lines if line.startswith('{"case"')]
+    found = [json.loads(line) for line in lines if line.startswith('{"case"')]
+    return found[0], found[1:]
 
 
 def row(case: Case, ranks: int, figures: dict[str, Any]) -> dict[str, Any]:
     """Planned beside measured."""
     run = planned(case, ranks)
     plan = memory.memory(run)
-    received = sum(t.received for t in traffic.transfers(run))
+    found = traffic.transfers(run)
     pairs = {
-        "received_mb": (received, figures["bytes"]),
-        "states_mb": (plan.resident, figures["after"]),
-        "peak_mb": (plan.peak, figures["peak"]),
+        "received_mb": (sum(t.received for t in found) / 1e6, figures["bytes"] / 1e6),
+        "calls": (sum(t.calls for t in found), figures["calls"] if ranks > 1 else 0),
+        "states_mb": (plan.resident / 1e6, figures["after"] / 1e6),
+        "peak_mb": (plan.peak / 1e6, figures["peak"] / 1e6),
     }
     result: dict[str, Any] = {"case": case.name, "ranks": ranks}
     for name, (expected, measured) in pairs.items():
-        result |= {
-            name: round(measured / 1e6, 3),
-            f"planned_{name}": round(expected / 1e6, 3),
-            f"{name.split('_')[0]}_error": round(expected / measured - 1, 4) if measured else 0.0,
-        }
-    return result | {"phase": plan.peak_phase, "head": run.head, "processor_s": round(figures["seconds"], 4)}
-
-
-def cpu(rate: float, module_seconds: float) -> Device:
-    """A core of this machine; bandwidth is what such a core copies with, the links are its own memory."""
-    return Device(
-        name="CPU",
-        memory_gib=1,
-        bf16_tflops=rate / 1e12,
-        fp32_tflops=rate / 1e12,
-        memory_gb_s=8,
-        node_gb_s=8,
-        network_gb_s=8,
-        host_gb_s=8,
-        host_memory_gib=1,
-        attention_copies_mask=True,
-        compute_efficiency=1,
-        link_efficiency=1,
-        module_seconds=module_seconds,
-    )
-
-
-def processor_seconds(run: Run, device: Device) -> float:
-    """Of one rank and step; a CPU does everything itself, one thing after the other."""
-    calls = sum(transfer.calls for transfer in traffic.transfers(run))
-    return sum(step_time(run, device, run.ranks).compute.values()) + MODULES_PER_CALL * device.module_seconds * calls
-
-
-def calibrate(rows: list[dict[str, Any]]) -> None:
-    """Fit the rate of matrix products and the time of a module's hooks on all rows; adds planned seconds and errors."""
-    runs = [planned(next(c for c in CASES if c.name == row["case"]), row["ranks"]) for row in rows]
-
-    def error(constants: tuple[float, float]) -> float:
-        device = cpu(*constants)
-        logs = [
-            math.log(processor_seconds(run, device) / row["processor_s"]) for run, row in zip(runs, rows, strict=True)
-        ]
-        return sum(value**2 for value in logs)
-
-    grid = [(rate * 1e9, hooks * 1e-4) for rate in range(5, 150, 2) for hooks in range(1, 60)]
-    best = min(grid, key=error)
-    print(f"one core: {best[0] / 1e9:.0f} GFLOP/s, {best[1] * 1e3:.1f} ms per module")
-    for run, row in zip(runs, rows, strict=True):
-        seconds = processor_seconds(run, cpu(*best))
-        row["planned_processor_s"] = round(seconds, 4)
-        row["processor_error"] = round(seconds / row["processor_s"] - 1, 3)
+        result |= beside(name, expected, measured, 3)
+    return result | {"phase": plan.peak_phase, "head": run.head} | {"step_s": figures["step_s"]}
 
 
 def main() -> None:
@@ -267,13 +225,15 @@ def main() -> None:
     if args.rank_of:
         run_rank(args.cases)
         return
-    rows = []
+    rows, probed = [], {}
     for ranks in args.ranks:
-        for figures in launch(ranks, args.cases):
+        probed[ranks], found = launch(ranks, args.cases)
+        for figures in found:
             case = next(case for case in CASES if case.name == figures["case"])
             rows.append(row(case, ranks, figures) | {"machine": machine("cpu"), "torch": torch.__version__})
             print("  ".join(f"{key}={value}" for key, value in list(rows[-1].items())[:-2]), flush=True)
-    calibrate(rows)
+    runs = [planned(next(c for c in CASES if c.name == row["case"]), row["ranks"]) for row in rows]
+    calibrate(rows, runs, probed)
     write(rows, args.out)
 
 

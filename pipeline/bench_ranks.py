@@ -35,13 +35,14 @@ class Watch(TorchDispatchMode):
     """Every operation inside: bytes this rank receives in collectives, and the largest tensor in sight.
 
     Attributes:
-        received: bytes, an all-reduce counted as on a ring. largest: elements of the largest storage.
+        received: bytes, an all-reduce counted as on a ring. calls: collectives and received messages.
+        largest: elements of the largest storage.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
         super().__init__()
         self.rank, self.ranks = rank, ranks
-        self.received, self.largest = 0.0, 0
+        self.received, self.calls, self.largest = 0.0, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -50,6 +51,7 @@ class Watch(TorchDispatchMode):
                 self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
         if func.namespace == "c10d":
             self.received += self._bytes(func._opname, args)
+            self.calls += func._opname != "send"
         return result
 
     def _bytes(self, name: str, args: Any) -> float:

@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.ds_config", "pipeline.planning"}
     | {"pipeline.representations", "pipeline.harness"},
-    {"pipeline.zero", "pipeline.dry_run", "pipeline.writing", "pipeline.report"},
+    {"pipeline.zero", "pipeline.dry_run", "pipeline.writing", "pipeline.report", "pipeline.bench_calibrate"},
     {"pipeline.checkpoint"},
     {"pipeline.saving", "pipeline.universal"},
     {"pipeline.loop", "pipeline.export"},

@@ -159,13 +159,14 @@ class Chunks:
 
     Attributes:
         positions: of the rank. rows: of a full piece. pieces: in all; recomputed: those filled twice.
-        block_sequences: of the rank's sequences in a block.
+        blocks: of whole units. block_sequences: of the rank's sequences in a block.
     """
 
     positions: float
     rows: float
     pieces: int
     recomputed: int
+    blocks: int
     block_sequences: float
 
     @classmethod
@@ -173,12 +174,14 @@ class Chunks:
         positions, sequences = micro * work.supervised, micro * work.sequences
         fit = rows_in_budget(loss, facts.vocab * element, facts.softcap, gpu)
         if positions <= fit:
-            return cls(positions, positions, 1, 0, sequences)
+            return cls(positions, positions, 1, 0, 1, sequences)
         groups = max(1.0, sequences - micro * work.pairs)
         units = 1.0 if loss.distance == "infonce" else sequences if "pivot" in loss.detach else groups
         unit = positions / max(1.0, units)
         if unit <= fit:
             whole = int(fit / unit)
-            return cls(positions, whole * unit, -int(-units // whole), 0, whole * sequences / units)
-        pieces = -int(-unit // fit) * max(1, round(units))
-        return cls(positions, fit, pieces, pieces, sequences / units)
+            blocks = -int(-units // whole)
+            return cls(positions, whole * unit, blocks, 0, blocks, whole * sequences / units)
+        blocks = max(1, round(units))
+        pieces = -int(-unit // fit) * blocks
+        return cls(positions, fit, pieces, pieces, blocks, sequences / units)

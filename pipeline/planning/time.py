@@ -15,6 +15,7 @@ from pipeline.planning.traffic import Transfer, transfers
 OPTIMIZER_BYTES = 44
 # Passes over the buffer of logits: products write and read it, softmax, pooling, inner products and tilt go over it.
 LOSS_PASSES = 8
+LAUNCH_HOPS = 3  # what it takes to start a collective, in hops: of 0 to 4 those that fit the rows of bench_plan best
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,10 @@ def step_time(run: Run, device: Device, per_node: int) -> StepTime:
     steps, rate, bandwidth = run.accumulation, device.flops(run.precision), device.memory_gb_s * 1e9
     work, reached = flops(run), rate * device.compute_efficiency
     moved = run.activations.moved * len(run.facts.layers) * (4 / 3 if run.checkpointing else 1)
-    logits = run.rows * run.work.supervised * run.facts.vocab * run.element
     modules = sum(len(layer) for layer in run.facts.layers) * (1.5 if run.checkpointing else 1)
     compute = {
         "layers": steps * ((work.layers + work.attention) / reached + moved / bandwidth),
-        "loss": steps * (work.loss / reached + LOSS_PASSES * logits / bandwidth),
+        "loss": steps * (work.loss / reached + _loss_bytes(run) / bandwidth),
         "optimizer": _optimizer(run, device),
         "host": steps * modules * device.module_seconds,
     }
@@ -91,6 +91,21 @@ def step_time(run: Run, device: Device, per_node: int) -> StepTime:
     return StepTime(compute, messages, serial, overlapped)
 
 
+def _loss_bytes(run: Run) -> float:
+    """Of a micro-step: passes over the logits, and over head and embedding for each piece and block of them.
+
+    A piece reads the head twice (three times where its logits are computed twice) and adds to its gradient in fp32; a
+    block reads the embedding for its summaries and for the directions of their gradients.
+    """
+    matrix, e, c = run.facts.vocab * run.facts.hidden, run.element, run.chunks
+    logits = LOSS_PASSES * run.rows * run.work.supervised * run.facts.vocab * e
+    if run.peer:
+        return logits
+    columns = 1 if run.head == "gathered" else run.ranks
+    head = matrix / columns * (c.pieces * (2 * e + 8) + c.recomputed * e)
+    return logits + head + matrix / run.ranks * c.blocks * 2 * e
+
+
 def _optimizer(run: Run, device: Device) -> float:
     if not run.zero.offload_optimizer:
         return OPTIMIZER_BYTES * run.own / (device.memory_gb_s * 1e9)
@@ -100,12 +115,11 @@ def _optimizer(run: Run, device: Device) -> float:
 
 
 def seconds(transfer: Transfer, ranks: int, per_node: int, device: Device) -> float:
-    """The slower of the two kinds of link, and the latency of the hops."""
+    """The slower of the two kinds of link, and the latency of the messages that follow each other."""
     outside = transfer.between_nodes(ranks, per_node)
     network = device.network_gb_s * 1e9 * device.link_efficiency
     inside = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
     # On a chain one rank of each node takes everything that comes in, and all wait for it at every hop.
     alone = transfer.pattern == "chain" and ranks > per_node
     between = (transfer.received if alone else outside) / network
-    hops = transfer.calls * (1 if transfer.pattern == "chain" else ranks - 1)
-    return max(inside, between) + hops * device.hop_seconds
+    return max(inside, between) + (transfer.hops + LAUNCH_HOPS * transfer.calls) * device.hop_seconds

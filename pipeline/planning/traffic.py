@@ -15,6 +15,8 @@ from pipeline.planning.memory import reductions
 from pipeline.planning.run import Run
 
 Pattern = Literal["ring", "all-to-all", "chain"]
+Phase = Literal["layers", "loss", "alone"]
+SUMS = 3  # all-reduces of a step: its totals, the norm of the gradients, whether they are finite
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,17 @@ class Transfer:
     """One kind of communication in an optimizer step.
 
     Attributes:
-        received: bytes that each rank receives. calls: collectives or hops.
+        received: bytes that each rank receives. calls: collectives, or messages of a chain. hops: messages that
+            follow each other, R - 1 for a collective on a ring, twice that for an all-reduce.
         phase: what it can overlap with: the layers' computation, the loss's, or nothing.
     """
 
     name: str
     received: float
     calls: float
+    hops: float
     pattern: Pattern
-    phase: Literal["layers", "loss", "alone"]
+    phase: Phase
 
     def between_nodes(self, ranks: int, per_node: int) -> float:
         """Of the received bytes, those from other nodes, as a mean over the ranks of a node."""
@@ -44,33 +48,57 @@ class Transfer:
 
 
 def transfers(run: Run) -> list[Transfer]:
-    """All of one optimizer step; sums of a few numbers (norms, totals) are left out."""
+    """All of one optimizer step; of the sums of a few numbers only the hops count."""
     if run.ranks == 1:
         return []
-    steps, share, e = run.accumulation, (run.ranks - 1) / run.ranks, run.element
+    others, steps, share, e = run.ranks - 1, run.accumulation, (run.ranks - 1) / run.ranks, run.element
     reduced = reductions(run)
     padded = sum(-(-size // run.ranks) for _, sizes in reduced for size in sizes) * run.ranks
     persistent = sum(-(-size // run.ranks) for size in run.persistent) * run.ranks
+
+    def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
+        return Transfer(name, received, calls, others * calls, "ring", phase)
+
     gathered = steps * share * run.gathers.elements(run.ranks) * e
     found = [
-        Transfer("parameters", gathered, steps * run.gathers.calls, "ring", "layers"),
-        Transfer("gradients", steps * share * padded * e, steps * len(reduced), "ring", "layers"),
-        Transfer("persistent parameters", share * persistent * e, 1, "ring", "alone"),
+        ring("parameters", gathered, steps * run.gathers.calls, "layers"),
+        ring("gradients", steps * share * padded * e, steps * len(reduced), "layers"),
+        # DeepSpeed gathers them one by one after the update, we all together.
+        ring("persistent parameters", share * persistent * e, len(run.persistent) if run.peer else 1, "alone"),
+        Transfer("sums", 0.0, SUMS, 2 * others * SUMS, "ring", "alone"),
     ]
     if run.peer:
         vocabulary = sum(run.facts.vocabulary)
         uses = 4 if run.facts.tied else 2  # a tied matrix is used at both ends
         gathered = steps * share * vocabulary * e
-        return [*found, Transfer("vocabulary", gathered * (uses + 1), steps * (uses + 1), "ring", "layers")]
-    received = steps * getattr(run.loss_traffic, run.head)
-    pieces = run.chunks.pieces + run.chunks.recomputed
-    if run.head == "gathered":
-        loss = Transfer("loss", received, steps * (pieces + run.chunks.pieces) * run.ranks, "chain", "loss")
-    else:
-        loss = Transfer("loss", received, steps * 4 * pieces, "ring", "loss")
+        return [*found, ring("vocabulary", gathered * (uses + 1), steps * (uses + 1), "layers")]
     rows = distinct(run.facts.vocab, run.rows * run.work.width)
-    lookup = rows * (run.facts.hidden * (e + 4) + 8) * share
-    return [*found, loss, Transfer("input embeddings", steps * lookup, steps * 4, "all-to-all", "alone")]
+    lookup = steps * rows * (run.facts.hidden * (e + 4) + 8) * share
+    return [
+        *found,
+        _loss(run),
+        Transfer("input embeddings", lookup, 4 * steps, 4 * steps * others, "all-to-all", "alone"),
+    ]
+
+
+def _loss(run: Run) -> Transfer:
+    """Of all micro-steps; the collectives are those of `pipeline.loss`, where summaries have a gradient."""
+    steps, others, c = run.accumulation, run.ranks - 1, run.chunks
+    if run.head == "gathered":
+        rings, sums, exchanges = 4, c.blocks + 1, 2 * c.blocks
+        chain = others * (c.pieces + c.recomputed) + (2 * run.ranks - 1) * c.pieces
+        calls = steps * (rings + sums + exchanges + chain)
+        hops = steps * (others * (rings + 2 * sums + exchanges) + chain)
+        return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "chain", "loss")
+    # Layout; hidden states, statistics and gradients of each piece. Summaries of each block; inner products of each
+    # piece with moved sequences, which a block that is one pivot has not.
+    alone = c.block_sequences <= 1 and "pivot" in run.config.loss.detach
+    moved = c.pieces * (run.work.pairs / run.work.sequences if alone else 1.0)
+    gathers, reduces = 3 + 3 * c.pieces + c.recomputed, c.blocks + moved
+    received = steps * run.loss_traffic.vocab_parallel
+    return Transfer(
+        "loss", received, steps * (gathers + reduces), steps * others * (gathers + 2 * reduces), "ring", "loss"
+    )
 
 
 def distinct(vocab: int, tokens: float) -> float:
