@@ -1,9 +1,10 @@
-"""Step time and memory of whole training steps: SOLAR, the same with weight 0, and plain DeepSpeed with full logits.
+"""Step time and memory of whole training steps: SOLAR, two variants of it, and plain DeepSpeed with full logits.
 
     python -m pipeline.bench_train --ranks 2 --vocab_size 65536 --hidden_size 256 --output docs/bench/train_cpu.csv
 
-Each arm trains a fresh Qwen2 on random packed rows in processes of its own; arms take turns for `rounds` rounds.
-Time is the median step of all rounds; memory is the peak of a rank beyond what it held when its engine was ready.
+The variants: weight 0; persistent parameters gathered one by one after a step, as DeepSpeed does it. Each arm trains a
+fresh Qwen2 on random packed rows in processes of its own; arms take turns for `rounds` rounds. Time is the median step
+of all rounds; memory is the peak of a rank beyond what it held when its engine was ready.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pipeline.bench_common import random_batch, run_ranks
 from pipeline.config import Config, ModelSettings, TrainingSettings
 from pipeline.metrics import peak_memory_gb
 
-ARMS = ("solar", "weight 0", "plain")
+ARMS = ("solar", "weight 0", "one by one", "plain")
 
 
 def run_arm(args: argparse.Namespace) -> None:
@@ -62,7 +63,7 @@ def run_arm(args: argparse.Namespace) -> None:
 
         plain = PlainEngine(ds, model, 1e-5)
     else:
-        zero = ZeroEngine(config, ds, model, args.vocab_size, 2)
+        zero = ZeroEngine(config, ds, model, args.vocab_size, 2, gather_together=args.arm != "one by one")
         zero.set_learning_rate(1e-5)
     before, times, state = held_memory_gb(), [], TrainState()
     for step in range(args.steps + 1):

@@ -72,7 +72,16 @@ class ZeroEngine:
         centres: running mean summaries, where the settings centre.
     """
 
-    def __init__(self, config: Config, ds: dict[str, Any], model: PreTrainedModel, vocab_size: int, languages: int):
+    def __init__(
+        self,
+        config: Config,
+        ds: dict[str, Any],
+        model: PreTrainedModel,
+        vocab_size: int,
+        languages: int,
+        gather_together: bool = True,
+    ):
+        """`gather_together`: the persistent parameters after a step; False, for comparison: as DeepSpeed does it."""
         embedding = vocabulary_parameter(model.get_input_embeddings())
         shape = getattr(embedding, "ds_shape", embedding.shape)
         self.padded_size, self.hidden_size = int(shape[0]), int(shape[1])
@@ -81,7 +90,8 @@ class ZeroEngine:
         module = SolarModel(model, config.loss, self.padded_size, languages)
         optimizer = _optimizer(config, ds, module)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
-        _gather_together(self.engine.optimizer.persistent_parameters)
+        if gather_together:
+            _gather_together(self.engine.optimizer.persistent_parameters)
         self.device = self.engine.device
         self.engine.checkpoint_engine = StateCollector()
         self.engine._copy_recovery_script = lambda path: None  # pipeline.export does what that script does
