@@ -3,9 +3,9 @@
     python -m pipeline.bench_scale --out docs/bench/scale
 
 For four published models on H100s, weak scaling (16 rows of 4,096 tokens per GPU and step) and strong scaling (1,024
-rows per step), three ways to divide the loss and plain ZeRO-3 with full logits. Micro-batch, checkpointing and buffer
-are for each point the fastest that fit. Nothing is measured here; `python -m pipeline.bench_plan` holds the formulae
-to what is.
+rows per step), three ways to divide the loss, plain ZeRO-3 with full logits, and `auto` with persistent parameters
+gathered one by one. Micro-batch, checkpointing and buffer are for each point the fastest that fit. Nothing is measured
+here; `python -m pipeline.bench_plan` holds the formulae to what is.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pipeline.planning.predict import GIB, Cluster, Plan
 from pipeline.planning.run import Run, Workload
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
-WAYS = ("auto", "vocab_parallel", "gathered", "full_logits")
+WAYS = ("auto", "vocab_parallel", "gathered", "full_logits", "one_by_one")
 MICRO = (1, 2, 4, 8, 16)
 BUDGETS_MB = (32.0, 128.0, 512.0, 2048.0)
 # A row of 4,096 tokens: sequences of 256 in 8 languages, 60 % of them supervised, 98.5 % filled.
@@ -56,14 +56,15 @@ def best(facts: ModelFacts, gpus: int, rows: int, way: str, gpu: str) -> Plan | 
     for micro in (m for m in MICRO if rows % (m * gpus) == 0):
         for checkpointing in (False, True):
             for budget in BUDGETS_MB if way != "full_logits" else BUDGETS_MB[:1]:
-                head: Any = "vocab_parallel" if way == "full_logits" else way
+                head: Any = {"full_logits": "vocab_parallel", "one_by_one": "auto"}.get(way, way)
                 config = Config(
                     loss=LossSettings(head=head, memory_budget_mb=budget),
                     training=TrainingSettings(train_batch_size=rows, train_micro_batch_size_per_gpu=micro),
                 )
                 config = replace(config, model=replace(config.model, activation_checkpointing=checkpointing))
                 run = Run(config, facts, ZERO, WORK, gpus, mask_copies=device.attention_copies_mask)
-                plan = Plan(replace(run, peer=way == "full_logits"), Cluster(gpus // 8, 8, device))
+                run = replace(run, peer=way == "full_logits", one_by_one=way == "one_by_one")
+                plan = Plan(run, Cluster(gpus // 8, 8, device))
                 if plan.fits:
                     found.append(plan)
     return min(found, key=lambda plan: (plan.time.overlapped, plan.time.serial), default=None)

@@ -54,7 +54,7 @@ class Run:
     Attributes:
         gpu: on GPUs; else on CPUs, whose kernels hold more. mask_copies: sdpa turns the mask of packed rows into
             numbers anew in each layer (all but cuDNN's attention).
-        peer: plan for plain ZeRO-3 with full logits instead.
+        peer: plan for plain ZeRO-3 with full logits instead. one_by_one: gather persistent parameters as it does.
     """
 
     config: Config
@@ -65,6 +65,7 @@ class Run:
     gpu: bool = True
     mask_copies: bool = False
     peer: bool = False
+    one_by_one: bool = False
 
     @property
     def rows(self) -> int:

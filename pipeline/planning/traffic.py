@@ -55,6 +55,8 @@ def transfers(run: Run) -> list[Transfer]:
     reduced = reductions(run)
     padded = sum(-(-size // run.ranks) for _, sizes in reduced for size in sizes) * run.ranks
     persistent = sum(-(-size // run.ranks) for size in run.persistent) * run.ranks
+    # DeepSpeed gathers them one by one after the update, we all together.
+    alone = len(run.persistent) if run.peer or run.one_by_one else 1
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
         return Transfer(name, received, calls, others * calls, "ring", phase)
@@ -63,8 +65,7 @@ def transfers(run: Run) -> list[Transfer]:
     found = [
         ring("parameters", gathered, steps * run.gathers.calls, "layers"),
         ring("gradients", steps * share * padded * e, steps * len(reduced), "layers"),
-        # DeepSpeed gathers them one by one after the update, we all together.
-        ring("persistent parameters", share * persistent * e, len(run.persistent) if run.peer else 1, "alone"),
+        ring("persistent parameters", share * persistent * e, alone, "alone"),
         Transfer("sums", 0.0, SUMS, 2 * others * SUMS, "ring", "alone"),
     ]
     if run.peer:
