@@ -1,0 +1,67 @@
+"""Persistent parameters gathered together after a step, against DeepSpeed's own one by one."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline import dist
+from pipeline.bench_common import run_ranks
+from pipeline.bench_plan import Case, batch_of
+from pipeline.bench_ranks import Watch
+from pipeline.loop import TrainState, train_step
+from pipeline.loss import Totals
+from pipeline.model import load_model, load_model_config
+from pipeline.zero import ZeroEngine, build_sharded, start_process_group
+
+CASE = Case("deep", layers=3, hidden=64, vocab=1024, accumulation=2, bucket=50_000_000, live=10**9)
+
+
+def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
+    """Losses of four steps, the persistent parameters after them, and the collectives of the last step."""
+    config, ranks = CASE.config(dist.world_size()), dist.world_size()
+    ds = CASE.deepspeed() | {
+        "train_batch_size": CASE.accumulation * ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": CASE.accumulation,
+    }
+    torch.manual_seed(0)
+    model_config = load_model_config(config.model, 1)
+    model = build_sharded(ds, lambda: load_model(config.model, model_config, torch.float32))
+    zero = ZeroEngine(config, ds, model, CASE.vocab, 2, gather_together=together)
+    zero.set_learning_rate(1e-2)
+    losses = []
+    for step in range(4):
+        window = [batch_of(CASE, step * CASE.accumulation + m) for m in range(CASE.accumulation)]
+        mine = [batch.supervised.totals() for batch in window]
+        totals = Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
+        with Watch(dist.rank(), ranks) as watch:
+            losses += [float(part.loss) for part in train_step(zero, window, 1.0, totals, TrainState(step))]
+    persistent = [p.detach().clone() for p in zero.engine.optimizer.persistent_parameters]
+    zero.engine.destroy()
+    return losses, persistent, watch.calls
+
+
+def run_rank() -> None:
+    start_process_group()
+    (ours, mine, few), (theirs, other, many) = steps(True), steps(False)
+    found = {
+        "losses": ours == theirs and len(set(ours)) > 1,
+        "parameters": all(torch.equal(a, b) for a, b in zip(mine, other, strict=True)),
+        "saved": many - few,
+        "persistent": len(mine),
+    }
+    if dist.is_main():
+        print(json.dumps(found), flush=True)
+    dist.leave()
+
+
+@pytest.mark.slow
+def test_gathered_together_is_gathered_one_by_one_bit_for_bit() -> None:
+    found = json.loads(run_ranks(2, ["-m", "tests.pipeline.test_zero"])[-1])
+    assert found["losses"] and found["parameters"], found
+    assert found["persistent"] > 10 and found["saved"] == found["persistent"] - 1, found
+
+
+if __name__ == "__main__":
+    run_rank()
