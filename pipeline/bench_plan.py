@@ -168,6 +168,7 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
         window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
         dist.sum_over_ranks([0.0], zero.device)  # all begin together
         started = time.perf_counter()
+        dist.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
         train_step(zero, window, 1.0, totals, TrainState(step))
         times.append(time.perf_counter() - started)
     zero.engine.destroy()

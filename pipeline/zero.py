@@ -16,7 +16,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import safe_set_local_grad
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,6 +26,7 @@ from pipeline.data import MicroBatch, load_token_table
 from pipeline.dist import local_device, rank, world_size
 from pipeline.loss import Centres, SolarLoss, Totals, Vocabulary, VocabularyShard, vocabulary_range
 from pipeline.model import SolarModel, adamw_arguments, head_facts, vocabulary_parameter
+from pipeline.persistent import gather_together_after_steps
 
 
 def start_process_group(timeout: float = 1800) -> None:
@@ -91,7 +91,7 @@ class ZeroEngine:
         optimizer = _optimizer(config, ds, module)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         if gather_together:
-            _gather_together(self.engine.optimizer.persistent_parameters)
+            gather_together_after_steps(self.engine.optimizer.persistent_parameters)
         self.device = self.engine.device
         self.engine.checkpoint_engine = StateCollector()
         self.engine._copy_recovery_script = lambda path: None  # pipeline.export does what that script does
@@ -244,25 +244,6 @@ class ZeroEngine:
         """Global gradient norm of the last step, before clipping; None where DeepSpeed skipped it (fp16 overflow)."""
         norm = self.engine.get_global_grad_norm()
         return None if norm is None else float(norm)
-
-
-def _gather_together(persistent: list[nn.Parameter]) -> None:
-    """Gather ZeRO-3's persistent parameters after a step in one collective, as DeepSpeed does with all others.
-
-    It gathers them one by one, which on a thousand GPUs takes a small model as long as its arithmetic.
-    """
-    if not persistent:
-        return
-    first: Any = persistent[0]
-    one_by_one = first.all_gather
-
-    def all_gather(param_list: Any = None, async_op: bool = False, hierarchy: int = 0) -> Any:
-        if param_list is not persistent:
-            return one_by_one(param_list, async_op, hierarchy)
-        absent: list[Any] = [p for p in persistent if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]  # type: ignore[attr-defined]
-        return first.all_gather_coalesced(absent).wait()
-
-    first.all_gather = all_gather
 
 
 def _optimizer(config: Config, ds: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ LAYERS = [
     {"pipeline.consistency", "pipeline.bench_common"},
     {"pipeline.model", "pipeline.metrics", "pipeline.evaluation", "pipeline.bench_ranks"},
     {"pipeline.prepare", "pipeline.bench_plain", "pipeline.status", "pipeline.ds_config", "pipeline.planning"}
+    | {"pipeline.persistent"}
     | {"pipeline.representations", "pipeline.harness"},
     {"pipeline.zero", "pipeline.dry_run", "pipeline.writing", "pipeline.report", "pipeline.bench_calibrate"},
     {"pipeline.checkpoint"},

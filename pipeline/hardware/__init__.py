@@ -25,7 +25,7 @@ class Device:
         compute_efficiency: share of the peak that large matrix products reach.
         link_efficiency: share of the links' bandwidth that collectives reach.
         module_seconds: host time of one module's forward and backward under ZeRO-3's hooks; a GPU cannot be faster.
-        hop_seconds: latency of one step of a ring.
+        hop_seconds: latency of one step of a ring; a collective's start is counted as some more.
         host_optimizer_gb_s: memory bandwidth of the host for one rank's optimizer, where it is offloaded.
         reserve_gib: kept free for the CUDA context, NCCL and the allocator.
     """

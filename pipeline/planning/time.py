@@ -1,8 +1,8 @@
 """Seconds of an optimizer step: arithmetic, memory passes, messages, and what of them runs at the same time.
 
 A roofline: matrix products at a share of the peak, other operations at the memory's bandwidth, collectives at a share
-of the slowest link's, plus a latency for each hop of a ring. On a GPU the host's own work per module runs beside the
-device, and the slower of the two counts.
+of the slowest link's, plus a latency for each hop of a ring and for its start. On a GPU the host's own work per module
+runs beside the device, and the slower of the two counts.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from pipeline.planning.run import Run
 
 Pattern = Literal["ring", "all-to-all", "chain"]
 Phase = Literal["layers", "loss", "alone"]
-SUMS = 3  # all-reduces of a step: its totals, the norm of the gradients, whether they are finite
+SUMS = 3  # all-reduces of a step: its totals, and a norm for each of the optimizer's two groups; fp16 has one more
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def transfers(run: Run) -> list[Transfer]:
     padded = sum(-(-size // run.ranks) for _, sizes in reduced for size in sizes) * run.ranks
     persistent = sum(-(-size // run.ranks) for size in run.persistent) * run.ranks
     # DeepSpeed gathers them one by one after the update, we all together.
-    alone = len(run.persistent) if run.peer or run.one_by_one else 1
+    alone = len(run.persistent) if run.peer or run.one_by_one else min(1, len(run.persistent))
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
         return Transfer(name, received, calls, others * calls, "ring", phase)
@@ -89,10 +89,12 @@ def _loss(run: Run) -> Transfer:
         rings, sums, exchanges = 4, c.blocks + 1, 2 * c.blocks
         chain = others * (c.pieces + c.recomputed) + (2 * run.ranks - 1) * c.pieces
         calls = steps * (rings + sums + exchanges + chain)
-        hops = steps * (others * (rings + 2 * sums + exchanges) + chain)
+        # In backward a shard's gradient travels beside the next shard.
+        follow = others * (c.pieces + c.recomputed) + run.ranks * c.pieces
+        hops = steps * (others * (rings + 2 * sums + exchanges) + follow)
         return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "chain", "loss")
     # Layout; hidden states, statistics and gradients of each piece. Summaries of each block; inner products of each
-    # piece with moved sequences, which a block that is one pivot has not.
+    # piece with moved sequences, which a block has not where it is a pivot on every rank (taken as aligned).
     alone = c.block_sequences <= 1 and "pivot" in run.config.loss.detach
     moved = c.pieces * (run.work.pairs / run.work.sequences if alone else 1.0)
     gathers, reduces = 3 + 3 * c.pieces + c.recomputed, c.blocks + moved
