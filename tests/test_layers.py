@@ -73,6 +73,7 @@ def test_imports_run_downward(path: Path) -> None:
             "pipeline.export",
             "pipeline.bench_peers",
             "pipeline.bench_plain",
+            "pipeline.persistent",
         )
     if own == "pipeline":
         return
