@@ -16,7 +16,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from pipeline.planning import memory, traffic
 from pipeline.planning.gathers import ZeroSettings
 from pipeline.planning.model import Live, model_facts
 from pipeline.planning.run import Run, Workload
+
+if TYPE_CHECKING:
+    from pipeline.zero import ZeroEngine
 
 RANKS = (1, 2, 4, 8)
 WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 3, 7
@@ -137,10 +140,43 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
     """On this rank: bytes and collectives of a step, bytes alive after and at most in it, a median step's seconds."""
     from pipeline.bench_ranks import Watch
     from pipeline.loop import TrainState, train_step
-    from pipeline.zero import ZeroEngine, build_sharded
 
     gc.collect()
-    config, times = case.config(ranks), []
+    times = []
+    with Live() as live:
+        zero = engine(case)
+        for step in range(STEPS):
+            batches, totals = window(case, step)
+            live.peak = 0
+            with Watch(dist.rank(), ranks) as watch:
+                dist.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
+                train_step(zero, batches, 1.0, totals, TrainState(step))
+        after = live.now()
+    for step in range(TIMED):
+        batches, totals = window(case, step)
+        dist.sum_over_ranks([0.0], zero.device)  # all begin together
+        started = time.perf_counter()
+        dist.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
+        train_step(zero, batches, 1.0, totals, TrainState(step))
+        times.append(time.perf_counter() - started)
+    zero.engine.destroy()
+    counted = {"bytes": watch.received, "calls": watch.calls, "after": after, "peak": live.peak}
+    return counted | {"step_s": statistics.median(times)}
+
+
+def window(case: Case, step: int) -> tuple[list[MicroBatch], Totals]:
+    """This rank's micro-batches of a step, and the totals of all ranks, whose batches have the same numbers."""
+    ranks = dist.world_size()
+    batches = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
+    mine = [batch.supervised.totals() for batch in batches]
+    return batches, Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
+
+
+def engine(case: Case, gather_together: bool = True) -> "ZeroEngine":
+    """A fresh model of the case under ZeRO-3 on this process's ranks."""
+    from pipeline.zero import ZeroEngine, build_sharded
+
+    config = case.config(dist.world_size())
     ds = case.deepspeed() | {
         "train_batch_size": config.training.train_batch_size,
         "train_micro_batch_size_per_gpu": case.rows,
@@ -150,30 +186,11 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
     }
     if case.precision == "bf16":
         ds["bf16"] = {"enabled": True}
-    with Live() as live:
-        model_config = load_model_config(config.model, 1)
-        model = build_sharded(ds, lambda: load_model(config.model, model_config, DTYPES[case.precision]))
-        zero = ZeroEngine(config, ds, model, case.vocab, 2)
-        zero.set_learning_rate(1e-5)
-        for step in range(STEPS):
-            window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
-            mine = [batch.supervised.totals() for batch in window]
-            totals = Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
-            live.peak = 0
-            with Watch(dist.rank(), ranks) as watch:
-                dist.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
-                train_step(zero, window, 1.0, totals, TrainState(step))
-        after = live.now()
-    for step in range(TIMED):
-        window = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
-        dist.sum_over_ranks([0.0], zero.device)  # all begin together
-        started = time.perf_counter()
-        dist.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
-        train_step(zero, window, 1.0, totals, TrainState(step))
-        times.append(time.perf_counter() - started)
-    zero.engine.destroy()
-    counted = {"bytes": watch.received, "calls": watch.calls, "after": after, "peak": live.peak}
-    return counted | {"step_s": statistics.median(times)}
+    model_config = load_model_config(config.model, 1)
+    model = build_sharded(ds, lambda: load_model(config.model, model_config, DTYPES[case.precision]))
+    zero = ZeroEngine(config, ds, model, case.vocab, 2, gather_together=gather_together)
+    zero.set_learning_rate(1e-5)
+    return zero
 
 
 def run_rank(names: list[str]) -> None:
@@ -213,7 +230,7 @@ def row(case: Case, ranks: int, figures: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"case": case.name, "ranks": ranks}
     for name, (expected, measured) in pairs.items():
         result |= beside(name, expected, measured, 3)
-    return result | {"phase": plan.peak_phase, "head": run.head} | {"step_s": figures["step_s"]}
+    return result | {"phase": plan.peak_phase, "head": run.head, "step_s": figures["step_s"]}
 
 
 def main() -> None:

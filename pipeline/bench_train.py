@@ -16,6 +16,7 @@ import statistics
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,21 @@ from pipeline.metrics import peak_memory_gb
 ARMS = ("solar", "weight 0", "one by one", "plain")
 
 
+def model_fields(vocab_size: int, hidden_size: int, layers: int, tied: bool) -> dict[str, Any]:
+    """The Qwen2 that the arms train."""
+    heads = max(1, hidden_size // 64)
+    return {
+        "model_type": "qwen2",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": 3 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "tie_word_embeddings": tied,
+    }
+
+
 def run_arm(args: argparse.Namespace) -> None:
     """One arm on this rank; rank 0 prints its figures as JSON."""
     from pipeline.ds_config import deepspeed_config
@@ -37,19 +53,12 @@ def run_arm(args: argparse.Namespace) -> None:
     from pipeline.zero import ZeroEngine, build_sharded, start_process_group
 
     start_process_group()
-    fields = {
-        "model_type": "qwen2",
-        "vocab_size": args.vocab_size,
-        "hidden_size": args.hidden_size,
-        "intermediate_size": 3 * args.hidden_size,
-        "num_hidden_layers": args.layers,
-        "num_attention_heads": max(1, args.hidden_size // 64),
-        "num_key_value_heads": max(1, args.hidden_size // 64),
-        "tie_word_embeddings": args.tied,
-    }
     config = Config(
         deepspeed=args.deepspeed,
-        model=ModelSettings(config=fields, activation_checkpointing=args.activation_checkpointing),
+        model=ModelSettings(
+            config=model_fields(args.vocab_size, args.hidden_size, args.layers, args.tied),
+            activation_checkpointing=args.activation_checkpointing,
+        ),
         training=TrainingSettings(
             train_batch_size=args.rows * args.ranks, train_micro_batch_size_per_gpu=args.rows, precision=args.precision
         ),

@@ -7,36 +7,23 @@ import torch
 
 from pipeline import dist
 from pipeline.bench_common import run_ranks
-from pipeline.bench_plan import Case, batch_of
+from pipeline.bench_plan import Case, engine, window
 from pipeline.bench_ranks import Watch
 from pipeline.loop import TrainState, train_step
-from pipeline.loss import Totals
-from pipeline.model import load_model, load_model_config
-from pipeline.zero import ZeroEngine, build_sharded, start_process_group
+from pipeline.zero import start_process_group
 
 CASE = Case("deep", layers=3, hidden=64, vocab=1024, accumulation=2, bucket=50_000_000, live=10**9)
 
 
 def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
     """Losses of four steps, the persistent parameters after them, and the collectives of the last step."""
-    config, ranks = CASE.config(dist.world_size()), dist.world_size()
-    ds = CASE.deepspeed() | {
-        "train_batch_size": CASE.accumulation * ranks,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": CASE.accumulation,
-    }
     torch.manual_seed(0)
-    model_config = load_model_config(config.model, 1)
-    model = build_sharded(ds, lambda: load_model(config.model, model_config, torch.float32))
-    zero = ZeroEngine(config, ds, model, CASE.vocab, 2, gather_together=together)
+    zero, losses = engine(CASE, gather_together=together), []
     zero.set_learning_rate(1e-2)
-    losses = []
     for step in range(4):
-        window = [batch_of(CASE, step * CASE.accumulation + m) for m in range(CASE.accumulation)]
-        mine = [batch.supervised.totals() for batch in window]
-        totals = Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
-        with Watch(dist.rank(), ranks) as watch:
-            losses += [float(part.loss) for part in train_step(zero, window, 1.0, totals, TrainState(step))]
+        batches, totals = window(CASE, step)
+        with Watch(dist.rank(), dist.world_size()) as watch:
+            losses += [float(part.loss) for part in train_step(zero, batches, 1.0, totals, TrainState(step))]
     persistent = [p.detach().clone() for p in zero.engine.optimizer.persistent_parameters]
     zero.engine.destroy()
     return losses, persistent, watch.calls
