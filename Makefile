@@ -20,7 +20,7 @@ demo-clean:
 
 # An hour and more on two cores; started again, it goes on. One seed at a time per GPU or core.
 experiment: $(VENV)/.installed
-	$(RUN) python -m pipeline.experiment
+	$(RUN) python -m pipeline.experiments
 
 test: $(VENV)/.installed
 	$(RUN) python -m pytest -q
@@ -29,7 +29,7 @@ test-fast: $(VENV)/.installed
 	$(RUN) python -m pytest -q -m "not slow"
 
 lint: $(VENV)/.installed
-	$(RUN) ruff check . && ruff format --check . && mypy && shellcheck -x slurm/*.sh tests/slurm/*.sh
+	$(RUN) ruff check . && ruff format --check . && mypy && lint-imports && shellcheck -x slurm/*.sh tests/slurm/*.sh
 
 format: $(VENV)/.installed
 	$(RUN) ruff check --fix . && ruff format .

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from data_prep.convert import FORMATS, convert
-from data_prep.demo_languages import LANGUAGES
-from data_prep.errors import UserError, exit_cleanly
+from data_prep.convert.conversion import FORMATS, convert
+from data_prep.demo.languages import LANGUAGES
+from pipeline.common.errors import UserError, exit_cleanly
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from data_prep.demo import write_demo
+    from data_prep.demo.problems import write_demo
 
     test_output = args.test_output or args.output.with_name(f"{args.output.stem}.test{args.output.suffix}")
     counts = write_demo(
@@ -29,8 +29,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
-    from data_prep.sampling import sample_texts
-    from data_prep.tokenizer import fingerprint, load_tokenizer, save, train
+    from data_prep.tokenization.sampling import sample_texts
+    from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save, train
 
     if args.sentencepiece:
         tokenizer = load_tokenizer(args.sentencepiece)
@@ -43,7 +43,7 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from data_prep.formats import FIELDS, Source
+    from data_prep.convert.input_formats import FIELDS, Source
 
     columns = dict(column.partition("=")[::2] for column in args.columns)
     for name, theirs in columns.items():
@@ -55,8 +55,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _pack(args: argparse.Namespace) -> None:
     from data_prep import ranks
-    from data_prep.pack import PackSettings, pack
-    from data_prep.stats import report_lines
+    from data_prep.packing.packer import PackSettings, pack
+    from data_prep.shards.statistics import report_lines
 
     ranks.end_on_signals()
     here = ranks.start()
@@ -71,21 +71,21 @@ def _pack(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from data_prep.verify import verify
+    from data_prep.shards.verification import verify
 
     shards = verify(args.shards, args.tokenizer)
     print(f"{args.shards}: {len(shards.manifest['shards'])} shards, {len(shards)} rows, all as the manifest says")
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from data_prep.inspection import inspect_row
+    from data_prep.shards.inspection import inspect_row
 
     inspect_row(args.shards, args.tokenizer, args.row)
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from data_prep.shards import read_manifest
-    from data_prep.stats import plot, report_lines
+    from data_prep.shards.format import read_manifest
+    from data_prep.shards.statistics import plot, report_lines
 
     manifest = read_manifest(args.shards)
     print("\n".join(report_lines(args.shards, manifest)))
@@ -94,7 +94,7 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _weights(args: argparse.Namespace) -> None:
-    from data_prep.weights import model_vocab_size, write_weights
+    from data_prep.idf_weights import model_vocab_size, write_weights
 
     size = model_vocab_size(args.model)
     found = write_weights(args.shards, args.output, size)

@@ -8,12 +8,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data_prep.errors import AgreedError, UserError
+from pipeline.common.errors import AgreedError, UserError
 
 # Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
-REQUEUE_EXIT_CODE = 75  # ended by a signal; start again to go on. pipeline.guard.stop has the same for training
+REQUEUE_EXIT_CODE = (
+    75  # ended by a signal; start again to go on. pipeline.fault_tolerance.signals has the same for training
+)
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.errors import UserError
+from pipeline.common.errors import UserError
 
 # JSON Lines are read in pieces of 1/64 of the input within these bounds, Parquet files row group by row group: enough
 # pieces for many ranks to share, each small enough to be held in memory.

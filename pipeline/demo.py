@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.errors import UserError, exit_cleanly
+from pipeline.common.errors import UserError, exit_cleanly
 
 RUN = Path("runs/demo")
 RECIPE = Path("pipeline/recipes/demo.yaml")
@@ -63,7 +63,13 @@ def stages(ranks: int) -> list[Stage]:
         ).then(f"--training.train_micro_batch_size_per_gpu {micro}"),
         stage("export", RUN / "hf", python, "pipeline.export --checkpoint", RUN, "--output", RUN / "hf"),
         stage(
-            "evaluate", RUN / "evaluation.json", python, "pipeline.evaluation --model", RUN / "hf", "--data", test
+            "evaluate",
+            RUN / "evaluation.json",
+            python,
+            "pipeline.evaluation.generation --model",
+            RUN / "hf",
+            "--data",
+            test,
         ).then("--max_new_tokens 96 --batch_size 100 --output", RUN),
         stage("report", RUN / "report.md", python, "pipeline.report --run", RUN),
     ]

@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from data_prep.errors import UserError, exit_cleanly
-from data_prep.tokenizer import fingerprint, load_tokenizer
-from pipeline import checkpoint
-from pipeline.evaluation import end_tokens
-from pipeline.model import DTYPES
+from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from pipeline.checkpoint import layout
+from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.models.loading import DTYPES
+from pipeline.models.stop_tokens import end_tokens
 
 MAX_FILE_BYTES = 5 * 10**9  # as Hugging Face splits
 
@@ -34,9 +34,9 @@ def export(source: Path, output: Path, dtype: str) -> None:
     Raises:
         UserError: no complete checkpoint there, output exists or cannot be written.
     """
-    if not (source / checkpoint.MARKER).is_file() and (found := checkpoint.newest(source)):
+    if not (source / layout.MARKER).is_file() and (found := layout.newest(source)):
         source = found
-    state = checkpoint.read_state(source)
+    state = layout.read_state(source)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: exists and is not empty; give another --output or remove it")
     partial = output.with_name(f".{output.name}.partial")

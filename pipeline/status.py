@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data_prep.errors import UserError, exit_cleanly
-from pipeline.guard.lock import LOCK, changes
-from pipeline.guard.starts import read_starts
-from pipeline.guard.watchdog import BEAT_SECONDS, rank_file
-from pipeline.metrics_file import read_metrics
+from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.fault_tolerance.lock import LOCK, changes
+from pipeline.fault_tolerance.restarts import read_starts
+from pipeline.fault_tolerance.watchdog import BEAT_SECONDS, rank_file
+from pipeline.training.metrics_reader import read_metrics
 
 RECENT = 50  # steps that the rate and the remaining time are taken from
 FOLLOW_SECONDS = 10.0

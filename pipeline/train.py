@@ -21,45 +21,50 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 BEGAN = time.monotonic()
-from pipeline.guard.stop import StopSignal
+from pipeline.fault_tolerance.signals import StopSignal
 
 if __name__ == "__main__":
     STOP = StopSignal()  # before the imports that take seconds: a signal during them is kept
 
-from data_prep.errors import AgreedError, UserError, exit_cleanly
-from pipeline import dist
-from pipeline.config import DEMO_RECIPE, load_config
+from pipeline.common import distributed
+from pipeline.common.errors import AgreedError, UserError, exit_cleanly
+from pipeline.config.recipe import DEMO_RECIPE, load_config
 
 
 def main(arguments: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
-    dist.join_slurm_step()
+    distributed.join_slurm_step()
     recipe, dry, overrides = split_arguments(arguments)
     config = load_config(recipe, overrides)
 
-    from pipeline.prepare import prepare
+    from pipeline.training.preflight import prepare
 
-    prepared = prepare(config, dist.rank(), dist.world_size())
+    prepared = prepare(config, distributed.rank(), distributed.world_size())
 
-    from pipeline.ds_config import deepspeed_config
-    from pipeline.zero import start_process_group
+    from pipeline.zero3.ds_config import deepspeed_config
+    from pipeline.zero3.engine import start_process_group
 
-    ds = deepspeed_config(config, dist.world_size())
+    ds = deepspeed_config(config, distributed.world_size())
     if dry:
-        from pipeline.dry_run import dry_run
+        from pipeline.plan.dry_run import dry_run
 
-        if dist.is_main():
-            dry_run(prepared, ds, dist.world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", dist.world_size())))
+        if distributed.is_main():
+            dry_run(
+                prepared,
+                ds,
+                distributed.world_size(),
+                int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())),
+            )
         return 0
     timeout = config.training.hang_timeout_s
     start_process_group(timeout)
 
-    from pipeline.guard.guard import Guard
-    from pipeline.loop import fit
+    from pipeline.fault_tolerance.guard import Guard
+    from pipeline.training.loop import fit
 
     with Guard(Path(config.output_dir), stop, timeout, BEGAN) as guard:
         status = fit(prepared, guard)
-    dist.leave(status)
+    distributed.leave(status)
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:
@@ -87,13 +92,13 @@ def run() -> int:
     try:
         return main(sys.argv[1:], STOP)
     except AgreedError:
-        if not dist.is_main():
+        if not distributed.is_main():
             return 2
         raise
     except UserError as error:
-        if not dist.is_main():
+        if not distributed.is_main():
             time.sleep(5)
-            raise UserError(f"rank {dist.rank()}: {error}") from error
+            raise UserError(f"rank {distributed.rank()}: {error}") from error
         raise
 
 

@@ -25,7 +25,7 @@ for run in "${runs[@]}"; do
       "$@" || finish $? 3
   fi
   if [ "$run" != sft ] && [ -e "$OUTPUT/sft" ]; then
-    on_one_rank python -m pipeline.comparison --baseline "$OUTPUT/sft" --candidate "$OUTPUT/$run" \
+    on_one_rank python -m pipeline.compare --baseline "$OUTPUT/sft" --candidate "$OUTPUT/$run" \
       --output "$OUTPUT/$run" || finish $? 3
   fi
 done

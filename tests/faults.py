@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-from pipeline.checkpoint import newest, read_state
+from pipeline.checkpoint.layout import newest, read_state
 from tests.runs import Fork, losses, python, start_ranks, train, write_recipe
 
 STEPS = 60

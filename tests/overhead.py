@@ -42,8 +42,8 @@ def timed(owner: type, name: str, where: str, clock: Callable[[], float]) -> Non
 
 def be_a_rank(words: list[str]) -> None:
     """One rank with its guard timed; writes what was spent beside the metrics."""
-    from pipeline.guard.watchdog import Watchdog
-    from pipeline.saving import Saver
+    from pipeline.checkpoint.saver import Saver
+    from pipeline.fault_tolerance.watchdog import Watchdog
 
     for name in ("report", "settle", "take_seconds"):
         timed(Saver, name, "main thread", time.perf_counter)

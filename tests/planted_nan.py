@@ -8,10 +8,12 @@ import hashlib
 import sys
 from typing import Any
 
-from data_prep.errors import exit_cleanly
-from pipeline import dist, loop, train
-from pipeline.guard.stop import StopSignal
-from pipeline.zero import ZeroEngine
+from pipeline import train
+from pipeline.common import distributed
+from pipeline.common.errors import exit_cleanly
+from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.training import loop
+from pipeline.zero3.engine import ZeroEngine
 
 STEP, MICRO_STEPS = 3, 2
 
@@ -36,7 +38,7 @@ def main() -> int:
             calls += 1
             if calls == STEP * MICRO_STEPS:
                 print("weights before", weights(zero), flush=True)
-            return gradient * float("nan") if calls >= STEP * MICRO_STEPS and dist.rank() == 1 else gradient
+            return gradient * float("nan") if calls >= STEP * MICRO_STEPS and distributed.rank() == 1 else gradient
 
         _, parameter = next(p for p in zero.engine.module.named_parameters() if "q_proj.weight" in p[0])
         parameter.register_hook(spoil)
@@ -47,7 +49,7 @@ def main() -> int:
             return fit(*words)
         finally:
             print("weights after", weights(engines[0]), flush=True)
-            dist.barrier()  # the first rank to end takes the others with it
+            distributed.barrier()  # the first rank to end takes the others with it
 
     loop.build_engine, loop.fit = build_and_plant, fit_and_tell
     return train.main(sys.argv[1:], StopSignal())

@@ -18,7 +18,7 @@ from tests.workers import free_port
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pipeline.loop", "pipeline.guard.guard", "deepspeed.ops.adam"])
+FORKS.set_forkserver_preload(["pipeline.training.loop", "pipeline.fault_tolerance.guard", "deepspeed.ops.adam"])
 
 TINY = {
     "model_type": "qwen2",

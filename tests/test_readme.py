@@ -18,11 +18,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep.tokenizer import load_tokenizer
-from pipeline.answers import LANGUAGES
-from pipeline.config import load_config
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.config.recipe import load_config
+from pipeline.evaluation.answer_extraction import LANGUAGES
 from pipeline.loss import LossSettings
-from pipeline.model import FAMILIES
+from pipeline.models.families import FAMILIES
 from tests.conftest import Prepared
 from tests.runs import ENVIRONMENT, ROOT, TINY
 from tests.workers import free_port

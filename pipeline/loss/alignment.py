@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from pipeline.loss.exchange import Layout, upload
-from pipeline.loss.schedule import Block
+from pipeline.loss.chunking import Block
+from pipeline.loss.layout import Layout, upload
 from pipeline.loss.settings import LossSettings
 
 

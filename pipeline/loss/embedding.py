@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loss.exchange import Group, all_to_all, world_of
-from pipeline.loss.sharding import VocabularyShard
+from pipeline.loss.comm import Group, all_to_all, world_of
+from pipeline.loss.vocabulary import VocabularyShard
 
 
 def embedding_lookup(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from pipeline.loss.batch import Supervised, Totals
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.supervised import Supervised, Totals
 
 
 def solar_loss_reference(

@@ -26,15 +26,16 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import Centres, SummaryTable
-from pipeline.loss.chunk import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype, rows_that_fit
-from pipeline.loss.costs import Traffic
-from pipeline.loss.elementwise import Rows
-from pipeline.loss.exchange import Group, HiddenExchange, Layout, all_reduce, gather_layout, upload, world_of
-from pipeline.loss.gathered import GatheredSoftmax
-from pipeline.loss.schedule import Block, Unit, schedule
+from pipeline.loss.batch import Supervised, Totals
+from pipeline.loss.chunking import Block, Unit, schedule
+from pipeline.loss.comm import Group, HiddenExchange, all_reduce, world_of
+from pipeline.loss.kernels import Rows
+from pipeline.loss.layout import Layout, gather_layout, upload
+from pipeline.loss.ring import GatheredSoftmax
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.sharding import Vocabulary
-from pipeline.loss.supervised import Supervised, Totals
+from pipeline.loss.softmax import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype, rows_that_fit
+from pipeline.loss.traffic import Traffic
+from pipeline.loss.vocabulary import Vocabulary
 
 
 @dataclass

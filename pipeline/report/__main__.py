@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError, exit_cleanly
-from data_prep.shards import write_atomically
-from pipeline.comparison import compare_runs
-from pipeline.drawing import png
-from pipeline.report.figures import arm_color, overview
+from pipeline.common.atomic_io import write_atomically
+from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.common.plotting import png
+from pipeline.compare import compare_runs
+from pipeline.report.plots import arm_color, overview
 from pipeline.report.render import to_html, to_markdown
 from pipeline.report.runs import Run, read_runs, series
 from pipeline.report.sections import sections

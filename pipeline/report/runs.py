@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from data_prep.errors import UserError
-from pipeline.consistency import consistency_tables
-from pipeline.metrics_file import read_metrics
+from pipeline.common.errors import UserError
+from pipeline.evaluation.accuracy import accuracy_table, versions
+from pipeline.evaluation.consistency import consistency_tables
 from pipeline.representations.plots import layers_of
-from pipeline.scores import accuracy_table, versions
+from pipeline.training.metrics_reader import read_metrics
 
 Metrics = list[dict[str, Any]]  # one per step, in order of steps
 
@@ -61,7 +61,7 @@ def read_run(path: Path, name: str) -> Run:
         name,
         path,
         read_metrics(path),
-        _read_result(path / "evaluation.json", "pipeline.evaluation", _check_evaluation),
+        _read_result(path / "evaluation.json", "pipeline.evaluation.generation", _check_evaluation),
         _read_result(path / "representations.json", "pipeline.representations", _check_representations),
         config.read_text(encoding="utf-8").strip() if config.is_file() else None,
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipeline.consistency import agreement_sentences, agreement_table, output_languages_table, percent
-from pipeline.report import figures
-from pipeline.report.glance import ABSENT, glance
+from pipeline.evaluation.accuracy import accuracy_table
+from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
+from pipeline.report import plots
+from pipeline.report.overview_table import ABSENT, glance
 from pipeline.report.runs import Run, languages_of, series
 from pipeline.representations.plots import label
-from pipeline.scores import accuracy_table
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _glance(runs: Sequence[Run]) -> Section:
 def _accuracy(runs: Sequence[Run]) -> Section:
     evaluated = [run for run in runs if run.evaluation]
     blocks: list[Block] = []
-    if picture := figures.accuracies(runs):
+    if picture := plots.accuracies(runs):
         blocks.append(
             Picture(picture, "Bars of the accuracy per language with 95 % intervals; the table has the values.")
         )
@@ -99,7 +99,7 @@ def _accuracy(runs: Sequence[Run]) -> Section:
 
 
 def _accuracies_side_by_side(runs: Sequence[Run]) -> Table:
-    order, _ = figures.ordered_languages(runs)
+    order, _ = plots.ordered_languages(runs)
     rows = []
     for lang in order:
         scores = [(run.evaluation or {})["languages"].get(lang) for run in runs]
@@ -119,7 +119,7 @@ def _differences(runs: Sequence[Run], comparisons: dict[str, dict[str, Any]]) ->
         f"Each run against {runs[0].name} on the same problems: a paired bootstrap over problems gives the intervals, "
         "gained and lost count the problems that one of the two alone solves, p is McNemar's exact test of them.",
         Picture(
-            figures.differences(runs, comparisons), "Differences in accuracy with intervals; the table has the values."
+            plots.differences(runs, comparisons), "Differences in accuracy with intervals; the table has the values."
         ),
     ]
     header = ["", "difference, points", "95 % interval", "gained, lost", "McNemar p"]
@@ -137,7 +137,7 @@ def _difference(one: dict[str, float]) -> list[str]:
 
 def _consistency(runs: Sequence[Run]) -> Section:
     blocks: list[Block] = []
-    if picture := figures.agreement(runs):
+    if picture := plots.agreement(runs):
         blocks.append(Picture(picture, "Share of problems to which two languages give the same answer, as heat maps."))
     for run in runs:
         if not run.evaluation:
@@ -152,12 +152,12 @@ def _consistency(runs: Sequence[Run]) -> Section:
 
 def _representations(runs: Sequence[Run]) -> Section:
     blocks: list[Block] = []
-    if not (picture := figures.scatters(runs)):
+    if not (picture := plots.scatters(runs)):
         return Section("", blocks)
     blocks.append(
         Picture(picture, "First two principal components of the final state and of the soft-token summaries.")
     )
-    if by_layer := figures.layers(runs):
+    if by_layer := plots.layers(runs):
         blocks.append(Picture(by_layer, "Centred cosine, retrieval and silhouette by layer; floors dotted."))
     measured = [(run.name, run.representations) for run in runs if run.representations]
     _, first = measured[0]
@@ -195,7 +195,7 @@ def _representations(runs: Sequence[Run]) -> Section:
 def _training(runs: Sequence[Run]) -> Section:
     trained = [run for run in runs if run.metrics]
     blocks: list[Block] = []
-    if picture := figures.curves(runs):
+    if picture := plots.curves(runs):
         blocks.append(Picture(picture, "Losses and alignment cosine over the steps."))
     rows = []
     for key in ("loss", "ce_loss", "align_loss", "align_cos", "align_weight", "grad_norm", "learning_rate"):

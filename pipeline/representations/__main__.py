@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from data_prep.errors import UserError, exit_cleanly
 from data_prep.records import Record, plan_pieces, read_piece
-from data_prep.shards import write_atomically
-from pipeline.drawing import png
-from pipeline.evaluation import load_model, make_writable
-from pipeline.extras import optional
-from pipeline.model import FAMILIES
+from pipeline.common.atomic_io import make_writable, write_atomically
+from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.common.optional_imports import optional
+from pipeline.common.plotting import png
+from pipeline.evaluation.accuracy import versions
+from pipeline.evaluation.generation import load_model
+from pipeline.models.families import FAMILIES
 from pipeline.representations.plots import draw, label
 from pipeline.representations.separability import principal_components, separability
 from pipeline.representations.similarity import Figure, compare
 from pipeline.representations.states import FINAL, SOFT, encode, layer_name, pooled_states
-from pipeline.scores import versions
 
 MANY_LAYERS = 9  # of a deep model so many are measured, evenly spaced
 FEW_PROBLEMS = 5

@@ -7,7 +7,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.drawing import BLUE, GREEN, GREY, INK, LANGUAGES, NAVY, ORANGE, axes_of, figure_of, heat_map, title
+from pipeline.common.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LANGUAGES,
+    NAVY,
+    ORANGE,
+    axes_of,
+    figure_of,
+    heat_map,
+    title,
+)
 
 TITLES = {"final": "after the final norm", "soft_tokens": "soft-token summaries"}
 CURVES = {"cosine": GREY, "centred_cosine": BLUE, "cka": ORANGE, "retrieval": GREEN}

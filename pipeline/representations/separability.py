@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 
-from pipeline.extras import optional
+from pipeline.common.optional_imports import optional
 from pipeline.representations.similarity import unit_rows
 
 FOLDS = 5

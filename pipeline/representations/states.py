@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.chat import ChatEncoder
-from data_prep.errors import UserError
 from data_prep.records import Record
-from pipeline.model import HeadFacts, head_facts
+from data_prep.tokenization.chat_template import ChatEncoder
+from pipeline.common.errors import UserError
+from pipeline.models.families import HeadFacts, head_facts
 
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: [chunk, V] in float32 is 256 MB
 

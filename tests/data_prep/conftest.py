@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from data_prep.demo import write_demo
-from data_prep.sampling import sample_texts
-from data_prep.tokenizer import save, train
+from data_prep.demo.problems import write_demo
+from data_prep.tokenization.sampling import sample_texts
+from data_prep.tokenization.tokenizer import save, train
 
 settings.register_profile("busy machines too", deadline=None)
 settings.load_profile("busy machines too")

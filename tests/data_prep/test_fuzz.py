@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import pack as pack_module
-from data_prep.convert import convert
-from data_prep.errors import UserError
-from data_prep.formats import Source
-from data_prep.pack import PackSettings, pack
+from data_prep.convert.conversion import convert
+from data_prep.convert.input_formats import Source
+from data_prep.packing import packer as pack_module
+from data_prep.packing.packer import PackSettings, pack
 from data_prep.ranks import Ranks
 from data_prep.records import parse_record
-from data_prep.tokenizer import load_tokenizer
-from data_prep.verify import verify
+from data_prep.shards.verification import verify
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.errors import UserError
 
 WRONG = [
     None,

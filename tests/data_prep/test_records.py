@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.errors import UserError
 from data_prep.records import Piece, parse_record, plan_pieces, read_piece
+from pipeline.common.errors import UserError
 
 GOOD = {"pair_id": "p", "lang": "en", "question": "q", "answer": "a", "gold": 3}
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_prep.shards import ShardSet
-from data_prep.tokenizer import fingerprint, load_tokenizer
-from pipeline.config import load_config
-from pipeline.data import Batches, Loader, local_totals
+from data_prep.shards.format import ShardSet
+from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from pipeline.config.recipe import load_config
+from pipeline.data.loader import Batches, Loader
+from pipeline.data.micro_batch import local_totals
 from pipeline.loss import solar_loss_reference
-from pipeline.model import decode
+from pipeline.models.solar_model import decode
 from tests.conftest import Prepared
 from tests.runs import TINY, losses, python, refuses, train, write_recipe
 

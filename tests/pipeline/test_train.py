@@ -96,9 +96,9 @@ def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: P
     ids=["stage", "batch size", "hpZ", "nvme", "precision"],
 )
 def test_deepspeed_settings_that_cannot_be(content: dict, parts: list[str], tmp_path: Path) -> None:
-    from data_prep.errors import UserError
-    from pipeline.config import load_config
-    from pipeline.ds_config import deepspeed_config
+    from pipeline.common.errors import UserError
+    from pipeline.config.recipe import load_config
+    from pipeline.zero3.ds_config import deepspeed_config
 
     file = tmp_path / "ds.json"
     file.write_text(json.dumps(content))

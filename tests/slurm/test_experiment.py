@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
 from tests.conftest import Prepared
 from tests.runs import TINY, metrics
 from tests.slurm.conftest import Cluster, log_of

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.shards import read_manifest
-from pipeline.guard.starts import read_starts
+from data_prep.shards.format import read_manifest
+from pipeline.fault_tolerance.restarts import read_starts
 from tests.conftest import Prepared
 from tests.runs import losses, metrics, write_recipe
 from tests.slurm.conftest import Cluster, log_of, until, wait_for_steps

@@ -19,7 +19,7 @@ from pipeline.loss import (
     solar_loss_reference,
     vocabulary_range,
 )
-from pipeline.loss.exchange import Group, world_of
+from pipeline.loss.comm import Group, world_of
 
 LANGUAGES = 3
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from pipeline.loss import VocabularyShard, embedding_lookup, vocabulary_range
-from pipeline.loss.exchange import Group, world_of
+from pipeline.loss.comm import Group, world_of
 from tests.workers import Workers
 
 VOCAB, PADDED, HIDDEN, FACTOR = 37, 48, 5, 0.25

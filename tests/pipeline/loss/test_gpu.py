@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.loss import VocabularyShard, embedding_lookup
-from pipeline.loss.elementwise import softmax_
+from pipeline.loss.kernels import softmax_
 from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
 from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, problem
 from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, LAYOUTS, SETTINGS, UNEVEN, bound_of

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.bench_ranks import HIDDEN, VOCAB, Watch, count, crossing, expected
+from pipeline.benchmarks.ranks import HIDDEN, VOCAB, Watch, count, crossing, expected
 from pipeline.loss import VocabularyShard, embedding_lookup
-from pipeline.loss.exchange import Group, world_of
+from pipeline.loss.comm import Group, world_of
 from pipeline.loss.settings import Head
 from tests.workers import Workers
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.loss import LossSettings, Supervised, Totals, Vocabulary, VocabularyShard, solar_loss
-from pipeline.loss.exchange import Group, world_of
+from pipeline.loss.comm import Group, world_of
 from pipeline.loss.settings import Head
 from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
 from tests.workers import Workers

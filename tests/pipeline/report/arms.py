@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.consistency import beyond_accuracy
-from pipeline.problems import Problem
+from pipeline.evaluation.accuracy import summarise
+from pipeline.evaluation.consistency import beyond_accuracy
+from pipeline.evaluation.dataset import Problem
 from pipeline.representations.__main__ import describe
-from pipeline.scores import summarise
 
 LANGUAGES = ["en", "de", "sw"]
 PROBLEMS = 20

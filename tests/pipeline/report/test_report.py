@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from data_prep.errors import UserError
-from pipeline.metrics_file import read_metrics
+from pipeline.common.errors import UserError
+from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.report.__main__ import compare_with_first, write_report
-from pipeline.report.figures import overview, smooth
+from pipeline.report.plots import overview, smooth
 from pipeline.report.render import to_html, to_markdown
 from pipeline.report.runs import Run, series
 from pipeline.report.sections import sections
-from pipeline.scores import accuracy_table
+from pipeline.training.metrics_reader import read_metrics
 
 
 def step(number, **values):

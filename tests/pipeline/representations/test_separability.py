@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.representations.separability import principal_components, probe_accuracy, separability
 from pipeline.representations.similarity import unit_rows
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep.errors import UserError
 from data_prep.records import Record
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.errors import UserError
 from pipeline.representations import states
 from pipeline.representations.__main__ import choose_layers, read_parallel
 from pipeline.representations.states import encode, pooled_states

@@ -1,0 +1,45 @@
+"""Shows packed rows as a person reads them: language, role, prompt in brackets, supervised text outside."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from data_prep.shards.format import IGNORE, PackedRow, ShardSet
+from data_prep.shards.verification import check_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.errors import UserError
+
+
+def inspect_row(path: Path, tokenizer: str, index: int) -> None:
+    """Print row `index` (from 0) of a shard directory. Raises UserError where there is no such row."""
+    shards = ShardSet.open(path, check_hashes=False)
+    check_tokenizer(path, shards.manifest, tokenizer)
+    if not 0 <= index < len(shards):
+        raise UserError(f"{path}: no row {index}; there are rows 0 to {len(shards) - 1}")
+    row = shards[index]
+    console = Console()
+    console.print(f"row {index}: {len(row.input_ids)} of {shards.manifest['max_seq_length']} tokens", highlight=False)
+    for text in render_row(row, load_tokenizer(tokenizer)):
+        console.print(text, soft_wrap=True)
+
+
+def render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
+    """One text per sequence: a heading, then unsupervised text greyed within ⟦ ⟧ and supervised text plain."""
+    texts = []
+    stop = 0
+    for length, pair_id, lang, role in zip(row.seq_lens.tolist(), row.pair_id, row.lang, row.role, strict=True):
+        start, stop = stop, stop + length
+        ids, supervised = row.input_ids[start:stop], row.labels[start:stop] != IGNORE
+        text = Text()
+        text.append(f"{pair_id} {lang} {role}, {length} tokens, {int(supervised.sum())} supervised\n", style="bold")
+        for part in np.split(np.arange(length), np.flatnonzero(np.diff(supervised)) + 1):
+            decoded = tokenizer.decode(ids[part].tolist())
+            if supervised[part[0]]:
+                text.append(str(decoded), style="green")
+            else:
+                text.append(f"⟦{decoded}⟧", style="dim")
+        texts.append(text)
+    return texts

@@ -1,0 +1,213 @@
+"""Tokenizers: load one, name its content by a hash, train one with SentencePiece."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from pipeline.common.errors import UserError
+
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+# The end of the assistant's turn is supervised too: that is how the model learns to stop.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ '<|system|>' + message['content'] }}"
+    "{%- elif message['role'] == 'user' -%}{{ '<|user|>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a chat template, a pad and an eos token that differ.
+
+    name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets our chat template. Raises
+    UserError where it cannot be loaded or lacks one of these.
+    """
+    if str(name).endswith(".model"):
+        try:
+            return from_sentencepiece(Path(name).read_bytes(), str(name))
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    if not Path(name).is_dir() and _is_path(str(name)):
+        raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file or an absent hub makes the library raise
+        raise UserError(f"{name}: cannot be loaded as a tokenizer ({_first_line(error)})") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json can be made of it)")
+    if not tokenizer.chat_template:
+        raise UserError(f"{name}: the tokenizer has no chat template; add chat_template.jinja to it")
+    try:
+        _compile_jinja_template(tokenizer.get_chat_template())
+    except Exception as error:  # jinja2's errors, or several templates of which none is the default
+        raise UserError(f"{name}: the chat template cannot be used ({_first_line(error)})") from None
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(f"{name}: the pad token is the eos token; give the tokenizer a pad token of its own")
+    return tokenizer
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that is no directory was meant as one, and not as a hub id (NAME or ORGANIZATION/NAME)."""
+    return name.startswith((".", os.sep)) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of the chat template."""
+    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of what decides the tokens of a conversation: vocabulary, rules, special tokens, chat template.
+
+    The same on every machine and wherever the tokenizer lies; what calls change (padding, truncation) is left out.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["padding"] = content["truncation"] = None
+    content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    content["chat_template"] = tokenizer.get_chat_template()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a SentencePiece BPE model and return it as a transformers tokenizer with our chat template.
+
+    Byte fallback, so that no text is unknown; digits apart; no normalization, so that decoding gives the text back.
+    BPE and not unigram: unigram finds its pieces among distinct words, and text from templates has few of them. Raises
+    UserError where SentencePiece cannot train: no text, or fewer tokens than characters, or more than it finds merges.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["\n"],
+            control_symbols=list(ROLES),
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            max_sentence_length=1 << 16,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = _first_line(error)
+        raise UserError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this data ({reason})") from None
+    return from_sentencepiece(model.getvalue())
+
+
+def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> PreTrainedTokenizerFast:
+    """A SentencePiece model (BPE or unigram) as a transformers tokenizer with our special tokens and chat template.
+
+    Special tokens that the model lacks are added behind its vocabulary. Raises UserError where the bytes are no such
+    model, or the result would tokenize otherwise than SentencePiece does.
+    """
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(model)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (DecodeError, RuntimeError):
+        proto.Clear()
+    if not proto.pieces:
+        raise UserError(f"{name}: not a SentencePiece model")
+    backend = _backend(proto, name)
+    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    for place, number in enumerate((processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())):
+        if number >= 0:
+            special[place] = processor.id_to_piece(number)
+    symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED and len(p.piece) > 1]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in (*special, *ROLES)])
+    backend.add_tokens([AddedToken(token, normalized=False) for token in symbols])
+    sample = [
+        f"{a.piece}{b.piece}".replace("▁", " ") for a, b in pairwise(proto.pieces) if a.type == b.type == a.NORMAL
+    ]
+    sample += [" two  spaces ", "12 345,60", "ｆｕｌｌ ｗｉｄｔｈ", "é e\u0301 ﬁ", "🦒 unseen ྿"]
+    for text in sample:
+        if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
+            raise UserError(
+                f"{name}: rules that cannot be taken over (at {text!a}); convert it to a tokenizer directory"
+            )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **dict(zip(("bos_token", "eos_token", "pad_token", "unk_token"), special, strict=True)),
+        extra_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _backend(proto: ModelProto, name: str) -> Tokenizer:
+    """The model, normalizer, word cut and decoder that a SentencePiece model describes."""
+    scores = {piece.piece: piece.score for piece in proto.pieces}
+    spec, rules = proto.trainer_spec, proto.normalizer_spec
+    if spec.model_type == spec.BPE:
+        vocabulary = {piece: i for i, piece in enumerate(scores)}
+        merges = generate_merges(vocabulary, scores)
+        fallback = {"unk_token": spec.unk_piece, "byte_fallback": spec.byte_fallback, "fuse_unk": True}
+        backend = Tokenizer(models.BPE(vocabulary, merges, **fallback))
+    elif spec.model_type == spec.UNIGRAM:
+        backend = Tokenizer(models.Unigram(list(scores.items()), unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
+    else:
+        raise UserError(f"{name}: neither a BPE nor a unigram model")
+    steps: list[normalizers.Normalizer] = []
+    if rules.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+    if rules.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if rules.add_dummy_prefix:
+        steps.append(normalizers.Prepend(" "))  # Metaspace's own way spares text that begins with a space
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+    # Where no piece holds a space but at its start, cutting there changes no token and lets words be remembered.
+    split = not any("▁" in piece[1:] for piece in scores)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=split)
+    decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if rules.add_dummy_prefix:
+        decoding.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(decoding)
+    return backend
+
+
+def save(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """Write a tokenizer directory, whole or not at all. Raises UserError where something is in its place."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: already there; remove it or name another output")
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        tokenizer.save_pretrained(temporary)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,55 @@
+"""The peer of `bench_train`: SOLAR as one writes it without this project, full logits under plain DeepSpeed ZeRO-3.
+
+Shape letters: T supervised positions, V vocabulary, d hidden size, S sequences.
+"""
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+from transformers import PreTrainedModel
+
+from pipeline.data.micro_batch import MicroBatch
+from pipeline.models.families import vocabulary_parameter
+
+
+class PlainSolar(nn.Module):
+    """Model, cross entropy and alignment by autograd over [T, V] logits and [T, d] soft tokens."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.embedding = vocabulary_parameter(model.get_input_embeddings())
+        # Used outside the module that owns it: ZeRO-3 has to be told to gather it here too.
+        deepspeed.zero.register_external_parameter(self, self.embedding)
+
+    def forward(self, batch: MicroBatch, weight: float) -> Tensor:
+        output = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        logits_TV = output.logits.flatten(0, 1)[batch.positions].float()
+        s = batch.supervised
+        sequence = s.sequence_of_token().to(logits_TV.device)
+        loss = cross_entropy(logits_TV, s.targets.to(logits_TV.device))
+        if weight:
+            soft_Td = torch.softmax(logits_TV, dim=-1).to(self.embedding.dtype) @ self.embedding
+            sums_Sd = soft_Td.new_zeros(len(s.lengths), soft_Td.shape[1]).index_add(0, sequence, soft_Td)
+            u_Sd = sums_Sd / s.lengths.to(sums_Sd.device)[:, None]
+            pairs, pivots = s.paired().nonzero().squeeze(1).tolist(), s.pivot[s.paired()].tolist()
+            loss = loss + weight * (1 - cosine_similarity(u_Sd[pairs], u_Sd[pivots].detach())).mean()
+        return loss
+
+
+class PlainEngine:
+    """The same three calls that `bench_train` makes on ours."""
+
+    def __init__(self, ds: dict[str, Any], model: PreTrainedModel, learning_rate: float) -> None:
+        module = PlainSolar(model)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
+
+    def step(self, batch: MicroBatch, weight: float) -> float:
+        loss = self.engine(batch.to(self.engine.device), weight)
+        self.engine.backward(loss)
+        self.engine.step()
+        return float(loss.detach())

@@ -1,0 +1,289 @@
+r"""Finds the final number in a written solution, in eleven languages.
+
+Order: the last balanced `\boxed{}`, then the last localised answer phrase ("The answer is 8", "答えは8です"), then
+the last number. Numbers are read by the conventions of the language: 70.000 is seventy thousand in German and seventy
+in English.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from decimal import Decimal, DecimalException
+from typing import NamedTuple
+
+from pipeline.common.errors import UserError
+
+# What introduces an answer: the noun, then the words that may join it to the number.
+PHRASES = {
+    "bn": (r"উত্তর(?:টি|টা)?", r"হলো|হল(?!ে)|হবে|হচ্ছে|হয়|হ'ল"),
+    "de": (r"\b(?:Antwort|Lösung|Ergebnis)\b", r"\b(?:ist|lautet|beträgt|wäre)\b"),
+    "en": (r"\banswers?\b", r"\b(?:is|are|was|equals|will be|would be)\b"),
+    "es": (r"\b(?:respuesta|resultado)\b", r"\b(?:es|son|será|sería)\b"),
+    "fr": (r"\b(?:r[ée]ponse|r[ée]sultat)\b", r"\b(?:est|sont|sera|serait|vaut)\b"),
+    "ja": (r"答え|解答|回答|正解", r"は、?"),
+    "ru": (r"\bответ(?:ом)?\b", r"\b(?:будет|равен|это|является|составляет|составит)\b"),
+    "sw": (r"\b(?:jibu|majibu)\b", r"\b(?:ni|litakuwa|itakuwa)\b"),
+    "te": (r"సమాధానం|జవాబు", r"ఏమిటంటే|అవుతుంది"),
+    "th": (r"คำตอบ", r"คือ|เท่ากับ|เป็น"),
+    "zh": (r"答案|答(?=[:是为])", r"是|就是|为|為|等于|等於"),
+}
+LANGUAGES = tuple(PHRASES)
+
+# Words for powers of ten written after the number (in Swahili before it).
+SCALES = {
+    "bn": {r"হাজার": 3, r"লক্ষ|লাখ": 5, r"কোটি": 7},
+    "de": {r"tausend\b": 3, r"(?:Million(?:en)?|Mio)\b": 6, r"(?:Milliarden?|Mrd)\b": 9},
+    "en": {r"thousand\b": 3, r"million\b": 6, r"billion\b": 9},
+    "es": {r"mil millones\b": 9, r"mil\b": 3, r"(?:millón|millones)\b": 6},
+    "fr": {r"mille\b": 3, r"millions?\b": 6, r"milliards?\b": 9},
+    "ja": {r"千": 3, r"万": 4, r"億": 8},
+    "ru": {r"тыс(?:яч[аиу]?)?\b": 3, r"(?:млн|миллион(?:а|ов)?)\b": 6, r"(?:млрд|миллиард(?:а|ов)?)\b": 9},
+    "sw": {r"\belfu": 3, r"\blaki": 5, r"\bmilioni": 6},
+    "te": {r"వేల|వేయి|వెయ్యి": 3, r"లక్ష": 5, r"కోటి|కోట్ల": 7},
+    "th": {r"พัน": 3, r"หมื่น": 4, r"แสน": 5, r"ล้าน": 6},
+    "zh": {r"千(?![米克瓦卡])": 3, r"[万萬]": 4, r"[亿億]": 8},  # 千米 and 千克 are units
+}
+
+DECIMAL_COMMA = {"de", "es", "fr", "ru"}
+PLAIN_SPACE_GROUPS = {"de", "es", "fr", "ru"}  # 70 000 with an ordinary space; elsewhere that is two numbers
+GROUP_SPACE = "\ue000"  # a no-break or narrow space, kept apart from an ordinary one through NFKC
+SPACES = dict.fromkeys(map(ord, "\u00a0\u202f\u2007\u2008\u2009\u2006\u2005\u2004\u205f"), GROUP_SPACE)
+MINUSES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\ufe63\uff0d"), "-")
+CURRENCY = r"(?:[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?))"
+LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # of scripts that put spaces between words
+SENTENCE_END = re.compile(r"[\n。!?।॥৷]|\.(?!\d)")
+FRACTION = re.compile(r"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?![\d/]|[.,]\d)")
+MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、]*"
+
+
+class Number(NamedTuple):
+    """A number and where it stands in its text, sign and currency included."""
+
+    start: int
+    end: int
+    value: Decimal
+
+
+def extract_answer(text: str, lang: str) -> Decimal | None:
+    """The final numeric answer of a solution written in `lang`, or None when it holds no number.
+
+    Raises UserError for a language without rules (`LANGUAGES` names those that have).
+    """
+    if lang not in PHRASES:
+        raise UserError(f"no answer extraction for language {lang!r}; known: {', '.join(LANGUAGES)}")
+    text = normalise(text)
+    candidates = [*reversed(list(_boxes(text))), *_phrase_spans(text, lang)]
+    for span in candidates:
+        answer = _answer_in_span(span, lang)
+        if answer is not None:
+            return answer
+    numbers = _numbers(text, lang)
+    return numbers[-1].value if numbers else None
+
+
+def answers_equal(first: Decimal | None, second: Decimal | None) -> bool:
+    """Whether two answers are the same number, to six decimals (1/3 has no exact form). None equals nothing."""
+    if first is None or second is None:
+        return False
+    return abs(first - second) <= Decimal("0.000001")
+
+
+def parse_gold(gold: object) -> Decimal | None:
+    """A recorded gold answer ("2,125", 8.0) as a number in English notation; None when it is not one."""
+    if isinstance(gold, bool) or not isinstance(gold, int | float | str):
+        return None
+    text = normalise(str(gold)).strip()
+    if isinstance(gold, str) and re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    try:
+        value = Decimal(text)
+    except DecimalException:
+        return None
+    return value if value.is_finite() else None
+
+
+def normalise(text: str) -> str:
+    """Text with ASCII digits and minus signs, compatibility forms folded, LaTeX spacing and wrappers removed."""
+    text = _without_latex(_fold(text))
+    return re.sub(r"(?i)\b(rs|tk|usd|eur|k?sh|tsh|kes)\.?(?=-?\d)", r"\1 ", text)
+
+
+def _fold(text: str) -> str:
+    """NFKC with ASCII digits, one minus sign, grouping spaces marked and format characters removed."""
+    folded = unicodedata.normalize("NFKC", "".join(map(_prepare, text.translate(SPACES))))
+    # Format characters (joiners, direction marks) only hide what stands next to what.
+    chars = [str(unicodedata.decimal(c)) if c.isdecimal() else c for c in folded if unicodedata.category(c) != "Cf"]
+    return "".join(chars).translate(MINUSES).replace("⁄", "/")
+
+
+def _prepare(char: str) -> str:
+    """Keeps NFKC from gluing digits that are none: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
+    kind = unicodedata.decomposition(char).partition(">")[0]
+    if kind == "<fraction":
+        return " " + char
+    if kind in ("<super", "<sub"):
+        return ""
+    return " " if kind in ("<square", "<circle") else char
+
+
+def _without_latex(text: str) -> str:
+    text = text.replace("{,}", ",").replace(r"\!", "").replace(r"\$", "$").replace(r"\%", "%")
+    text = re.sub(r"\\[,;: ]|(?<=\d)~(?=\d)", GROUP_SPACE, text)
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mathbb|textit)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"(?<=[^\W_]|[)}])[\^_](?:\{[^{}]*\}|\\?\w+)", "", text)  # exponents, subscripts, degrees
+    return re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2", text)
+
+
+def _boxes(text: str) -> Iterator[str]:
+    r"""The contents of every balanced \boxed{}, in the order of their closing braces."""
+    opened: list[tuple[bool, int]] = []  # is it a box, where its content starts
+    for brace in re.finditer(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]", text):
+        if brace[0] in (r"\{", r"\}"):
+            continue
+        if brace[0] != "}":
+            opened.append((len(brace[0]) > 1, brace.end()))
+        elif opened:
+            is_box, start = opened.pop()
+            if is_box:
+                yield text[start : brace.start()].strip()
+
+
+def _phrase_spans(text: str, lang: str) -> Iterator[str]:
+    """What follows each answer phrase up to the end of its sentence, the last phrase first."""
+    for match in reversed(list(_phrase_pattern(lang).finditer(text))):
+        rest = text[match.end() :].lstrip(" *_:")
+        if rest.startswith("\n"):
+            rest = rest.lstrip("\n *_:").removeprefix("- ")  # on a new line "- 8" is a list item
+        yield SENTENCE_END.split(rest, maxsplit=1)[0]
+
+
+def _phrase_pattern(lang: str) -> re.Pattern[str]:
+    """Phrases of the language, and the English ones that models mix in, and GSM8K's ####."""
+    joined = []
+    for noun, copula in {PHRASES[lang], PHRASES["en"]}:
+        noun, copula = _fold(noun), _fold(copula)
+        gap = r"[^\n.,:=。!?।\dをに]{0,40}?"  # "to answer that, …" and 答えを求めるには state nothing
+        # A spaced dash after the noun is a copula ("Ответ - 8"); a bare noun counts only beside its number.
+        joined.append(rf"(?:{noun})(?:{gap}(?:{copula})|\W{{0,3}}[:=]|\s*[-–—](?=\s)|(?=[\s*$]*-?\d))")
+    return re.compile("|".join([*joined, "####"]), re.IGNORECASE)
+
+
+def _answer_in_span(span: str, lang: str) -> Decimal | None:
+    """The number a span states: the first if it opens the span, the result of an equation, else the last."""
+    numbers = _numbers(span, lang)
+    if not numbers:
+        return None
+    first = numbers[0]
+    if not re.fullmatch(MARKUP, span[: first.start]):
+        return numbers[-1].value
+    between = span[first.end : max(first.end, span.rfind("="))]
+    is_equation = re.search(r"[-–+*/×÷]", between) and not re.search(r"[(][^)]*$", between)
+    after = [number for number in numbers if number.start > first.end + len(between)]
+    return after[0].value if is_equation and after else first.value
+
+
+def _numbers(text: str, lang: str) -> list[Number]:
+    """Every number of the text, signs, fractions and scale words applied."""
+    space = f"[ {GROUP_SPACE}]" if lang in PLAIN_SPACE_GROUPS else GROUP_SPACE
+    token = (
+        rf"[1-9]\d{{0,2}}(?:(?:{space}\d{{3}})+|(?:['’]\d{{3}})+)(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\w.,)])\.\d+"
+    )
+    # Digits glued to a letter are names (x2, A4), except after scripts that write no spaces.
+    pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,])(?P<whole>{token})")
+    found: list[Number] = []
+    for match in pattern.finditer(text):
+        if found and match.start() < found[-1].end:
+            continue
+        value, end = _with_fraction(text, match, lang)
+        found.append(_with_sign(text, Number(match.start(), end, value)))
+    return _with_scales(text, found, lang)
+
+
+def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal, int]:
+    """The value of the digits found and where they end: reads 3/4 and 2 1/2, leaves dates (3/4/2024) apart."""
+    before = text[max(0, match.start() - 3) : match.start()].rstrip()
+    value = _resolve(match["whole"], lang, dollars=before.endswith("$"))
+    fraction = FRACTION.match(text, match.end())
+    if not fraction or before.endswith("/") or not Decimal(fraction["under"]):
+        return value, match.end()
+    if fraction["over"]:
+        return value + Decimal(fraction["over"]) / Decimal(fraction["under"]), fraction.end()
+    return value / Decimal(fraction["under"]), fraction.end()
+
+
+def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
+    """A digit string with separators as a number; `dollars`: whether a dollar sign stands before it."""
+    token = re.sub(f"[ '’{GROUP_SPACE}]", "", token)
+    marks = [c for c in token if c in ".,"]
+    if not marks:
+        return Decimal(token)
+    head, mark, tail = token.rpartition(marks[-1])
+    if len(marks) > 1:
+        if len(set(marks)) == 2:  # 1.234,56 and 1,234.56 say themselves which is which
+            return Decimal(re.sub("[.,]", "", head) + "." + tail)
+        if re.fullmatch(r"\d{1,3}([.,]\d{3})+|\d{1,2}(,\d{2})+,\d{3}", token):  # the latter as in India: 1,00,000
+            return Decimal(token.replace(mark, ""))
+        return Decimal(tail)  # a list: 1,2,3
+    if re.fullmatch(r"[1-9]\d{0,2}", head) and len(tail) == 3 and _groups(lang, head, mark, tail, dollars):
+        return Decimal(head + tail)
+    return Decimal(f"{head or 0}.{tail}")
+
+
+def _groups(lang: str, head: str, mark: str, tail: str, dollars: bool) -> bool:
+    """Whether the one separator before three digits groups thousands."""
+    if lang not in DECIMAL_COMMA:
+        return mark == ","
+    if mark == ".":
+        return lang in ("de", "es") or tail == "000"  # French and Russian group by spaces
+    # Spanish is written with both conventions: 12,345 and $2,345 are American, 2,345 is European.
+    return lang == "es" and (dollars or len(head) > 1)
+
+
+def _with_sign(text: str, number: Number) -> Number:
+    """Takes in a currency mark and a minus sign before the number; a dash between two terms is no sign."""
+    offset = max(0, number.start - 40)
+    head = text[offset : number.start]
+    head = re.sub(rf"{CURRENCY}\s*$", "", head)
+    dash = re.search(r"[-–](\s*)$", head)
+    before = head[: dash.start()] if dash else ""
+    stripped = before.rstrip(" *")
+    between_terms = re.search(rf"[\d)%\]][\s{GROUP_SPACE}]*(?:{CURRENCY})?\s*$", before)  # 18 - 10, 5€ - 3€
+    after_letter = re.search(rf"[{LETTERS}]$", before)  # COVID-19, x-3
+    if not dash or between_terms or after_letter or (dash[1] and stripped and stripped[-1] not in "=:("):
+        return number._replace(start=offset + len(head))
+    return Number(offset + len(before), number.end, -number.value)
+
+
+def _with_scales(text: str, numbers: list[Number], lang: str) -> list[Number]:
+    """Applies scale words and joins parts: 5 million, 3万5000, elfu 70."""
+    scales = {re.compile(_fold(word), re.IGNORECASE): Decimal(10) ** power for word, power in SCALES[lang].items()}
+    result: list[Number] = []
+    joinable = Decimal(0)  # the scale of the number just read: a smaller part may follow it directly
+    for number in numbers:
+        scale, number = (_scale_before if lang == "sw" else _scale_after)(text, number, scales)
+        gap = text[result[-1].end : number.start] if result else "x"
+        smaller = abs(number.value) < joinable and not gap.strip()
+        if smaller and (scale > 1 or (lang in ("ja", "zh") and not gap)):
+            result[-1] = Number(result[-1].start, number.end, result[-1].value + number.value)
+        else:
+            result.append(number)
+        joinable = scale if scale > 1 else Decimal(0)
+    return result
+
+
+def _scale_after(text: str, number: Number, scales: dict[re.Pattern[str], Decimal]) -> tuple[Decimal, Number]:
+    position = number.end
+    while text[position : position + 1] in (" ", GROUP_SPACE):
+        position += 1
+    for word, scale in scales.items():
+        if match := word.match(text, position):
+            return scale, Number(number.start, match.end(), number.value * scale)
+    return Decimal(1), number
+
+
+def _scale_before(text: str, number: Number, scales: dict[re.Pattern[str], Decimal]) -> tuple[Decimal, Number]:
+    offset = max(0, number.start - 20)
+    for word, scale in scales.items():
+        if match := re.search(rf"{word.pattern}\s+$", text[offset : number.start], re.IGNORECASE):
+            return scale, Number(offset + match.start(), number.end, number.value * scale)
+    return Decimal(1), number

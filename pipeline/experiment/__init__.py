@@ -1,1 +1,0 @@
-"""The experiment: does alignment make knowledge move between languages? `python -m pipeline.experiment` runs it."""

@@ -1,0 +1,57 @@
+"""Inverse document frequencies against a count by hand, and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from data_prep.idf_weights import inverse_document_frequency
+from data_prep.shards.format import IGNORE, PackedRow, ShardSet
+from pipeline.common.errors import UserError
+from tests.runs import python, refuses
+
+
+def row(*responses):
+    labels = np.concatenate([[IGNORE, *response] for response in responses]).astype(np.int32)
+    lengths = np.array([len(response) + 1 for response in responses], np.int32)
+    return PackedRow(labels.clip(0), labels, lengths, [], [], [])
+
+
+def test_a_token_of_all_responses_weighs_nothing_and_one_of_a_single_one_all():
+    weights = inverse_document_frequency([row([1, 2, 2], [1, 3]), row([1, 2]), row([1])], 6)
+    assert weights.dtype == np.float32
+    expected = [1, 0, math.log(4 / 2) / math.log(4), 1, 1, 1]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_bad_input_is_one_line():
+    with pytest.raises(UserError, match="1 responses cannot tell"):
+        inverse_document_frequency([row([1])], 4)
+    with pytest.raises(UserError, match="token id 9 does not fit a vocabulary of 9"):
+        inverse_document_frequency([row([1], [9])], 9)
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_the_trainer_reads(prepared, tmp_path):
+    output = tmp_path / "w.safetensors"
+    command = ["-m", "data_prep", "weights", prepared.shards, "--output", output]
+    result = python(*command, "--model", prepared.tokenizer)
+    assert result.returncode == 0, result.stderr
+    weights = load_file(output)["weights"]
+    np.testing.assert_array_equal(weights, inverse_document_frequency(ShardSet.open(prepared.shards), len(weights)))
+    assert len(weights) == 600
+    model = tmp_path / "model"
+    model.mkdir()
+    for size in (640, 5):  # a model's vocabulary may be larger than its tokenizer's
+        (model / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": size}))
+        if size > 600:
+            assert python(*command, "--model", model).returncode == 0
+            assert len(load_file(output)["weights"]) == size
+        else:
+            refuses(python(*command, "--model", model), str(prepared.shards), "does not fit a vocabulary of 5")
+    refuses(python(*command, "--model", tmp_path / "no"), "no")
+    refuses(
+        python("-m", "data_prep", "weights", tmp_path, "--output", output, "--model", prepared.tokenizer), str(tmp_path)
+    )

@@ -1,0 +1,142 @@
+import io
+import json
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+from data_prep.tokenization.chat_template import ChatEncoder
+from data_prep.tokenization.sampling import sample_texts
+from data_prep.tokenization.tokenizer import ROLES, fingerprint, load_tokenizer, save, train
+from pipeline.common.errors import UserError
+
+TEXTS = ["hello world", "two\nlines", " a  b ", "١٢٣ 12 years", "สวัสดี", "🦒 never seen", "", "<s> no token"]
+
+
+def test_loads_through_transformers_and_gives_text_back(tokenizer_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    for text in TEXTS[:-1]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_are_distinct_single_tokens_and_digits_apart(tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *ROLES]
+    ids = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in special]
+    assert all(len(one) == 1 for one in ids) and len({one[0] for one in ids}) == len(special)
+    digits = [
+        token for token in tokenizer.get_vocab() if any(c.isdigit() for c in token) and not token.startswith("<0x")
+    ]
+    assert digits and all(len(token) == 1 for token in digits)
+
+
+def test_same_text_same_fingerprint_and_the_template_counts(tokenizer_dir, demo_file, tmp_path):
+    one = load_tokenizer(tokenizer_dir)
+    again = train(sample_texts([demo_file], 0.5, 1_000_000), 512)
+    save(again, tmp_path / "again")
+    assert fingerprint(one) == fingerprint(again) == fingerprint(load_tokenizer(tmp_path / "again"))
+    one(["short", "longer text"], padding=True, truncation=True, max_length=8)  # calls leave state behind
+    assert fingerprint(one) == fingerprint(again)
+    one.chat_template += " "
+    assert fingerprint(one) != fingerprint(again)
+
+
+@pytest.mark.parametrize(
+    "broken", ["missing", "empty", "no template", "broken template", "two templates", "pad is eos"]
+)
+def test_unusable_tokenizers_are_refused(broken, tokenizer_dir, tmp_path):
+    folder = tmp_path / "tok"
+    if broken != "missing":
+        folder.mkdir()
+    if broken not in ("missing", "empty"):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+        if broken == "no template":
+            tokenizer.chat_template = None
+        elif broken == "broken template":
+            tokenizer.chat_template = "{% for %}"
+        elif broken == "two templates":
+            tokenizer.chat_template = {"one": "a", "two": "b"}
+        else:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=str(folder)):
+        load_tokenizer(folder)
+
+
+def test_training_refuses_no_text_and_writes_over_nothing(tokenizer_dir):
+    with pytest.raises(UserError, match="SentencePiece"):
+        train([], 512)
+    with pytest.raises(UserError, match="already there"):
+        save(load_tokenizer(tokenizer_dir), tokenizer_dir)
+
+
+def test_alpha_gives_small_languages_more(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [("en", "word" * 5)] * 90 + [("sw", "neno" * 5)] * 10
+    lines = [
+        json.dumps({"pair_id": str(i), "lang": lang, "question": text, "answer": text})
+        for i, (lang, text) in enumerate(rows)
+    ]
+    path.write_text("\n".join(lines))
+
+    def share(alpha: float) -> float:
+        texts = list(sample_texts([path], alpha, 10_000))
+        return sum(text.startswith("neno") for text in texts) / len(texts)
+
+    assert share(1.0) == pytest.approx(0.1, abs=0.02)
+    assert share(0.5) == pytest.approx(0.25, abs=0.02)
+    assert share(0.0) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("settings", [
+    {"model_type": "unigram"},
+    {"model_type": "bpe", "pad_id": 3, "byte_fallback": True},
+    {"model_type": "unigram", "split_by_whitespace": False, "user_defined_symbols": ["<tool>", "\n"]},
+    {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+])  # fmt: skip
+def test_sentencepiece_models_of_many_kinds_keep_their_tokens(settings, demo_file, tmp_path):
+    texts = list(sample_texts([demo_file], 1.0, 1_000_000))
+    model = io.BytesIO()
+    settings = {"vocab_size": 500, "hard_vocab_limit": False, "minloglevel": 2, **settings}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **settings)
+    (tmp_path / "some.model").write_bytes(model.getvalue())
+    tokenizer = load_tokenizer(tmp_path / "some.model")
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in [*texts, "never seen 🦒", "a  b", "ﬁ"]:
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+    (tokens,) = ChatEncoder(tokenizer).encode(
+        [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    )
+    assert tokenizer.convert_ids_to_tokens([~t for t in tokens if t < 0])[-1] == tokenizer.eos_token == "</s>"
+    save(tokenizer, tmp_path / "saved")
+    assert fingerprint(load_tokenizer(tmp_path / "saved")) == fingerprint(tokenizer)
+
+
+def test_what_is_no_sentencepiece_model_is_refused(tmp_path):
+    for content in (b"", b"junk", b"\x0a\x03abc"):
+        (tmp_path / "bad.model").write_bytes(content)
+        with pytest.raises(UserError, match=r"bad\.model"):
+            load_tokenizer(tmp_path / "bad.model")
+    with pytest.raises(UserError, match="No such file"):
+        load_tokenizer(tmp_path / "none.model")
+
+
+def test_a_hub_id_is_asked_of_the_hub_and_a_missing_path_is_not(tmp_path, monkeypatch):
+    asked = []
+
+    def from_pretrained(name, **settings):
+        asked.append((name, settings["trust_remote_code"]))
+        raise OSError("no such model\nand much more")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/tok", "./tok", "/none/tok", "a/b/c"):
+        with pytest.raises(UserError, match="no such tokenizer directory"):
+            load_tokenizer(name)
+    assert not asked
+    with pytest.raises(UserError, match=r"^Some/Model: cannot be loaded as a tokenizer \(no such model\)$"):
+        load_tokenizer("Some/Model")
+    assert asked == [("Some/Model", False)]

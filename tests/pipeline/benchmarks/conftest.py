@@ -1,0 +1,5 @@
+"""Fixtures of the packing benchmark's tests."""
+
+from tests.data_prep.conftest import demo_file, tokenizer_dir
+
+__all__ = ["demo_file", "tokenizer_dir"]

@@ -1,0 +1,74 @@
+"""Recipes: what is read, and what is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import UserError
+from pipeline.config.recipe import DEMO_RECIPE, load_config
+
+MODEL = "model: {config: {model_type: qwen2}}\ndata: {tokenizer: here}\n"
+
+
+def load(tmp_path: Path, text: str, *overrides: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_config(path, list(overrides))
+
+
+def test_every_recipe_of_the_project_loads() -> None:
+    paths = sorted(DEMO_RECIPE.parent.glob("*.yaml"))
+    assert DEMO_RECIPE in paths and len(paths) > 1
+    for path in paths:
+        load_config(path, [])
+
+
+def test_overrides_win_and_types_hold(tmp_path: Path) -> None:
+    text = MODEL + "training: {learning_rate: 1e-3, max_steps: 7}\nloss: {detach: [pivot, embeddings]}"
+    config = load(tmp_path, text, "--training.max_steps", "9", "--loss.alignment_weight=0", "--loss.centring", "true")
+    assert config.training.learning_rate == 1e-3
+    assert config.training.max_steps == 9
+    assert config.loss.detach == ("pivot", "embeddings")
+    assert config.loss.alignment_weight == 0.0 and config.loss.centring is True
+    assert load(tmp_path, MODEL).loss.detach == ("pivot",)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("traning: {max_steps: 1}", [], "unknown key 'traning'; did you mean 'training'?"),
+        ("training: {max_step: 1}", [], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
+        ("", ["--los.distance", "mse"], "command line: unknown key 'los.distance'; did you mean 'loss.distance'?"),
+        ("training: {max_steps: 1.5}", [], "training.max_steps"),
+        ("training: {learning_rate: fast}", [], "training.learning_rate"),
+        ("", ["--training.learning_rate", "fast"], "training.learning_rate"),
+        ("loss: {distance: cos}", [], "loss.distance"),
+        ("loss: {detach: [pivots]}", [], "loss.detach"),
+        ("training: {max_steps: 0}", [], "training.max_steps is 0; it must be greater than 0"),
+        ("training: {warmup_ratio: 2}", [], "training.warmup_ratio is 2.0; it must lie between 0 and 1"),
+        ("loss: {alignment_weight: -1}", [], "loss.alignment_weight is -1.0"),
+        ("loss: {pooling: weights}", [], "loss.token_weights"),
+        ("model: {path: x, config: {model_type: qwen2}}", [], "model.path"),
+        ("data: {tokenizer: null}", [], "data.tokenizer"),
+        ("a: [", [], "not valid YAML"),
+        ("- a\n- b", [], "mapping"),
+        ("!!python/object/apply:os.system ['true']", [], "not valid YAML"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_mistakes(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    if text.startswith(("a: [", "- a", "!!")):
+        MODEL_TEXT = ""
+    else:
+        MODEL_TEXT = "" if text.startswith(("model", "data")) else MODEL
+        if text.startswith("data"):
+            MODEL_TEXT = "model: {config: {model_type: qwen2}}\n"
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, MODEL_TEXT + text, *overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: cannot read the recipe"):
+        load_config(tmp_path / "none.yaml", [])

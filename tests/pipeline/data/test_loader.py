@@ -1,0 +1,95 @@
+"""The loader: world-size independent order, exact resume, and the layout handed to the loss."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.shards.format import PIVOT, ShardSet
+from pipeline.data.loader import Batches, Loader, epoch_order, row_weights
+from pipeline.data.micro_batch import MicroBatch, collate, local_totals
+from tests.conftest import Prepared
+
+
+@pytest.fixture
+def shards(prepared: Prepared) -> ShardSet:
+    return ShardSet.open(prepared.shards)
+
+
+def loader(shards: ShardSet, rank: int = 0, ranks: int = 1, micro: int = 1, seed: int = 5) -> Loader:
+    return Loader(shards, Batches(4, micro, rank, ranks), seed, 0, None)
+
+
+def contents(window: list[MicroBatch]) -> Iterator[tuple[int, ...]]:
+    for batch in window:
+        for row in batch.input_ids:
+            yield tuple(row[row.nonzero().squeeze(1)].tolist())
+
+
+def test_every_number_of_ranks_sees_the_same_global_batches(shards: ShardSet) -> None:
+    for step_count in range(3 * len(shards) // 4 // 2):
+        alone = loader(shards)
+        alone.consumed = 4 * step_count
+        expected = sorted(contents(alone.next()))
+        for ranks, micro in ((2, 1), (2, 2), (4, 1)):
+            got: list[tuple[int, ...]] = []
+            for rank in range(ranks):
+                one = loader(shards, rank, ranks, micro)
+                one.consumed = 4 * step_count
+                got += contents(one.next())
+            assert sorted(got) == expected
+
+
+def test_an_epoch_has_every_row_once_and_the_next_another_order(shards: ShardSet) -> None:
+    whole = loader(shards)
+    rows = [row for _ in range(2 * len(shards)) for row in contents(whole.next())][: 2 * len(shards)]
+    first, second = rows[: len(shards)], rows[len(shards) :]
+    assert sorted(first) == sorted(second) and first != second
+    assert sorted(first) == sorted(tuple(row.input_ids.tolist()) for row in shards)
+
+
+def test_resume_neither_repeats_nor_skips(shards: ShardSet) -> None:
+    whole, broken = loader(shards), loader(shards)
+    expected = [list(contents(whole.next())) for _ in range(9)]
+    got = [list(contents(broken.next())) for _ in range(4)]
+    fresh = loader(shards, seed=99)
+    fresh.load_state(broken.state())
+    got += [list(contents(fresh.next())) for _ in range(5)]
+    assert got == expected
+    assert broken.state() == {"epoch": 16 // len(shards), "consumed": 16, "seed": 5}
+
+
+def test_positions_predict_the_labels(shards: ShardSet) -> None:
+    rows = [shards[0], shards[1]]
+    batch = collate(rows, shards.manifest["languages"], pad_token_id=0)
+    flat = batch.input_ids.flatten()
+    assert torch.equal(flat[batch.positions + 1], batch.supervised.targets)
+    labels = np.concatenate([row.labels for row in rows])
+    assert len(batch.positions) == (labels != -100).sum() == int(batch.supervised.lengths.sum())
+    for b, row in enumerate(rows):
+        begin = 0
+        for length in row.seq_lens:
+            assert batch.position_ids[b, begin : begin + length].tolist() == list(range(length))
+            begin += length
+    pivots = [i for i, role in enumerate(rows[0].role + rows[1].role) if role == PIVOT]
+    assert sorted(set(batch.supervised.pivot.tolist())) == pivots
+    assert local_totals([batch]).pairs == sum(role != PIVOT for row in rows for role in row.role)
+    names = [name for row in rows for name in row.pair_id]
+    same = [names[int(p)] == name for p, name in zip(batch.supervised.pivot, names, strict=True)]
+    assert all(same)
+
+
+def test_language_weights_draw_rows_in_proportion(shards: ShardSet) -> None:
+    weights = row_weights(shards, {"sw": 5.0, "th": 3.0})
+    assert weights is not None
+    row = shards[0]
+    by_hand = sum({"sw": 5.0, "th": 3.0}.get(lang, 1.0) * n for lang, n in zip(row.lang, row.seq_lens, strict=True))
+    assert weights[0] == pytest.approx(by_hand / len(row.input_ids))
+    expected = weights / weights.sum() * len(shards)
+    for epoch in range(20):
+        counts = np.bincount(epoch_order(len(shards), weights, 5, epoch), minlength=len(shards))
+        assert counts.sum() == len(shards)
+        assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+    assert (epoch_order(9, None, 5, 0) != epoch_order(9, None, 5, 1)).any()
+    assert row_weights(shards, {}) is None

@@ -1,0 +1,87 @@
+"""Agreement on planted answers, and the language of real sentences in eleven languages."""
+
+import sys
+
+import pytest
+
+from pipeline.evaluation.answer_extraction import LANGUAGES
+from pipeline.evaluation.consistency import agreement, beyond_accuracy, consistency_tables, output_languages
+
+SENTENCES = {
+    "bn": "তিনি প্রতিদিন বাজারে বারোটি আপেল বিক্রি করেন, তাই উত্তর হল 12।",
+    "de": "Sie verkauft jeden Tag zwölf Äpfel auf dem Markt, also ist die Antwort 12.",
+    "en": "She sells twelve apples at the market every day, so the answer is 12.",
+    "es": "Ella vende doce manzanas en el mercado cada día, así que la respuesta es 12.",
+    "fr": "Elle vend douze pommes au marché chaque jour, donc la réponse est 12.",
+    "ja": "彼女は毎日市場でりんごを十二個売るので、答えは12です。",
+    "ru": "Она каждый день продаёт на рынке двенадцать яблок, поэтому ответ 12.",
+    "sw": "Anauza matufaha kumi na mawili sokoni kila siku, kwa hivyo jibu ni 12.",
+    "te": "ఆమె ప్రతిరోజూ మార్కెట్లో పన్నెండు ఆపిల్స్ అమ్ముతుంది, కాబట్టి సమాధానం 12.",
+    "th": "เธอขายแอปเปิลสิบสองผลที่ตลาดทุกวัน ดังนั้นคำตอบคือ 12",
+    "zh": "她每天在市场上卖十二个苹果，所以答案是12。",
+}
+
+
+def row(pair_id, lang, answer, gold="1", output="x"):
+    return {"pair_id": pair_id, "lang": lang, "output": output, "answer": answer, "correct": answer == gold}
+
+
+def test_agreement_counts_planted_answers():
+    planted = {  # problem: answers in de, en, sw
+        "all right": ("1", "1", "1"),
+        "all wrong alike": ("7", "7.0", "7"),
+        "two alike": ("1", "1", "2"),
+        "no answers": (None, None, None),
+    }
+    rows = [
+        row(name, lang, answer)
+        for name, found in planted.items()
+        for lang, answer in zip(("de", "en", "sw"), found, strict=True)
+    ]
+    rows.append(row("english only", "en", "1"))
+    found = agreement(rows)
+    assert found["pairwise"] == {"de": {"en": 0.75, "sw": 0.5}, "en": {"sw": 0.5}}
+    assert found["mean_pairwise"] == pytest.approx(1.75 / 3)
+    everywhere = found["all_languages"]
+    assert (everywhere["problems"], everywhere["same"], everywhere["correct"], everywhere["share"]) == (4, 2, 1, 0.5)
+    assert everywhere["low"] < 0.5 < everywhere["high"]
+
+
+def test_agreement_without_common_problems():
+    found = agreement([row("a", "en", "1"), row("b", "de", "1")])
+    assert found["pairwise"] == {"de": {"en": None}}
+    assert found["mean_pairwise"] is None and found["all_languages"]["share"] is None
+    assert agreement([row("a", "en", "1")])["all_languages"]["problems"] == 0
+
+
+def test_languages_of_outputs_are_told():
+    assert set(SENTENCES) == set(LANGUAGES)
+    rows = [row("a", lang, "12", output=text) for lang, text in SENTENCES.items()]
+    rows += [row("b", "sw", "12", output=SENTENCES["en"]), row("c", "sw", "12", output="12 + 3 = 15")]
+    found = output_languages(rows)
+    assert {lang for lang, one in found.items() if one["share"] == 1} == set(LANGUAGES) - {"sw"}
+    assert found["sw"]["share"] == 0.5 and found["sw"]["found"] == {"sw": 1, "en": 1, "none": 1}
+    assert output_languages([row("c", "sw", "12", output="12")])["sw"] == {
+        "share": None,
+        "low": None,
+        "high": None,
+        "found": {"none": 1},
+    }
+
+
+def test_tables_say_what_was_found():
+    rows = [row("a", lang, "12", "12", SENTENCES[lang]) for lang in ("de", "en")]
+    rows += [row("b", "de", "3", "12", SENTENCES["en"]), row("b", "en", "12", "12", SENTENCES["en"])]
+    text = consistency_tables({"languages": {"de": {}, "en": {}}, **beyond_accuracy(rows)})
+    assert "same answer to a problem in 50.0 % on average" in text
+    assert "one answer to 1 of 2 problems (50.0 %, 9.5 to 90.5), the right one to 1." in text
+    assert "| de |  | 50.0 |" in text and "| en | 50.0 |  |" in text
+    assert "| de | 50.0 | 9.5 to 90.5 | en 1 |" in text and "| en | 100.0 | 34.2 to 100.0 | – |" in text
+    assert consistency_tables({"languages": {"de": {}}}) == ""
+
+
+def test_without_lingua_the_rest_is_kept(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lingua", None)
+    found = beyond_accuracy([row("a", "en", "1"), row("a", "de", "1")])
+    assert found["output_languages"] is None and found["agreement"]["mean_pairwise"] == 1
+    assert "pip install lingua-language-detector" in capsys.readouterr().out

@@ -1,0 +1,89 @@
+"""Runs on two ranks that are stopped, killed and doubled, and end with the same losses all the same."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import UserError
+from pipeline.fault_tolerance.restarts import read_starts
+from pipeline.fault_tolerance.watchdog import FAULT_EXIT_CODE
+from pipeline.training.nonfinite import check_jump
+from pipeline.training.state import TrainState
+from tests.conftest import Prepared
+from tests.pipeline.training.test_loop import wait_for_step
+from tests.runs import Fork, losses, python, refuses, start_ranks, train, write_recipe
+
+STEPS = 60
+
+
+def errors(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def end(processes: list[Fork]) -> tuple[list[int], list[str]]:
+    outputs = [process.communicate(timeout=180) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_a_stopped_rank_is_named(prepared: Prepared, tmp_path: Path) -> None:
+    settings = {"training__max_steps": STEPS, "training__save_steps": 5, "training__hang_timeout_s": 15}
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
+    run = tmp_path / "run"
+    slow = ["--training.max_steps", 100_000, "--training.lr_scheduler_type", "constant"]
+
+    # A second run on the same directory is refused, once, and does not disturb the first.
+    first = start_ranks(2, "--config", recipe, *slow)
+    wait_for_step(run, 2, first)
+    statuses, outputs = end(start_ranks(2, "--config", recipe))
+    assert statuses == [2, 2], outputs
+    assert len(errors("\n".join(outputs))) == 1 and f"{run}: in use by process {first[0].pid} on" in outputs[0]
+    assert "running" in python("-m", "pipeline.status", run).stdout
+
+    # A rank that stops holds all others up: they say which, leave their stacks, and end.
+    first[1].send_signal(signal.SIGSTOP)
+    output = first[0].communicate(timeout=180)
+    assert first[0].returncode == FAULT_EXIT_CODE
+    assert len(errors(output)) == 1, output
+    assert "rank 1 on" in errors(output)[0] and "gives no sign of life" in errors(output)[0]
+    assert "in fit" in (run / "ranks" / "rank-00000.stacks.txt").read_text()
+    first[1].kill()
+    first[1].wait()
+    assert "failed" in python("-m", "pipeline.status", run).stdout
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others_and_no_step_is_lost(prepared: Prepared, tmp_path: Path) -> None:
+    settings = {"training__max_steps": STEPS, "training__save_steps": 5}
+    whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
+    train(2, "--config", whole)
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
+    run = tmp_path / "run"
+    for victim, step in ((1, 7), (0, 22)):
+        ranks = start_ranks(2, "--config", recipe)
+        wait_for_step(run, step, ranks)
+        ranks[victim].send_signal(signal.SIGKILL)
+        statuses, outputs = end(ranks)
+        assert statuses[1 - victim] == FAULT_EXIT_CODE, outputs
+        lines = errors("\n".join(outputs))
+        assert len(lines) == 1 and "lost contact" in lines[0] and f"rank {victim} on" in lines[0]
+        assert "Traceback" not in "\n".join(outputs)
+    train(2, "--config", recipe)
+    assert losses(run) == losses(tmp_path / "whole")
+    steps = [event["step"] for event in read_starts(run) if event["event"] == "start"]
+    assert steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 15
+    assert "done" in python("-m", "pipeline.status", run).stdout
+
+
+def test_status_without_a_run(tmp_path: Path) -> None:
+    refuses(python("-m", "pipeline.status", tmp_path), "no run has started there", "output_dir")
+
+
+def test_a_jump_of_the_loss_is_a_jump_above_the_usual_not_above_the_best() -> None:
+    state = TrainState(step=20, recent_ce=[1.0, 3.0] * 10)
+    check_jump(4.9, state, 3.0)
+    with pytest.raises(UserError, match=r"step 21: the cross entropy jumped to 5.100 from a median of 2.000"):
+        check_jump(5.1, state, 3.0)
+    check_jump(50.0, state, None)
+    check_jump(50.0, TrainState(step=3, recent_ce=[1.0] * 3), 3.0)  # too early to tell what is usual

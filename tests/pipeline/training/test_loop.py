@@ -1,0 +1,271 @@
+"""Real ZeRO-3 runs of a tiny model on gloo ranks, against a dense single process, a kill, and plain fine-tuning."""
+
+import re
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data_prep.shards.format import ShardSet
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.resume import to_resume
+from pipeline.config.recipe import load_config
+from pipeline.data.loader import Batches, Loader
+from pipeline.data.micro_batch import local_totals
+from pipeline.fault_tolerance.signals import REQUEUE_EXIT_CODE
+from pipeline.loss import Totals, solar_loss_reference
+from pipeline.models.solar_model import decode
+from pipeline.training.schedules import alignment_weight, learning_rate
+from tests.conftest import Prepared
+from tests.runs import TINY, losses, metrics, start_ranks, train, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def dense_losses(recipe: Path) -> list[float]:
+    """What one process computes with the dense loss, ordinary autograd and torch's own AdamW and clipping."""
+    config = load_config(recipe, [])
+    t = config.training
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    shards = ShardSet.open(config.data.shards)
+    loader = Loader(shards, Batches(t.train_batch_size, 1, 0, 1), config.seed, 0, None)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": t.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(t.adam_beta1, t.adam_beta2),
+        eps=t.adam_epsilon,
+    )
+    assert t.max_steps is not None
+    found = []
+    for step in range(t.max_steps):
+        window = loader.next()
+        totals: Totals = local_totals(window)
+        weight = alignment_weight(config.loss, step, t.max_steps)
+        loss = torch.zeros(())
+        for batch in window:
+            embeddings = model.get_input_embeddings()(batch.input_ids)
+            hidden = decode(model, embeddings, batch.position_ids).flatten(0, 1)[batch.positions]
+            head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+            loss = (
+                loss + solar_loss_reference(hidden, head, embedding, batch.supervised, config.loss, weight, totals)[0]
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(t, step, t.max_steps)
+        optimizer.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five steps of the default recipe on two ranks, for others to be compared with."""
+    recipe = write_recipe(tmp_path_factory.mktemp("plain") / "run.yaml", prepared.shards, prepared.tokenizer)
+    train(2, "--config", recipe)
+    return recipe.with_suffix("")
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"), [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma3_text", True)]
+)
+def test_ten_steps_stay_with_a_dense_single_process(
+    prepared: Prepared, tmp_path: Path, family: str, tied: bool
+) -> None:
+    """Two ranks, accumulation over two micro-steps, clipping at work, a vocabulary that is padded."""
+    fields = {**TINY, "model_type": family, "vocab_size": 601, "tie_word_embeddings": tied}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    model.save_pretrained(tmp_path / "model")
+    recipe = write_recipe(
+        tmp_path / "run.yaml",
+        prepared.shards,
+        prepared.tokenizer,
+        model={"path": str(tmp_path / "model"), "vocab_multiple": 8},
+        training__max_steps=10,
+        training__max_grad_norm=0.5,
+    )
+    train(2, "--config", recipe)
+    sharded, dense = losses(tmp_path / "run"), dense_losses(recipe)
+    assert len(sharded) == 10 and sharded[-1] < sharded[0]
+    assert any(record["grad_norm"] > 0.5 for record in metrics(tmp_path / "run"))
+    assert sharded == pytest.approx(dense, rel=1e-5)
+
+
+def test_weight_zero_is_plain_fine_tuning_bit_for_bit(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
+    """Plain fine-tuning: the same rows with every sequence its own pivot, so that no pair and no alignment exists."""
+    zero = write_recipe(tmp_path / "zero.yaml", prepared.shards, prepared.tokenizer, loss__alignment_weight=0.0)
+    train(2, "--config", zero)
+    plain = write_recipe(
+        tmp_path / "plain.yaml", without_pairs(prepared.shards, tmp_path / "unpaired"), prepared.tokenizer
+    )
+    train(2, "--config", plain)
+    keys = ("ce_loss", "grad_norm")
+    got, expected, other = (
+        [[record[key] for key in keys] for record in metrics(path)]
+        for path in (tmp_path / "zero", tmp_path / "plain", plain_run)
+    )
+    assert len(got) == 5 and got == expected
+    assert got != other
+    assert all(record["align_loss"] is None for record in metrics(tmp_path / "plain"))
+    # The alignment is pursued: higher cosine than plain fine-tuning on the same data, order and seed.
+    assert metrics(plain_run)[-1]["align_cos"] > metrics(tmp_path / "zero")[-1]["align_cos"]
+
+
+def without_pairs(shards: Path, output: Path) -> Path:
+    """A copy of shards in which every sequence is a pivot of its own."""
+    import dataclasses
+    import json
+
+    from data_prep.shards.format import MANIFEST, PIVOT, write_shard
+    from pipeline.common.atomic_io import write_json
+
+    output.mkdir()
+    manifest = json.loads((shards / MANIFEST).read_text())
+    rows = [dataclasses.replace(row, role=[PIVOT] * len(row.role)) for row in ShardSet.open(shards)]
+    manifest["shards"] = [write_shard(output / "shard-00000.parquet", rows)]
+    write_json(output / MANIFEST, manifest)
+    return output
+
+
+def test_killed_and_resumed_run_is_bit_identical(prepared: Prepared, tmp_path: Path) -> None:
+    settings = {"training__max_steps": 8, "training__save_steps": 3, "loss__centring": True}
+    whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
+    train(2, "--config", whole)
+
+    broken = write_recipe(tmp_path / "broken.yaml", prepared.shards, prepared.tokenizer, **settings)
+    processes = start_ranks(2, "--config", broken)
+    wait_for(tmp_path / "broken" / ".checkpoint-6.partial", processes)  # killed in the middle of a save
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
+    left = layout.newest(tmp_path / "broken")
+    assert left is not None
+    assert f"resumed from {left}" in train(2, "--config", broken)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert sorted(p.name for p in (tmp_path / "broken").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_a_torn_checkpoint_is_passed_over(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "run.yaml",
+        prepared.shards,
+        prepared.tokenizer,
+        training__max_steps=4,
+        training__save_steps=2,
+        training__save_in_background=False,
+        training__copy_checkpoints_to=str(tmp_path / "copies"),
+    )
+    train(2, "--config", recipe)
+    before = losses(tmp_path / "run")
+    torn = next((tmp_path / "run" / "checkpoint-4" / "zero").glob("*optim_states.pt"))
+    torn.write_bytes(torn.read_bytes()[:-100])  # as a power cut leaves a file that was never flushed
+    output = train(2, "--config", recipe)
+    assert f"warning: {torn} has" in output and "resumed from" in output and "checkpoint-2" in output
+    assert losses(tmp_path / "run") == before
+    assert layout.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # whole again
+
+    copies = [path.name for path in layout.checkpoints(tmp_path / "copies") if layout.damage(path) is None]
+    assert copies == ["checkpoint-2", "checkpoint-4"]
+    for path in layout.checkpoints(tmp_path / "run"):
+        layout.remove(path)
+    assert to_resume(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
+
+
+def test_a_rank_that_cannot_write_ends_the_run_and_keeps_the_older_checkpoint(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__max_steps=4000, training__save_steps=2
+    )
+    processes = start_ranks(2, "--config", recipe)
+    wait_for(tmp_path / "run" / "checkpoint-2", processes)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than its part
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
+    for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free space and start again"):
+        assert part in lines[0]
+    assert layout.newest(tmp_path / "run") is not None
+    assert not list((tmp_path / "run").glob(".*.partial"))
+
+
+def test_gradients_that_are_not_finite_stop_before_the_update(prepared: Prepared, tmp_path: Path) -> None:
+    """Planted on rank 1 by a hook, in the third step's last micro-step; the loss is finite."""
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
+    processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
+    for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", problems "):
+        assert part in lines[0]
+    assert len(losses(tmp_path / "run")) == 2
+    for output in outputs:
+        before, after = (re.search(f"weights {when} (\\w+)", output) for when in ("before", "after"))
+        assert before and after and before[1] == after[1]
+
+
+def test_a_signal_to_one_rank_saves_and_asks_for_another_start(prepared: Prepared, tmp_path: Path) -> None:
+    settings = {"training__max_steps": 400}
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
+    processes = start_ranks(2, "--config", recipe)
+    wait_for_step(tmp_path / "run", 3, processes)
+    processes[1].send_signal(signal.SIGUSR1)
+    for process in processes:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in processes] == [REQUEUE_EXIT_CODE] * 2
+    done = len(losses(tmp_path / "run"))
+    assert 3 <= done < 400
+    assert (tmp_path / "run" / f"checkpoint-{done}" / "COMPLETE").is_file()
+
+
+def wait_for(path: Path, processes: list) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert all(process.poll() in (None, 0) for process in processes), "a rank ended early"
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.001)
+
+
+def wait_for_step(directory: Path, step: int, processes: list) -> None:
+    deadline = time.monotonic() + 200
+    while not (directory / "metrics.jsonl").exists() or len(losses(directory)) < step:
+        assert all(process.poll() in (None, 0) for process in processes), "a rank ended early"
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deepspeed": "ds_configs/zero3_offload.json"},
+        {"model__activation_checkpointing": True},
+        {"training__train_micro_batch_size_per_gpu": 2, "loss__memory_budget_mb": 0.05},
+    ],
+    ids=["CPU offload", "activation checkpointing", "micro-batch of 2 in many chunks"],
+)
+def test_what_changes_memory_or_speed_does_not_change_the_model(
+    prepared: Prepared, plain_run: Path, tmp_path: Path, changes: dict
+) -> None:
+    """fp32 sums in another order: a few units of 1e-7 at first, and what five steps make of them."""
+    train(2, "--config", write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes))
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain_run), rel=1e-5)
+    norms = [[record["grad_norm"] for record in metrics(path)] for path in (plain_run, tmp_path / "run")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_bf16_follows_fp32(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
+    """Losses stay within the rounding of the weights, 2^-8 relative."""
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__precision="bf16")
+    train(2, "--config", recipe)
+    assert losses(tmp_path / "run") == pytest.approx(losses(plain_run), rel=0.01)
+    assert losses(tmp_path / "run") != losses(plain_run)

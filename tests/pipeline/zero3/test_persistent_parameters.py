@@ -1,0 +1,55 @@
+"""Persistent parameters gathered together after a step, against DeepSpeed's own one by one."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline.benchmarks.common import run_ranks
+from pipeline.benchmarks.plan import Case, engine, window
+from pipeline.benchmarks.ranks import Watch
+from pipeline.common import distributed
+from pipeline.training.loop import train_step
+from pipeline.training.state import TrainState
+from pipeline.zero3.engine import start_process_group
+
+CASE = Case("deep", layers=3, hidden=64, vocab=1024, accumulation=2, bucket=50_000_000, live=10**9)
+
+
+def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
+    """Losses of four steps, the persistent parameters after them, and the collectives of the last step."""
+    torch.manual_seed(0)
+    zero, losses = engine(CASE, gather_together=together), []
+    zero.set_learning_rate(1e-2)
+    for step in range(4):
+        batches, totals = window(CASE, step)
+        with Watch(distributed.rank(), distributed.world_size()) as watch:
+            losses += [float(part.loss) for part in train_step(zero, batches, 1.0, totals, TrainState(step))]
+    persistent = [p.detach().clone() for p in zero.engine.optimizer.persistent_parameters]
+    zero.engine.destroy()
+    return losses, persistent, watch.calls
+
+
+def run_rank() -> None:
+    start_process_group()
+    (ours, mine, few), (theirs, other, many) = steps(True), steps(False)
+    found = {
+        "losses": ours == theirs and len(set(ours)) > 1,
+        "parameters": all(torch.equal(a, b) for a, b in zip(mine, other, strict=True)),
+        "saved": many - few,
+        "persistent": len(mine),
+    }
+    if distributed.is_main():
+        print(json.dumps(found), flush=True)
+    distributed.leave()
+
+
+@pytest.mark.slow
+def test_gathered_together_is_gathered_one_by_one_bit_for_bit() -> None:
+    found = json.loads(run_ranks(2, ["-m", "tests.pipeline.zero3.test_persistent_parameters"])[-1])
+    assert found["losses"] and found["parameters"], found
+    assert found["persistent"] > 10 and found["saved"] == found["persistent"] - 1, found
+
+
+if __name__ == "__main__":
+    run_rank()
