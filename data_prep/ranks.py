@@ -9,13 +9,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 # Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
-REQUEUE_EXIT_CODE = (
-    75  # ended by a signal; start again to go on. pipeline.fault_tolerance.signals has the same for training
-)
 
 T = TypeVar("T")
 
@@ -93,7 +91,7 @@ def end_on_signals() -> None:
     Slurm and mpirun send USR1 to every rank.
     """
     for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(REQUEUE_EXIT_CODE))
+        signal.signal(number, lambda *_: os._exit(STOPPED_BY_SIGNAL))
 
 
 def run_together(ranks: Ranks, work: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.models.loading import DTYPES
-from pipeline.models.stop_tokens import end_tokens
+from pipeline.models.stop_tokens import stop_token_ids
 
 MAX_FILE_BYTES = 5 * 10**9  # as Hugging Face splits
 
@@ -34,7 +34,7 @@ def export(source: Path, output: Path, dtype: str) -> None:
     Raises:
         UserError: no complete checkpoint there, output exists or cannot be written.
     """
-    if not (source / layout.MARKER).is_file() and (found := layout.newest(source)):
+    if not (source / layout.COMPLETE_MARKER).is_file() and (found := layout.newest(source)):
         source = found
     state = layout.read_state(source)
     if output.exists() and any(output.iterdir()):
@@ -52,7 +52,7 @@ def export(source: Path, output: Path, dtype: str) -> None:
     shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
     # Who generates, be it vLLM, finds here where a response ends: a base model's own end is not that of the template.
     tokenizer = load_tokenizer(source / "tokenizer")
-    ends = end_tokens(config.eos_token_id, tokenizer)
+    ends = stop_token_ids(config.eos_token_id, tokenizer)
     GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
     _write_weights(_tensors(source, state, DTYPES[dtype]), partial)
     if output.exists():

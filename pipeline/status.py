@@ -16,7 +16,7 @@ from pipeline.training.metrics_reader import read_metrics
 
 RECENT = 50  # steps that the rate and the remaining time are taken from
 FOLLOW_SECONDS = 10.0
-MARKER = "COMPLETE"
+COMPLETE_MARKER = "COMPLETE"
 
 
 def status(run: Path) -> list[str]:
@@ -77,7 +77,7 @@ def _slowest(run: Path, ranks: int) -> str:
 
 
 def _checkpoints(run: Path) -> str:
-    markers = {int(path.parent.name[11:]): path for path in run.glob(f"checkpoint-[0-9]*/{MARKER}")}
+    markers = {int(path.parent.name[11:]): path for path in run.glob(f"checkpoint-[0-9]*/{COMPLETE_MARKER}")}
     if not markers:
         return "checkpoints  none"
     age = time.time() - markers[max(markers)].stat().st_mtime

@@ -33,7 +33,7 @@ from pipeline.config.recipe import DEMO_RECIPE, load_config
 
 def main(arguments: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
-    distributed.join_slurm_step()
+    distributed.set_slurm_environment()
     recipe, dry, overrides = split_arguments(arguments)
     config = load_config(recipe, overrides)
 
@@ -48,7 +48,7 @@ def main(arguments: list[str], stop: StopSignal) -> int:
     if dry:
         from pipeline.plan.dry_run import dry_run
 
-        if distributed.is_main():
+        if distributed.is_main_process():
             dry_run(
                 prepared,
                 ds,
@@ -64,7 +64,7 @@ def main(arguments: list[str], stop: StopSignal) -> int:
 
     with Guard(Path(config.output_dir), stop, timeout, BEGAN) as guard:
         status = fit(prepared, guard)
-    distributed.leave(status)
+    distributed.shut_down(status)
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:
@@ -92,11 +92,11 @@ def run() -> int:
     try:
         return main(sys.argv[1:], STOP)
     except AgreedError:
-        if not distributed.is_main():
+        if not distributed.is_main_process():
             return 2
         raise
     except UserError as error:
-        if not distributed.is_main():
+        if not distributed.is_main_process():
             time.sleep(5)
             raise UserError(f"rank {distributed.rank()}: {error}") from error
         raise

@@ -22,11 +22,11 @@ def random_batch(vocab_size: int, rows: int, tokens: int, sequence: int, step: i
     generator = np.random.default_rng([step, distributed.rank()])
     count = tokens // sequence
     ids = generator.integers(0, vocab_size, (rows, count * sequence)).astype(np.int32)
-    supervised = np.arange(count * sequence) % sequence >= sequence // 3
+    is_target = np.arange(count * sequence) % sequence >= sequence // 3
     packed = [
         PackedRow(
             row,
-            np.where(supervised, row, IGNORE).astype(np.int32),
+            np.where(is_target, row, IGNORE).astype(np.int32),
             np.full(count, sequence, np.int32),
             [f"{b}-{i // 2}" for i in range(count)],
             ["en" if i % 2 == 0 else "sw" for i in range(count)],

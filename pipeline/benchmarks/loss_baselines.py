@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.loss import LossSettings, Supervised, Totals, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.softmax import accumulation_dtype, add_product_
 
 
@@ -75,7 +75,7 @@ def _solar(problem: Problem, weight: float) -> None:
     shape = problem.shape
     count = shape.tokens // shape.sequence
     number = torch.arange(count)
-    supervised = Supervised(
+    loss_batch = LossBatch(
         targets=problem.targets_on_host,
         lengths=torch.full((count,), shape.sequence),
         pivot=number // 2 * 2 if weight else number,
@@ -84,9 +84,9 @@ def _solar(problem: Problem, weight: float) -> None:
     )
     problem.accumulator = problem.accumulated()
     shard = VocabularyShard(problem.weight.detach(), 0, problem.accumulator)
-    totals = Totals(float(shape.tokens), count / 2 if weight else 0.0)
+    normalizers = LossNormalizers(float(shape.tokens), count / 2 if weight else 0.0)
     result = solar_loss(
-        problem.hidden, supervised, Vocabulary(shape.vocab, shard, shard), problem.settings, weight, totals, 2
+        problem.hidden, loss_batch, Vocabulary(shape.vocab, shard, shard), problem.settings, weight, normalizers, 2
     )
     result.loss.backward()
 

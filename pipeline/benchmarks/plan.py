@@ -28,7 +28,7 @@ from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
 from pipeline.config.settings import Config, ModelSettings, TrainingSettings
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.loss import LossSettings, Totals
+from pipeline.loss import LossNormalizers, LossSettings
 from pipeline.loss.settings import Head
 from pipeline.models.loading import DTYPES, load_model, load_model_config
 from pipeline.plan import memory, traffic
@@ -125,9 +125,9 @@ def batch_of(case: Case, step: int) -> MicroBatch:
 
 
 def workload() -> Workload:
-    supervised = int((np.arange(WIDTH) % SEQUENCE >= SEQUENCE // 3).sum())
+    target_tokens = int((np.arange(WIDTH) % SEQUENCE >= SEQUENCE // 3).sum())
     count = WIDTH // SEQUENCE
-    return Workload(WIDTH, WIDTH, supervised, count, count / 2, 1000)
+    return Workload(WIDTH, WIDTH, target_tokens, count, count / 2, 1000)
 
 
 def planned(case: Case, ranks: int) -> Run:
@@ -147,30 +147,30 @@ def measure(case: Case, ranks: int) -> dict[str, float]:
     with Live() as live:
         zero = engine(case)
         for step in range(STEPS):
-            batches, totals = window(case, step)
+            batches, normalizers = window(case, step)
             live.peak = 0
             with Watch(distributed.rank(), ranks) as watch:
-                distributed.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
-                train_step(zero, batches, 1.0, totals, TrainState(step))
+                distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], zero.device)
+                train_step(zero, batches, 1.0, normalizers, TrainState(step))
         after = live.now()
     for step in range(TIMED):
-        batches, totals = window(case, step)
-        distributed.sum_over_ranks([0.0], zero.device)  # all begin together
+        batches, normalizers = window(case, step)
+        distributed.all_reduce_sum([0.0], zero.device)  # all begin together
         started = time.perf_counter()
-        distributed.sum_over_ranks([totals.tokens, totals.pairs], zero.device)
-        train_step(zero, batches, 1.0, totals, TrainState(step))
+        distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], zero.device)
+        train_step(zero, batches, 1.0, normalizers, TrainState(step))
         times.append(time.perf_counter() - started)
     zero.engine.destroy()
     counted = {"bytes": watch.received, "calls": watch.calls, "after": after, "peak": live.peak}
     return counted | {"step_s": statistics.median(times)}
 
 
-def window(case: Case, step: int) -> tuple[list[MicroBatch], Totals]:
+def window(case: Case, step: int) -> tuple[list[MicroBatch], LossNormalizers]:
     """This rank's micro-batches of a step, and the totals of all ranks, whose batches have the same numbers."""
     ranks = distributed.world_size()
     batches = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
-    mine = [batch.supervised.totals() for batch in batches]
-    return batches, Totals(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
+    mine = [batch.loss_batch.normalizers() for batch in batches]
+    return batches, LossNormalizers(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
 
 
 def engine(case: Case, gather_together: bool = True) -> "ZeroEngine":
@@ -200,14 +200,14 @@ def run_rank(names: list[str]) -> None:
     torch.set_num_threads(1)
     start_process_group()
     figures = probe()
-    if distributed.is_main():
+    if distributed.is_main_process():
         print(json.dumps({"case": None, **figures}), flush=True)
     for case in CASES:
         if case.name in names:
             figures = measure(case, distributed.world_size())
-            if distributed.is_main():
+            if distributed.is_main_process():
                 print(json.dumps({"case": case.name, **figures}), flush=True)
-    distributed.leave()
+    distributed.shut_down()
 
 
 def launch(ranks: int, names: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:

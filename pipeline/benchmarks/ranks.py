@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.benchmarks.loss import ROOT, Row, machine, write
-from pipeline.loss import LossSettings, Supervised, Totals, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.settings import Head
 from pipeline.loss.traffic import Traffic
 
@@ -70,11 +70,11 @@ class Watch(TorchDispatchMode):
         return 0.0
 
 
-def problem(rank: int, ranks: int, tokens: int) -> tuple[Tensor, Supervised, Vocabulary, Totals]:
+def problem(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch, Vocabulary, LossNormalizers]:
     """Pairs of sequences on each rank, a tied vocabulary over all of them."""
     generator = torch.Generator().manual_seed(rank)
     sequences = torch.arange(tokens // SEQUENCE)
-    supervised = Supervised(
+    loss_batch = LossBatch(
         targets=torch.randint(0, VOCAB, (tokens,), generator=generator),
         lengths=torch.full_like(sequences, SEQUENCE),
         pivot=sequences // 2 * 2,
@@ -85,8 +85,8 @@ def problem(rank: int, ranks: int, tokens: int) -> tuple[Tensor, Supervised, Voc
     rows = VOCAB // ranks
     weight = torch.randn(rows, HIDDEN, generator=generator)
     shard = VocabularyShard(weight, rank * rows, torch.zeros_like(weight))
-    totals = Totals(float(tokens * ranks), tokens / SEQUENCE / 2 * ranks)
-    return hidden, supervised, Vocabulary(VOCAB, shard, shard), totals
+    normalizers = LossNormalizers(float(tokens * ranks), tokens / SEQUENCE / 2 * ranks)
+    return hidden, loss_batch, Vocabulary(VOCAB, shard, shard), normalizers
 
 
 def expected(ranks: int, tokens: int) -> Traffic:
@@ -112,15 +112,15 @@ def count(
 ) -> tuple[float, int, float]:
     """Bytes received, elements of the largest tensor, median milliseconds, on this rank."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    hidden, supervised, vocabulary, totals = problem(rank, ranks, tokens)
+    hidden, loss_batch, vocabulary, normalizers = problem(rank, ranks, tokens)
     settings = LossSettings(head=head, memory_budget_mb=memory_budget_mb)
     with Watch(rank, ranks) as watch:
-        solar_loss(hidden, supervised, vocabulary, settings, 1.0, totals, 2, None, group).loss.backward()
+        solar_loss(hidden, loss_batch, vocabulary, settings, 1.0, normalizers, 2, None, group).loss.backward()
     times = []
     for _ in range(repeats):
         dist.barrier(group)
         begin = time.perf_counter()
-        solar_loss(hidden, supervised, vocabulary, settings, 1.0, totals, 2, None, group).loss.backward()
+        solar_loss(hidden, loss_batch, vocabulary, settings, 1.0, normalizers, 2, None, group).loss.backward()
         times.append((time.perf_counter() - begin) * 1e3)
     return watch.received, watch.largest, median(times)
 

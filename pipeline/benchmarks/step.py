@@ -46,7 +46,7 @@ def model_fields(vocab_size: int, hidden_size: int, layers: int, tied: bool) -> 
 
 def run_arm(args: argparse.Namespace) -> None:
     """One arm on this rank; rank 0 prints its figures as JSON."""
-    from pipeline.loss import Totals
+    from pipeline.loss import LossNormalizers
     from pipeline.models.loading import DTYPES, load_model, load_model_config
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
@@ -78,18 +78,24 @@ def run_arm(args: argparse.Namespace) -> None:
     before, times, state = held_memory_gb(), [], TrainState()
     for step in range(args.steps + 1):
         batch = random_batch(args.vocab_size, args.rows, args.tokens, args.sequence, step)
-        totals = batch.supervised.totals()
+        normalizers = batch.loss_batch.normalizers()
         started = time.perf_counter()
         if args.arm == "plain":
             plain.step(batch, weight)
         else:
-            train_step(zero, [batch], weight, Totals(totals.tokens * args.ranks, totals.pairs * args.ranks), state)
+            train_step(
+                zero,
+                [batch],
+                weight,
+                LossNormalizers(normalizers.tokens * args.ranks, normalizers.pairs * args.ranks),
+                state,
+            )
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    if distributed.is_main():
+    if distributed.is_main_process():
         print(json.dumps({"times": times[1:], "memory_gb": peak_memory_gb() - before}), flush=True)
-    distributed.leave()
+    distributed.shut_down()
 
 
 def held_memory_gb() -> float:

@@ -28,7 +28,7 @@ class PlainSolar(nn.Module):
     def forward(self, batch: MicroBatch, weight: float) -> Tensor:
         output = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         logits_TV = output.logits.flatten(0, 1)[batch.positions].float()
-        s = batch.supervised
+        s = batch.loss_batch
         sequence = s.sequence_of_token().to(logits_TV.device)
         loss = cross_entropy(logits_TV, s.targets.to(logits_TV.device))
         if weight:

@@ -24,22 +24,22 @@ import yaml
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
-MARKER = "COMPLETE"
-TAG = "zero"  # DeepSpeed's name for the folder of its files
+COMPLETE_MARKER = "COMPLETE"
+DEEPSPEED_TAG = "zero"  # DeepSpeed's name for the folder of its files
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """Checkpoints of a run that were finished, oldest first."""
-    found = [path for path in directory.glob("checkpoint-*") if (path / MARKER).is_file()]
+    found = [path for path in directory.glob("checkpoint-*") if (path / COMPLETE_MARKER).is_file()]
     return sorted((p for p in found if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
 
 
 def damage(path: Path) -> str | None:
     """The first file of a finished checkpoint that is not as it was written; None where all are."""
     try:
-        sizes = json.loads((path / MARKER).read_text())["files"]
+        sizes = json.loads((path / COMPLETE_MARKER).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{path / MARKER} is missing or unreadable"
+        return f"{path / COMPLETE_MARKER} is missing or unreadable"
     for name, size in sizes.items():
         try:
             found = (path / name).stat().st_size
@@ -65,7 +65,7 @@ def universal_copy(output_dir: Path, path: Path) -> Path:
 
 def remove(path: Path) -> None:
     """The marker first, so that a half-deleted directory never counts as complete."""
-    (path / MARKER).unlink(missing_ok=True)
+    (path / COMPLETE_MARKER).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 

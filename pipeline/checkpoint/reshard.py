@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.checkpoint.layout import MARKER, TAG, universal_copy
+from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, universal_copy
 from pipeline.common.errors import UserError
 
 WORKERS = 4  # processes of DeepSpeed's converter; each holds the file of one of the former ranks
@@ -19,8 +19,8 @@ def convert(path: Path, output_dir: Path) -> None:
         UserError: the converter failed, such as for want of space: it needs up to twice the checkpoint's.
     """
     final = universal_copy(output_dir, path)
-    marker = (path / MARKER).read_bytes()  # holds a random id: a copy of another checkpoint-N does not match
-    if (final / MARKER).is_file() and (final / MARKER).read_bytes() == marker:
+    marker = (path / COMPLETE_MARKER).read_bytes()  # holds a random id: a copy of another checkpoint-N does not match
+    if (final / COMPLETE_MARKER).is_file() and (final / COMPLETE_MARKER).read_bytes() == marker:
         return
     partial = final.with_name(final.name + ".partial")
     for old in (final, partial):
@@ -28,7 +28,7 @@ def convert(path: Path, output_dir: Path) -> None:
     print(f"{path}: converting to DeepSpeed's universal format for another number of ranks", flush=True)
     workers = str(min(WORKERS, os.cpu_count() or 1))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(path / TAG), "--output_folder", str(partial / TAG)]
+    command += ["--input_folder", str(path / DEEPSPEED_TAG), "--output_folder", str(partial / DEEPSPEED_TAG)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
     # A process of its own: the converter forks, which a process with GPU or communication threads must not.
     result = subprocess.run(command, capture_output=True, text=True, env=_plain_environment())
@@ -39,7 +39,7 @@ def convert(path: Path, output_dir: Path) -> None:
             f"{path}: cannot be converted for another number of ranks ({reason}); it needs up to twice its size "
             f"free in {output_dir}; else start on as many ranks as saved it"
         )
-    (partial / MARKER).write_bytes(marker)
+    (partial / COMPLETE_MARKER).write_bytes(marker)
     os.replace(partial, final)
 
 

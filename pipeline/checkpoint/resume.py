@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint.layout import TAG, model_signature, newest, read_state, universal_copy
+from pipeline.checkpoint.layout import DEEPSPEED_TAG, model_signature, newest, read_state, universal_copy
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
@@ -50,8 +50,10 @@ def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine
         raise UserError(f"{path}: checkpoint of another model (other parameters); use another output_dir")
     same_ranks = state["ranks"] == distributed.world_size()
     folder = path if same_ranks else universal_copy(Path(prepared.config.output_dir), path)
-    if not zero.load(folder, TAG):
-        raise UserError(f"{folder}/{TAG}: DeepSpeed cannot load it; remove {path} to go on from the one before")
+    if not zero.load(folder, DEEPSPEED_TAG):
+        raise UserError(
+            f"{folder}/{DEEPSPEED_TAG}: DeepSpeed cannot load it; remove {path} to go on from the one before"
+        )
     if same_ranks:
         rng = load_file(path / f"rng-{distributed.rank()}.safetensors")
         torch.set_rng_state(rng["cpu"])
@@ -61,7 +63,7 @@ def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine
         # The states of other ranks' generators do not map: each starts anew, from what any restart here would see.
         words = np.random.SeedSequence([prepared.config.seed, state["step"], distributed.rank()]).generate_state(1)
         torch.manual_seed(int(words[0]))
-    if zero.centres is not None:
+    if zero.running_means is not None:
         saved = load_file(path / "centres.safetensors")
-        zero.centres.means.copy_(saved["means"])
-        zero.centres.seen.copy_(saved["seen"])
+        zero.running_means.means.copy_(saved["means"])
+        zero.running_means.seen.copy_(saved["seen"])

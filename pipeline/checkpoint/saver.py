@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.file_io import HostCopies, refused, sync, write
-from pipeline.checkpoint.layout import MARKER, TAG
+from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import AgreedError, UserError
@@ -52,7 +52,7 @@ class Saver:
         self._partial: Path | None = None
         self._failure: UserError | None = None
         self.seconds = 0.0
-        if distributed.is_main():
+        if distributed.is_main_process():
             for torn in self.directory.glob(".checkpoint-*.partial"):
                 shutil.rmtree(torn, ignore_errors=True)
         distributed.barrier()
@@ -70,11 +70,11 @@ class Saver:
         self._saved_step = state["step"]
         final = self.directory / f"checkpoint-{state['step']}"
         self._partial = self.directory / f".{final.name}.partial"
-        files = self.zero.state_files(self._partial, TAG)
+        files = self.zero.state_files(self._partial, DEEPSPEED_TAG)
         if self.copies:
             files = self.copies.take(files)
         files[f"rng-{distributed.rank()}.safetensors"] = save(_rng_state())
-        if distributed.is_main():
+        if distributed.is_main_process():
             files |= self._common_files(state)
         self._job, self._writing = self._thread.submit(self._write, self._partial, files), True
         if self.copies is None:
@@ -100,7 +100,7 @@ class Saver:
             self._give_up()
         if self._writing and written == distributed.world_size():
             self._job, self._writing = None, False
-            if distributed.is_main():
+            if distributed.is_main_process():
                 assert self._partial is not None
                 self._job = self._thread.submit(self._commit, self._partial)
 
@@ -113,7 +113,7 @@ class Saver:
         for _ in ("files", "commit"):
             if self._job is not None:
                 wait([self._job])
-            self.settle(*distributed.sum_over_ranks(self.report(), self.zero.device))
+            self.settle(*distributed.all_reduce_sum(self.report(), self.zero.device))
 
     def fail(self, path: Path, error: OSError) -> None:
         """Have all ranks end at the next step for what went wrong on this one."""
@@ -126,8 +126,8 @@ class Saver:
         if self._job is not None:
             wait([self._job])
         error = self._failure or self._error()
-        found = distributed.gather(None if error is None else f"{distributed.place()}: {error}")
-        if distributed.is_main() and self._partial is not None:
+        found = distributed.all_gather_object(None if error is None else f"{distributed.rank_label()}: {error}")
+        if distributed.is_main_process() and self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
         raise AgreedError(next(text for text in found if text is not None)) from error
 
@@ -151,8 +151,8 @@ class Saver:
             "trainer_state.json": json.dumps(state | facts, indent=1).encode(),
             "config.yaml": layout.recipe_yaml(prepared.config).encode(),
         }
-        if zero.centres is not None:
-            files["centres.safetensors"] = save({"means": zero.centres.means, "seen": zero.centres.seen})
+        if zero.running_means is not None:
+            files["centres.safetensors"] = save({"means": zero.running_means.means, "seen": zero.running_means.seen})
         return files
 
     def _commit(self, partial: Path) -> None:
@@ -168,7 +168,7 @@ class Saver:
                     if file.is_file():
                         sizes[str(file.relative_to(partial))] = file.stat().st_size
             marker = {"id": uuid.uuid4().hex, "files": dict(sorted(sizes.items()))}
-            write_atomically(partial / MARKER, json.dumps(marker, indent=1).encode())
+            write_atomically(partial / COMPLETE_MARKER, json.dumps(marker, indent=1).encode())
             _rename(partial, final, limit)
         except OSError as error:
             raise refused(partial, error) from error

@@ -17,7 +17,7 @@ T = TypeVar("T")
 WAIT_SECONDS = 5.0  # between two signs of life of a long wait for rank 0
 
 
-def join_slurm_step() -> None:
+def set_slurm_environment() -> None:
     """Under srun, one task per rank, set the variables that launchers set. Call it first, before any rank is asked for.
 
     Where a launcher has set them, or outside a step of srun (a batch script's own shell), nothing changes.
@@ -50,12 +50,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Rank 0: the one that writes and prints."""
     return rank() == 0
 
 
-def place() -> str:
+def rank_label() -> str:
     """This rank and its host, for messages."""
     return f"rank {rank()} on {socket.gethostname()}"
 
@@ -65,10 +65,10 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_main(work: Callable[[], Any]) -> Any:
+def broadcast_from_rank0(work: Callable[[], Any]) -> Any:
     """What `work` gives on rank 0, on every rank. Raises AgreedError on all where rank 0 has a UserError."""
     found: list[Any] = [None, None]
-    if is_main():
+    if is_main_process():
         try:
             found[0] = work()
         except UserError as error:
@@ -80,23 +80,23 @@ def from_main(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def long_work_on_main(work: Callable[[], Any], alive: Callable[[], None]) -> Any:
-    """Like `from_main` where the work may outlast any timeout: all ranks call `alive` every few seconds meanwhile."""
+def run_long_on_rank0(work: Callable[[], Any], alive: Callable[[], None]) -> Any:
+    """Like `broadcast_from_rank0` for work that may outlast any timeout; all ranks call `alive` every few seconds."""
     with ThreadPoolExecutor(1) as thread:
-        jobs = [thread.submit(work)] if is_main() else []
-        while not from_main(lambda: bool(wait(jobs, WAIT_SECONDS).done)):
+        jobs = [thread.submit(work)] if is_main_process() else []
+        while not broadcast_from_rank0(lambda: bool(wait(jobs, WAIT_SECONDS).done)):
             alive()
-        return from_main(lambda: jobs[0].result())
+        return broadcast_from_rank0(lambda: jobs[0].result())
 
 
-def leave(status: int = 0) -> NoReturn:
+def shut_down(status: int = 0) -> NoReturn:
     """End this process, its work done. With process groups in it, the interpreter's own way out at times aborts."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    end_now(status)
+    exit_now(status)
 
 
-def end_now(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """End this process without waiting for anything, such as a collective under way."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -110,7 +110,7 @@ def local_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
     """Exact for counts below 2^53."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     if dist.is_initialized():
@@ -118,7 +118,7 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return [float(value) for value in tensor.tolist()]
 
 
-def gather(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """Every rank's value, on every rank; small ones."""
     if not dist.is_initialized():
         return [value]

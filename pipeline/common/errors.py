@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from pipeline.common.exit_codes import USER_ERROR
+
 
 class UserError(Exception):
     """Bad input or settings. The message names the file, row or key, says what is wrong and what to do."""
@@ -19,7 +21,7 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # who reads our output has read enough, as `head` does

@@ -13,7 +13,7 @@ PACKAGES = {
 }
 
 
-def optional(module: str) -> ModuleType:
+def import_optional(module: str) -> ModuleType:
     """Import `module` ("sklearn.metrics"). Raises UserError, naming the package and its extra, where it is absent."""
     package = PACKAGES[module.partition(".")[0]]
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_prep.shards.format import IGNORE, PIVOT, PackedRow
-from pipeline.loss import Supervised, Totals
+from pipeline.loss import LossBatch, LossNormalizers
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MicroBatch:
     input_ids: Tensor
     position_ids: Tensor
     positions: Tensor
-    supervised: Supervised
+    loss_batch: LossBatch
     num_tokens: int
     pair_ids: list[str]
 
@@ -68,7 +68,7 @@ def collate(
         problems += [problem_number(pair_id) for pair_id in row.pair_id]
         tongues += [languages.index(lang) for lang in row.lang]
     target_ids = torch.from_numpy(np.concatenate(targets).astype(np.int64))
-    supervised = Supervised(
+    loss_batch = LossBatch(
         targets=target_ids,
         lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int64)),
         pivot=torch.from_numpy(np.concatenate(pivots).astype(np.int64)),
@@ -80,7 +80,7 @@ def collate(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
         torch.from_numpy(np.concatenate(positions).astype(np.int64)),
-        supervised,
+        loss_batch,
         sum(len(row.input_ids) for row in rows),
         sorted({pair_id for row in rows for pair_id in row.pair_id}),
     )
@@ -91,7 +91,7 @@ def problem_number(pair_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(pair_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def local_totals(window: list[MicroBatch]) -> Totals:
+def local_normalizers(window: list[MicroBatch]) -> LossNormalizers:
     """Supervised positions and pairs of this rank's share of a global batch."""
-    parts = [micro.supervised.totals() for micro in window]
-    return Totals(sum(part.tokens for part in parts), sum(part.pairs for part in parts))
+    parts = [micro.loss_batch.normalizers() for micro in window]
+    return LossNormalizers(sum(part.tokens for part in parts), sum(part.pairs for part in parts))

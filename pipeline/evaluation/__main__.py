@@ -14,7 +14,7 @@ from pipeline.fault_tolerance.signals import StopSignal
 def main() -> int:
     """Command line; the arguments are the fields of `Settings`."""
     stop = StopSignal()
-    distributed.join_slurm_step()
+    distributed.set_slurm_environment()
     arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # added by DeepSpeed's launcher
     return evaluate(auto_cli(Settings, args=arguments, as_positional=False), stop)
 

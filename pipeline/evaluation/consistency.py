@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.optional_imports import optional
+from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.answer_extraction import LANGUAGES, answers_equal
 
@@ -76,7 +76,7 @@ def output_languages(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     numbers. `share` is that of the language asked among the others, with its 95 % interval; None where all are `none`.
     Raises UserError where lingua is missing.
     """
-    lingua = optional("lingua")
+    lingua = import_optional("lingua")
     codes = {lang: getattr(lingua.IsoCode639_1, lang.upper()) for lang in LANGUAGES}
     detector = lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes.values()).build()
     known = {code: lang for lang, code in codes.items()}

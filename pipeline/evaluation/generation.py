@@ -25,7 +25,7 @@ from pipeline.evaluation.dataset import Problem
 from pipeline.evaluation.progress import Finished, Generation
 from pipeline.evaluation.settings import Settings
 from pipeline.fault_tolerance.signals import StopSignal
-from pipeline.models.stop_tokens import end_tokens
+from pipeline.models.stop_tokens import stop_token_ids
 
 # transformers' annotations do not tell that a causal LM generates, nor what a tokenizer's calls return.
 Model = Any
@@ -115,7 +115,7 @@ def _greedy(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> Generati
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=end_tokens(model.generation_config.eos_token_id, tokenizer),
+        eos_token_id=stop_token_ids(model.generation_config.eos_token_id, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
     model.generation_config = config  # generate() fills what is unset from here

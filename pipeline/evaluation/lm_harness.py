@@ -21,14 +21,14 @@ import torch
 import torch.distributed
 from jsonargparse.typing import PositiveInt
 
-from pipeline.common.atomic_io import make_writable, write_atomically
+from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.common.optional_imports import optional
+from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import versions, wilson_interval
 from pipeline.evaluation.answer_extraction import LANGUAGES, answers_equal, extract_answer, parse_gold
 from pipeline.evaluation.consistency import percent
 from pipeline.evaluation.generation import load_tokenizer
-from pipeline.models.stop_tokens import end_tokens
+from pipeline.models.stop_tokens import stop_token_ids
 
 SHARES = ("exact_match", "acc", "acc_norm")  # metrics that are 0 or 1 for each problem
 
@@ -38,12 +38,12 @@ def evaluate_tasks(args: argparse.Namespace) -> None:
 
     Raises UserError where lm-eval is missing, a task is unknown, or model or data cannot be loaded.
     """
-    lm_eval = optional("lm_eval")
+    lm_eval = import_optional("lm_eval")
     output = Path(args.output or args.model)
     if not (args.output or output.is_dir()):
         raise UserError(f"--model {args.model} is no directory; say with --output where the results go")
     manager = find_tasks(args.tasks, args.include_path)
-    make_writable(output)
+    ensure_writable(output)
     try:
         found = lm_eval.simple_evaluate(
             model=build_model(args),
@@ -68,7 +68,7 @@ def find_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
     """A task manager that knows the tasks; the harness's thousands are indexed only where they are called for."""
     if include_path is not None and not Path(include_path).is_dir():
         raise UserError(f"--include_path {include_path}: no such directory; it holds the YAML files of tasks")
-    manager_class = optional("lm_eval.tasks").TaskManager
+    manager_class = import_optional("lm_eval.tasks").TaskManager
     manager = manager_class(include_path=include_path, include_defaults=False) if include_path else None
     if manager is None or any(task not in manager.task_index for task in tasks):
         manager = manager_class(include_path=include_path)
@@ -82,24 +82,24 @@ def find_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
 
 def build_model(args: argparse.Namespace) -> Any:
     """The harness's model: its Hugging Face one with our tokenizer and ranks, or vLLM."""
-    extra = optional("lm_eval.utils").simple_parse_args_string(args.model_args)
+    extra = import_optional("lm_eval.utils").simple_parse_args_string(args.model_args)
     options = {"pretrained": args.model, "dtype": args.dtype, "batch_size": args.batch_size, **extra}
     if args.backend == "vllm":
         try:
-            return optional("lm_eval.api.registry").get_model("vllm")(**options)
+            return import_optional("lm_eval.api.registry").get_model("vllm")(**options)
         except ModuleNotFoundError:
             raise UserError("--backend vllm: vllm is not installed; pip install vllm on a machine with GPUs") from None
     options["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     if Path(args.model).is_dir():
         options["tokenizer"] = load_tokenizer(Path(args.model))
     try:
-        model = _ranked(optional("lm_eval.models.huggingface").HFLM)(**options)
+        model = _ranked(import_optional("lm_eval.models.huggingface").HFLM)(**options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--model {args.model}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if args.chat_template and not model.tokenizer.chat_template:
         raise UserError(f"--model {args.model}: its tokenizer has no chat template; say --no-chat_template")
     own = model.model.generation_config
-    own.eos_token_id = end_tokens(own.eos_token_id, model.tokenizer)
+    own.eos_token_id = stop_token_ids(own.eos_token_id, model.tokenizer)
     return model
 
 
@@ -145,7 +145,7 @@ def write_results(args: argparse.Namespace, found: dict[str, Any], output: Path)
         }
     result = {
         "settings": {name: value for name, value in vars(args).items() if value is not None},
-        "versions": versions() | {"lm_eval": optional("lm_eval").__version__},
+        "versions": versions() | {"lm_eval": import_optional("lm_eval").__version__},
         "tasks": tasks,
         "groups": {name: _plain(figures) for name, figures in (found.get("groups") or {}).items()},
     }

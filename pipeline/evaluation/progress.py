@@ -32,7 +32,7 @@ class Finished:
 
     def __init__(self, output: Path, facts: Mapping[str, Any]) -> None:
         self.folder = output / "generations.partial"
-        self.generations: dict[int, Generation] = distributed.from_main(lambda: self._collect(dict(facts)))
+        self.generations: dict[int, Generation] = distributed.broadcast_from_rank0(lambda: self._collect(dict(facts)))
         self._file = open(self.folder / f"rank-{distributed.rank()}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
     def _collect(self, facts: dict[str, Any]) -> dict[int, Generation]:

@@ -13,7 +13,8 @@ import torch
 import torch.distributed
 
 from pipeline.common import distributed
-from pipeline.common.atomic_io import make_writable, sha256_file, write_atomically
+from pipeline.common.atomic_io import ensure_writable, sha256_file, write_atomically
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.evaluation.accuracy import accuracy_table, summarise, versions
 from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
 from pipeline.evaluation.consistency import beyond_accuracy, consistency_tables
@@ -21,7 +22,7 @@ from pipeline.evaluation.dataset import Problem, read_problems
 from pipeline.evaluation.generation import generate, load_model
 from pipeline.evaluation.progress import Finished, Generation
 from pipeline.evaluation.settings import Settings
-from pipeline.fault_tolerance.signals import REQUEUE_EXIT_CODE, StopSignal
+from pipeline.fault_tolerance.signals import StopSignal
 
 
 def evaluate(settings: Settings, stop: StopSignal | None = None) -> int:
@@ -36,13 +37,13 @@ def evaluate(settings: Settings, stop: StopSignal | None = None) -> int:
     output = Path(settings.output or settings.model)
     with _process_group() as (rank, world_size):
         model, tokenizer = load_model(Path(settings.model), settings.dtype)
-        make_writable(output)
+        ensure_writable(output)
         finished = Finished(output, _facts(settings))
         mine = generate(model, tokenizer, problems, settings, rank, world_size, finished, stop)
         generations = finished.generations | (_gather(mine, rank, world_size) or {})
-        complete = distributed.from_main(lambda: len(generations) == len(problems))
+        complete = distributed.broadcast_from_rank0(lambda: len(generations) == len(problems))
     if not complete:
-        return REQUEUE_EXIT_CODE
+        return STOPPED_BY_SIGNAL
     if rank != 0:
         return 0
     rows = [_row(problem, generations[i]) for i, problem in enumerate(problems)]

@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.common.atomic_io import make_writable, write_atomically
+from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.experiments.plan import Plan, read_plan
 from pipeline.experiments.results import write_results
@@ -53,7 +53,7 @@ def fix_plan(plan: Plan, output: Path) -> None:
 
     Raises UserError where results of another plan are there.
     """
-    make_writable(output)
+    ensure_writable(output)
     path, told = output / "plan.yaml", _plain(asdict(plan))
     kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else told
     arms = kept["arms"] | told["arms"]

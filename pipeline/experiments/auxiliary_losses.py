@@ -28,14 +28,14 @@ class MiddleLayer:
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         """Of the forward pass just done."""
-        supervised = batch.supervised.to(self.states.device)
+        loss_batch = batch.loss_batch.to(self.states.device)
         selected = self.states.flatten(0, 1).index_select(0, batch.positions)
-        sums = selected.new_zeros(len(supervised.lengths), selected.shape[1])
-        means = sums.index_add(0, supervised.sequence_of_token(), selected) / supervised.lengths[:, None]
-        paired = supervised.paired()
+        sums = selected.new_zeros(len(loss_batch.lengths), selected.shape[1])
+        means = sums.index_add(0, loss_batch.sequence_of_token(), selected) / loss_batch.lengths[:, None]
+        paired = loss_batch.paired()
         if not paired.any():
             return selected.new_zeros(())
-        pivots = means[supervised.pivot[paired]].detach()
+        pivots = means[loss_batch.pivot[paired]].detach()
         return self.weight * (1 - cosine_similarity(means[paired], pivots, dim=1)).mean()
 
     def remove(self) -> None:
@@ -65,13 +65,13 @@ class Dictionary:
 
 def shuffle_pairs(batch: MicroBatch) -> MicroBatch:
     """Each translation's pivot becomes that of the next problem in the batch: as many pairs, none of them right."""
-    supervised = batch.supervised
-    own = torch.arange(len(supervised.pivot))
-    translations = supervised.pivot != own
-    pivots = supervised.pivot[translations].unique()  # of groups that have translations, in order
+    loss_batch = batch.loss_batch
+    own = torch.arange(len(loss_batch.pivot))
+    translations = loss_batch.pivot != own
+    pivots = loss_batch.pivot[translations].unique()  # of groups that have translations, in order
     following = torch.empty_like(own)
     following[pivots] = pivots.roll(-1)
-    moved = torch.where(translations, following[supervised.pivot], supervised.pivot)
+    moved = torch.where(translations, following[loss_batch.pivot], loss_batch.pivot)
     # A pivot may now stand after its translation, which is well where the whole batch is one block of the loss.
-    problem = torch.where(translations, supervised.problem[moved], supervised.problem)
-    return replace(batch, supervised=replace(supervised, pivot=moved, problem=problem))
+    problem = torch.where(translations, loss_batch.problem[moved], loss_batch.problem)
+    return replace(batch, loss_batch=replace(loss_batch, pivot=moved, problem=problem))

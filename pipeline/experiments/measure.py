@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.records import parse_record
-from pipeline.common.optional_imports import optional
+from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.dataset import Problem as Asked
 from pipeline.evaluation.generation import generate
 from pipeline.evaluation.settings import Settings
@@ -98,7 +98,7 @@ def represent(model: Model, tokenizer: Tokenizer, world: World, problems: int = 
     layers = [len(model.get_decoder().layers) // 2 + 1]
     states = pooled_states(model, encode(tokenizer, asked), layers, BATCH)
     names = np.repeat(LANGUAGES, problems)
-    silhouette = optional("sklearn.metrics").silhouette_score
+    silhouette = import_optional("sklearn.metrics").silhouette_score
     figures: dict[str, float] = {}
     for name, points in states.items():
         kind = "middle" if name.startswith("layer") else name

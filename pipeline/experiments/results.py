@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline.common.atomic_io import write_atomically, write_json
 from pipeline.common.errors import UserError
-from pipeline.common.optional_imports import optional
+from pipeline.common.optional_imports import import_optional
 from pipeline.common.plotting import ARMS, GREY, axes_of, figure_of, png, title
 from pipeline.evaluation.accuracy import versions
 from pipeline.experiments.plan import BASELINE, Plan
@@ -51,7 +51,7 @@ def interval(values: list[float]) -> Interval:
     mean = fmean(values)
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
-    half = optional("scipy.stats").t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = import_optional("scipy.stats").t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 

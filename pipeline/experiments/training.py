@@ -18,8 +18,8 @@ from pipeline.common.errors import UserError
 from pipeline.config.settings import TrainingSettings
 from pipeline.data.loader import Batches, Loader
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.loss import Centres, LossSettings, Vocabulary, VocabularyShard
-from pipeline.models.families import head_facts, vocabulary_parameter
+from pipeline.loss import LossSettings, RunningMeans, Vocabulary, VocabularyShard
+from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import adamw_arguments
 from pipeline.models.solar_model import SolarModel
 from pipeline.training.schedules import alignment_weight, learning_rate
@@ -86,18 +86,18 @@ def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> di
     vocabulary = whole_vocabulary(model, run.vocabulary_weights)
     groups, options = adamw_arguments(model, t)
     optimizer = torch.optim.AdamW(groups, **options)
-    centres = Centres.zeros(len(rows.manifest["languages"]), hidden, device) if run.loss.centring else None
+    running_means = RunningMeans.zeros(len(rows.manifest["languages"]), hidden, device) if run.loss.centring else None
     history: dict[str, list[float]] = {"ce": [], "alignment": [], "term": []}
     model.train()
     for step in range(steps):
         (batch,) = loader.next()
         batch = run.change(batch) if run.change else batch
-        totals = batch.supervised.totals()
+        normalizers = batch.loss_batch.normalizers()
         moved = batch.to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(t, step, steps)
         weight = alignment_weight(run.loss, step, steps)
-        loss = solar(moved, vocabulary, weight, totals, centres, None, 1.0)
+        loss = solar(moved, vocabulary, weight, normalizers, running_means, None, 1.0)
         parts = solar.parts
         assert parts is not None
         extra = run.term(model, moved) if run.term else loss.new_zeros(())
@@ -106,8 +106,8 @@ def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> di
         torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
         optimizer.step()
         model.zero_grad(set_to_none=True)
-        history["ce"].append(float(parts.ce_sum) / max(totals.tokens, 1))
-        history["alignment"].append(float(parts.distance_sum) / max(totals.pairs, 1))
+        history["ce"].append(float(parts.ce_sum) / max(normalizers.tokens, 1))
+        history["alignment"].append(float(parts.distance_sum) / max(normalizers.pairs, 1))
         history["term"].append(float(extra.detach()))
     model.eval()
     return history
@@ -115,7 +115,7 @@ def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> di
 
 def whole_vocabulary(model: PreTrainedModel, weights: Tensor | None) -> Vocabulary:
     """The model's head and embedding as the one shard of one process."""
-    facts = head_facts(model)
+    facts = head_config(model)
     matrix = vocabulary_parameter(model.get_input_embeddings()).data
     embedding = VocabularyShard(matrix, 0, torch.zeros_like(matrix, dtype=torch.float32))
     head = embedding

@@ -10,10 +10,11 @@ import torch.distributed
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.exit_codes import RANK_FAILURE
 from pipeline.fault_tolerance.lock import RunLock
 from pipeline.fault_tolerance.restarts import Starts
 from pipeline.fault_tolerance.signals import StopSignal
-from pipeline.fault_tolerance.watchdog import BEAT_SECONDS, FAULT_EXIT_CODE, Watchdog, rank_file
+from pipeline.fault_tolerance.watchdog import BEAT_SECONDS, Watchdog, rank_file
 
 WATCH_SECONDS = 6 * BEAT_SECONDS  # how long the holder of a lock may be silent and still count as alive
 SPEAK_SECONDS = 2.0  # for the word of a rank that failed to reach the others over a network file system
@@ -36,7 +37,7 @@ class Guard:
         (directory / "ranks").mkdir(parents=True, exist_ok=True)
         self.stop = stop
         self._lock: RunLock | None = None
-        token = distributed.from_main(lambda: self._take_lock(directory))
+        token = distributed.broadcast_from_rank0(lambda: self._take_lock(directory))
         self.starts = Starts(directory, began)
         self._watchdog = Watchdog(directory, token, distributed.rank(), distributed.world_size(), timeout)
         self.at = self._watchdog.at
@@ -67,13 +68,13 @@ class Guard:
 
     def _fail(self, error: Exception) -> None:
         """End this process with the status of the run's first failure; that one is reported, once."""
-        where = distributed.place()
+        where = distributed.rank_label()
         if isinstance(error, AgreedError):  # names the rank it concerns, if any
             status, line = 2, f"error: {error}"
         elif isinstance(error, UserError):
             status, line = 2, f"error: {where}: {error}" if distributed.world_size() > 1 else f"error: {error}"
         elif is_lost_contact(error):
-            status, line = FAULT_EXIT_CODE, ""
+            status, line = RANK_FAILURE, ""
             time.sleep(SPEAK_SECONDS)
         else:
             status, line = 1, f"error: {where}: {type(error).__name__}: {error}"
@@ -88,7 +89,7 @@ class Guard:
             status = (self._watchdog.failure() or {"status": status})["status"]
         if self._lock is not None:
             self._lock.release()
-        distributed.end_now(status)
+        distributed.exit_now(status)
 
 
 def is_lost_contact(error: Exception) -> bool:

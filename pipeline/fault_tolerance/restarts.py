@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.fault_tolerance.signals import REQUEUE_EXIT_CODE
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 MAX_STARTS_WITHOUT_PROGRESS = 3
 
@@ -67,6 +67,6 @@ def in_vain(events: list[dict[str, Any]], job: str, step: int) -> int:
     for event in events:
         if event["event"] == "start":
             number = number + 1 if (event["job"], event["step"]) == (job, step) else 0
-        elif event["event"] == "end" and event["status"] == REQUEUE_EXIT_CODE:
+        elif event["event"] == "end" and event["status"] == STOPPED_BY_SIGNAL:
             number = 0
     return number

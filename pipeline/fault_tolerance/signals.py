@@ -4,8 +4,6 @@ import signal
 import time
 from types import FrameType
 
-REQUEUE_EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: stopped by a signal after saving; start again to go on
-
 
 class StopSignal:
     """Catches USR1 (Slurm's --signal) and TERM (preemption, scancel, torchrun) from here on.

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.distributed import end_now
+from pipeline.common.distributed import exit_now
+from pipeline.common.exit_codes import RANK_FAILURE
 
-FAULT_EXIT_CODE = 76  # a hung or lost rank: nothing the user must mend first; start again to go on
 BEAT_SECONDS = 5.0
 LEAVE_SECONDS = 20.0  # for the first rank to fail to say why, and for the others' main threads to end by themselves
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should hold up a thread
@@ -124,7 +124,7 @@ class Watchdog:
                     leave_at = time.monotonic() + LEAVE_SECONDS
                     self.dump_stacks()
                 if time.monotonic() > leave_at:
-                    end_now(failure["status"])
+                    exit_now(failure["status"])
                 continue
             step, phase, since = self._at
             if phase == "failed":
@@ -136,14 +136,14 @@ class Watchdog:
 
     def _end(self, what: str) -> None:
         """Stop the run from this thread: the main thread is stuck, or soon will be."""
-        if not self.claim(FAULT_EXIT_CODE, what):
+        if not self.claim(RANK_FAILURE, what):
             return
         self._beat()
         why, where = self.suspects(), self.directory / "ranks"
         line = f"error: rank {self.rank} on {self.host}: {what}; {why}; stacks in {where}; start again to go on"
         print(line, file=sys.stderr, flush=True)
         self.dump_stacks()
-        end_now(FAULT_EXIT_CODE)
+        exit_now(RANK_FAILURE)
 
     def _next_is_silent(self) -> bool:
         if self.ranks == 1:

@@ -1,19 +1,19 @@
 """The SOLAR loss: cross entropy plus soft-token alignment, dense (the oracle) and on vocabulary shards."""
 
-from pipeline.loss.alignment import Centres
-from pipeline.loss.batch import Supervised, Totals
+from pipeline.loss.alignment import RunningMeans
 from pipeline.loss.embedding import embedding_lookup
+from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.reference import solar_loss_reference
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.vocab_parallel import SolarLoss, solar_loss
 from pipeline.loss.vocabulary import Vocabulary, VocabularyShard, vocabulary_range
 
 __all__ = [
-    "Centres",
+    "LossBatch",
+    "LossNormalizers",
     "LossSettings",
+    "RunningMeans",
     "SolarLoss",
-    "Supervised",
-    "Totals",
     "Vocabulary",
     "VocabularyShard",
     "embedding_lookup",

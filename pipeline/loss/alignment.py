@@ -16,7 +16,7 @@ from pipeline.loss.settings import LossSettings
 
 
 @dataclass
-class Centres:
+class RunningMeans:
     """Running mean summary of each language, kept over micro-steps; equal on all ranks.
 
     Attributes:
@@ -27,7 +27,7 @@ class Centres:
     seen: Tensor
 
     @classmethod
-    def zeros(cls, languages: int, hidden_size: int, device: torch.device | str = "cpu") -> "Centres":
+    def zeros(cls, languages: int, hidden_size: int, device: torch.device | str = "cpu") -> "RunningMeans":
         return cls(
             torch.zeros(languages, hidden_size, device=device), torch.zeros(languages, dtype=torch.bool, device=device)
         )
@@ -79,7 +79,7 @@ class SummaryTable:
         self.distance_sum = self.values.new_zeros(())
         self.cosine_sum = self.values.new_zeros(())
 
-    def align(self, index: int, summaries: Tensor, centres: Centres | None, factor: float) -> Tensor | None:
+    def align(self, index: int, summaries: Tensor, running_means: RunningMeans | None, factor: float) -> Tensor | None:
         """Add the distances of the pairs whose translation is in the block.
 
         Args:
@@ -98,10 +98,10 @@ class SummaryTable:
         pivots = self.pivot[pairs]
         with torch.enable_grad():
             leaf = summaries.detach().requires_grad_(factor != 0)
-            u = self._centred(leaf, self.language[block.sequences], centres)
+            u = self._centred(leaf, self.language[block.sequences], running_means)
             if "pivot" in settings.detach:
                 # A pivot's own gradient, as a negative of InfoNCE, goes with the choice of moved sequences below.
-                pivot_u = self._centred(self.values[pivots], self.language[pivots], centres)
+                pivot_u = self._centred(self.values[pivots], self.language[pivots], running_means)
             else:
                 pivot_u = u[pivots - block.first]
             if settings.distance == "infonce":
@@ -117,8 +117,8 @@ class SummaryTable:
             return None
         return torch.autograd.grad(total, leaf)[0][self.moved[index]] * factor
 
-    def _centred(self, u: Tensor, language: Tensor, centres: Centres | None) -> Tensor:
-        return u if centres is None else u - centres.means[language].to(u.dtype)
+    def _centred(self, u: Tensor, language: Tensor, running_means: RunningMeans | None) -> Tensor:
+        return u if running_means is None else u - running_means.means[language].to(u.dtype)
 
     def _infonce(self, u: Tensor, pairs: Tensor) -> Tensor:
         """[pairs] -log softmax of the pivot's similarity among those of all other problems, in any language.

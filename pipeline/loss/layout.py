@@ -9,9 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from pipeline.loss.batch import Supervised
 from pipeline.loss.chunking import Block
 from pipeline.loss.comm import Group, _all_gather_uneven, all_gather, world_of
+from pipeline.loss.loss_batch import LossBatch
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Layout:
         )
 
 
-def gather_layout(local: Supervised, pooling: str, dtype: torch.dtype, device: torch.device, group: Group) -> Layout:
+def gather_layout(local: LossBatch, pooling: str, dtype: torch.dtype, device: torch.device, group: Group) -> Layout:
     """Three small all-gathers on the device: counts, integers, weights. The rest is done on the host.
 
     A GPU would spend longer on launching this than a CPU on doing it.

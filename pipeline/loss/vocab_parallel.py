@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loss.alignment import Centres, SummaryTable
-from pipeline.loss.batch import Supervised, Totals
+from pipeline.loss.alignment import RunningMeans, SummaryTable
 from pipeline.loss.chunking import Block, Unit, schedule
 from pipeline.loss.comm import Group, HiddenExchange, all_reduce, world_of
 from pipeline.loss.kernels import Rows
 from pipeline.loss.layout import Layout, gather_layout, upload
+from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.ring import GatheredSoftmax
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.softmax import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype, rows_that_fit
@@ -58,13 +58,13 @@ class SolarLoss:
 
 def solar_loss(
     hidden: Tensor,
-    supervised: Supervised,
+    loss_batch: LossBatch,
     vocabulary: Vocabulary,
     settings: LossSettings,
     alignment_weight: float,
-    totals: Totals,
+    normalizers: LossNormalizers,
     languages: int,
-    centres: Centres | None = None,
+    running_means: RunningMeans | None = None,
     group: Group = None,
 ) -> SolarLoss:
     """CE / totals.tokens + alignment_weight * alignment / totals.pairs over the micro-step of all ranks.
@@ -82,8 +82,8 @@ def solar_loss(
     the loss by their number before backward.
     """
     grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
-    step = _Step(vocabulary, settings, totals, group)
-    result = step.run(hidden.detach(), grad, supervised, alignment_weight, languages, centres)
+    step = _Step(vocabulary, settings, normalizers, group)
+    result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
     if grad is not None:
         gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
         result.loss = _WithGradient.apply(hidden, result.loss, grad, step.unit / gain)
@@ -110,23 +110,25 @@ class _WithGradient(torch.autograd.Function):
 class _Step:
     """One call of `solar_loss`. Gradients in work are in units of `unit`, so that fp16 does not underflow."""
 
-    def __init__(self, vocabulary: Vocabulary, settings: LossSettings, totals: Totals, group: Group) -> None:
-        self.vocabulary, self.settings, self.totals, self.group = vocabulary, settings, totals, group
-        self.unit = 1.0 / totals.tokens if totals.tokens else 1.0
+    def __init__(
+        self, vocabulary: Vocabulary, settings: LossSettings, normalizers: LossNormalizers, group: Group
+    ) -> None:
+        self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
+        self.unit = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
 
     @torch.no_grad()
     def run(
         self,
         hidden: Tensor,
         grad: Tensor | None,
-        supervised: Supervised,
+        loss_batch: LossBatch,
         weight: float,
         languages: int,
-        centres: Centres | None,
+        running_means: RunningMeans | None,
     ) -> SolarLoss:
         """All blocks in order. `grad` [T, d], where given, receives the gradient of the hidden states."""
         settings, dtype, device = self.settings, accumulation_dtype(hidden.dtype), hidden.device
-        layout = gather_layout(supervised, settings.pooling, dtype, device, self.group)
+        layout = gather_layout(loss_batch, settings.pooling, dtype, device, self.group)
         buffer_rows = rows_that_fit(self.vocabulary, settings)
         blocks, order = schedule(layout.lengths, layout.pivots, buffer_rows, _unit(settings))
         layout = layout.ordered(blocks, order)
@@ -136,7 +138,7 @@ class _Step:
         softmax = make(self.vocabulary, settings.softmax_temperature, self.group)
         rows = _rows_of_pieces(layout, blocks, table, None if shared else world_of(self.group)[0], device)
         ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
-        factor = weight / self.totals.pairs / self.unit if self.totals.pairs and grad is not None else 0.0
+        factor = weight / self.normalizers.pairs / self.unit if self.normalizers.pairs and grad is not None else 0.0
         exchange = HiddenExchange(hidden, grad, self.group, shared)
         stream = exchange.stream([p for block in blocks for p in block.passes(backward=grad is not None)])
 
@@ -144,7 +146,7 @@ class _Step:
             pooled, chunks = self._forward(softmax, block, rows[index], stream, ce)
             soft = None
             if pooled is not None:
-                grad_u = table.align(index, softmax.summaries(pooled), centres, factor)
+                grad_u = table.align(index, softmax.summaries(pooled), running_means, factor)
                 soft = None if grad_u is None else SoftGradient(pooled[table.moved[index]], grad_u)
             if grad is None:
                 continue
@@ -162,8 +164,8 @@ class _Step:
         softmax.finish(self.unit)
         if not shared:
             all_reduce(ce, self.group)
-        if centres is not None and self.totals.pairs:
-            centres.update(table.values, table.language, table.length > 0, settings.centring_momentum)
+        if running_means is not None and self.normalizers.pairs:
+            running_means.update(table.values, table.language, table.length > 0, settings.centring_momentum)
         return self._result(layout, table, ce, weight, languages)
 
     def _rows_are_shared(self, blocks: list[Block], layout: Layout, table: SummaryTable) -> bool:
@@ -202,7 +204,7 @@ class _Step:
         for positions, rows_of_piece in rows:
             chunk = softmax.softmax(rows_of_piece, next(stream), None)
             ce[positions] = chunk.statistics.cross_entropy
-            if self.totals.pairs:
+            if self.normalizers.pairs:
                 part = softmax.pool(chunk)
                 pooled = part if pooled is None else pooled.add_(part)
             chunks.append(chunk if len(rows) == 1 else replace(chunk, hidden=chunk.hidden[:0]))
@@ -213,8 +215,8 @@ class _Step:
         mine = everyone == upload([layout.language[layout.sequence]], ce.device)[0]
         ce_sum = (ce * upload([layout.ce], ce.device)[0]).sum()
         loss = ce_sum * self.unit
-        if weight and self.totals.pairs:
-            loss = loss + table.distance_sum * (weight / self.totals.pairs)
+        if weight and self.normalizers.pairs:
+            loss = loss + table.distance_sum * (weight / self.normalizers.pairs)
         return SolarLoss(
             loss=loss,
             ce_sum=ce_sum,

@@ -21,7 +21,7 @@ def vocabulary_parameter(module: nn.Module | None) -> nn.Parameter:
 
 
 @dataclass(frozen=True)
-class HeadFacts:
+class HeadConfig:
     """What a family does between the decoder's output and the logits, and at the input."""
 
     tied: bool
@@ -31,10 +31,10 @@ class HeadFacts:
     embed_scale: float
 
 
-def head_facts(model: PreTrainedModel) -> HeadFacts:
+def head_config(model: PreTrainedModel) -> HeadConfig:
     """Read off a model of one of FAMILIES."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return HeadFacts(
+    return HeadConfig(
         tied=vocabulary_parameter(head) is vocabulary_parameter(embedding),
         bias=getattr(head, "bias", None),
         logit_scale=LOGIT_SCALES.get(model.config.model_type, lambda config: 1.0)(model.config),

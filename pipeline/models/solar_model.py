@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.loss import Centres, LossSettings, SolarLoss, Totals, Vocabulary, embedding_lookup, solar_loss
-from pipeline.models.families import head_facts
+from pipeline.loss import (
+    LossNormalizers,
+    LossSettings,
+    RunningMeans,
+    SolarLoss,
+    Vocabulary,
+    embedding_lookup,
+    solar_loss,
+)
+from pipeline.models.families import head_config
 
 
 class SolarModel(nn.Module):
@@ -19,7 +27,7 @@ class SolarModel(nn.Module):
     def __init__(self, model: PreTrainedModel, settings: LossSettings, padded_size: int, languages: int) -> None:
         super().__init__()
         self.model, self.settings, self.padded_size, self.languages = model, settings, padded_size, languages
-        self.embed_scale = head_facts(model).embed_scale
+        self.embed_scale = head_config(model).embed_scale
         self.parts: SolarLoss | None = None
 
     def forward(
@@ -27,8 +35,8 @@ class SolarModel(nn.Module):
         batch: MicroBatch,
         vocabulary: Vocabulary,
         alignment_weight: float,
-        totals: Totals,
-        centres: Centres | None,
+        normalizers: LossNormalizers,
+        running_means: RunningMeans | None,
         group: dist.ProcessGroup | None,
         grad_factor: float,
     ) -> Tensor:
@@ -40,13 +48,13 @@ class SolarModel(nn.Module):
         selected = hidden.flatten(0, 1).index_select(0, batch.positions)
         self.parts = solar_loss(
             selected,
-            batch.supervised,
+            batch.loss_batch,
             vocabulary,
             self.settings,
             alignment_weight,
-            totals,
+            normalizers,
             self.languages,
-            centres,
+            running_means,
             group,
         )
         return self.parts.loss

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from pipeline.models.families import head_facts, vocabulary_parameter
+from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.loading import DTYPES, meta_model
 
 PLANNED = "planned"
@@ -75,7 +75,7 @@ def model_facts(config: PreTrainedConfig) -> ModelFacts:
     model = meta_model(config)
     decoder = model.get_decoder()
     ends = [vocabulary_parameter(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
-    facts = head_facts(model)
+    facts = head_config(model)
     vocabulary = ends[:1] if facts.tied else ends
     if facts.bias is not None:
         vocabulary = [*vocabulary, facts.bias]

@@ -18,9 +18,9 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 
 from data_prep.records import Record, plan_pieces, read_piece
-from pipeline.common.atomic_io import make_writable, write_atomically
+from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.common.optional_imports import optional
+from pipeline.common.optional_imports import import_optional
 from pipeline.common.plotting import png
 from pipeline.evaluation.accuracy import versions
 from pipeline.evaluation.generation import load_model
@@ -39,13 +39,13 @@ def measure(args: argparse.Namespace) -> None:
 
     Raises UserError for an unusable model, a bad record, too few problems, a layer that does not exist.
     """
-    optional("sklearn.metrics")  # before the model runs
+    import_optional("sklearn.metrics")  # before the model runs
     records, languages, left_out = read_parallel(Path(args.data), args.limit)
     output = Path(args.output or args.model)
     model, tokenizer = load_model(Path(args.model), args.dtype)
     if model.config.model_type not in FAMILIES:
         raise UserError(f"{args.model}: model_type {model.config.model_type!r} is not one of {', '.join(FAMILIES)}")
-    make_writable(output)
+    ensure_writable(output)
     layers = choose_layers(len(model.get_decoder().layers), args.layers)
     states = pooled_states(model, encode(tokenizer, records), layers, args.batch_size)
     result = {

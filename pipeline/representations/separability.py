@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 
-from pipeline.common.optional_imports import optional
+from pipeline.common.optional_imports import import_optional
 from pipeline.representations.similarity import unit_rows
 
 FOLDS = 5
@@ -23,11 +23,11 @@ def separability(points: np.ndarray, languages: np.ndarray, problems: np.ndarray
 
     Raises UserError where scikit-learn is missing.
     """
-    metrics, cluster = optional("sklearn.metrics"), optional("sklearn.cluster")
+    metrics, cluster = import_optional("sklearn.metrics"), import_optional("sklearn.cluster")
     names, labels = np.unique(languages, return_inverse=True)
     rows = unit_rows(points.astype(np.float64))
     with warnings.catch_warnings():  # fewer distinct points than clusters: representations may coincide
-        warnings.simplefilter("ignore", optional("sklearn.exceptions").ConvergenceWarning)
+        warnings.simplefilter("ignore", import_optional("sklearn.exceptions").ConvergenceWarning)
         clusters = cluster.KMeans(len(names), n_init=10, random_state=seed).fit_predict(rows)
     return {
         "silhouette": float(metrics.silhouette_score(rows, labels, metric="cosine")),
@@ -43,9 +43,9 @@ def probe_accuracy(points: np.ndarray, labels: np.ndarray, problems: np.ndarray)
 
     Folds are grouped by problem: a probe must tell the language of problems it has seen in no language.
     """
-    selection, pipeline = optional("sklearn.model_selection"), optional("sklearn.pipeline")
-    logistic = optional("sklearn.linear_model").LogisticRegression(max_iter=1000)
-    probe = pipeline.make_pipeline(optional("sklearn.preprocessing").StandardScaler(), logistic)
+    selection, pipeline = import_optional("sklearn.model_selection"), import_optional("sklearn.pipeline")
+    logistic = import_optional("sklearn.linear_model").LogisticRegression(max_iter=1000)
+    probe = pipeline.make_pipeline(import_optional("sklearn.preprocessing").StandardScaler(), logistic)
     folds = selection.GroupKFold(min(FOLDS, len(np.unique(problems))))
     scores = selection.cross_val_score(probe, points.astype(np.float64), labels, groups=problems, cv=folds)
     return float(scores.mean())
@@ -53,7 +53,9 @@ def probe_accuracy(points: np.ndarray, labels: np.ndarray, problems: np.ndarray)
 
 def principal_components(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """[N, 2] coordinates on the first two principal components, and their shares of the variance."""
-    pca = optional("sklearn.decomposition").PCA(2, svd_solver="full" if min(points.shape) < 500 else "randomized")
+    pca = import_optional("sklearn.decomposition").PCA(
+        2, svd_solver="full" if min(points.shape) < 500 else "randomized"
+    )
     pca.set_params(random_state=0)
     coordinates = pca.fit_transform(points.astype(np.float64))
     return coordinates, [float(share) for share in pca.explained_variance_ratio_]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data_prep.records import Record
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
-from pipeline.models.families import HeadFacts, head_facts
+from pipeline.models.families import HeadConfig, head_config
 
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: [chunk, V] in float32 is 256 MB
 
@@ -57,7 +57,7 @@ def pooled_states(
     """
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
     pooled: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(encoded) for name in _names(layers)}
-    head = head_facts(model)
+    head = head_config(model)
     with tqdm(total=len(encoded), desc="states", unit="record") as progress, _watched(model, layers) as seen:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -103,7 +103,7 @@ def _watched(model: Model, layers: Sequence[int]) -> Iterator[dict[str, Tensor]]
 
 
 def _batch(
-    model: Model, head: HeadFacts, batch: Sequence[tuple[list[int], list[int]]], seen: dict[str, Tensor]
+    model: Model, head: HeadConfig, batch: Sequence[tuple[list[int], list[int]]], seen: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Pooled rows [B, d] of one batch, on the CPU."""
     width = max(len(ids) for ids, _ in batch)
@@ -127,7 +127,7 @@ def _batch(
     return {name: row.cpu() for name, row in rows.items()}
 
 
-def soft_summaries(model: Model, head: HeadFacts, hidden: Tensor, sequence: Tensor, sequences: int) -> Tensor:
+def soft_summaries(model: Model, head: HeadConfig, hidden: Tensor, sequence: Tensor, sequences: int) -> Tensor:
     """[sequences, d] means of softmax(logits) E over each sequence's positions: training's u, at temperature 1.
 
     hidden: [T, d] final states at response positions; sequence: [T] the sequence of each. The mean of the probabilities

@@ -15,10 +15,10 @@ from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
-from pipeline.data.micro_batch import MicroBatch, local_totals
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.fault_tolerance.guard import Guard
-from pipeline.fault_tolerance.signals import REQUEUE_EXIT_CODE
-from pipeline.loss import SolarLoss, Totals
+from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.models.loading import DTYPES, load_model
 from pipeline.training.metrics import Metrics
 from pipeline.training.nonfinite import blame, check_jump
@@ -40,34 +40,34 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     state = resume(prepared, zero, found)
     saver = Saver(prepared, zero, state.step)
     first = state.step
-    if distributed.is_main():
+    if distributed.is_main_process():
         guard.starts.start(first, prepared.max_steps, distributed.world_size())
     metrics = start_metrics(prepared, zero, state)
 
     while state.step < prepared.max_steps:
         guard.at(state.step + 1, "loading data")
         window = loader.next()
-        totals, step_tokens, stopping = agree(window, guard, saver, state.step + 1, zero.device)
+        normalizers, step_tokens, stopping = agree(window, guard, saver, state.step + 1, zero.device)
         if stopping:
             loader.consumed -= config.training.train_batch_size  # not trained on: the next start takes it
             break
         weight = alignment_weight(config.loss, state.step, prepared.max_steps)
         zero.set_learning_rate(learning_rate(config.training, state.step, prepared.max_steps))
-        parts = train_step(zero, window, weight, totals, state, config.training.max_loss_jump)
+        parts = train_step(zero, window, weight, normalizers, state, config.training.max_loss_jump)
         state.num_tokens += int(step_tokens)
-        figures = record(state, parts, totals, weight, zero, prepared) | {"save_seconds": saver.take_seconds()}
+        figures = record(state, parts, normalizers, weight, zero, prepared) | {"save_seconds": saver.take_seconds()}
         log(metrics, figures, step_tokens, saver)
-        if state.step == first + 1 and distributed.is_main():
+        if state.step == first + 1 and distributed.is_main_process():
             guard.starts.first_step(state.step)
         if state.step % config.training.save_steps == 0 or state.step == prepared.max_steps:
             save(prepared, saver, state, guard)
 
     metrics.close()
-    status = 0 if state.step == prepared.max_steps else REQUEUE_EXIT_CODE
+    status = 0 if state.step == prepared.max_steps else STOPPED_BY_SIGNAL
     if status:
         save(prepared, saver, state, guard)
     saver.finish()
-    if distributed.is_main():
+    if distributed.is_main_process():
         guard.starts.end(state.step, status, guard.stop.seconds_ago())
         if status:
             print(
@@ -94,7 +94,7 @@ def find_checkpoint(prepared: Prepared, guard: Guard) -> Found | None:
         return path, saved
 
     # A conversion takes minutes for a large model: more than a watchdog or a collective may allow.
-    return distributed.long_work_on_main(find, lambda: guard.at(0, "looking for a checkpoint, or converting it"))
+    return distributed.run_long_on_rank0(find, lambda: guard.at(0, "looking for a checkpoint, or converting it"))
 
 
 def build_engine(prepared: Prepared, found: Found | None = None) -> ZeroEngine:
@@ -115,7 +115,7 @@ def resume(prepared: Prepared, zero: ZeroEngine, found: Found | None) -> TrainSt
     path, saved = found
     load_checkpoint(path, saved, prepared, zero)
     prepared.loader.load_state(saved["loader"])
-    if distributed.is_main():
+    if distributed.is_main_process():
         ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"
         print(f"resumed from {path}{ranks}", flush=True)
     return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"])
@@ -124,38 +124,43 @@ def resume(prepared: Prepared, zero: ZeroEngine, found: Found | None) -> TrainSt
 def start_metrics(prepared: Prepared, zero: ZeroEngine, state: TrainState) -> Metrics:
     config = prepared.config
     directory = Path(config.output_dir)
-    if distributed.is_main():
+    if distributed.is_main_process():
         write_atomically(directory / "config.yaml", layout.recipe_yaml(config).encode())
     flops_per_token = 6.0 * zero.num_parameters()
     return Metrics(
-        directory, distributed.is_main(), state.step, prepared.max_steps, flops_per_token, distributed.world_size()
+        directory,
+        distributed.is_main_process(),
+        state.step,
+        prepared.max_steps,
+        flops_per_token,
+        distributed.world_size(),
     )
 
 
 def agree(
     window: list[MicroBatch], guard: Guard, saver: Saver, step: int, device: torch.device
-) -> tuple[Totals, float, bool]:
+) -> tuple[LossNormalizers, float, bool]:
     """What all ranks must know before a step: its totals, its real tokens, and whether any of them must stop.
 
     Raises:
         AgreedError: a rank could not write its part of a checkpoint.
     """
-    mine = local_totals(window)
+    mine = local_normalizers(window)
     tokens = sum(batch.num_tokens for batch in window)
     guard.at(step, "waiting for all ranks to begin")
     begin = time.perf_counter()
     flags = [float(guard.stop.received), *saver.report()]
-    sums = distributed.sum_over_ranks([mine.tokens, mine.pairs, tokens, *flags], device)
+    sums = distributed.all_reduce_sum([mine.tokens, mine.pairs, tokens, *flags], device)
     guard.at(step, "forward, backward and update", waited=time.perf_counter() - begin)
     saver.settle(*sums[4:])
-    return Totals(sums[0], sums[1]), sums[2], sums[3] > 0
+    return LossNormalizers(sums[0], sums[1]), sums[2], sums[3] > 0
 
 
 def train_step(
     zero: ZeroEngine,
     window: list[MicroBatch],
     weight: float,
-    totals: Totals,
+    normalizers: LossNormalizers,
     state: TrainState,
     max_jump: float | None = None,
 ) -> list[SolarLoss]:
@@ -164,41 +169,41 @@ def train_step(
     """
     parts = []
     for batch in window:
-        parts.append(zero.forward_backward(batch, weight, totals))
+        parts.append(zero.forward_backward(batch, weight, normalizers))
         if len(parts) == len(window):
             if not all(math.isfinite(float(part.loss.detach())) for part in parts):
-                blame("loss", zero, window, weight, totals, state.step + 1)
-            check_jump(cross_entropy(parts, totals), state, max_jump)
+                blame("loss", zero, window, weight, normalizers, state.step + 1)
+            check_jump(cross_entropy(parts, normalizers), state, max_jump)
         if not zero.end_micro_step():
-            blame("gradient norm", zero, window, weight, totals, state.step + 1)
+            blame("gradient norm", zero, window, weight, normalizers, state.step + 1)
     state.step += 1
-    state.recent_ce = [*state.recent_ce, cross_entropy(parts, totals)][-LOSSES_KEPT:]
+    state.recent_ce = [*state.recent_ce, cross_entropy(parts, normalizers)][-LOSSES_KEPT:]
     return parts
 
 
-def cross_entropy(parts: list[SolarLoss], totals: Totals) -> float:
+def cross_entropy(parts: list[SolarLoss], normalizers: LossNormalizers) -> float:
     """Of the global batch, nats per supervised token."""
-    return sum(float(part.ce_sum) for part in parts) / max(totals.tokens, 1)
+    return sum(float(part.ce_sum) for part in parts) / max(normalizers.tokens, 1)
 
 
 def record(
     state: TrainState,
     parts: list[SolarLoss],
-    totals: Totals,
+    normalizers: LossNormalizers,
     weight: float,
     zero: ZeroEngine,
     prepared: Prepared,
 ) -> dict[str, Any]:
     """The figures of the optimizer step just done; alignment is null where the global batch had no pair."""
-    pairs = totals.pairs or math.nan
+    pairs = normalizers.pairs or math.nan
     distance = sum(float(part.distance_sum) for part in parts) / pairs
     cosine = sum(float(part.cosine_sum) for part in parts) / pairs
     figures = {
         "step": state.step,
         "loss": sum(float(part.loss.detach()) for part in parts),
-        "ce_loss": cross_entropy(parts, totals),
-        "align_loss": distance if totals.pairs else None,
-        "align_cos": cosine if totals.pairs else None,
+        "ce_loss": cross_entropy(parts, normalizers),
+        "align_loss": distance if normalizers.pairs else None,
+        "align_cos": cosine if normalizers.pairs else None,
         "align_weight": weight,
         "grad_norm": zero.grad_norm(),
         "learning_rate": learning_rate(prepared.config.training, state.step - 1, prepared.max_steps),
@@ -220,5 +225,5 @@ def log(metrics: Metrics, figures: dict[str, Any], step_tokens: float, saver: Sa
 
 def save(prepared: Prepared, saver: Saver, state: TrainState, guard: Guard) -> None:
     guard.at(state.step, "saving")
-    distributed.from_main(guard.check_lock)
+    distributed.broadcast_from_rank0(guard.check_lock)
     saver.begin(asdict(state) | {"loader": prepared.loader.state()})

@@ -5,14 +5,16 @@ import statistics
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.loss import Totals
+from pipeline.loss import LossNormalizers
 from pipeline.training.state import TrainState
 from pipeline.zero3.engine import ZeroEngine
 
 LOSSES_NEEDED = 20
 
 
-def blame(what: str, zero: ZeroEngine, window: list[MicroBatch], weight: float, totals: Totals, step: int) -> None:
+def blame(
+    what: str, zero: ZeroEngine, window: list[MicroBatch], weight: float, normalizers: LossNormalizers, step: int
+) -> None:
     """Repeat the step to find the first micro-batches whose own gradients are not finite, and end with their names.
 
     Raises:
@@ -21,9 +23,9 @@ def blame(what: str, zero: ZeroEngine, window: list[MicroBatch], weight: float, 
     culprits: list[str] = []
     for batch in window:
         mine = None
-        if not zero.gradients_finite(batch, weight, totals):
-            mine = f"{distributed.place()}, problems {', '.join(batch.pair_ids)}"
-        culprits = [text for text in distributed.gather(mine) if text is not None]
+        if not zero.gradients_finite(batch, weight, normalizers):
+            mine = f"{distributed.rank_label()}, problems {', '.join(batch.pair_ids)}"
+        culprits = [text for text in distributed.all_gather_object(mine) if text is not None]
         if culprits:
             break
     where = "; ".join(culprits) or "repeating the step gave finite gradients, which speaks for a fault of the hardware"

@@ -25,8 +25,8 @@ from pipeline.common.distributed import local_device, rank, world_size
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_table import load_token_table
-from pipeline.loss import Centres, SolarLoss, Totals, Vocabulary, VocabularyShard, vocabulary_range
-from pipeline.models.families import head_facts, vocabulary_parameter
+from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, VocabularyShard, vocabulary_range
+from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import adamw_arguments
 from pipeline.models.solar_model import SolarModel
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
@@ -98,17 +98,19 @@ class ZeroEngine:
         self.device = self.engine.device
         self.engine.checkpoint_engine = StateCollector()
         self.engine._copy_recovery_script = lambda path: None  # pipeline.export does what that script does
-        self._facts = head_facts(model)
+        self._facts = head_config(model)
         self._parameters = {"embedding": embedding}
         if not self._facts.tied:
             self._parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
         if self._facts.bias is not None:
             self._parameters["bias"] = self._facts.bias
-        self._totals = {name: self._accumulator(p) for name, p in self._parameters.items()}
+        self._grad_accumulators = {name: self._accumulator(p) for name, p in self._parameters.items()}
         self._weights = self._own_rows(
             load_token_table(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
         )
-        self.centres = Centres.zeros(languages, self.hidden_size, self.device) if config.loss.centring else None
+        self.running_means = (
+            RunningMeans.zeros(languages, self.hidden_size, self.device) if config.loss.centring else None
+        )
 
     def _accumulator(self, parameter: nn.Parameter) -> Tensor:
         """fp32 zeros in the shape of this rank's rows; checks that the piece is whole rows."""
@@ -127,7 +129,7 @@ class ZeroEngine:
         start, end = vocabulary_range(self.vocab_size, self.padded_size, self.rank, self.ranks)
 
         def rows(name: str) -> tuple[Tensor, Tensor]:
-            piece, total = getattr(self._parameters[name], "ds_tensor"), self._totals[name]  # noqa: B009
+            piece, total = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
             return piece.detach().to(self.device).view(total.shape)[: end - start], total[: end - start]
 
         def shard(name: str) -> VocabularyShard:
@@ -153,14 +155,14 @@ class ZeroEngine:
         """fp16's factor on the loss; 1 otherwise."""
         return float(self.engine.optimizer.loss_scale) if self.engine.fp16_enabled() else 1.0
 
-    def forward_backward(self, batch: MicroBatch, alignment_weight: float, totals: Totals) -> SolarLoss:
+    def forward_backward(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> SolarLoss:
         """One micro-step: all ranks' loss, this rank's gradients."""
         loss = self.engine(
             batch.to(self.device),
             self.vocabulary(),
             alignment_weight,
-            totals,
-            self.centres,
+            normalizers,
+            self.running_means,
             self.group,
             # DeepSpeed averages over ranks and scales for fp16; the shards' gradients are exact as they are.
             1.0 / (self.ranks * self.loss_scale),
@@ -178,12 +180,12 @@ class ZeroEngine:
         """
         if self.engine.is_gradient_accumulation_boundary():
             for name, parameter in self._parameters.items():
-                safe_set_local_grad(parameter, self._totals[name].mul_(self.loss_scale).flatten())
-                self._totals[name].zero_()
+                safe_set_local_grad(parameter, self._grad_accumulators[name].mul_(self.loss_scale).flatten())
+                self._grad_accumulators[name].zero_()
         self.engine.step()
         return self.engine.fp16_enabled() or not self.engine.optimizer.overflow
 
-    def gradients_finite(self, batch: MicroBatch, alignment_weight: float, totals: Totals) -> bool:
+    def gradients_finite(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> bool:
         """Repeat a micro-step on all ranks: are this rank's own gradients of the decoder, before their sum, finite?"""
         finite: list[Tensor] = []
         hooks = [
@@ -192,7 +194,7 @@ class ZeroEngine:
             if p.requires_grad
         ]
         try:
-            self.forward_backward(batch, alignment_weight, totals)
+            self.forward_backward(batch, alignment_weight, normalizers)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -10,7 +10,7 @@ from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.config.recipe import load_config
 from pipeline.data.loader import Batches, Loader
-from pipeline.data.micro_batch import local_totals
+from pipeline.data.micro_batch import local_normalizers
 from pipeline.loss import solar_loss_reference
 from pipeline.models.solar_model import decode
 from tests.conftest import Prepared
@@ -41,7 +41,7 @@ def test_the_exported_model_has_the_engines_loss(prepared: Prepared, tmp_path: P
     loader = Loader(ShardSet.open(prepared.shards), Batches(4, 1, 0, 1), config.seed, 0, None)
     loader.next()
     window = loader.next()
-    totals, expected = local_totals(window), 0.0
+    normalizers, expected = local_normalizers(window), 0.0
     for batch in window:
         hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch.position_ids)
         expected += float(
@@ -49,10 +49,10 @@ def test_the_exported_model_has_the_engines_loss(prepared: Prepared, tmp_path: P
                 hidden.flatten(0, 1)[batch.positions],
                 model.get_output_embeddings().weight,
                 model.get_input_embeddings().weight,
-                batch.supervised,
+                batch.loss_batch,
                 config.loss,
                 1.0,
-                totals,
+                normalizers,
             )[0].detach()
         )
     assert losses(tmp_path / "run")[1] == pytest.approx(expected, rel=2e-6)

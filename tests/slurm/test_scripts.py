@@ -17,8 +17,8 @@ import json, os, sys
 status, job = int(sys.argv[-1]), os.environ["SLURM_JOB_ID"]
 if status == 0:
     sys.path[0] = "."
-    from pipeline.common.distributed import join_slurm_step
-    join_slurm_step()
+    from pipeline.common.distributed import set_slurm_environment
+    set_slurm_environment()
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "SLURMD_NODENAME",
          "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS", "SLURM_CPUS_ON_NODE")
 with open(f"seen-{job}-{os.environ['SLURM_PROCID']}", "w") as file:

@@ -12,12 +12,13 @@ import pytest
 
 from data_prep.packing import packer as pack_module
 from data_prep.packing.packer import PackSettings, pack
-from data_prep.ranks import REQUEUE_EXIT_CODE, Ranks
+from data_prep.ranks import Ranks
 from data_prep.shards.format import IGNORE, ShardSet, shard_name
 from data_prep.shards.verification import verify
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 SMALL = PackSettings(max_seq_length=1024, rows_per_shard=8, window_bytes=20_000)
 
@@ -287,8 +288,8 @@ def test_what_all_ranks_see_is_said_once(tokenizer_dir, tmp_path):
     ("number", "launcher", "status"),
     [
         (signal.SIGKILL, [], -signal.SIGKILL),
-        (signal.SIGTERM, [], REQUEUE_EXIT_CODE),
-        (signal.SIGUSR1, [*MPIRUN, "2"], REQUEUE_EXIT_CODE),
+        (signal.SIGTERM, [], STOPPED_BY_SIGNAL),
+        (signal.SIGUSR1, [*MPIRUN, "2"], STOPPED_BY_SIGNAL),
     ],
     ids=["KILL", "TERM", "USR1 through mpirun"],
 )

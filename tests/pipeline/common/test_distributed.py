@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline.common.distributed import join_slurm_step
+from pipeline.common.distributed import set_slurm_environment
 from pipeline.common.errors import UserError
 
 STEP = {
@@ -20,11 +20,11 @@ OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "
 
 def joined(monkeypatch, variables: dict[str, str]) -> dict[str, str]:
     for name in [*OURS, *STEP, "OMPI_COMM_WORLD_RANK"]:
-        monkeypatch.setenv(name, "")  # so that what join_slurm_step sets is taken back
+        monkeypatch.setenv(name, "")  # so that what set_slurm_environment sets is taken back
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    join_slurm_step()
+    set_slurm_environment()
     return {name: os.environ[name] for name in OURS if name in os.environ}
 
 

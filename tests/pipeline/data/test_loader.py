@@ -8,7 +8,7 @@ import torch
 
 from data_prep.shards.format import PIVOT, ShardSet
 from pipeline.data.loader import Batches, Loader, epoch_order, row_weights
-from pipeline.data.micro_batch import MicroBatch, collate, local_totals
+from pipeline.data.micro_batch import MicroBatch, collate, local_normalizers
 from tests.conftest import Prepared
 
 
@@ -64,19 +64,19 @@ def test_positions_predict_the_labels(shards: ShardSet) -> None:
     rows = [shards[0], shards[1]]
     batch = collate(rows, shards.manifest["languages"], pad_token_id=0)
     flat = batch.input_ids.flatten()
-    assert torch.equal(flat[batch.positions + 1], batch.supervised.targets)
+    assert torch.equal(flat[batch.positions + 1], batch.loss_batch.targets)
     labels = np.concatenate([row.labels for row in rows])
-    assert len(batch.positions) == (labels != -100).sum() == int(batch.supervised.lengths.sum())
+    assert len(batch.positions) == (labels != -100).sum() == int(batch.loss_batch.lengths.sum())
     for b, row in enumerate(rows):
         begin = 0
         for length in row.seq_lens:
             assert batch.position_ids[b, begin : begin + length].tolist() == list(range(length))
             begin += length
     pivots = [i for i, role in enumerate(rows[0].role + rows[1].role) if role == PIVOT]
-    assert sorted(set(batch.supervised.pivot.tolist())) == pivots
-    assert local_totals([batch]).pairs == sum(role != PIVOT for row in rows for role in row.role)
+    assert sorted(set(batch.loss_batch.pivot.tolist())) == pivots
+    assert local_normalizers([batch]).pairs == sum(role != PIVOT for row in rows for role in row.role)
     names = [name for row in rows for name in row.pair_id]
-    same = [names[int(p)] == name for p, name in zip(batch.supervised.pivot, names, strict=True)]
+    same = [names[int(p)] == name for p, name in zip(batch.loss_batch.pivot, names, strict=True)]
     assert all(same)
 
 

@@ -16,13 +16,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from pipeline.common.errors import UserError
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.evaluation import generation
 from pipeline.evaluation.accuracy import accuracy_table, summarise, wilson_interval
 from pipeline.evaluation.dataset import Problem, read_problems
 from pipeline.evaluation.generation import generate, load_model
 from pipeline.evaluation.runner import evaluate
 from pipeline.evaluation.settings import Settings
-from pipeline.fault_tolerance.signals import REQUEUE_EXIT_CODE, StopSignal
+from pipeline.fault_tolerance.signals import StopSignal
 from tests.runs import ROOT
 
 TEMPLATE = (
@@ -282,7 +283,7 @@ def test_ended_by_a_signal_it_goes_on_from_the_finished_batches(tmp_path, random
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     broken = dataclasses.replace(settings, output=str(tmp_path / "broken"))
     try:
-        assert evaluate(broken, StopSignal()) == REQUEUE_EXIT_CODE
+        assert evaluate(broken, StopSignal()) == STOPPED_BY_SIGNAL
         assert calls == 2 and not (tmp_path / "broken" / "evaluation.json").exists()
         assert evaluate(broken, StopSignal()) == 0
     finally:

@@ -86,9 +86,9 @@ def test_dictionary_is_the_distance_to_the_pivots_words_and_moves_only_the_other
 
 
 def test_shuffled_pairs_are_as_many_and_none_is_right(batch):
-    right, wrong = batch.supervised, shuffle_pairs(batch).supervised
+    right, wrong = batch.loss_batch, shuffle_pairs(batch).loss_batch
     translations = right.pivot != torch.arange(len(right.pivot))
-    assert wrong.totals() == right.totals()
+    assert wrong.normalizers() == right.normalizers()
     assert (wrong.pivot[~translations] == right.pivot[~translations]).all()
     assert (wrong.pivot[translations] != right.pivot[translations]).all()
     assert sorted(wrong.pivot[translations].unique()) == sorted(right.pivot[translations].unique())

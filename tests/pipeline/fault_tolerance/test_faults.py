@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.common.exit_codes import RANK_FAILURE
 from pipeline.fault_tolerance.restarts import read_starts
-from pipeline.fault_tolerance.watchdog import FAULT_EXIT_CODE
 from pipeline.training.nonfinite import check_jump
 from pipeline.training.state import TrainState
 from tests.conftest import Prepared
@@ -44,7 +44,7 @@ def test_a_second_run_is_refused_and_a_stopped_rank_is_named(prepared: Prepared,
     # A rank that stops holds all others up: they say which, leave their stacks, and end.
     first[1].send_signal(signal.SIGSTOP)
     output = first[0].communicate(timeout=180)
-    assert first[0].returncode == FAULT_EXIT_CODE
+    assert first[0].returncode == RANK_FAILURE
     assert len(errors(output)) == 1, output
     assert "rank 1 on" in errors(output)[0] and "gives no sign of life" in errors(output)[0]
     assert "in fit" in (run / "ranks" / "rank-00000.stacks.txt").read_text()
@@ -65,7 +65,7 @@ def test_a_killed_rank_ends_the_others_and_no_step_is_lost(prepared: Prepared, t
         wait_for_step(run, step, ranks)
         ranks[victim].send_signal(signal.SIGKILL)
         statuses, outputs = end(ranks)
-        assert statuses[1 - victim] == FAULT_EXIT_CODE, outputs
+        assert statuses[1 - victim] == RANK_FAILURE, outputs
         lines = errors("\n".join(outputs))
         assert len(lines) == 1 and "lost contact" in lines[0] and f"rank {victim} on" in lines[0]
         assert "Traceback" not in "\n".join(outputs)

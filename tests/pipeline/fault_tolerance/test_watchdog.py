@@ -62,7 +62,7 @@ def test_ends_the_process_in_bounded_time(tmp_path: Path, monkeypatch: pytest.Mo
         ended.set()
         one._stop.set()  # the thread ends, as the process would
 
-    monkeypatch.setattr(watchdog, "end_now", leave)
+    monkeypatch.setattr(watchdog, "exit_now", leave)
     monkeypatch.setattr(watchdog, "LEAVE_SECONDS", 0.2)
     one, two = dog(tmp_path, 0, 2, timeout=0.5), dog(tmp_path, 1, 2)
     one.at(3, "saving")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import (
-    Centres,
+    LossBatch,
+    LossNormalizers,
     LossSettings,
-    Supervised,
-    Totals,
+    RunningMeans,
     Vocabulary,
     VocabularyShard,
     solar_loss,
@@ -53,7 +53,7 @@ class Case:
         return replace(self, settings=replace(self.settings, memory_budget_mb=budget))
 
 
-def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[Supervised, list[int]]:
+def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[LossBatch, list[int]]:
     """The supervised positions of one rank, or of all (None), and how many each rank has."""
     lengths, pivot, problem, language = [], [], [], []
     counts = []
@@ -76,7 +76,7 @@ def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[Su
     targets = torch.randint(0, case.vocab_size, (total,), generator=generator)
     token_weights = torch.rand(total, generator=generator) + 0.1
     ce_weights = torch.rand(n_all, generator=generator)
-    supervised = Supervised(
+    loss_batch = LossBatch(
         targets=targets[mine],
         lengths=torch.tensor(lengths, dtype=torch.int64),
         pivot=torch.tensor(pivot, dtype=torch.int64),
@@ -85,7 +85,7 @@ def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[Su
         token_weights=token_weights[mine].double() if case.settings.pooling == "weights" else None,
         ce_weights=ce_weights[n_before : n_before + len(lengths)].double() if case.ce_weights else None,
     )
-    return supervised, counts
+    return loss_batch, counts
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Tensors:
     head: Tensor
     embedding: Tensor
     bias: Tensor
-    centres: Tensor
+    running_means: Tensor
     weights: Tensor
 
 
@@ -113,7 +113,7 @@ def tensors(case: Case, generator: torch.Generator) -> Tensors:
         head=head,
         embedding=head if case.tied else embedding,
         bias=draw(case.vocab_size),
-        centres=draw(LANGUAGES, case.hidden_size, scale=0.1),
+        running_means=draw(LANGUAGES, case.hidden_size, scale=0.1),
         weights=torch.rand(case.vocab_size, generator=generator).double(),
     )
 
@@ -133,8 +133,8 @@ def solve_reference(case: Case, dtype: torch.dtype = torch.float64) -> dict[str,
         everything,
         case.settings,
         case.weight,
-        _totals(everything),
-        centres=t.centres.to(dtype) if case.centred else None,
+        _normalizers(everything),
+        running_means=t.running_means.to(dtype) if case.centred else None,
         vocabulary_weights=t.weights.to(dtype) if case.vocabulary_weights else None,
         head_bias=bias if case.bias else None,
         logit_scale=case.logit_scale,
@@ -149,9 +149,9 @@ def solve_reference(case: Case, dtype: torch.dtype = torch.float64) -> dict[str,
     )
 
 
-def _totals(supervised: Supervised) -> Totals:
-    totals = supervised.totals()
-    return replace(totals, tokens=totals.tokens or 1.0, pairs=totals.pairs or 1.0)
+def _normalizers(loss_batch: LossBatch) -> LossNormalizers:
+    normalizers = loss_batch.normalizers()
+    return replace(normalizers, tokens=normalizers.tokens or 1.0, pairs=normalizers.pairs or 1.0)
 
 
 def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
@@ -182,11 +182,21 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
         softcap=case.softcap,
         weights=t.weights[start:end].to(case.device, total) if case.vocabulary_weights else None,
     )
-    centres = None
+    running_means = None
     if case.centred:
-        centres = Centres(t.centres.to(case.device, total), torch.ones(LANGUAGES, dtype=torch.bool, device=case.device))
+        running_means = RunningMeans(
+            t.running_means.to(case.device, total), torch.ones(LANGUAGES, dtype=torch.bool, device=case.device)
+        )
     result = solar_loss(
-        hidden, mine, vocabulary, case.settings, case.weight, _totals(everything), LANGUAGES, centres, group
+        hidden,
+        mine,
+        vocabulary,
+        case.settings,
+        case.weight,
+        _normalizers(everything),
+        LANGUAGES,
+        running_means,
+        group,
     )
     result.loss.backward()
     assert hidden.grad is not None

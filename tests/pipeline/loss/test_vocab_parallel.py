@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.loss import LossSettings, Supervised, Totals, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.comm import Group, world_of
 from pipeline.loss.settings import Head
 from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
@@ -140,7 +140,7 @@ def test_any_combination(workers: Workers, data: st.DataObject) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, temperature: float, dtype: torch.dtype) -> None:
     """Against the float64 oracle on the same rounded inputs, next to autograd in that dtype."""
-    totals = {"ours": torch.zeros(4), "plain": torch.zeros(4)}
+    normalizers = {"ours": torch.zeros(4), "plain": torch.zeros(4)}
     for seed in range(6):
         case = Case(
             UNEVEN[:2],
@@ -156,9 +156,9 @@ def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, temperatu
         ours = errors(case, workers.run(solve_sharded, 2, case), oracle)
         theirs = errors(case, [plain], oracle)
         for index, name in enumerate(["loss", "hidden", "head", "embedding"]):
-            totals["ours"][index] += ours[name] / 6
-            totals["plain"][index] += theirs[name] / 6
-    assert (totals["ours"] <= totals["plain"] * 1.1 + 1e-4).all(), totals
+            normalizers["ours"][index] += ours[name] / 6
+            normalizers["plain"][index] += theirs[name] / 6
+    assert (normalizers["ours"] <= normalizers["plain"] * 1.1 + 1e-4).all(), normalizers
 
 
 def test_no_gradient_is_left_behind_without_autograd() -> None:
@@ -193,10 +193,12 @@ def far_from_the_maximum(group: Group) -> tuple[Tensor, Tensor]:
     count = 3 if rank == 0 else 0
     own = hidden[:count].requires_grad_()
     sequences = torch.zeros(1 if rank == 0 else 0, dtype=torch.int64)
-    supervised = Supervised(targets[:count], torch.full_like(sequences, 3), sequences, sequences, sequences)
+    loss_batch = LossBatch(targets[:count], torch.full_like(sequences, 3), sequences, sequences, sequences)
     shard = VocabularyShard(head[4 * rank : 4 * rank + 4], 4 * rank, torch.zeros(4, 2))
     settings = LossSettings(head="vocab_parallel")
-    result = solar_loss(own, supervised, Vocabulary(8, shard, shard), settings, 1.0, Totals(3.0, 0.0), 1, None, group)
+    result = solar_loss(
+        own, loss_batch, Vocabulary(8, shard, shard), settings, 1.0, LossNormalizers(3.0, 0.0), 1, None, group
+    )
     result.loss.backward()
     assert own.grad is not None and shard.grad is not None
     return own.grad, shard.grad
@@ -219,7 +221,7 @@ def test_targets_far_below_another_ranks_logits(workers: Workers) -> None:
 
 
 def test_weights_that_are_all_zero_pool_by_the_mean() -> None:
-    supervised = Supervised(
+    loss_batch = LossBatch(
         targets=torch.zeros(5, dtype=torch.int64),
         lengths=torch.tensor([2, 3]),
         pivot=torch.tensor([0, 0]),
@@ -227,5 +229,5 @@ def test_weights_that_are_all_zero_pool_by_the_mean() -> None:
         language=torch.tensor([0, 1]),
         token_weights=torch.tensor([0.0, 0.0, 1.0, 3.0, 0.0]),
     )
-    weights = supervised.pooling_weights("weights", torch.float64)
+    weights = loss_batch.pooling_weights("weights", torch.float64)
     assert weights.tolist() == [0.5, 0.5, 0.25, 0.75, 0.0]

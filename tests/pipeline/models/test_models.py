@@ -10,8 +10,8 @@ from data_prep.shards.format import PIVOT, TRANSLATION, PackedRow
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
 from pipeline.data.micro_batch import MicroBatch, collate
-from pipeline.loss import LossSettings, Totals, Vocabulary, VocabularyShard
-from pipeline.models.families import FAMILIES, head_facts
+from pipeline.loss import LossNormalizers, LossSettings, Vocabulary, VocabularyShard
+from pipeline.models.families import FAMILIES, head_config
 from pipeline.models.loading import load_model, load_model_config
 from pipeline.models.solar_model import SolarModel, decode
 from tests.runs import TINY
@@ -68,17 +68,17 @@ def own_loss(model: PreTrainedModel) -> torch.Tensor:
         for length in row.seq_lens.tolist():
             ids = torch.from_numpy(row.input_ids[start : start + length]).long()[None]
             labels = torch.from_numpy(row.labels[start : start + length]).long()[None]
-            supervised = int((labels[:, 1:] != -100).sum())
-            if supervised:
-                total = total + model(input_ids=ids, labels=labels).loss.double() * supervised
-                count += supervised
+            loss_batch = int((labels[:, 1:] != -100).sum())
+            if loss_batch:
+                total = total + model(input_ids=ids, labels=labels).loss.double() * loss_batch
+                count += loss_batch
             start += length
     return total / count
 
 
 def our_loss(model: PreTrainedModel, micro: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Our loss without alignment and every gradient, in one process, so that the shard is the whole vocabulary."""
-    head, embedding, facts = model.get_output_embeddings(), model.get_input_embeddings(), head_facts(model)
+    head, embedding, facts = model.get_output_embeddings(), model.get_input_embeddings(), head_config(model)
 
     def shard(weight: torch.Tensor) -> VocabularyShard:
         return VocabularyShard(weight.detach(), 0, torch.zeros_like(weight))
@@ -94,8 +94,8 @@ def our_loss(model: PreTrainedModel, micro: MicroBatch) -> tuple[torch.Tensor, d
         softcap=facts.softcap,
     )
     module = SolarModel(model, LossSettings(), VOCAB, 3)
-    totals = micro.supervised.totals()
-    loss = module(micro, vocabulary, 0.0, Totals(totals.tokens, 0), None, None, 1.0)
+    normalizers = micro.loss_batch.normalizers()
+    loss = module(micro, vocabulary, 0.0, LossNormalizers(normalizers.tokens, 0), None, None, 1.0)
     model.zero_grad()
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

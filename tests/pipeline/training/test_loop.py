@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.shards.format import ShardSet
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.resume import to_resume
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.config.recipe import load_config
 from pipeline.data.loader import Batches, Loader
-from pipeline.data.micro_batch import local_totals
-from pipeline.fault_tolerance.signals import REQUEUE_EXIT_CODE
-from pipeline.loss import Totals, solar_loss_reference
+from pipeline.data.micro_batch import local_normalizers
+from pipeline.loss import LossNormalizers, solar_loss_reference
 from pipeline.models.solar_model import decode
 from pipeline.training.schedules import alignment_weight, learning_rate
 from tests.conftest import Prepared
@@ -44,7 +44,7 @@ def dense_losses(recipe: Path) -> list[float]:
     found = []
     for step in range(t.max_steps):
         window = loader.next()
-        totals: Totals = local_totals(window)
+        normalizers: LossNormalizers = local_normalizers(window)
         weight = alignment_weight(config.loss, step, t.max_steps)
         loss = torch.zeros(())
         for batch in window:
@@ -52,7 +52,8 @@ def dense_losses(recipe: Path) -> list[float]:
             hidden = decode(model, embeddings, batch.position_ids).flatten(0, 1)[batch.positions]
             head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
             loss = (
-                loss + solar_loss_reference(hidden, head, embedding, batch.supervised, config.loss, weight, totals)[0]
+                loss
+                + solar_loss_reference(hidden, head, embedding, batch.loss_batch, config.loss, weight, normalizers)[0]
             )
         optimizer.zero_grad()
         loss.backward()
@@ -222,7 +223,7 @@ def test_a_signal_to_one_rank_saves_and_asks_for_another_start(prepared: Prepare
     processes[1].send_signal(signal.SIGUSR1)
     for process in processes:
         process.communicate(timeout=120)
-    assert [process.returncode for process in processes] == [REQUEUE_EXIT_CODE] * 2
+    assert [process.returncode for process in processes] == [STOPPED_BY_SIGNAL] * 2
     done = len(losses(tmp_path / "run"))
     assert 3 <= done < 400
     assert (tmp_path / "run" / f"checkpoint-{done}" / "COMPLETE").is_file()

@@ -22,9 +22,9 @@ def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
     zero, losses = engine(CASE, gather_together=together), []
     zero.set_learning_rate(1e-2)
     for step in range(4):
-        batches, totals = window(CASE, step)
+        batches, normalizers = window(CASE, step)
         with Watch(distributed.rank(), distributed.world_size()) as watch:
-            losses += [float(part.loss) for part in train_step(zero, batches, 1.0, totals, TrainState(step))]
+            losses += [float(part.loss) for part in train_step(zero, batches, 1.0, normalizers, TrainState(step))]
     persistent = [p.detach().clone() for p in zero.engine.optimizer.persistent_parameters]
     zero.engine.destroy()
     return losses, persistent, watch.calls
@@ -39,9 +39,9 @@ def run_rank() -> None:
         "saved": many - few,
         "persistent": len(mine),
     }
-    if distributed.is_main():
+    if distributed.is_main_process():
         print(json.dumps(found), flush=True)
-    distributed.leave()
+    distributed.shut_down()
 
 
 @pytest.mark.slow

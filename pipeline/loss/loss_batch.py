@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Totals:
+class LossNormalizers:
     """What the two terms are divided by: counts over the global batch (all ranks, all accumulation steps)."""
 
     tokens: float
@@ -18,7 +18,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Supervised:
+class LossBatch:
     """Layout of one rank's supervised positions, sequence after sequence, each pivot before its translations.
 
     Attributes:
@@ -39,7 +39,7 @@ class Supervised:
     token_weights: Tensor | None = None
     ce_weights: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> "Supervised":
+    def to(self, device: torch.device | str) -> "LossBatch":
         moved = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **moved)
 
@@ -48,11 +48,11 @@ class Supervised:
         own = torch.arange(len(self.pivot), device=self.pivot.device)
         return (self.pivot != own) & (self.lengths > 0) & (self.lengths[self.pivot] > 0)
 
-    def totals(self) -> Totals:
+    def normalizers(self) -> LossNormalizers:
         """Counts of this micro-batch alone, to be summed over ranks and accumulation steps."""
         if self.ce_weights is None:
-            return Totals(float(self.lengths.sum()), float(self.paired().sum()))
-        return Totals(float((self.ce_weights * self.lengths).sum()), float(self.paired().sum()))
+            return LossNormalizers(float(self.lengths.sum()), float(self.paired().sum()))
+        return LossNormalizers(float((self.ce_weights * self.lengths).sum()), float(self.paired().sum()))
 
     def sequence_of_token(self) -> Tensor:
         """[T] int64: the sequence of each position."""
