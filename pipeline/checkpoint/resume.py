@@ -11,7 +11,7 @@ from pipeline.checkpoint.layout import DEEPSPEED_TAG, model_signature, newest, r
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
-from pipeline.training.preflight import Prepared
+from pipeline.training.preflight import PreparedRun
 from pipeline.zero3.engine import ZeroEngine
 
 
@@ -23,7 +23,7 @@ def to_resume(config: Config) -> Path | None:
     return found
 
 
-def check_resumable(path: Path, prepared: Prepared) -> dict[str, Any]:
+def check_resumable(path: Path, prepared: PreparedRun) -> dict[str, Any]:
     """The state of a checkpoint, if this run can go on from it. Any number of ranks can.
 
     Raises:
@@ -40,17 +40,17 @@ def check_resumable(path: Path, prepared: Prepared) -> dict[str, Any]:
     return state
 
 
-def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine) -> None:
+def load(path: Path, state: dict[str, Any], prepared: PreparedRun, zero: ZeroEngine) -> None:
     """Weights, optimizer, RNG and centres of a checkpoint into an engine.
 
     Raises:
         UserError: parameters with other names or shapes.
     """
-    if state["model_signature"] != model_signature(zero.engine.module):
+    if state["model_signature"] != model_signature(zero.ds_engine.module):
         raise UserError(f"{path}: checkpoint of another model (other parameters); use another output_dir")
     same_ranks = state["ranks"] == distributed.world_size()
     folder = path if same_ranks else universal_copy(Path(prepared.config.output_dir), path)
-    if not zero.load(folder, DEEPSPEED_TAG):
+    if not zero.load_checkpoint(folder, DEEPSPEED_TAG):
         raise UserError(
             f"{folder}/{DEEPSPEED_TAG}: DeepSpeed cannot load it; remove {path} to go on from the one before"
         )

@@ -28,7 +28,7 @@ from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.training.preflight import Prepared
+from pipeline.training.preflight import PreparedRun
 from pipeline.zero3.engine import ZeroEngine
 
 VISIBLE_SECONDS = 60.0  # how long a shared filesystem may take to show one node's files to another
@@ -41,7 +41,7 @@ class Saver:
         seconds: how long training has waited for saves since it was last asked (`take_seconds`).
     """
 
-    def __init__(self, prepared: Prepared, zero: ZeroEngine, saved_step: int = 0) -> None:
+    def __init__(self, prepared: PreparedRun, zero: ZeroEngine, saved_step: int = 0) -> None:
         self.prepared, self.zero = prepared, zero
         self.directory = Path(prepared.config.output_dir)
         self.copies = HostCopies() if prepared.config.training.save_in_background else None
@@ -70,7 +70,7 @@ class Saver:
         self._saved_step = state["step"]
         final = self.directory / f"checkpoint-{state['step']}"
         self._partial = self.directory / f".{final.name}.partial"
-        files = self.zero.state_files(self._partial, DEEPSPEED_TAG)
+        files = self.zero.checkpoint_files(self._partial, DEEPSPEED_TAG)
         if self.copies:
             files = self.copies.take(files)
         files[f"rng-{distributed.rank()}.safetensors"] = save(_rng_state())
@@ -145,7 +145,7 @@ class Saver:
             "languages": prepared.languages,
             "vocabulary_parameters": zero.vocabulary_names(),
             "tied": zero.tied,
-            "model_signature": layout.model_signature(zero.engine.module),
+            "model_signature": layout.model_signature(zero.ds_engine.module),
         }
         files = {
             "trainer_state.json": json.dumps(state | facts, indent=1).encode(),

@@ -73,7 +73,7 @@ def generate(
 ) -> dict[int, Generation]:
     """Greedy responses to this rank's share of the problems, by their position in `problems`.
 
-    Batches hold prompts of like length. They are made before they are shared out, so that a response does not
+    BatchSplit hold prompts of like length. They are made before they are shared out, so that a response does not
     depend on the number of ranks. Those in `finished` are left out, new ones added to it; after a signal the rest is
     left undone. Raises UserError where the chat template refuses a conversation or memory runs out.
     """

@@ -12,10 +12,10 @@ from pipeline.plan.memory import memory
 from pipeline.plan.model_facts import model_facts
 from pipeline.plan.tables import memory_table, traffic_table
 from pipeline.plan.workload import Run, Workload
-from pipeline.training.preflight import Prepared, describe
+from pipeline.training.preflight import PreparedRun, workload_summary
 
 
-def dry_run(prepared: Prepared, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
+def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
     """Print parameter counts, tokens and pairs per step, steps, memory per rank and bytes per step."""
     prepared.model_config.vocab_size = prepared.padded_size
     facts = model_facts(prepared.model_config)
@@ -35,7 +35,7 @@ def dry_run(prepared: Prepared, ds: dict[str, Any], ranks: int, ranks_per_node: 
     table.add_row("model", f"{prepared.model_config.model_type}, {facts.parameters:,} parameters")
     table.add_row("  of which vocabulary", f"{vocabulary:,} ({prepared.padded_size:,} rows)")
     table.add_row("ranks", f"{ranks} ({prepared.padded_size // ranks:,} vocabulary rows each)")
-    for key, value in describe(prepared, ranks).items():
+    for key, value in workload_summary(prepared, ranks).items():
         table.add_row(key, f"{value:,}")
     console = Console()
     console.print(table)

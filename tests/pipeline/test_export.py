@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.config.recipe import load_config
-from pipeline.data.loader import Batches, Loader
+from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.loss import solar_loss_reference
 from pipeline.models.solar_model import decode
@@ -38,7 +38,7 @@ def test_the_exported_model_has_the_engines_loss(prepared: Prepared, tmp_path: P
     # The engine's own loss of step 2, before its update, is that of the exported weights on the same rows.
     train(2, "--config", recipe, "--training.max_steps", 2)
     config = load_config(recipe, [])
-    loader = Loader(ShardSet.open(prepared.shards), Batches(4, 1, 0, 1), config.seed, 0, None)
+    loader = Loader(ShardSet.open(prepared.shards), BatchSplit(4, 1, 0, 1), config.seed, 0, None)
     loader.next()
     window = loader.next()
     normalizers, expected = local_normalizers(window), 0.0
