@@ -35,10 +35,9 @@ def test_train_dry_run(prepared: Prepared, tmp_path: Path) -> None:
 def test_train_help_explains_every_setting() -> None:
     result = python("pipeline/train.py", "--help")
     assert result.returncode == 0, result.stderr
-    explanations = re.findall(r"^  --([a-z_.0-9]+).*?(?=^  --|^\w|\Z)", result.stdout, re.MULTILINE | re.DOTALL)
-    assert set(known_keys()) <= set(explanations)
-    for line in ("default: 1e-05", "peak learning rate of AdamW", "--loss.alignment_weight", "--dry_run"):
-        assert line in result.stdout
+    assert set(known_keys()) <= set(re.findall(r"^  --([a-z_.0-9]+)", result.stdout, re.MULTILINE))
+    for part in ("default: 1e-05", "peak learning rate of AdamW", "--loss.alignment_weight", "--dry_run"):
+        assert part in " ".join(result.stdout.split())
 
 
 def known_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
