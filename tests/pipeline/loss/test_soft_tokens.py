@@ -8,6 +8,7 @@ T, V, D = 7, 11, 5
 
 
 def draw(*shape: int) -> torch.Tensor:
+    """Draw a float64 tensor, seeded by its shape."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
