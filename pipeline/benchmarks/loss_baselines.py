@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.loss.softmax import accumulation_dtype, add_product_
 
 
@@ -79,7 +80,7 @@ def _solar(problem: Problem, weight: float) -> None:
         targets=problem.targets_on_host,
         lengths=torch.full((count,), shape.sequence),
         pivot=number // 2 * 2 if weight else number,
-        problem=number // 2,
+        problem_id=number // 2,
         language=number % 2,
     )
     problem.accumulator = problem.accumulated()
@@ -105,7 +106,7 @@ def plain(problem: Problem) -> None:
     """Cross entropy and soft tokens through autograd."""
     logits = problem.hidden @ problem.weight.T
     loss = F.cross_entropy(logits, problem.targets)
-    soft = torch.softmax(logits, dim=-1) @ problem.weight
+    soft = soft_tokens(logits, problem.weight)
     u = soft.view(-1, problem.shape.sequence, problem.shape.hidden).mean(1)
     loss = loss + (1 - F.cosine_similarity(u[1::2], u[::2].detach(), dim=1)).mean()
     loss.backward()

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import PreTrainedModel
 
 from pipeline.data.micro_batch import MicroBatch
+from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.models.families import vocabulary_parameter
 
 
@@ -32,7 +33,7 @@ class PlainSolar(nn.Module):
         sequence = s.sequence_of_token().to(logits_TV.device)
         loss = cross_entropy(logits_TV, s.targets.to(logits_TV.device))
         if weight:
-            soft_Td = torch.softmax(logits_TV, dim=-1).to(self.embedding.dtype) @ self.embedding
+            soft_Td = soft_tokens(logits_TV, self.embedding)
             sums_Sd = soft_Td.new_zeros(len(s.lengths), soft_Td.shape[1]).index_add(0, sequence, soft_Td)
             u_Sd = sums_Sd / s.lengths.to(sums_Sd.device)[:, None]
             pairs, pivots = s.paired().nonzero().squeeze(1).tolist(), s.pivot[s.paired()].tolist()

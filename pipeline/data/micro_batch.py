@@ -82,7 +82,7 @@ def collate(
         targets=target_ids,
         lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int64)),
         pivot=torch.from_numpy(np.concatenate(pivots).astype(np.int64)),
-        problem=torch.tensor(problem_ids, dtype=torch.int64),
+        problem_id=torch.tensor(problem_ids, dtype=torch.int64),
         language=torch.tensor(language_ids, dtype=torch.int64),
         token_weights=None if token_weights is None else token_weights[target_ids],
     )

@@ -146,11 +146,11 @@ class Run:
             element_size=self.element,
             positions=round(c.positions * self.ranks),
             padded=round(c.positions),
-            pieces=c.pieces,
+            subchunks=c.pieces,
             recomputed=c.recomputed,
             padded_recomputed=round(c.positions) if c.recomputed else 0,
             sequences=round(sequences * self.ranks),
-            moved=round(moved * self.ranks),
+            requires_grad=round(moved * self.ranks),
         )
 
 

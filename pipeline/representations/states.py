@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_prep.records import Record
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
+from pipeline.loss.soft_tokens import head_logits, mean_soft_tokens
 from pipeline.models.families import HeadConfig, head_config
 
 CHUNK_ELEMENTS = 1 << 26  # logits held at once: [chunk, V] in float32 is 256 MB
@@ -128,23 +129,16 @@ def _batch(
 
 
 def soft_summaries(model: Model, head: HeadConfig, hidden: Tensor, sequence: Tensor, sequences: int) -> Tensor:
-    """[sequences, d] means of softmax(logits) E over each sequence's positions: training's u, at temperature 1.
+    """Compute [sequences, d] means of softmax(logits) E over each sequence's positions: the loss's u at temperature 1.
 
-    hidden: [T, d] final states at response positions; sequence: [T] the sequence of each. The mean of the probabilities
-    times E is the mean of the products, so E is multiplied with one row per sequence.
+    hidden: [T, d] final hidden states at response positions; sequence: [T] the sequence of each.
     """
     weight = model.get_output_embeddings().weight
     chunk = max(1, CHUNK_ELEMENTS // len(weight))
-    pooled = torch.zeros(sequences, len(weight), device=hidden.device)
-    for rows, owners in zip(hidden.split(chunk), sequence.split(chunk), strict=True):
-        logits = (rows @ weight.T).float() * head.logit_scale
-        if head.bias is not None:
-            logits += head.bias
-        if head.softcap is not None:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
-        pooled.index_add_(0, owners, torch.softmax(logits, dim=-1))
-    pooled /= torch.bincount(sequence, minlength=sequences)[:, None]
-    embeddings = model.get_input_embeddings().weight
-    rows_at_once = max(1, CHUNK_ELEMENTS // embeddings.shape[1])
-    parts = zip(pooled.split(rows_at_once, dim=1), embeddings.split(rows_at_once), strict=True)
-    return sum((p @ e.float() for p, e in parts), torch.zeros(sequences, embeddings.shape[1], device=hidden.device))
+    logit_chunks = (
+        head_logits(rows, weight, head.bias, head.logit_scale, head.softcap, torch.float32)
+        for rows in hidden.split(chunk)
+    )
+    embedding = model.get_input_embeddings().weight
+    rows_at_once = max(1, CHUNK_ELEMENTS // embedding.shape[1])
+    return mean_soft_tokens(logit_chunks, sequence, sequences, embedding, rows_at_once)
