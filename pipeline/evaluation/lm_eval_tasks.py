@@ -81,7 +81,7 @@ def find_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
         if task not in manager.task_index:
             near = [name for name in manager.task_index if name.startswith(task.split("_")[0])][:6]
             hint = f"; similar tasks: {', '.join(near)}" if near else "; list the tasks with: lm-eval ls tasks"
-            raise UserError(f"--tasks {task}: no such task{hint}, or add a YAML file in --include_path")
+            raise UserError(f"--tasks {task}: no such task{hint}; YAML files in --include_path add more")
     return manager
 
 
