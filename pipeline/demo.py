@@ -66,7 +66,7 @@ def stages(ranks: int) -> list[Stage]:
             "evaluate",
             RUN / "evaluation.json",
             python,
-            "pipeline.evaluation.generation --model",
+            "pipeline.evaluation --model",
             RUN / "hf",
             "--data",
             test,

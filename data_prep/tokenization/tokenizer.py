@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -15,6 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from pipeline.common.errors import UserError
@@ -35,13 +37,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with a chat template, a pad and an eos token that differ.
+def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with the class that its own files declare.
 
-    name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets our chat template. Raises
-    UserError where it cannot be loaded or lacks one of these.
+    Args:
+        name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets this project's chat template.
+        for_training: also require what packing and training need: a fast tokenizer, a usable chat template, and a pad
+            token and an eos token that differ.
+
+    Raises:
+        UserError: it cannot be loaded, or it lacks something that training needs.
     """
-    if str(name).endswith(".model"):
+    if str(name).endswith(".model") and not Path(name).is_dir():
         try:
             return from_sentencepiece(Path(name).read_bytes(), str(name))
         except OSError as error:
@@ -49,9 +56,27 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if not Path(name).is_dir() and _is_path(str(name)):
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file or an absent hub makes the library raise
+        tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file or an unreachable hub makes the library raise
         raise UserError(f"{name}: cannot be loaded as a tokenizer ({_first_line(error)})") from None
+    if for_training:
+        _check_for_training(name, tokenizer)
+    return tokenizer
+
+
+def _tokenizer_class(name: str | Path) -> Any:
+    """Return the class to load a tokenizer with.
+
+    If config.json names qwen2 (or one of some other families), AutoTokenizer uses that family's class even if the
+    tokenizer declares a generic one. The family's own pre-tokenizer then replaces the one in tokenizer.json, and a
+    tokenizer trained by data_prep would split text differently.
+    """
+    declared = get_tokenizer_config(name).get("tokenizer_class")
+    return PreTrainedTokenizerFast if declared in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+
+
+def _check_for_training(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if a tokenizer lacks something that packing and training need."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json can be made of it)")
     if not tokenizer.chat_template:
@@ -64,7 +89,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(f"{name}: the pad token is the eos token; give the tokenizer a pad token of its own")
-    return tokenizer
 
 
 def _is_path(name: str) -> bool:

@@ -43,6 +43,24 @@ def test_same_text_same_fingerprint_and_the_template_counts(tokenizer_dir, demo_
     assert fingerprint(one) != fingerprint(again)
 
 
+def test_load_tokenizer_next_to_a_model_config_keeps_its_rules(tokenizer_dir, tmp_path):
+    """For qwen2, AutoTokenizer would use the family's class, whose pre-tokenizer replaces the trained one."""
+    trained = load_tokenizer(tokenizer_dir)
+    trained.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    for for_training in (True, False):
+        assert fingerprint(load_tokenizer(tmp_path, for_training=for_training)) == fingerprint(trained)
+
+
+def test_load_tokenizer_not_for_training_accepts_what_training_refuses(tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.chat_template, tokenizer.pad_token = None, None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no chat template"):
+        load_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path, for_training=False).pad_token is None
+
+
 @pytest.mark.parametrize(
     "broken", ["missing", "empty", "no template", "broken template", "two templates", "pad is eos"]
 )
