@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ from pipeline.config.settings import Config
 
 COMPLETE_MARKER = "COMPLETE"
 DEEPSPEED_TAG = "zero"  # DeepSpeed's name for the folder of its files
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a checkpoint records of its model in trainer_state.json, and a run compares before it resumes.
+
+    Attributes:
+        vocab_size: Rows of the model's own vocabulary.
+        padded_size: Rows of the vocabulary as trained, padding included.
+        languages: Languages of the data; their order is the order of the running means.
+    """
+
+    vocab_size: int
+    padded_size: int
+    languages: list[str]
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -7,11 +7,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint.layout import DEEPSPEED_TAG, model_signature, newest, read_state, universal_copy
+from pipeline.checkpoint.layout import (
+    DEEPSPEED_TAG,
+    ModelIdentity,
+    model_signature,
+    newest,
+    read_state,
+    universal_copy,
+)
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
-from pipeline.training.preflight import Prepared
 from pipeline.zero3.engine import ZeroEngine
 
 
@@ -23,24 +29,24 @@ def to_resume(config: Config) -> Path | None:
     return found
 
 
-def check_resumable(path: Path, prepared: Prepared) -> dict[str, Any]:
+def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
     """The state of a checkpoint, if this run can go on from it. Any number of ranks can.
 
     Raises:
         UserError: other vocabulary or languages.
     """
     state = read_state(path)
-    if (state["vocab_size"], state["padded_size"]) != (prepared.vocab_size, prepared.padded_size):
+    if (state["vocab_size"], state["padded_size"]) != (model.vocab_size, model.padded_size):
         raise UserError(
             f"{path}: checkpoint of another model (vocabulary {state['vocab_size']} padded to {state['padded_size']}, "
-            f"here {prepared.vocab_size} padded to {prepared.padded_size}); use another output_dir"
+            f"here {model.vocab_size} padded to {model.padded_size}); use another output_dir"
         )
-    if state["languages"] != prepared.languages:
+    if state["languages"] != model.languages:
         raise UserError(f"{path}: checkpoint of other data (languages {state['languages']}); use another output_dir")
     return state
 
 
-def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine) -> None:
+def load(path: Path, state: dict[str, Any], config: Config, zero: ZeroEngine) -> None:
     """Weights, optimizer, RNG and centres of a checkpoint into an engine.
 
     Raises:
@@ -49,7 +55,7 @@ def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine
     if state["model_signature"] != model_signature(zero.engine.module):
         raise UserError(f"{path}: checkpoint of another model (other parameters); use another output_dir")
     same_ranks = state["ranks"] == distributed.world_size()
-    folder = path if same_ranks else universal_copy(Path(prepared.config.output_dir), path)
+    folder = path if same_ranks else universal_copy(Path(config.output_dir), path)
     if not zero.load(folder, DEEPSPEED_TAG):
         raise UserError(
             f"{folder}/{DEEPSPEED_TAG}: DeepSpeed cannot load it; remove {path} to go on from the one before"
@@ -61,7 +67,7 @@ def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine
             torch.cuda.set_rng_state(rng["cuda"])
     else:
         # The states of other ranks' generators do not map: each starts anew, from what any restart here would see.
-        words = np.random.SeedSequence([prepared.config.seed, state["step"], distributed.rank()]).generate_state(1)
+        words = np.random.SeedSequence([config.seed, state["step"], distributed.rank()]).generate_state(1)
         torch.manual_seed(int(words[0]))
     if zero.running_means is not None:
         saved = load_file(path / "centres.safetensors")

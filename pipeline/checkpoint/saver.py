@@ -15,23 +15,32 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.file_io import HostCopies, refused, sync, write
-from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG
+from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.training.preflight import Prepared
+from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
 VISIBLE_SECONDS = 60.0  # how long a shared filesystem may take to show one node's files to another
+
+
+class SupportsSavePretrained(Protocol):
+    """A Hugging Face configuration or tokenizer."""
+
+    def save_pretrained(self, save_directory: Path, /) -> Any:
+        """Write the files that `from_pretrained` reads."""
 
 
 class Saver:
@@ -41,10 +50,17 @@ class Saver:
         seconds: how long training has waited for saves since it was last asked (`take_seconds`).
     """
 
-    def __init__(self, prepared: Prepared, zero: ZeroEngine, saved_step: int = 0) -> None:
-        self.prepared, self.zero = prepared, zero
-        self.directory = Path(prepared.config.output_dir)
-        self.copies = HostCopies() if prepared.config.training.save_in_background else None
+    def __init__(
+        self,
+        config: Config,
+        model: ModelIdentity,
+        pretrained: Mapping[str, SupportsSavePretrained],
+        zero: ZeroEngine,
+        saved_step: int = 0,
+    ) -> None:
+        self.config, self.model, self.pretrained, self.zero = config, model, pretrained, zero
+        self.directory = Path(config.output_dir)
+        self.copies = HostCopies() if config.training.save_in_background else None
         self._saved_step = saved_step  # of the newest checkpoint, finished or on its way
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
@@ -137,19 +153,17 @@ class Saver:
         write(_list(partial, distributed.rank()), json.dumps(sizes).encode())
 
     def _common_files(self, state: dict[str, Any]) -> dict[str, bytes]:
-        prepared, zero = self.prepared, self.zero
+        zero = self.zero
         facts = {
             "ranks": distributed.world_size(),
-            "vocab_size": prepared.vocab_size,
-            "padded_size": prepared.padded_size,
-            "languages": prepared.languages,
+            **asdict(self.model),
             "vocabulary_parameters": zero.vocabulary_names(),
             "tied": zero.tied,
             "model_signature": layout.model_signature(zero.engine.module),
         }
         files = {
             "trainer_state.json": json.dumps(state | facts, indent=1).encode(),
-            "config.yaml": layout.recipe_yaml(prepared.config).encode(),
+            "config.yaml": layout.recipe_yaml(self.config).encode(),
         }
         if zero.running_means is not None:
             files["centres.safetensors"] = save({"means": zero.running_means.means, "seen": zero.running_means.seen})
@@ -159,9 +173,9 @@ class Saver:
         """In rank 0's thread, when all ranks have written: make the checkpoint count, and retire the oldest."""
         sizes = _all_sizes(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
-        limit = self.prepared.config.training.save_total_limit
+        limit = self.config.training.save_total_limit
         try:
-            for name, part in (("model_config", self.prepared.model_config), ("tokenizer", self.prepared.tokenizer)):
+            for name, part in self.pretrained.items():
                 part.save_pretrained(partial / name)
                 for file in (partial / name).rglob("*"):
                     sync(file)
@@ -176,7 +190,7 @@ class Saver:
 
     def _copy(self, final: Path, limit: int) -> None:
         """Into training.copy_checkpoints_to; a failure there is a warning, the run goes on."""
-        place = self.prepared.config.training.copy_checkpoints_to
+        place = self.config.training.copy_checkpoints_to
         if place is None or layout.damage(target := Path(place) / final.name) is None:
             return
         partial = target.with_name(f".{target.name}.partial")

@@ -38,7 +38,7 @@ def fit(prepared: Prepared, guard: Guard) -> int:
     found = find_checkpoint(prepared, guard)
     zero = build_engine(prepared, found)
     state = resume(prepared, zero, found)
-    saver = Saver(prepared, zero, state.step)
+    saver = Saver(config, prepared.identity, prepared.pretrained, zero, state.step)
     first = state.step
     if distributed.is_main_process():
         guard.starts.start(first, prepared.max_steps, distributed.world_size())
@@ -88,7 +88,7 @@ def find_checkpoint(prepared: Prepared, guard: Guard) -> Found | None:
         path = to_resume(prepared.config)
         if path is None:
             return None
-        saved = check_resumable(path, prepared)
+        saved = check_resumable(path, prepared.identity)
         if saved["ranks"] != distributed.world_size():
             convert(path, output_dir)
         return path, saved
@@ -113,7 +113,7 @@ def resume(prepared: Prepared, zero: ZeroEngine, found: Found | None) -> TrainSt
     if found is None:
         return TrainState()
     path, saved = found
-    load_checkpoint(path, saved, prepared, zero)
+    load_checkpoint(path, saved, prepared.config, zero)
     prepared.loader.load_state(saved["loader"])
     if distributed.is_main_process():
         ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"

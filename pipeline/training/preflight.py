@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from pipeline.checkpoint.layout import ModelIdentity
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, TrainingSettings
 from pipeline.data.loader import Batches, Loader, row_weights
@@ -32,6 +33,16 @@ class Prepared:
     @property
     def languages(self) -> list[str]:
         return list(self.shards.manifest["languages"])
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What checkpoints record of the model, and compare before a run resumes."""
+        return ModelIdentity(self.vocab_size, self.padded_size, self.languages)
+
+    @property
+    def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
+        """Objects saved into checkpoints for export, by folder name."""
+        return {"model_config": self.model_config, "tokenizer": self.tokenizer}
 
 
 def prepare(config: Config, rank: int, ranks: int) -> Prepared:
