@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common import distributed
-from pipeline.common.atomic_io import write_atomically, write_json
+from pipeline.common.atomic_io import read_json_or_none, write_atomically, write_json
 from pipeline.common.errors import UserError
 
 FACTS, EARLIER = "facts.json", "earlier.jsonl"
@@ -38,7 +38,7 @@ class Finished:
     def _collect(self, facts: dict[str, Any]) -> dict[int, Generation]:
         """On rank 0: what is there, now in one file, so that each start may have another number of ranks."""
         try:
-            if _read_json(self.folder / FACTS) != facts:
+            if read_json_or_none(self.folder / FACTS) != facts:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
             files = sorted(self.folder.glob("*.jsonl"))
@@ -75,10 +75,3 @@ def _read(path: Path) -> list[tuple[int, Generation]]:
     text = path.read_text(encoding="utf-8")
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
     return [(index, Generation(text, finished)) for index, text, finished in rows]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -12,7 +12,7 @@ from pipeline.common.plotting import (
     GREEN,
     GREY,
     INK,
-    LANGUAGES,
+    LANGUAGE_COLORS,
     NAVY,
     ORANGE,
     axes_of,
@@ -54,7 +54,7 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 def color_of(result: dict[str, Any], lang: str) -> str:
-    return LANGUAGES[result["languages"].index(lang) % len(LANGUAGES)]
+    return LANGUAGE_COLORS[result["languages"].index(lang) % len(LANGUAGE_COLORS)]
 
 
 def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.reshard import convert
-from pipeline.checkpoint.resume import check_resumable, to_resume
+from pipeline.checkpoint.reshard import convert_to_universal
+from pipeline.checkpoint.resume import check_resumable, find_resumable
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
@@ -34,18 +34,18 @@ LOSSES_KEPT = 50  # against which a jump is measured
 def fit(prepared: Prepared, guard: Guard) -> int:
     """Train to the end, or to the next step boundary after USR1 or TERM. Returns the exit status."""
     config, loader = prepared.config, prepared.loader
-    guard.at(0, "loading the model")
+    guard.enter_phase(0, "loading the model")
     found = find_checkpoint(prepared, guard)
     zero = build_engine(prepared, found)
     state = resume(prepared, zero, found)
     saver = Saver(config, prepared.identity, prepared.pretrained, zero, state.step)
     first = state.step
     if distributed.is_main_process():
-        guard.starts.start(first, prepared.max_steps, distributed.world_size())
+        guard.restarts.record_start(first, prepared.max_steps, distributed.world_size())
     metrics = start_metrics(prepared, zero, state)
 
     while state.step < prepared.max_steps:
-        guard.at(state.step + 1, "loading data")
+        guard.enter_phase(state.step + 1, "loading data")
         window = loader.next()
         normalizers, step_tokens, stopping = agree(window, guard, saver, state.step + 1, zero.device)
         if stopping:
@@ -55,10 +55,10 @@ def fit(prepared: Prepared, guard: Guard) -> int:
         zero.set_learning_rate(learning_rate(config.training, state.step, prepared.max_steps))
         parts = train_step(zero, window, weight, normalizers, state, config.training.max_loss_jump)
         state.num_tokens += int(step_tokens)
-        figures = record(state, parts, normalizers, weight, zero, prepared) | {"save_seconds": saver.take_seconds()}
+        figures = record(state, parts, normalizers, weight, zero, prepared) | {"save_seconds": saver.pop_wait_seconds()}
         log(metrics, figures, step_tokens, saver)
         if state.step == first + 1 and distributed.is_main_process():
-            guard.starts.first_step(state.step)
+            guard.restarts.record_first_step(state.step)
         if state.step % config.training.save_steps == 0 or state.step == prepared.max_steps:
             save(prepared, saver, state, guard)
 
@@ -68,10 +68,10 @@ def fit(prepared: Prepared, guard: Guard) -> int:
         save(prepared, saver, state, guard)
     saver.finish()
     if distributed.is_main_process():
-        guard.starts.end(state.step, status, guard.stop.seconds_ago())
+        guard.restarts.record_end(state.step, status, guard.stop.seconds_since())
         if status:
             print(
-                f"stopped by {guard.stop.name or 'another rank'} after step {state.step}; start again to go on",
+                f"stopped by {guard.stop.name or 'another rank'} after step {state.step}; restart to resume",
                 flush=True,
             )
     return status
@@ -85,16 +85,16 @@ def find_checkpoint(prepared: Prepared, guard: Guard) -> Found | None:
     output_dir = Path(prepared.config.output_dir)
 
     def find() -> Found | None:
-        path = to_resume(prepared.config)
+        path = find_resumable(prepared.config)
         if path is None:
             return None
         saved = check_resumable(path, prepared.identity)
         if saved["ranks"] != distributed.world_size():
-            convert(path, output_dir)
+            convert_to_universal(path, output_dir)
         return path, saved
 
     # A conversion takes minutes for a large model: more than a watchdog or a collective may allow.
-    return distributed.run_long_on_rank0(find, lambda: guard.at(0, "looking for a checkpoint, or converting it"))
+    return distributed.run_long_on_rank0(find, lambda: guard.enter_phase(0, "finding or converting a checkpoint"))
 
 
 def build_engine(prepared: Prepared, found: Found | None = None) -> ZeroEngine:
@@ -147,12 +147,12 @@ def agree(
     """
     mine = local_normalizers(window)
     tokens = sum(batch.num_tokens for batch in window)
-    guard.at(step, "waiting for all ranks to begin")
+    guard.enter_phase(step, "waiting for all ranks to begin")
     begin = time.perf_counter()
-    flags = [float(guard.stop.received), *saver.report()]
+    flags = [float(guard.stop.received), *saver.local_status()]
     sums = distributed.all_reduce_sum([mine.tokens, mine.pairs, tokens, *flags], device)
-    guard.at(step, "forward, backward and update", waited=time.perf_counter() - begin)
-    saver.settle(*sums[4:])
+    guard.enter_phase(step, "forward, backward and update", waited=time.perf_counter() - begin)
+    saver.advance(*sums[4:])
     return LossNormalizers(sums[0], sums[1]), sums[2], sums[3] > 0
 
 
@@ -220,10 +220,10 @@ def log(metrics: Metrics, figures: dict[str, Any], step_tokens: float, saver: Sa
     try:
         metrics.log(figures, step_tokens)
     except OSError as error:
-        saver.fail(metrics.path, error)
+        saver.record_failure(metrics.path, error)
 
 
 def save(prepared: Prepared, saver: Saver, state: TrainState, guard: Guard) -> None:
-    guard.at(state.step, "saving")
+    guard.enter_phase(state.step, "saving")
     distributed.broadcast_from_rank0(guard.check_lock)
-    saver.begin(asdict(state) | {"loader": prepared.loader.state()})
+    saver.start(asdict(state) | {"loader": prepared.loader.state()})

@@ -1,6 +1,5 @@
 """Everything that can be checked before a process group, a GPU or any weight is needed."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint.layout import ModelIdentity
+from pipeline.common.atomic_io import ensure_writable
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, TrainingSettings
 from pipeline.data.loader import Batches, Loader, row_weights
@@ -68,7 +68,7 @@ def prepare(config: Config, rank: int, ranks: int) -> Prepared:
         if lang not in shards.manifest["languages"]:
             known = ", ".join(shards.manifest["languages"])
             raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
-    _check_writable(Path(config.output_dir))
+    ensure_writable(Path(config.output_dir), setting="output_dir")
     loader = Loader(
         shards,
         Batches(t.train_batch_size, t.train_micro_batch_size_per_gpu, rank, ranks),
@@ -108,15 +108,6 @@ def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
     if len(shards) == 0:
         raise UserError(f"{path}: the shards hold no rows; pack other data")
     return shards
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot make the output directory ({error.strerror}); change output_dir") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{path}: the output directory is not writable; change output_dir")
 
 
 def describe(prepared: Prepared, ranks: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_fp16_without_a_gpu(prepared: Prepared, tmp_path: Path) -> None:
 def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
-    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "output_dir")
+    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "change output_dir")
 
 
 @pytest.mark.parametrize(

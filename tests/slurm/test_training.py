@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards.format import read_manifest
-from pipeline.fault_tolerance.restarts import read_starts
+from pipeline.fault_tolerance.restarts import read_restart_log
 from tests.conftest import Prepared
 from tests.runs import losses, metrics, write_recipe
 from tests.slurm.conftest import Cluster, log_of, until, wait_for_steps
@@ -85,7 +85,7 @@ def test_cancelled_signalled_and_preempted_run_is_bit_identical(
     assert cluster.end(urgent)["JobState"] == "COMPLETED"
     assert cluster.end(job)["JobState"] == "COMPLETED", log_of(checkout)
     assert losses(run) == losses(checkout / "run")
-    starts = read_starts(run)
+    starts = read_restart_log(run)
     assert [event["status"] for event in starts if event["event"] == "end"] == [75, 75, 75, 0]
     for key in ("seconds_since_signal", "seconds"):  # from the signal to the end; from a start to its first step
         print(f"\n{key}: {[event[key] for event in starts if event.get(key) is not None]}")

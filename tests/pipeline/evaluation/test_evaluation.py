@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from decimal import Decimal
@@ -15,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
+from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.evaluation import generation
@@ -330,9 +330,7 @@ def test_known_accuracy_end_to_end_on_one_and_two_ranks(tmp_path, tokenizer):
     base += ["--max_new_tokens", "40", "--dtype", "float32"]
     root = ROOT
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     outputs = {}
     for world_size in (1, 2):
         out = outputs[world_size] = tmp_path / f"out{world_size}"

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError
 from pipeline.evaluation.answer_extraction import extract_answer
 from pipeline.evaluation.dataset import read_problems
@@ -20,7 +21,6 @@ from pipeline.evaluation.generation import generate, load_model
 from pipeline.evaluation.lm_harness import find_tasks, harness_scores, harness_table, own_rows, own_score, task_language
 from pipeline.evaluation.settings import Settings
 from tests.runs import ENVIRONMENT, ROOT, TINY
-from tests.workers import free_port
 
 
 def sample(doc_id, response, target, filtered="strict"):
