@@ -1,7 +1,6 @@
 """`make demo`: the whole job on generated data, stage by stage, into runs/demo. Finished stages are not done again."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError, exit_cleanly
 
 RUN = Path("runs/demo")
@@ -35,13 +35,6 @@ class Stage:
 
 def stage(name: str, makes: Path, program: list[str], *words: str | Path) -> Stage:
     return Stage(name, makes, program).then(*words)
-
-
-def free_port() -> int:
-    """So that two demos can run on one machine."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def stages(ranks: int) -> list[Stage]:

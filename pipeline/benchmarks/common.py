@@ -1,7 +1,6 @@
 """What the benchmarks of training share: random packed rows, and ranks of this machine."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,9 +41,7 @@ def run_ranks(ranks: int, words: Sequence[str]) -> list[str]:
 
     Raises RuntimeError where a rank fails; what it wrote to standard error is seen.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = distributed.free_port()
     processes = []
     for rank in range(ranks):
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}

@@ -7,9 +7,7 @@ next to the formula of `pipeline.loss.traffic`. The formula also says at how man
 """
 
 import argparse
-import contextlib
 import os
-import socket
 import time
 from pathlib import Path
 from statistics import median
@@ -23,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.benchmarks.loss import ROOT, Row, machine, write
+from pipeline.common.distributed import free_port
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.settings import Head
 from pipeline.loss.traffic import Traffic
@@ -176,9 +175,7 @@ def main() -> None:
     out = parser.parse_args().out
     rows: list[Row] = []
     for ranks in (1, 2, 4):
-        with contextlib.closing(socket.socket()) as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         results: Any = mp.get_context("spawn").SimpleQueue()
         mp.spawn(_rank, args=(ranks, port, results), nprocs=ranks)
         while not results.empty():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common import distributed
-from pipeline.common.atomic_io import write_atomically, write_json
+from pipeline.common.atomic_io import read_json_or_none, write_atomically, write_json
 from pipeline.common.errors import UserError
 
 INPUTS_FILE, MERGED_FILE = "facts.json", "earlier.jsonl"
@@ -49,7 +49,7 @@ class GenerationLog:
     def _merge(self, inputs: dict[str, Any]) -> dict[int, Generation]:
         """Merge the files of all ranks into one, so that the number of ranks may change. Called on rank 0."""
         try:
-            if _read_json(self.folder / INPUTS_FILE) != inputs:
+            if read_json_or_none(self.folder / INPUTS_FILE) != inputs:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
             files = sorted(self.folder.glob("*.jsonl"))
@@ -82,11 +82,3 @@ def _read_log(path: Path) -> list[tuple[int, Generation]]:
     text = path.read_text(encoding="utf-8")
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
     return [(index, Generation(text, finished)) for index, text, finished in rows]
-
-
-def _read_json(path: Path) -> Any:
-    """Read a JSON file. Return None if it is missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -12,7 +12,6 @@ from pipeline.common.plotting import (
     GREEN,
     GREY,
     INK,
-    LANGUAGES,
     NAVY,
     ORANGE,
     axes_of,
@@ -55,7 +54,7 @@ def draw(result: dict[str, Any]) -> Figure:
 
 def color_of(result: dict[str, Any], lang: str) -> str:
     """Return the color of a language in all plots of a result."""
-    return LANGUAGES[result["languages"].index(lang) % len(LANGUAGES)]
+    return LANGUAGE_COLORS[result["languages"].index(lang) % len(LANGUAGE_COLORS)]
 
 
 def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.reshard import convert
-from pipeline.checkpoint.resume import check_resumable, to_resume
+from pipeline.checkpoint.reshard import convert_to_universal
+from pipeline.checkpoint.resume import check_resumable, find_resumable
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
@@ -36,18 +36,18 @@ Resumable = tuple[Path, dict[str, Any]]  # a checkpoint and its trainer_state.js
 def train(run: PreparedRun, guard: Guard) -> int:
     """Train to the last step, or to the next step boundary after USR1 or TERM. Returns the exit status."""
     config, loader = run.config, run.loader
-    guard.at(0, "loading the model")
+    guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
     engine = setup_engine(run, checkpoint)
     state = resume(run, engine, checkpoint)
-    saver = Saver(run, engine, state.step)
+    saver = Saver(config, run.identity, run.pretrained, engine, state.step)
     first_step = state.step
     if distributed.is_main_process():
-        guard.starts.start(first_step, run.max_steps, distributed.world_size())
+        guard.restarts.record_start(first_step, run.max_steps, distributed.world_size())
     metrics = start_metrics(run, engine, state)
 
     while state.step < run.max_steps:
-        guard.at(state.step + 1, "loading data")
+        guard.enter_phase(state.step + 1, "loading data")
         micro_batches = loader.next()
         normalizers, num_tokens, stopping = sync_step_state(micro_batches, guard, saver, state.step + 1, engine.device)
         if stopping:
@@ -60,9 +60,9 @@ def train(run: PreparedRun, guard: Guard) -> int:
         state.num_tokens += int(num_tokens)
         record = step_metrics(state, results, normalizers, run.languages)
         record |= {"align_weight": weight, "grad_norm": engine.grad_norm(), "learning_rate": learning_rate}
-        log(metrics, record | {"save_seconds": saver.take_seconds()}, num_tokens, saver)
+        log(metrics, record | {"save_seconds": saver.pop_wait_seconds()}, num_tokens, saver)
         if state.step == first_step + 1 and distributed.is_main_process():
-            guard.starts.first_step(state.step)
+            guard.restarts.record_first_step(state.step)
         if state.step % config.training.save_steps == 0 or state.step == run.max_steps:
             save(run, saver, state, guard)
 
@@ -75,16 +75,16 @@ def find_checkpoint(run: PreparedRun, guard: Guard) -> Resumable | None:
     output_dir = Path(run.config.output_dir)
 
     def find() -> Resumable | None:
-        path = to_resume(run.config)
+        path = find_resumable(run.config)
         if path is None:
             return None
-        saved = check_resumable(path, run)
+        saved = check_resumable(path, run.identity)
         if saved["ranks"] != distributed.world_size():
-            convert(path, output_dir)
+            convert_to_universal(path, output_dir)
         return path, saved
 
     # Converting a large model takes minutes: longer than a watchdog or a collective may allow.
-    return distributed.run_long_on_rank0(find, lambda: guard.at(0, "looking for a checkpoint, or converting it"))
+    return distributed.run_long_on_rank0(find, lambda: guard.enter_phase(0, "finding or converting a checkpoint"))
 
 
 def setup_engine(run: PreparedRun, checkpoint: Resumable | None = None) -> ZeroEngine:
@@ -101,7 +101,7 @@ def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: Resumable | None) -
     if checkpoint is None:
         return TrainState()
     path, saved = checkpoint
-    load_checkpoint(path, saved, run, engine)
+    load_checkpoint(path, saved, run.config, engine)
     run.loader.load_state_dict(saved["loader"])
     if distributed.is_main_process():
         ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"
@@ -132,12 +132,12 @@ def sync_step_state(
     """
     local = local_normalizers(micro_batches)
     num_tokens = sum(batch.num_tokens for batch in micro_batches)
-    guard.at(step, "waiting for all ranks to begin")
+    guard.enter_phase(step, "waiting for all ranks to begin")
     began = time.perf_counter()
-    flags = [float(guard.stop.received), *saver.report()]
+    flags = [float(guard.stop.received), *saver.local_status()]
     sums = distributed.all_reduce_sum([local.tokens, local.pairs, num_tokens, *flags], device)
-    guard.at(step, "forward, backward and update", waited=time.perf_counter() - began)
-    saver.settle(*sums[4:])
+    guard.enter_phase(step, "forward, backward and update", waited=time.perf_counter() - began)
+    saver.advance(*sums[4:])
     return LossNormalizers(sums[0], sums[1]), sums[2], sums[3] > 0
 
 
@@ -185,14 +185,14 @@ def log(metrics: MetricsWriter, record: dict[str, Any], num_tokens: float, saver
     try:
         metrics.log(record, num_tokens)
     except OSError as error:
-        saver.fail(metrics.path, error)
+        saver.record_failure(metrics.path, error)
 
 
 def save(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> None:
     """Start to save a checkpoint."""
-    guard.at(state.step, "saving")
+    guard.enter_phase(state.step, "saving")
     distributed.broadcast_from_rank0(guard.check_lock)
-    saver.begin(asdict(state) | {"loader": run.loader.state_dict()})
+    saver.start(asdict(state) | {"loader": run.loader.state_dict()})
 
 
 def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> int:
@@ -202,7 +202,7 @@ def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> i
         save(run, saver, state, guard)
     saver.finish()
     if distributed.is_main_process():
-        guard.starts.end(state.step, status, guard.stop.seconds_ago())
+        guard.restarts.record_end(state.step, status, guard.stop.seconds_since())
         if status:
             signal = guard.stop.name or "a signal to another rank"
             print(f"stopped by {signal} after step {state.step}; restart to resume", flush=True)

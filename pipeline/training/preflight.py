@@ -1,6 +1,5 @@
 """All checks that need no process group, no GPU and no weights."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from pipeline.checkpoint.layout import ModelIdentity
+from pipeline.common.atomic_io import ensure_writable
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
@@ -43,6 +44,16 @@ class PreparedRun:
         """Languages of the data, in the order in which they are numbered."""
         return list(self.shards.manifest["languages"])
 
+    @property
+    def identity(self) -> ModelIdentity:
+        """What a checkpoint records of the model, and what is compared before a run resumes from it."""
+        return ModelIdentity(self.vocab_size, self.padded_size, self.languages)
+
+    @property
+    def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
+        """Objects that every checkpoint contains for export, by folder name."""
+        return {"model_config": self.model_config, "tokenizer": self.tokenizer}
+
 
 def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     """Check a recipe against its shards, tokenizer, model and number of ranks.
@@ -67,7 +78,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         if lang not in shards.manifest["languages"]:
             known = ", ".join(shards.manifest["languages"])
             raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
-    _check_writable(Path(config.output_dir))
+    ensure_writable(Path(config.output_dir), setting="output_dir")
     loader = Loader(
         shards,
         BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size),
@@ -111,15 +122,6 @@ def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
     if len(shards) == 0:
         raise UserError(f"{path}: the shards hold no rows; pack other data")
     return shards
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot create the output directory ({error.strerror}); change output_dir") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{path}: the output directory is not writable; change output_dir")
 
 
 def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_train_refuses_fp16_on_cpu(prepared: Prepared, tmp_path: Path) -> None:
 def test_train_refuses_unwritable_output_dir(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
-    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "output_dir")
+    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "change output_dir")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""GPUs and links, from YAML files: vendors' numbers, with their sources beside them, and what of them is reached."""
+"""GPU and link specifications, read from YAML files that cite the vendors' data sheets."""
 
 import difflib
 from dataclasses import MISSING, dataclass, fields
@@ -14,20 +14,26 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator and its links; bandwidths in one direction, in GB/s (10^9 bytes).
+    """One accelerator and its links. Bandwidths are per direction, in GB/s (10^9 bytes per second).
 
     Attributes:
-        name: part of what torch calls the device. memory_gib: GiB that a process can use.
-        bf16_tflops, fp32_tflops: dense peak; fp16 counts as bf16.
-        memory_gb_s: of its own memory. node_gb_s: to the GPUs of its node. network_gb_s: to other nodes. host_gb_s: to
-            the host's memory. host_memory_gib: of a node, for what is offloaded.
-        attention_copies_mask: sdpa turns the bool mask of packed rows into numbers in every layer.
-        compute_efficiency: share of the peak that large matrix products reach.
-        link_efficiency: share of the links' bandwidth that collectives reach.
-        module_seconds: host time of one module's forward and backward under ZeRO-3's hooks; a GPU cannot be faster.
-        hop_seconds: latency of one step of a ring; a collective's start is counted as some more.
-        host_optimizer_gb_s: memory bandwidth of the host for one rank's optimizer, where it is offloaded.
-        reserve_gib: kept free for the CUDA context, NCCL and the allocator.
+        name: Part of the name that torch reports for the device.
+        memory_gib: Memory that a process can use, GiB.
+        bf16_tflops: Dense peak in bf16 and fp16, TFLOP/s.
+        fp32_tflops: Dense peak in fp32, TFLOP/s.
+        memory_gb_s: Bandwidth of the device's own memory.
+        node_gb_s: Bandwidth to the other GPUs of the node.
+        network_gb_s: Bandwidth to other nodes.
+        host_gb_s: Bandwidth to the host's memory.
+        host_memory_gib: Memory of one node's host, available for offloaded state, GiB.
+        attention_copies_mask: Whether sdpa converts the boolean mask of packed rows to floats in every layer.
+        compute_efficiency: Fraction of the peak that large matrix products reach.
+        link_efficiency: Fraction of the link bandwidth that collectives reach.
+        module_seconds: Host time of one module's forward and backward under ZeRO-3's hooks, a lower bound of its time
+            on the GPU.
+        hop_seconds: Latency of one hop in a ring; starting a collective counts as a few more hops.
+        host_optimizer_gb_s: Host memory bandwidth available to one rank's offloaded optimizer.
+        reserve_gib: Memory reserved for the CUDA context, NCCL and allocator overhead, GiB.
     """
 
     name: str
@@ -48,26 +54,26 @@ class Device:
     reserve_gib: float = 4.0
 
     def flops(self, precision: str) -> float:
-        """Dense peak, FLOP/s."""
+        """Return the dense peak for a precision ("fp32", "bf16" or "fp16"), FLOP/s."""
         return (self.fp32_tflops if precision == "fp32" else self.bf16_tflops) * 1e12
 
 
 def load_device(name: str) -> Device:
-    """`h100`, or the path of a YAML file with the fields of Device.
+    """Load a known GPU such as "h100", or a YAML file with the fields of `Device`.
 
     Raises:
-        UserError: no such GPU or file, an unknown or missing field, a value that is no positive number.
+        UserError: There is no such GPU or file, a field is unknown or missing, or a value has the wrong type.
     """
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name.lower()}.yaml" if name.lower() in known else Path(name)
     if not path.is_file():
-        raise UserError(f"--gpu {name}: no such file, and the known GPUs are {', '.join(known)}")
+        raise UserError(f"--gpu {name}: no such file; known GPUs: {', '.join(known)}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a mapping of keys to values is wanted; see {FOLDER / 'h100.yaml'}")
+        raise UserError(f"{path}: must be a mapping of keys to values; see {FOLDER / 'h100.yaml'}")
     names = [f.name for f in fields(Device)]
     for key in tree:
         if key not in names:
@@ -78,19 +84,19 @@ def load_device(name: str) -> Device:
         raise UserError(f"{path}: {missing[0]!r} is missing; see {FOLDER / 'h100.yaml'}")
     for key, value in tree.items():
         if key == "name":
-            right, kind = isinstance(value, str), "text"
+            valid, kind = isinstance(value, str), "text"
         elif key == "attention_copies_mask":
-            right, kind = isinstance(value, bool), "true or false"
+            valid, kind = isinstance(value, bool), "true or false"
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            right, kind = number and 0 < value < float("inf"), "a number greater than 0"
-        if not right:
+            valid, kind = number and 0 < value < float("inf"), "a number greater than 0"
+        if not valid:
             raise UserError(f"{path}: {key} is {value!r}; it must be {kind}")
     return Device(**tree)
 
 
 @cache
 def device_called(torch_name: str) -> Device | None:
-    """The known GPU whose name is part of torch's name for it."""
+    """Return the known GPU whose name is part of the name torch reports, or None."""
     devices = [load_device(path.stem) for path in sorted(FOLDER.glob("*.yaml"))]
     return next((device for device in devices if device.name in torch_name), None)

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError
 from pipeline.evaluation.answer_extraction import extract_answer
 from pipeline.evaluation.dataset import read_examples
@@ -26,7 +27,6 @@ from pipeline.evaluation.lm_eval_tasks import (
     task_language,
 )
 from tests.runs import ENVIRONMENT, ROOT, TINY
-from tests.workers import free_port
 
 
 def sample(doc_id, response, target, filtered="strict"):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.shards.format import ShardSet
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.resume import to_resume
+from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.config.recipe import load_config
 from pipeline.data.loader import BatchSplit, Loader
@@ -145,7 +145,7 @@ def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path
         process.send_signal(signal.SIGKILL)
     for process in processes:
         process.wait()
-    left = layout.newest(tmp_path / "broken")
+    left = layout.newest_checkpoint(tmp_path / "broken")
     assert left is not None
     assert f"resumed from {left}" in train(2, "--config", broken)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
@@ -169,13 +169,13 @@ def test_train_skips_damaged_checkpoint(prepared: Prepared, tmp_path: Path) -> N
     output = train(2, "--config", recipe)
     assert f"warning: {torn} has" in output and "resumed from" in output and "checkpoint-2" in output
     assert losses(tmp_path / "run") == before
-    assert layout.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # complete again
+    assert layout.newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # complete again
 
-    copies = [path.name for path in layout.checkpoints(tmp_path / "copies") if layout.damage(path) is None]
+    copies = [path.name for path in layout.list_checkpoints(tmp_path / "copies") if layout.find_damage(path) is None]
     assert copies == ["checkpoint-2", "checkpoint-4"]
-    for path in layout.checkpoints(tmp_path / "run"):
-        layout.remove(path)
-    assert to_resume(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
+    for path in layout.list_checkpoints(tmp_path / "run"):
+        layout.remove_checkpoint(path)
+    assert find_resumable(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
 
 
 def test_train_write_failure_on_one_rank(prepared: Prepared, tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_train_write_failure_on_one_rank(prepared: Prepared, tmp_path: Path) -> 
     assert [process.returncode for process in processes] == [2, 2], outputs
     lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
-    for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free space and start again"):
+    for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free disk space and restart"):
         assert part in lines[0]
-    assert layout.newest(tmp_path / "run") is not None
+    assert layout.newest_checkpoint(tmp_path / "run") is not None
     assert not list((tmp_path / "run").glob(".*.partial"))
 
 
