@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.common.hardware import Device
-from pipeline.plan.step_time import step_time
+from pipeline.plan.prediction import Cluster, Plan
 from pipeline.plan.workload import Run
 
 PROBES = 31
@@ -55,7 +55,7 @@ def cpu(probed: dict[str, float], module_seconds: float, hop_seconds: float) -> 
 
 def planned_seconds(run: Run, device: Device) -> float:
     """Of one step: a rank does everything itself, one thing after the other, and ranks take turns on the cores."""
-    found = step_time(run, device, run.ranks)
+    found = Plan(run, Cluster(1, run.ranks, device)).time
     turns = max(1.0, run.ranks / (os.cpu_count() or 1))
     return turns * (sum(found.compute.values()) + sum(found.messages.values()))
 

@@ -17,6 +17,7 @@ import yaml
 from transformers import AutoConfig
 
 from pipeline.benchmarks.loss import ROOT, write
+from pipeline.benchmarks.scale_variants import FullLogitsPlan, OneByOnePlan
 from pipeline.common.errors import exit_cleanly
 from pipeline.common.hardware import load_device
 from pipeline.config.settings import Config, LossSettings, TrainingSettings
@@ -63,8 +64,8 @@ def best(facts: ModelFacts, gpus: int, rows: int, way: str, gpu: str) -> Plan | 
                 )
                 config = replace(config, model=replace(config.model, activation_checkpointing=checkpointing))
                 run = Run(config, facts, ZERO, WORK, gpus, mask_copies=device.attention_copies_mask)
-                run = replace(run, peer=way == "full_logits", one_by_one=way == "one_by_one")
-                plan = Plan(run, Cluster(gpus // 8, 8, device))
+                kind = {"full_logits": FullLogitsPlan, "one_by_one": OneByOnePlan}.get(way, Plan)
+                plan = kind(run, Cluster(gpus // 8, 8, device))
                 if plan.fits:
                     found.append(plan)
     return min(found, key=lambda plan: (plan.time.overlapped, plan.time.serial), default=None)
@@ -82,7 +83,7 @@ def point(name: str, facts: ModelFacts, mode: str, gpus: int, way: str, gpu: str
     if plan is None:
         return result | dict.fromkeys(keys, "")
     values = (
-        plan.run.head,
+        "full_logits" if way == "full_logits" else plan.run.head,
         plan.run.rows,
         plan.run.checkpointing,
         plan.run.config.loss.memory_budget_mb if way != "full_logits" else "",

@@ -62,7 +62,7 @@ def memory(run: Run) -> Memory:
 def _states(run: Run) -> tuple[dict[str, int], dict[str, int]]:
     """What stays on the device and on the host."""
     e, own = run.element, run.own
-    vocabulary = 0 if run.peer else run.shard(run.facts.vocabulary)
+    vocabulary = run.shard(run.facts.vocabulary)
     optimizer = {
         "fp32 parameters": 4 * own,  # beside the parameters even where these are fp32
         "Adam moments": 8 * own,
@@ -88,8 +88,6 @@ def _states(run: Run) -> tuple[dict[str, int], dict[str, int]]:
 
 def loss_chunk(run: Run) -> dict[str, int]:
     """At the worst moment of the loss: the buffer of logits and what goes with it."""
-    if run.head == "full_logits":
-        return _full_logits(run)
     e, d, wide = run.element, run.facts.hidden, max(4, run.element)
     c, ranks = run.chunks, run.ranks
     shared = run.head == "vocab_parallel"
@@ -119,19 +117,6 @@ def loss_chunk(run: Run) -> dict[str, int]:
         # Forward: logits of one shard before they are put in place; backward: its gradient, here and on its way.
         parts["shards on their way"] = min(2, ranks - 1) * shard * e + max(rows * columns * e / ranks, 2 * shard * 4)
     return {name: round(size) for name, size in parts.items()}
-
-
-def _full_logits(run: Run) -> dict[str, int]:
-    """Of bench_plain, by autograd: whole logits, log-softmax and softmax, or in backward their gradients too."""
-    tokens, positions = run.rows * run.work.width, run.rows * run.work.supervised
-    v, e = run.facts.vocab, run.element
-    half = e if e < 4 else 0  # a copy in the compute dtype
-    forward = tokens * v * e + positions * v * (12 + half)
-    backward = positions * v * (20 + 2 * half)
-    gathered = v * run.facts.hidden * e * (1 if run.facts.tied else 2) if run.ranks > 1 else 0
-    # The head's gradient comes whole, before it is reduced.
-    gradient = v * run.facts.hidden * e
-    return {"logits": round(max(forward, backward)), "gathered vocabulary": gathered, "gradient of the head": gradient}
 
 
 def _layers(run: Run, gathered: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.common.hardware import Device
 from pipeline.plan.memory import Memory, memory
-from pipeline.plan.step_time import Flops, StepTime, flops, step_time
+from pipeline.plan.step_time import Flops, StepTime, StepWork, flops, loss_bytes, step_time
 from pipeline.plan.traffic import Transfer, transfers
 from pipeline.plan.workload import Run
 
@@ -38,16 +38,20 @@ class Plan:
         return memory(self.run)
 
     @cached_property
-    def transfers(self) -> list[Transfer]:
-        return transfers(self.run)
+    def work(self) -> StepWork:
+        return StepWork(flops(self.run), loss_bytes(self.run), transfers(self.run))
 
-    @cached_property
+    @property
+    def transfers(self) -> list[Transfer]:
+        return self.work.transfers
+
+    @property
     def flops(self) -> Flops:
-        return flops(self.run)
+        return self.work.flops
 
     @cached_property
     def time(self) -> StepTime:
-        return step_time(self.run, self.cluster.device, self.cluster.per_node)
+        return step_time(self.run, self.work, self.cluster.device, self.cluster.per_node)
 
     @property
     def available(self) -> float:

@@ -8,7 +8,7 @@ runs beside the device, and the slower of the two counts.
 from dataclasses import dataclass
 
 from pipeline.common.hardware import Device
-from pipeline.plan.traffic import Transfer, transfers
+from pipeline.plan.traffic import Transfer
 from pipeline.plan.workload import Run
 
 # Reads and writes of fp32 gradient, both moments and parameter, the copy in the compute dtype, norm and clipping.
@@ -29,6 +29,20 @@ class Flops:
     @property
     def total(self) -> float:
         return self.layers + self.attention + self.loss
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """Operations, loss memory traffic, and messages from which the step time is computed.
+
+    Attributes:
+        flops: of one micro-step. loss_bytes: bytes that the loss of one micro-step reads and writes.
+        transfers: of one optimizer step.
+    """
+
+    flops: Flops
+    loss_bytes: float
+    transfers: list[Transfer]
 
 
 @dataclass(frozen=True)
@@ -57,29 +71,28 @@ def flops(run: Run) -> Flops:
     scores = 4 * tokens * span * head * config.num_attention_heads * len(run.facts.layers)
     positions = run.rows * run.work.supervised
     product = 2.0 * run.facts.vocab * run.facts.hidden
-    if run.peer:
-        loss = 3 * product * tokens + (3 * product * positions if run.config.loss.alignment_weight else 0)
-    else:
-        loss = 3 * product * positions + (product * positions if run.chunks.recomputed else 0)
+    loss = 3 * product * positions + (product * positions if run.chunks.recomputed else 0)
     backward = 2.0 if kind == "eager" else 2.5
     return Flops(2.0 * run.facts.decoder_matrices * tokens * (3 + again), scores * (1 + backward + again), loss)
 
 
-def step_time(run: Run, device: Device, per_node: int) -> StepTime:
+def step_time(run: Run, work: StepWork, device: Device, per_node: int) -> StepTime:
     """On `run.ranks` ranks, `per_node` on each node."""
     steps, rate, bandwidth = run.accumulation, device.flops(run.precision), device.memory_gb_s * 1e9
-    work, reached = flops(run), rate * device.compute_efficiency
+    operations, reached = work.flops, rate * device.compute_efficiency
     moved = run.activations.moved * len(run.facts.layers) * (4 / 3 if run.checkpointing else 1)
     modules = sum(len(layer) for layer in run.facts.layers) * (1.5 if run.checkpointing else 1)
     compute = {
-        "layers": steps * ((work.layers + work.attention) / reached + moved / bandwidth),
-        "loss": steps * (work.loss / reached + _loss_bytes(run) / bandwidth),
+        "layers": steps * ((operations.layers + operations.attention) / reached + moved / bandwidth),
+        "loss": steps * (operations.loss / reached + work.loss_bytes / bandwidth),
         "optimizer": _optimizer(run, device),
         "host": steps * modules * device.module_seconds,
     }
-    found = transfers(run)
-    messages = {t.name: seconds(t, run.ranks, per_node, device) for t in found}
-    behind = {phase: sum(messages[t.name] for t in found if t.phase == phase) for phase in ("layers", "loss", "alone")}
+    messages = {t.name: seconds(t, run.ranks, per_node, device) for t in work.transfers}
+    behind = {
+        phase: sum(messages[t.name] for t in work.transfers if t.phase == phase)
+        for phase in ("layers", "loss", "alone")
+    }
     layers = max(compute["layers"], compute["host"])
     serial = layers + compute["loss"] + compute["optimizer"] + sum(messages.values())
     overlapped = (
@@ -91,7 +104,7 @@ def step_time(run: Run, device: Device, per_node: int) -> StepTime:
     return StepTime(compute, messages, serial, overlapped)
 
 
-def _loss_bytes(run: Run) -> float:
+def loss_bytes(run: Run) -> float:
     """Of a micro-step: passes over the logits, and over head and embedding for each piece and block of them.
 
     A piece reads the head twice (three times where its logits are computed twice) and adds to its gradient in fp32; a
@@ -99,8 +112,6 @@ def _loss_bytes(run: Run) -> float:
     """
     matrix, e, c = run.facts.vocab * run.facts.hidden, run.element, run.chunks
     logits = LOSS_PASSES * run.rows * run.work.supervised * run.facts.vocab * e
-    if run.peer:
-        return logits
     columns = 1 if run.head == "gathered" else run.ranks
     head = matrix / columns * (c.pieces * (2 * e + 8) + c.recomputed * e)
     return logits + head + matrix / run.ranks * c.blocks * 2 * e

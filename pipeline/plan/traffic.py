@@ -55,8 +55,8 @@ def transfers(run: Run) -> list[Transfer]:
     reduced = reductions(run)
     padded = sum(-(-size // run.ranks) for _, sizes in reduced for size in sizes) * run.ranks
     persistent = sum(-(-size // run.ranks) for size in run.persistent) * run.ranks
-    # DeepSpeed gathers them one by one after the update, we all together.
-    alone = len(run.persistent) if run.peer or run.one_by_one else min(1, len(run.persistent))
+    # One collective gathers all of them after the update.
+    alone = min(1, len(run.persistent))
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
         return Transfer(name, received, calls, others * calls, "ring", phase)
@@ -68,11 +68,6 @@ def transfers(run: Run) -> list[Transfer]:
         ring("persistent parameters", share * persistent * e, alone, "alone"),
         Transfer("sums", 0.0, SUMS, 2 * others * SUMS, "ring", "alone"),
     ]
-    if run.peer:
-        vocabulary = sum(run.facts.vocabulary)
-        uses = 4 if run.facts.tied else 2  # a tied matrix is used at both ends
-        gathered = steps * share * vocabulary * e
-        return [*found, ring("vocabulary", gathered * (uses + 1), steps * (uses + 1), "layers")]
     rows = distinct(run.facts.vocab, run.rows * run.work.width)
     lookup = steps * rows * (run.facts.hidden * (e + 4) + 8) * share
     return [

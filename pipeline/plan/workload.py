@@ -12,8 +12,7 @@ from pipeline.models.loading import DTYPES
 from pipeline.plan.gathers import Gathers, ZeroSettings, gathers
 from pipeline.plan.model_facts import Activations, ModelFacts, activations
 
-# `full_logits` is the peer: plain ZeRO-3, whole logits in memory, gradients by autograd.
-HeadWay = Literal["vocab_parallel", "gathered", "full_logits"]
+ResolvedHead = Literal["vocab_parallel", "gathered"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Run:
     Attributes:
         gpu: on GPUs; else on CPUs, whose kernels hold more. mask_copies: sdpa turns the mask of packed rows into
             numbers anew in each layer (all but cuDNN's attention).
-        peer: plan for plain ZeRO-3 with full logits instead. one_by_one: gather persistent parameters as it does.
     """
 
     config: Config
@@ -64,8 +62,6 @@ class Run:
     ranks: int
     gpu: bool = True
     mask_copies: bool = False
-    peer: bool = False
-    one_by_one: bool = False
 
     @property
     def rows(self) -> int:
@@ -121,10 +117,8 @@ class Run:
         return self.shard(self.facts.matrices + self.facts.vectors)
 
     @cached_property
-    def head(self) -> HeadWay:
+    def head(self) -> ResolvedHead:
         """How the loss is divided: the setting, or what `auto` would choose."""
-        if self.peer:
-            return "full_logits"
         setting: str = self.config.loss.head
         if setting == "auto":
             setting = "vocab_parallel" if self.loss_traffic.vocab_parallel <= self.loss_traffic.gathered else "gathered"
