@@ -8,14 +8,14 @@ collective after the optimizer update.
 from dataclasses import replace
 from functools import cached_property
 
-from pipeline.plan.memory import Memory, memory
-from pipeline.plan.prediction import Plan
+from pipeline.plan.memory import MemoryEstimate, estimate_memory
+from pipeline.plan.prediction import Prediction
 from pipeline.plan.step_time import LOSS_PASSES, StepWork
 from pipeline.plan.traffic import Transfer
-from pipeline.plan.workload import Run
+from pipeline.plan.workload import PlannedRun
 
 
-class OneByOnePlan(Plan):
+class OneByOnePrediction(Prediction):
     """Prediction with one collective per persistent parameter."""
 
     @cached_property
@@ -24,16 +24,16 @@ class OneByOnePlan(Plan):
         return replace(work, transfers=[_one_by_one(t, self.run) for t in work.transfers])
 
 
-class FullLogitsPlan(Plan):
+class FullLogitsPrediction(Prediction):
     """Prediction for plain DeepSpeed ZeRO-3 with full logits."""
 
     @cached_property
-    def memory(self) -> Memory:
-        estimate = memory(self.run)
+    def memory(self) -> MemoryEstimate:
+        estimate = estimate_memory(self.run)
         not_sharded = ("vocabulary gradients", "vocabulary")
         states = {name: size for name, size in estimate.states.items() if name not in not_sharded}
-        kept = {name: estimate.loss[name] for name in ("activations", "gathered parameters")}
-        return replace(estimate, states=states, loss=kept | _full_logits_bytes(self.run))
+        shared = {name: estimate.loss[name] for name in ("activations", "gathered parameters")}
+        return replace(estimate, states=states, loss=shared | _full_logits_bytes(self.run))
 
     @cached_property
     def work(self) -> StepWork:
@@ -41,44 +41,44 @@ class FullLogitsPlan(Plan):
         transfers = [_one_by_one(t, run) for t in work.transfers if t.name not in ("loss", "input embeddings")]
         if run.ranks > 1:
             transfers.append(_vocabulary_transfer(run))
-        target_tokens = run.rows * run.work.supervised
-        product = 2.0 * run.facts.vocab * run.facts.hidden
-        loss = 3 * product * run.rows * run.work.width
+        target_tokens = run.micro_batch_size * run.workload.target_tokens
+        product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
+        loss = 3 * product * run.micro_batch_tokens
         if run.config.loss.alignment_weight:
             loss += 3 * product * target_tokens
-        logits_bytes = LOSS_PASSES * target_tokens * run.facts.vocab * run.element
+        logits_bytes = LOSS_PASSES * target_tokens * run.stats.vocab_size * run.element_size
         return StepWork(replace(work.flops, loss=loss), logits_bytes, transfers)
 
 
-def _one_by_one(transfer: Transfer, run: Run) -> Transfer:
+def _one_by_one(transfer: Transfer, run: PlannedRun) -> Transfer:
     if transfer.name != "persistent parameters":
         return transfer
-    calls = len(run.persistent)
+    calls = len(run.persistent_sizes)
     return replace(transfer, calls=calls, hops=(run.ranks - 1) * calls)
 
 
-def _vocabulary_transfer(run: Run) -> Transfer:
+def _vocabulary_transfer(run: PlannedRun) -> Transfer:
     """Gather the vocabulary matrices for each use and reduce their gradient once per micro-step."""
-    others, steps = run.ranks - 1, run.accumulation
-    collectives = 5 if run.facts.tied else 3  # a tied matrix is used at both ends of the model
-    received = steps * others / run.ranks * sum(run.facts.vocabulary) * run.element * collectives
+    others, steps = run.ranks - 1, run.gradient_accumulation_steps
+    collectives = 5 if run.stats.tied else 3  # a tied matrix is used at both ends of the model
+    received = steps * others / run.ranks * sum(run.stats.vocabulary) * run.element_size * collectives
     calls = steps * collectives
     return Transfer("vocabulary", received, calls, others * calls, "ring", "layers")
 
 
-def _full_logits_bytes(run: Run) -> dict[str, int]:
+def _full_logits_bytes(run: PlannedRun) -> dict[str, int]:
     """Estimate the memory of full logits under autograd.
 
     Forward holds logits, log-softmax and softmax. Backward holds their gradients too.
     """
-    tokens, target_tokens = run.rows * run.work.width, run.rows * run.work.supervised
-    vocab, e = run.facts.vocab, run.element
+    tokens, target_tokens = run.micro_batch_tokens, run.micro_batch_size * run.workload.target_tokens
+    vocab, e = run.stats.vocab_size, run.element_size
     half = e if e < 4 else 0  # a copy in the compute dtype
     forward = tokens * vocab * e + target_tokens * vocab * (12 + half)
     backward = target_tokens * vocab * (20 + 2 * half)
-    gathered = vocab * run.facts.hidden * e * (1 if run.facts.tied else 2) if run.ranks > 1 else 0
+    gathered = vocab * run.stats.hidden_size * e * (1 if run.stats.tied else 2) if run.ranks > 1 else 0
     return {
         "logits": round(max(forward, backward)),
         "gathered vocabulary": gathered,
-        "gradient of the head": vocab * run.facts.hidden * e,  # complete, before it is reduced
+        "gradient of the head": vocab * run.stats.hidden_size * e,  # complete, before it is reduced
     }
