@@ -12,6 +12,7 @@ from pipeline.common.plotting import (
     GREEN,
     GREY,
     INK,
+    LANGUAGE_COLORS,
     NAVY,
     ORANGE,
     axes_of,
