@@ -7,6 +7,9 @@ One term does not scale with the data but with its square: each window of groups
 import math
 from dataclasses import dataclass
 
+from data_prep.packing.settings import WINDOW_BYTES, WINDOWS, PackSettings
+from data_prep.readers import SPLIT_BYTES, SPLITS
+
 # Measured; docs/data.md and docs/scaling.md say how.
 RECORD_BYTES = 724  # a line of JSON: a word problem with its chain of thought, mean of ten languages
 RECORD_TOKENS = 136  # in a vocabulary of 16k
@@ -16,9 +19,6 @@ SHARD_BYTES = 2.34  # of Parquet, per token
 WORK_BYTES = 4.0  # of a token in the work folder
 RANK_BYTES = 480e6  # of one rank, whatever the input
 FILL = 0.995
-
-# Of data_prep: bytes of a piece and of a window at most, rows of a shard.
-PIECE_BYTES, WINDOW_BYTES, SHARD_ROWS = 16 << 20, 64 << 20, 1024
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Corpus:
     @property
     def pieces(self) -> int:
         """Files of the work folder: two for each, and one for each window and shard."""
-        return math.ceil(self.input_bytes / min(max(self.input_bytes / 64, 1 << 20), PIECE_BYTES))
+        return math.ceil(self.input_bytes / min(max(self.input_bytes / SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1]))
 
     @property
     def windows(self) -> int:
-        return math.ceil(self.input_bytes / min(max(self.input_bytes / 16, 8 << 20), WINDOW_BYTES))
+        return math.ceil(self.input_bytes / min(max(self.input_bytes / WINDOWS, WINDOW_BYTES[0]), WINDOW_BYTES[1]))
 
     @property
     def shards(self) -> int:
-        return math.ceil(self.rows / SHARD_ROWS)
+        return math.ceil(self.rows / PackSettings.rows_per_shard)
 
     @property
     def disk_bytes(self) -> float:
