@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
     Attributes:
         inputs: Files, folders or hub ids.
-        columns: Names of input columns by the names of `FIELDS`, where they differ.
+        columns: Column names by the names of `FIELDS`, for columns that are named differently.
         pivot: Language that the others are translations of.
         split: Split of a hub dataset.
     """

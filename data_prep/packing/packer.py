@@ -29,7 +29,7 @@ from data_prep.packing.token_files import TokenReader, index_file, read_window, 
 from data_prep.packing.windows import Limits, Window
 from data_prep.ranks import AgreedError, Ranks
 from data_prep.readers import InputSplit, locate, split_inputs
-from data_prep.shards.format import COUNTS, FORMAT_VERSION, MANIFEST, read_manifest, shard_name, write_shard
+from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, write_manifest, write_shard
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.tokenizer import chat_template_hash, fingerprint, load_tokenizer
 from pipeline.common.atomic_io import sha256_file, write_json
@@ -231,23 +231,13 @@ class Packer:
     def _publish(self, shards: int, drops: Counter) -> None:
         """Write the manifest and rename the folder of shards to the output."""
         entries = [json.loads(self._entry_file(shard).read_text("utf-8")) for shard in range(shards)]
-        languages: dict[str, Counter] = {}
+        per_language: dict[str, Counter] = {}
         for entry in entries:
             for lang, counts in entry.pop("languages").items():
-                languages.setdefault(lang, Counter()).update(counts)
+                per_language.setdefault(lang, Counter()).update(counts)
         for lang, _ in drops:
-            languages.setdefault(lang, Counter())
-        totals = {key: sum(entry[key] for entry in entries) for key in COUNTS}
-        manifest = {
-            **self.head,
-            "languages": sorted(languages),
-            "shards": entries,
-            "totals": totals,
-            "per_language": {lang: dict(counts) for lang, counts in languages.items()},
-            "drops": _group_by_reason(drops),
-            "fill": totals["tokens"] / (totals["rows"] * self.settings.max_seq_length),
-        }
-        write_json(self.work / "shards" / MANIFEST, manifest)
+            per_language.setdefault(lang, Counter())
+        write_manifest(self.work / "shards", self.head, entries, per_language, _group_by_reason(drops))
         os.rename(self.work / "shards", self.output)
         shutil.rmtree(self.work)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.atomic_io import sha256_file
+from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
 FORMAT_VERSION = 1
@@ -98,6 +98,35 @@ def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
     values = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
+
+
+def write_manifest(
+    path: Path,
+    head: dict[str, Any],
+    shards: list[dict[str, Any]],
+    per_language: Mapping[str, Mapping[str, int]],
+    drops: dict[str, dict[str, int]],
+) -> None:
+    """Write the manifest of a shard directory.
+
+    Args:
+        path: Folder of the shards.
+        head: What determined the bytes of the shards: settings, tokenizer and sources.
+        shards: What `write_shard` returned for each shard.
+        per_language: Number of sequences, tokens, supervised tokens and characters by language.
+        drops: Number of dropped or truncated sequences by reason and language.
+    """
+    totals = {name: sum(shard[name] for shard in shards) for name in COUNTS}
+    manifest = {
+        **head,
+        "languages": sorted(per_language),
+        "shards": shards,
+        "totals": totals,
+        "per_language": {lang: dict(counts) for lang, counts in per_language.items()},
+        "drops": drops,
+        "fill": totals["tokens"] / (totals["rows"] * head["max_seq_length"]),  # packing efficiency
+    }
+    write_json(path / MANIFEST, manifest)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

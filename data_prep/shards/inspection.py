@@ -31,11 +31,11 @@ def inspect_row(path: Path, tokenizer: str, index: int) -> None:
     row = shards[index]
     console = Console()
     console.print(f"row {index}: {len(row.input_ids)} of {shards.manifest['max_seq_length']} tokens", highlight=False)
-    for text in render_row(row, load_tokenizer(tokenizer)):
+    for text in _render_row(row, load_tokenizer(tokenizer)):
         console.print(text, soft_wrap=True)
 
 
-def render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
+def _render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
     """Return one text per sequence: a heading, then its text with the unsupervised parts dimmed and within ⟦ ⟧."""
     texts = []
     stop = 0

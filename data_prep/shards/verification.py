@@ -29,7 +29,7 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
         counts = Counter(dict.fromkeys(COUNTS, 0))
         for number in range(shard["rows"]):
             row = shards[start + number]
-            if error := find_row_error(row, manifest):
+            if error := _find_row_error(row, manifest):
                 raise UserError(f"{path / shard['name']} row {number + 1}: {error}; pack again")
             counts.update(count_rows([row]))
         for key, value in counts.items():
@@ -45,7 +45,7 @@ def check_tokenizer(path: Path, manifest: dict, tokenizer: str) -> None:
         raise UserError(f"{path}: packed with another tokenizer than {tokenizer}; pack again, or give that tokenizer")
 
 
-def find_row_error(row: PackedRow, manifest: dict) -> str | None:
+def _find_row_error(row: PackedRow, manifest: dict) -> str | None:
     """Return a description of the first error of a row, or None."""
     ids, labels = row.input_ids, row.labels
     if len(ids) != len(labels) or int(row.seq_lens.sum()) != len(ids) or (row.seq_lens < 1).any():

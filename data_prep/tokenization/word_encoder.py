@@ -44,7 +44,7 @@ class _Cache(dict):
 # across such a position or looks behind, and the only lookahead is at white space.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = {
+SPLIT_PATTERNS = {
     _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST,  # Qwen 2, 2.5, 3
     _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST,  # Llama 3, cl100k
 }
@@ -64,7 +64,9 @@ def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
         return pre_tokenizer["use_regex"] and not pre_tokenizer["add_prefix_space"]  # GPT-2's pattern
     if kind == "Sequence" and [step["type"] for step in pre_tokenizer["pretokenizers"]] == ["Split", "ByteLevel"]:
         split, byte_level = pre_tokenizer["pretokenizers"]
-        known = split["pattern"].get("Regex") in _PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
+        known = (
+            split["pattern"].get("Regex") in SPLIT_PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
+        )
         return known and not byte_level["use_regex"] and not byte_level["add_prefix_space"]
     return False
 

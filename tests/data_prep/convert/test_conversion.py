@@ -121,18 +121,18 @@ def test_parallel_pairs_lines_by_index(tmp_path, out):
 
 
 def test_canonical_groups_scattered_chats_of_both_kinds(tmp_path, out):
-    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    own = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    from_value = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    role_content = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows = [
-        {"id": 1, "language": "sw", "conversations": chat, "gold": None},
-        {"id": 2, "language": "sw", "conversations": own},
-        {"id": 1, "language": "en", "conversations": own},
-        {"id": 1, "language": "sw", "conversations": own},
-        {"id": 1, "language": "de", "conversations": own[:1]},
+        {"id": 1, "language": "sw", "conversations": from_value, "gold": None},
+        {"id": 2, "language": "sw", "conversations": role_content},
+        {"id": 1, "language": "en", "conversations": role_content},
+        {"id": 1, "language": "sw", "conversations": role_content},
+        {"id": 1, "language": "de", "conversations": role_content[:1]},
     ]
     columns = {"pair_id": "id", "lang": "language", "messages": "conversations"}
     report, records = run("canonical", write_jsonl(tmp_path / "a.jsonl", *rows), output=out, columns=columns)
-    assert records == [{"pair_id": "1", "lang": lang, "messages": own} for lang in ("en", "sw")]
+    assert records == [{"pair_id": "1", "lang": lang, "messages": role_content} for lang in ("en", "sw")]
     assert report.drops == {("language_twice", "sw"): 1, ("no_response", "de"): 1, ("no_pivot", "sw"): 1}
 
 

@@ -9,10 +9,9 @@ import pytest
 from data_prep.packing import packer
 from data_prep.packing.settings import PackSettings
 from data_prep.readers import split_inputs
-from data_prep.shards.format import IGNORE, ShardSet, shard_name
+from data_prep.shards.format import IGNORE, ShardSet
 from data_prep.shards.verification import verify
 from data_prep.tokenization.tokenizer import load_tokenizer
-from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from tests.data_prep.packing.helpers import EN, FR, contents, run, write_records
 
@@ -199,11 +198,3 @@ def test_pack_rejects_unwritable_and_foreign_output(demo_file, tokenizer_dir, tm
     with pytest.raises(UserError, match="not a shard directory"):
         run([demo_file], tokenizer_dir, tmp_path / "other")
     assert contents(tmp_path / "other") == {"notes.txt": b"x"}
-
-
-def test_verify_rejects_row_longer_than_manifest_allows(demo_file, tokenizer_dir, tmp_path):
-    manifest = run([demo_file], tokenizer_dir, tmp_path / "out")
-    manifest["max_seq_length"] = 100
-    write_json(tmp_path / "out" / "manifest.json", manifest)
-    with pytest.raises(UserError, match=f"{shard_name(0)} row 1: .* more than max_seq_length"):
-        verify(tmp_path / "out")

@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from data_prep.demo.languages import LANGUAGES
 from data_prep.demo.problems import draw_problems, format_problem
 from data_prep.tokenization.tokenizer import load_tokenizer
-from data_prep.tokenization.word_encoder import _PATTERNS, WordEncoder, complement_spans
+from data_prep.tokenization.word_encoder import SPLIT_PATTERNS, WordEncoder, complement_spans
 
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
 PARTS = [
@@ -58,7 +58,7 @@ def backends(tokenizer_dir) -> list[Tokenizer]:
     """Tokenizers with the rules of `tokenizer.train`, GPT-2, Llama 3 and Qwen."""
     result = [load_tokenizer(tokenizer_dir).backend_tokenizer]
     result.append(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), None))
-    return result + [byte_level(split(pattern), normalizers.NFC()) for pattern in sorted(_PATTERNS)]
+    return result + [byte_level(split(pattern), normalizers.NFC()) for pattern in sorted(SPLIT_PATTERNS)]
 
 
 @given(TEXTS)
