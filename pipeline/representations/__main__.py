@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from data_prep.records import Record, plan_pieces, read_piece
+from data_prep.records import Record, read_records
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
@@ -82,10 +82,9 @@ def read_parallel_records(path: Path, limit: int | None) -> tuple[list[Record], 
     """
     by_lang: dict[str, dict[str, Record]] = {}
     order: dict[str, None] = {}
-    for piece in plan_pieces([path]):
-        for _, record in read_piece(piece):
-            by_lang.setdefault(record.lang, {}).setdefault(record.pair_id, record)
-            order.setdefault(record.pair_id)
+    for record in read_records([path]):
+        by_lang.setdefault(record.lang, {}).setdefault(record.pair_id, record)
+        order.setdefault(record.pair_id)
     if len(by_lang) < 2:
         raise UserError(f"{path}: only one language; similarity needs the same questions in two or more")
     complete = [pair_id for pair_id in order if all(pair_id in records for records in by_lang.values())]
