@@ -19,13 +19,13 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.distributed import free_port
 from pipeline.config.recipe import load_config
 from pipeline.evaluation.answer_extraction import LANGUAGES
 from pipeline.loss import LossSettings
 from pipeline.models.families import FAMILIES
 from tests.conftest import Prepared
 from tests.runs import ENVIRONMENT, ROOT, TINY
-from tests.workers import free_port
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

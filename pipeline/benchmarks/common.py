@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -107,9 +106,7 @@ def run_ranks(ranks: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: a rank fails.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = distributed.free_port()
     processes = []
     for rank in range(ranks):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.loss.softmax import accumulation_dtype, add_product_
 
 
@@ -100,7 +101,7 @@ def _solar(inputs: LossInputs, alignment_weight: float) -> None:
         targets=inputs.targets_on_host,
         lengths=torch.full((count,), shape.sequence),
         pivot=sequences // 2 * 2 if alignment_weight else sequences,
-        problem=sequences // 2,
+        problem_id=sequences // 2,
         language=sequences % 2,
     )
     inputs.accumulator = inputs.zeroed_accumulator()
@@ -125,7 +126,7 @@ def plain(inputs: LossInputs) -> None:
     """Compute cross entropy and alignment of soft tokens by autograd over full logits."""
     logits = inputs.hidden @ inputs.weight.T
     loss = F.cross_entropy(logits, inputs.targets)
-    soft = torch.softmax(logits, dim=-1) @ inputs.weight
+    soft = soft_tokens(logits, inputs.weight)
     pooled = soft.view(-1, inputs.shape.sequence, inputs.shape.hidden).mean(1)
     loss = loss + (1 - F.cosine_similarity(pooled[1::2], pooled[::2].detach(), dim=1)).mean()
     loss.backward()

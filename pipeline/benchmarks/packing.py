@@ -158,19 +158,18 @@ def compare(args: argparse.Namespace) -> list[dict]:
 def packing_efficiencies(args: argparse.Namespace) -> list[dict]:
     """Return the packing efficiency of groups and of single sequences, with other algorithms and an upper bound."""
     from data_prep.packing.bin_packing import best_fit_decreasing, pack_bins
-    from data_prep.records import plan_pieces, read_piece
+    from data_prep.records import read_records
     from data_prep.tokenization.chat_template import ChatEncoder
     from data_prep.tokenization.tokenizer import load_tokenizer
 
     encoder, size = ChatEncoder(load_tokenizer(args.tokenizer)), args.max_seq_length
     groups: dict[str, int] = {}
     singles: list[int] = []
-    for piece in plan_pieces([args.input]):
-        for _, record in read_piece(piece):
-            (tokens,) = encoder.encode([record.messages])
-            if not isinstance(tokens, UserError):
-                singles.append(len(tokens))
-                groups[record.pair_id] = groups.get(record.pair_id, 0) + len(tokens)
+    for record in read_records([args.input]):
+        (tokens,) = encoder.encode([record.messages])
+        if not isinstance(tokens, UserError):
+            singles.append(len(tokens))
+            groups[record.pair_id] = groups.get(record.pair_id, 0) + len(tokens)
     rows = []
     for name, items in (("groups", list(groups.values())), ("single sequences", singles)):
         lengths = [length for length in items if length <= size]

@@ -202,7 +202,7 @@ def measure(case: Case) -> dict[str, float]:
         distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], engine.device)
         train_step(engine, batches, 1.0, normalizers, TrainState(step))
         times.append(time.perf_counter() - started)
-    engine.engine.destroy()
+    engine.ds_engine.destroy()
     return {
         "bytes": counter.received,
         "calls": counter.calls,

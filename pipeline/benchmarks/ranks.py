@@ -78,7 +78,7 @@ def random_inputs(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch
         targets=torch.randint(0, VOCAB, (tokens,), generator=generator),
         lengths=torch.full_like(sequences, SEQUENCE_LENGTH),
         pivot=sequences // 2 * 2,
-        problem=sequences // 2 + 10**6 * rank,
+        problem_id=sequences // 2 + 10**6 * rank,
         language=sequences % 2,
     )
     hidden = torch.randn(tokens, HIDDEN, generator=generator).requires_grad_()
@@ -99,11 +99,11 @@ def expected_traffic(ranks: int, tokens: int) -> Traffic:
         element_size=4,
         positions=tokens * ranks,
         padded=tokens,
-        pieces=1,
+        subchunks=1,
         recomputed=0,
         padded_recomputed=0,
         sequences=sequences,
-        moved=sequences // 2,
+        requires_grad=sequences // 2,
     )
 
 

@@ -13,9 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
+from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.models.families import vocabulary_parameter
 from pipeline.models.loading import DTYPES, load_model
-from pipeline.zero3.engine import build_sharded
+from pipeline.zero3.engine import build_partitioned
 
 
 class PlainSolar(nn.Module):
@@ -35,7 +36,7 @@ class PlainSolar(nn.Module):
         sequence = s.sequence_of_token().to(logits_TV.device)
         loss = cross_entropy(logits_TV, s.targets.to(logits_TV.device))
         if weight:
-            soft_Td = torch.softmax(logits_TV, dim=-1).to(self.embedding.dtype) @ self.embedding
+            soft_Td = soft_tokens(logits_TV, self.embedding)
             sums_Sd = soft_Td.new_zeros(len(s.lengths), soft_Td.shape[1]).index_add(0, sequence, soft_Td)
             u_Sd = sums_Sd / s.lengths.to(sums_Sd.device)[:, None]
             pairs, pivots = s.paired().nonzero().squeeze(1).tolist(), s.pivot[s.paired()].tolist()
@@ -50,7 +51,7 @@ class PlainEngine:
         self, config: Config, ds: dict[str, Any], model_config: PreTrainedConfig, learning_rate: float
     ) -> None:
         dtype = DTYPES[config.training.precision]
-        module = PlainSolar(build_sharded(ds, lambda: load_model(config.model, model_config, dtype)))
+        module = PlainSolar(build_partitioned(ds, lambda: load_model(config.model, model_config, dtype)))
         optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
 

@@ -7,14 +7,14 @@ One term grows with the square of the data: each packing window reads the index 
 import math
 from dataclasses import dataclass
 
-from data_prep.packing.packer import WINDOW_BYTES, PackSettings
-from data_prep.records import PIECE_BYTES
+from data_prep.packing.settings import WINDOW_BYTES, WINDOWS, PackSettings
+from data_prep.readers import SPLIT_BYTES, SPLITS
 
 # Measured as described in docs/data.md and docs/scaling.md.
 RECORD_BYTES = 724  # a JSON line: a word problem with its chain of thought, mean of ten languages
 RECORD_TOKENS = 136  # with a vocabulary of 16k
 TOKENS_PER_SECOND = 1.11e6  # of one core, end to end
-INDEX_SECONDS = 1.0e-4  # to open the index of a piece and read the entries of a window, from the page cache
+INDEX_SECONDS = 1.0e-4  # to open the index of an input split and read the entries of a window, from the page cache
 SHARD_BYTES = 2.34  # of Parquet per token
 WORK_BYTES = 4.0  # of the work folder per token
 RANK_BYTES = 480e6  # memory of a rank; it does not depend on the input
@@ -52,15 +52,13 @@ class PackingRun:
 
     @property
     def pieces(self) -> int:
-        """Pieces of the input. The work folder has two files for each, and one for each window and shard."""
-        smallest, largest = PIECE_BYTES
-        return math.ceil(self.input_bytes / min(max(self.input_bytes / 64, smallest), largest))
+        """Input splits. The work folder has two files for each, and one for each window and shard."""
+        return math.ceil(self.input_bytes / min(max(self.input_bytes / SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1]))
 
     @property
     def windows(self) -> int:
-        """Packing windows: groups of the input that are packed together."""
-        smallest, largest = WINDOW_BYTES
-        return math.ceil(self.input_bytes / min(max(self.input_bytes / 16, smallest), largest))
+        """Packing windows: parts of the input whose groups are packed together."""
+        return math.ceil(self.input_bytes / min(max(self.input_bytes / WINDOWS, WINDOW_BYTES[0]), WINDOW_BYTES[1]))
 
     @property
     def shards(self) -> int:

@@ -12,10 +12,10 @@ from pipeline.plan.memory import estimate_memory
 from pipeline.plan.model_facts import model_stats
 from pipeline.plan.tables import memory_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
-from pipeline.training.preflight import Prepared, describe
+from pipeline.training.preflight import PreparedRun, workload_summary
 
 
-def dry_run(prepared: Prepared, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
+def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
     """Print parameter counts, tokens and pairs per step, steps, memory per rank and bytes per step."""
     prepared.model_config.vocab_size = prepared.padded_size
     stats = model_stats(prepared.model_config)
@@ -34,7 +34,7 @@ def dry_run(prepared: Prepared, ds: dict[str, Any], ranks: int, ranks_per_node: 
     table.add_row("model", f"{prepared.model_config.model_type}, {stats.parameters:,} parameters")
     table.add_row("  of which vocabulary", f"{sum(stats.vocabulary):,} ({prepared.padded_size:,} rows)")
     table.add_row("ranks", f"{ranks} ({prepared.padded_size // ranks:,} vocabulary rows each)")
-    for key, value in describe(prepared, ranks).items():
+    for key, value in workload_summary(prepared, ranks).items():
         table.add_row(key, f"{value:,}")
     console = Console()
     console.print(table)

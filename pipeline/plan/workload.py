@@ -152,11 +152,11 @@ class PlannedRun:
             element_size=self.element_size,
             positions=round(c.target_tokens * self.ranks),
             padded=round(c.target_tokens),
-            pieces=c.subchunks,
+            subchunks=c.subchunks,
             recomputed=c.recomputed,
             padded_recomputed=round(c.target_tokens) if c.recomputed else 0,
             sequences=round(sequences * self.ranks),
-            moved=round(with_gradient * self.ranks),
+            requires_grad=round(with_gradient * self.ranks),
         )
 
 

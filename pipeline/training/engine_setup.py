@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from pipeline.config.settings import Config
 from pipeline.models.loading import DTYPES, load_model
-from pipeline.zero3.engine import ZeroEngine, build_sharded
+from pipeline.zero3.engine import ZeroEngine, build_partitioned
 
 
 def build_engine(
@@ -22,5 +22,5 @@ def build_engine(
         num_languages: number of languages in the data.
     """
     dtype = DTYPES[config.training.precision]
-    model = build_sharded(ds, lambda: load_model(config.model, model_config, dtype))
+    model = build_partitioned(ds, lambda: load_model(config.model, model_config, dtype))
     return ZeroEngine(config, ds, model, vocab_size, num_languages)
