@@ -1,4 +1,4 @@
-# make demo: the whole job on an embedded default. make test: the tests. Each creates .venv first.
+# make demo: generate data, train, evaluate and report. make test: run the tests. Each creates .venv first.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 demo-clean:
 	rm -rf runs/demo
 
-# An hour and more on two cores; started again, it goes on. One seed at a time per GPU or core.
+# Takes more than an hour on two cores and resumes when interrupted. Runs one seed per GPU or core at a time.
 experiment: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments
 
