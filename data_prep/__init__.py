@@ -1,1 +1,1 @@
-"""Preprocessing: paired multilingual records in, packed training shards out. Knows neither torch nor `pipeline`."""
+"""Preprocessing: convert, tokenize and pack paired multilingual records into training shards, without torch."""

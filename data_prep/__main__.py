@@ -1,6 +1,7 @@
-"""The command line of preprocessing: `python -m data_prep COMMAND --help`."""
+"""Command line of preprocessing: `python -m data_prep COMMAND --help`."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.convert.conversion import FORMATS, convert
@@ -22,10 +23,9 @@ def _demo(args: argparse.Namespace) -> None:
         test_problems=args.test_problems,
         seed=args.seed,
     )
-    told = ", ".join(f"{lang} {number}" for lang, number in counts.items())
-    print(
-        f"{args.output}: {sum(counts.values())} training records ({told}); {test_output}: {args.test_problems} problems"
-    )
+    per_language = ", ".join(f"{lang} {number}" for lang, number in counts.items())
+    print(f"{args.output}: {sum(counts.values())} training records ({per_language})")
+    print(f"{test_output}: {args.test_problems} problems in {len(args.languages)} languages")
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def _tokenizer(args: argparse.Namespace) -> None:
     elif args.input:
         tokenizer = train(sample_texts(args.input, args.alpha, args.max_characters), args.vocab_size)
     else:
-        raise UserError("give --input, records to train on, or --sentencepiece, a trained model")
+        raise UserError("give --input (records to train on) or --sentencepiece (a trained model)")
     save(tokenizer, args.output)
     print(f"{args.output}: {len(tokenizer)} tokens, fingerprint {fingerprint(tokenizer)[:16]}")
 
@@ -48,33 +48,34 @@ def _convert(args: argparse.Namespace) -> None:
     columns = dict(column.partition("=")[::2] for column in args.columns)
     for name, theirs in columns.items():
         if name not in FIELDS or not theirs:
-            raise UserError(f"--columns wants OURS=THEIRS with ours among {', '.join(FIELDS)}, not {name}={theirs}")
+            raise UserError(f"--columns: {name}={theirs} is not OURS=THEIRS with OURS one of {', '.join(FIELDS)}")
     report = convert(args.format, Source(args.input, columns, args.pivot, args.split), args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
 
 
 def _pack(args: argparse.Namespace) -> None:
     from data_prep import ranks
-    from data_prep.packing.packer import PackSettings, pack
+    from data_prep.packing.packer import pack
+    from data_prep.packing.settings import PackSettings
     from data_prep.shards.statistics import report_lines
 
-    ranks.end_on_signals()
-    here = ranks.start()
+    ranks.exit_on_signals()
+    world = ranks.start()
     settings = PackSettings(**{name: getattr(args, name) for name in PackSettings.__dataclass_fields__})
 
     def work() -> None:
-        manifest = pack(args.input, args.tokenizer, args.output, settings, here)
-        if here.rank == 0:
+        manifest = pack(args.input, args.tokenizer, args.output, settings, world)
+        if world.rank == 0:
             print("\n".join(report_lines(args.output, manifest)))
 
-    ranks.run_together(here, work)
+    ranks.run_together(world, work)
 
 
 def _verify(args: argparse.Namespace) -> None:
     from data_prep.shards.verification import verify
 
     shards = verify(args.shards, args.tokenizer)
-    print(f"{args.shards}: {len(shards.manifest['shards'])} shards, {len(shards)} rows, all as the manifest says")
+    print(f"{args.shards}: {len(shards.manifest['shards'])} shards, {len(shards)} rows, no errors")
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -85,108 +86,114 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
     from data_prep.shards.format import read_manifest
-    from data_prep.shards.statistics import plot, report_lines
+    from data_prep.shards.statistics import plot_statistics, report_lines
 
     manifest = read_manifest(args.shards)
     print("\n".join(report_lines(args.shards, manifest)))
     if args.plot:
-        plot(manifest, args.plot)
+        plot_statistics(manifest, args.plot)
 
 
 def _weights(args: argparse.Namespace) -> None:
     from data_prep.idf_weights import model_vocab_size, write_weights
 
     size = model_vocab_size(args.model)
-    found = write_weights(args.shards, args.output, size)
-    print(f"{args.output}: weights of {size} tokens, {found} of them in more than one response")
+    shared = write_weights(args.shards, args.output, size)
+    print(f"{args.output}: weights of {size} tokens, {shared} of them in more than one response")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def add_command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
             name,
             help=text,
             description=text,
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        sub.set_defaults(run=run)
-        return sub
+        command.set_defaults(run=run)
+        return command
 
-    demo = command("demo", _demo, "Write parallel arithmetic word problems from templates.")
-    demo.add_argument("--output", type=Path, required=True, help="training records, JSON Lines")
-    demo.add_argument("--test_output", type=Path, help="test records; by default OUTPUT with .test before its suffix")
-    demo.add_argument("--languages", nargs="+", default=list(LANGUAGES), help="languages to write")
-    demo.add_argument("--low_resource", nargs="*", default=["sw", "th"], help="languages with few training problems")
-    demo.add_argument("--train_problems", type=int, default=1000, help="of a high-resource language")
-    demo.add_argument("--low_resource_problems", type=int, default=100, help="of a low-resource language")
-    demo.add_argument("--test_problems", type=int, default=100, help="of every language")
-    demo.add_argument("--seed", type=int, default=0, help="decides the problems")
-
-    tokenizer = command(
-        "tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template, or take a trained one."
+    _add_demo_options(add_command("demo", _demo, "Generate parallel arithmetic word problems from templates."))
+    _add_tokenizer_options(
+        add_command("tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template, or convert one.")
     )
-    tokenizer.add_argument("--input", type=Path, nargs="+", help="canonical records to train on")
-    tokenizer.add_argument("--sentencepiece", help="a trained model (FILE.model) to take instead")
-    tokenizer.add_argument("--output", type=Path, required=True, help="tokenizer directory")
-    tokenizer.add_argument("--vocab_size", type=int, default=16384, help="tokens, special ones included")
-    tokenizer.add_argument("--alpha", type=float, default=0.5, help="languages in proportion to size ** alpha")
-    tokenizer.add_argument("--max_characters", type=int, default=100_000_000, help="to train on, at most")
+    _add_convert_options(add_command("convert", _convert, "Convert another format to canonical JSON Lines."))
+    _add_pack_options(add_command("pack", _pack, "Tokenize, pack and write shards; also under mpirun or srun."))
 
-    converter = command("convert", _convert, "Convert another format to canonical JSON Lines.")
-    converter.add_argument("--format", required=True, choices=FORMATS, help="what the input is")
-    converter.add_argument("--input", nargs="+", required=True, help="files or folders of that format, or a hub id")
-    converter.add_argument("--output", type=Path, required=True, help="canonical JSON Lines")
-    converter.add_argument("--pivot", default="en", help="language that the others are translations of")
-    converter.add_argument(
-        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="columns of canonical or datasets input"
-    )
-    converter.add_argument("--split", default="train", help="of a datasets input")
-
-    _add_pack(command("pack", _pack, "Tokenize, pack and write shards; also under mpirun or srun."))
-
-    verify = command("verify", _verify, "Check every hash and invariant of a shard directory.")
+    verify = add_command("verify", _verify, "Check every hash and invariant of a shard directory.")
     verify.add_argument("shards", type=Path, help="shard directory")
-    verify.add_argument("--tokenizer", help="check that the shards were made with it")
+    verify.add_argument("--tokenizer", help="also check that the shards were made with this tokenizer")
 
-    inspect = command("inspect", _inspect, "Print one packed row, prompts within brackets.")
+    inspect = add_command("inspect", _inspect, "Print a packed row as text, with the prompts in brackets.")
     inspect.add_argument("shards", type=Path, help="shard directory")
     inspect.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id")
     inspect.add_argument("--row", type=int, default=0, help="row to print, from 0")
 
-    stats = command("stats", _stats, "Report languages, fill and drops of a shard directory.")
+    stats = add_command("stats", _stats, "Report languages, packing efficiency and drops of a shard directory.")
     stats.add_argument("shards", type=Path, help="shard directory")
-    stats.add_argument("--plot", type=Path, help="PNG file to draw, too")
+    stats.add_argument("--plot", type=Path, help="PNG file to write a plot to")
 
-    weights = command("weights", _weights, "Write vocabulary weights by inverse document frequency of the responses.")
+    weights = add_command("weights", _weights, "Write vocabulary weights by inverse document frequency of responses.")
     weights.add_argument("shards", type=Path, help="shard directory")
     weights.add_argument("--model", required=True, help="directory or hub id of the model (or tokenizer) to train")
-    weights.add_argument("--output", type=Path, required=True, help="safetensors file, for loss.vocabulary_weights")
+    weights.add_argument("--output", type=Path, required=True, help="safetensors file for loss.vocabulary_weights")
     return parser
 
 
-def _add_pack(pack: argparse.ArgumentParser) -> None:
+def _add_demo_options(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--output", type=Path, required=True, help="JSON Lines file of training records")
+    demo.add_argument("--test_output", type=Path, help="file of test records; OUTPUT with .test in its name by default")
+    demo.add_argument("--languages", nargs="+", default=list(LANGUAGES), help="languages to write")
+    demo.add_argument("--low_resource", nargs="*", default=["sw", "th"], help="languages with few training problems")
+    demo.add_argument("--train_problems", type=int, default=1000, help="training problems of other languages")
+    demo.add_argument("--low_resource_problems", type=int, default=100, help="training problems of these languages")
+    demo.add_argument("--test_problems", type=int, default=100, help="test problems of every language")
+    demo.add_argument("--seed", type=int, default=0, help="determines the problems")
+
+
+def _add_tokenizer_options(tokenizer: argparse.ArgumentParser) -> None:
+    tokenizer.add_argument("--input", type=Path, nargs="+", help="canonical records to train on")
+    tokenizer.add_argument("--sentencepiece", help="trained SentencePiece model (FILE.model) to convert instead")
+    tokenizer.add_argument("--output", type=Path, required=True, help="tokenizer directory to write")
+    tokenizer.add_argument("--vocab_size", type=int, default=16384, help="number of tokens, special tokens included")
+    tokenizer.add_argument("--alpha", type=float, default=0.5, help="sample languages in proportion to size ** alpha")
+    tokenizer.add_argument("--max_characters", type=int, default=100_000_000, help="largest number to train on")
+
+
+def _add_convert_options(convert: argparse.ArgumentParser) -> None:
+    convert.add_argument("--format", required=True, choices=FORMATS, help="format of the input")
+    convert.add_argument("--input", nargs="+", required=True, help="files or folders of that format, or a hub id")
+    convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines file to write")
+    convert.add_argument("--pivot", default="en", help="language that the others are translations of")
+    convert.add_argument(
+        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names of canonical or datasets input"
+    )
+    convert.add_argument("--split", default="train", help="split of datasets input")
+
+
+def _add_pack_options(pack: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--input", type=Path, nargs="+", required=True, help="canonical records: .jsonl or .parquet files"
     )
     pack.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id, with a chat template")
-    pack.add_argument("--output", type=Path, required=True, help="shard directory to make")
-    pack.add_argument("--max_seq_length", type=int, default=2048, help="tokens of a row at most")
+    pack.add_argument("--output", type=Path, required=True, help="shard directory to write")
+    pack.add_argument("--max_seq_length", type=int, default=2048, help="largest number of tokens of a row")
     pack.add_argument("--pivot", default="en", help="language that every group must have")
-    pack.add_argument("--seed", type=int, default=0, help="order of groups and rows")
+    pack.add_argument("--seed", type=int, default=0, help="determines the order of groups and rows")
     pack.add_argument("--max_sequences_per_row", type=int, default=0, help="0 for no limit")
-    pack.add_argument("--truncate", action="store_true", help="cut pairs that fit no row instead of dropping them")
-    pack.add_argument("--rows_per_shard", type=int, default=1024, help="of every shard but the last")
+    pack.add_argument("--truncate", action="store_true", help="truncate pairs too long for a row, do not drop them")
+    pack.add_argument("--rows_per_shard", type=int, default=1024, help="rows of every shard except the last")
     pack.add_argument(
-        "--window_bytes", type=int, default=0, help="input bytes packed together; 0 goes by the input's size"
+        "--window_bytes", type=int, default=0, help="input bytes packed together; 0 depends on the size of the input"
     )
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = _build_parser().parse_args()
     args.run(args)
 
 

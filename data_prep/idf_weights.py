@@ -1,6 +1,6 @@
-"""Vocabulary weights: how telling each token is, so that what all responses share does not dominate their summaries.
+"""Vocabulary weights by inverse document frequency, which reduce the influence of tokens that most responses share.
 
-Shape letters: V vocabulary, S responses.
+Shape letters: V vocabulary.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,20 @@ from pipeline.common.errors import UserError
 
 
 def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np.ndarray:
-    """float32 [V] of log(S / responses that hold the token) / log S: 0 for a token of all, 1 for one of a single one.
+    """Compute the inverse document frequency of every token, with responses as documents.
 
-    A token that no response holds has 1. Raises UserError for fewer than two responses or an id of V or more.
+    The weight of a token that S_v of S responses contain is log(S / S_v) / log S: 0 if all contain it, 1 if one does.
+    A token that no response contains has weight 1.
+
+    Args:
+        rows: Packed rows; a response is the supervised tokens of one sequence.
+        vocab_size: V.
+
+    Returns:
+        float32 [V].
+
+    Raises:
+        UserError: There are fewer than two responses, or a token id is V or larger.
     """
     counts, responses = np.zeros(vocab_size, np.int64), 0
     for row in rows:
@@ -27,19 +38,23 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
             ids = np.unique(labels[labels != IGNORE])
             if len(ids) and ids[-1] >= vocab_size:
                 raise UserError(
-                    f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; name the model they were packed for"
+                    f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; give the --model of these shards"
                 )
             counts[ids] += 1
             responses += len(ids) > 0
     if responses < 2:
-        raise UserError(f"{responses} responses cannot tell frequent tokens from rare ones; pack more data")
+        raise UserError(f"{responses} responses are too few to compute document frequencies; pack more data")
     return (np.log(responses / np.maximum(counts, 1)) / np.log(responses)).astype(np.float32)
 
 
 def model_vocab_size(name: str) -> int:
-    """Entries of a model's vocabulary, which can be more than its tokenizer has; of a tokenizer alone, its size.
+    """Return the vocabulary size of a model, which can exceed that of its tokenizer, or else of a tokenizer.
 
-    Raises UserError where there is neither.
+    Args:
+        name: Directory or hub id of a model, or of a tokenizer without a model.
+
+    Raises:
+        UserError: There is neither a model nor a tokenizer.
     """
     try:
         return int(AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config().vocab_size)
@@ -48,10 +63,18 @@ def model_vocab_size(name: str) -> int:
 
 
 def write_weights(shards: Path, output: Path, vocab_size: int) -> int:
-    """Write them for a shard directory as the safetensors file that `loss.vocabulary_weights` names.
+    """Write the weights of a shard directory as the safetensors file that `loss.vocabulary_weights` names.
 
-    Returns the number of tokens that more than one response holds. Raises UserError for bad shards or an output that
-    cannot be written.
+    Args:
+        shards: Shard directory.
+        output: File to write, with a tensor `weights` [V].
+        vocab_size: V.
+
+    Returns:
+        The number of tokens that more than one response contains.
+
+    Raises:
+        UserError: The shards are not readable, their tokens do not fit, or the file cannot be written.
     """
     rows = ShardSet.open(shards)
     try:

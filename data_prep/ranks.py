@@ -1,4 +1,4 @@
-"""Who we are among the MPI ranks: mpi4py where a launcher started several, else one rank alone."""
+"""MPI ranks of preprocessing: mpi4py if a launcher started several processes, otherwise a single rank."""
 
 import os
 import signal
@@ -11,40 +11,44 @@ from typing import Any, TypeVar
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
-# Set by Open MPI, MPICH/Hydra and Slurm for every process they start.
+# Set by Open MPI, MPICH/Hydra and Slurm in every process that they start.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """Rank number, number of ranks, and the two collectives that preprocessing needs."""
+    """A single rank, and the interface of several.
+
+    Attributes:
+        rank: Rank of this process.
+        size: World size.
+    """
 
     rank = 0
     size = 1
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
+        """Return the values of all ranks in rank order (collective)."""
         return [value]
 
-    def all_merge(self, mine: dict) -> dict:
-        """The union of every rank's dictionary, on every rank."""
-        return {key: value for part in self.all_gather(mine) for key, value in part.items()}
+    def all_merge(self, local: dict) -> dict:
+        """Return the union of the dictionaries of all ranks (collective)."""
+        return {key: value for part in self.all_gather(local) for key, value in part.items()}
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Do `work` on every rank; where it raises UserError on some, raise the lowest such rank's error on all."""
+        """Return `work()` (collective). If it raises UserError on some ranks, all ranks raise that of the lowest."""
         try:
             value, error = work(), None
         except UserError as failure:
             value, error = None, str(failure)
-        for found in self.all_gather(error):
-            if found is not None:
-                raise AgreedError(found)
+        for message in self.all_gather(error):
+            if message is not None:
+                raise AgreedError(message)
         return value  # type: ignore[return-value]
 
     def abort(self, status: int) -> None:
-        """End this process, and with it every other rank."""
+        """End the processes of all ranks with an exit status."""
         sys.exit(status)
 
 
@@ -52,15 +56,15 @@ class MpiRanks(Ranks):
     """The ranks of MPI_COMM_WORLD."""
 
     def __init__(self) -> None:
-        from mpi4py import MPI  # starts MPI, so only where a launcher asked for it
+        from mpi4py import MPI  # initializes MPI, so it is not imported for a single rank
 
         self._world = MPI.COMM_WORLD
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
 
     def all_gather(self, value: Any) -> list[Any]:
-        everyone_is_here = self._world.Ibarrier()
-        while not everyone_is_here.Test():
-            time.sleep(0.005)  # where MPI itself would keep the core busy, maybe one that another rank needs
+        barrier = self._world.Ibarrier()
+        while not barrier.Test():
+            time.sleep(0.005)  # a blocking MPI call would occupy a core that another rank may need
         return self._world.allgather(value)
 
     def abort(self, status: int) -> None:
@@ -70,9 +74,9 @@ class MpiRanks(Ranks):
 
 
 def start() -> Ranks:
-    """The ranks this process belongs to.
+    """Initialize MPI if a launcher started several processes, and return the ranks.
 
-    Raises UserError where a launcher started several processes that MPI does not connect: each would do all the work.
+    Raises UserError if MPI does not connect these processes, because each would do all the work.
     """
     launched = max(int(os.environ.get(name) or 1) for name in _SIZE_VARIABLES)
     if launched == 1:
@@ -80,13 +84,13 @@ def start() -> Ranks:
     ranks = MpiRanks()
     if ranks.size == 1:
         raise UserError(
-            f"{launched} processes were launched, but MPI sees one; under Slurm start with: srun --mpi=pmix"
+            f"{launched} processes were launched, but MPI sees one; under Slurm, launch with: srun --mpi=pmix"
         )
     return ranks
 
 
-def end_on_signals() -> None:
-    """From here on USR1 and TERM end this process at once with 75. For work that can be killed anywhere.
+def exit_on_signals() -> None:
+    """Install handlers for USR1 and TERM that exit at once with status 75, for work that can be interrupted anywhere.
 
     Slurm and mpirun send USR1 to every rank.
     """
@@ -95,9 +99,9 @@ def end_on_signals() -> None:
 
 
 def run_together(ranks: Ranks, work: Callable[[], None]) -> None:
-    """Run `work` on this rank. Where it fails among several ranks, say so and end all of them: none waits for ever.
+    """Run `work` on this rank. If it fails, print the error and end all ranks, so that none waits forever.
 
-    What all ranks agree is wrong is told by rank 0 alone.
+    An AgreedError, which is raised on all ranks, is printed by rank 0 only.
     """
     if ranks.size == 1:
         work()

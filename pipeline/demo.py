@@ -1,7 +1,6 @@
 """`make demo`: the whole job on generated data, stage by stage, into runs/demo. Finished stages are not done again."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError, exit_cleanly
 
 RUN = Path("runs/demo")
@@ -37,13 +37,6 @@ def stage(name: str, makes: Path, program: list[str], *words: str | Path) -> Sta
     return Stage(name, makes, program).then(*words)
 
 
-def free_port() -> int:
-    """So that two demos can run on one machine."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def stages(ranks: int) -> list[Stage]:
     """All of them in order. `ranks` divide the recipe's batch."""
     python = [sys.executable, "-m"]
@@ -66,7 +59,7 @@ def stages(ranks: int) -> list[Stage]:
             "evaluate",
             RUN / "evaluation.json",
             python,
-            "pipeline.evaluation.generation --model",
+            "pipeline.evaluation --model",
             RUN / "hf",
             "--data",
             test,

@@ -1,7 +1,7 @@
-"""Turn a checkpoint into a Hugging Face model directory: `python -m pipeline.export --checkpoint DIR --output HFDIR`.
+"""Export a checkpoint as a Hugging Face model: `python -m pipeline.export --checkpoint DIR --output HFDIR`.
 
-Tensors are put together from the ranks' pieces one at a time, so memory holds one output file at most. Vocabulary
-padding is cut off.
+Tensors are merged from the ranks' partitions one at a time, so at most one output file is in memory. Vocabulary padding
+is removed.
 """
 
 import argparse
@@ -25,17 +25,22 @@ from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_token_ids
 
-MAX_FILE_BYTES = 5 * 10**9  # as Hugging Face splits
+MAX_FILE_BYTES = 5 * 10**9  # Hugging Face's traditional shard size
 
 
 def export(source: Path, output: Path, dtype: str) -> None:
-    """Write safetensors, config, tokenizer and chat template of a checkpoint (or of a run's newest) to `output`.
+    """Write safetensors, config, tokenizer and chat template of a checkpoint to a Hugging Face directory.
+
+    Args:
+        source: Checkpoint, or a run's output_dir for its newest checkpoint.
+        output: Directory to create.
+        dtype: Data type of the weights, a key of `DTYPES`.
 
     Raises:
-        UserError: no complete checkpoint there, output exists or cannot be written.
+        UserError: There is no complete checkpoint, or `output` is not empty or cannot be written.
     """
-    if not (source / layout.COMPLETE_MARKER).is_file() and (found := layout.newest(source)):
-        source = found
+    if not (source / layout.COMPLETE_MARKER).is_file() and (newest := layout.newest_checkpoint(source)):
+        source = newest
     state = layout.read_state(source)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: exists and is not empty; give another --output or remove it")
@@ -50,10 +55,11 @@ def export(source: Path, output: Path, dtype: str) -> None:
     config.vocab_size, config.dtype = state["vocab_size"], DTYPES[dtype]
     config.save_pretrained(partial)
     shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
-    # Who generates, be it vLLM, finds here where a response ends: a base model's own end is not that of the template.
+    # Inference engines such as vLLM read stop tokens from the generation config. The chat template's end of turn is one
+    # of them, and may differ from the base model's EOS token.
     tokenizer = load_tokenizer(source / "tokenizer")
-    ends = stop_token_ids(config.eos_token_id, tokenizer)
-    GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
+    stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
+    GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
     _write_weights(_tensors(source, state, DTYPES[dtype]), partial)
     if output.exists():
         output.rmdir()
@@ -62,38 +68,38 @@ def export(source: Path, output: Path, dtype: str) -> None:
 
 
 def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) by Hugging Face's names, the vocabulary without padding; a tied head is left out."""
+    """Yield Hugging Face names and tensors, vocabularies without padding, and a tied head only once."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints a page
-        lazy = get_fp32_state_dict_from_zero_checkpoint(str(source), tag="zero", lazy_mode=True)
-    for full_name, piece in lazy.items():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # verbose
+        state_dict = get_fp32_state_dict_from_zero_checkpoint(str(source), tag=layout.DEEPSPEED_TAG, lazy_mode=True)
+    for full_name, partitioned in state_dict.items():
         name = full_name.removeprefix("model.")
         if state["tied"] and name == "lm_head.weight":
             continue
-        tensor = piece.contiguous()
+        tensor = partitioned.contiguous()  # merges the partitions
         if full_name in state["vocabulary_parameters"]:
             tensor = tensor[: state["vocab_size"]]
         yield name, tensor.to(dtype).contiguous()
 
 
 def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:
-    """model.safetensors, or several files and their index as Hugging Face names them."""
-    files: list[list[str]] = []
-    held: dict[str, torch.Tensor] = {}
+    """Write model.safetensors, or several files and an index, with Hugging Face's names."""
+    files: list[list[str]] = []  # tensor names of each file
+    pending: dict[str, torch.Tensor] = {}
     total = 0
 
     def flush() -> None:
-        if held:
-            save_file(held, directory / f"part-{len(files)}", metadata={"format": "pt"})
-            files.append(list(held))
-            held.clear()
+        if pending:
+            save_file(pending, directory / f"part-{len(files)}", metadata={"format": "pt"})
+            files.append(list(pending))
+            pending.clear()
 
     for name, tensor in tensors:
         size = tensor.numel() * tensor.element_size()
-        if held and sum(t.numel() * t.element_size() for t in held.values()) + size > MAX_FILE_BYTES:
+        if pending and sum(t.numel() * t.element_size() for t in pending.values()) + size > MAX_FILE_BYTES:
             flush()
-        held[name] = tensor
+        pending[name] = tensor
         total += size
     flush()
     if len(files) == 1:
@@ -110,22 +116,23 @@ def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path)
 
 
 def _check_tokenizer(original: Path, output: Path) -> None:
-    """Some families make transformers load its own tokenizer class over the one saved: say so."""
+    """Warn if AutoTokenizer loads another tokenizer, as it does for families with a tokenizer class of their own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         same = fingerprint(AutoTokenizer.from_pretrained(output)) == fingerprint(load_tokenizer(original))
     if not same:
         print(
-            f"warning: {output}: AutoTokenizer replaces this tokenizer by its class for the model's family; "
+            f"warning: {output}: AutoTokenizer replaces this tokenizer with the class of the model's family; "
             "load it with PreTrainedTokenizerFast.from_pretrained"
         )
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint-N, or a run for its newest")
-    parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to make")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the weights written")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint-N, or an output_dir for its newest")
+    parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to create")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="data type of the exported weights")
     args = parser.parse_args()
     export(args.checkpoint, args.output, args.dtype)
     print(f"{args.output}: exported {args.checkpoint}")

@@ -1,103 +1,96 @@
-"""How a run is doing, in a few lines: `python -m pipeline.status RUN [--follow]`. Reads its files, on any host."""
+"""Show the state of a run in a few lines, from its files: `python -m pipeline.status RUN [--follow]`, on any host."""
 
 import argparse
-import json
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.checkpoint.layout import COMPLETE_MARKER, list_checkpoints, step_of
+from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.fault_tolerance.lock import LOCK, changes
-from pipeline.fault_tolerance.restarts import read_starts
-from pipeline.fault_tolerance.watchdog import BEAT_SECONDS, rank_file
+from pipeline.fault_tolerance.lock import LOCK, content_changes
+from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.fault_tolerance.watchdog import HEARTBEAT_SECONDS, heartbeat_path
 from pipeline.training.metrics_reader import read_metrics
 
-RECENT = 50  # steps that the rate and the remaining time are taken from
+RECENT_STEPS = 50  # over which the rate and the remaining time are computed
 FOLLOW_SECONDS = 10.0
-COMPLETE_MARKER = "COMPLETE"
 
 
 def status(run: Path) -> list[str]:
-    """The lines shown for a run.
+    """Return the lines to show for a run.
 
     Raises:
-        UserError: no run there.
+        UserError: No run has started in the directory.
     """
-    events = read_starts(run)
+    events = read_restart_log(run)
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
         raise UserError(f"{run}: no run has started there (no starts.jsonl); give a run's output_dir")
     metrics = read_metrics(run)
-    failed = _json(run / "ranks" / "failed.json")
-    lines = [_state(run, events, starts, failed)]
+    failure = read_json_or_none(run / "ranks" / "failed.json")
+    lines = [_state(run, events, starts, failed=failure is not None)]
     if metrics:
         lines += _progress(metrics, starts[-1]["max_steps"])
-    lines += [_slowest(run, starts[-1]["ranks"]), _checkpoints(run)]
-    if failed:
-        lines.append(f"failure      {failed['message'].removeprefix('error: ')}")
+    lines += [_slowest_rank(run, starts[-1]["ranks"]), _checkpoints(run)]
+    if failure:
+        lines.append(f"failure      {failure['message'].removeprefix('error: ')}")
     return lines
 
 
-def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]], failed: dict[str, Any]) -> str:
+def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]], failed: bool) -> str:
     last = starts[-1]
     if events[-1]["event"] == "end":
-        state = "done" if events[-1]["status"] == 0 else "stopped by a signal after saving; start again to go on"
+        state = "done" if events[-1]["status"] == 0 else "stopped by a signal after saving; restart to resume"
     elif failed:
         state = "failed"
-    elif (run / LOCK).exists() and changes(rank_file(run, 0), 2 * BEAT_SECONDS):
+    elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
         state = "running"
     else:
-        state = "gone: rank 0 gives no sign of life; start again to go on"
+        state = "gone: rank 0 sends no heartbeat; restart to resume"
     job = f"job {last['job']} on {last['nodes']}, " if last["job"] else ""
     return f"state        {state} ({job}{last['ranks']} ranks, started {len(starts)} times)"
 
 
 def _progress(metrics: list[dict[str, Any]], max_steps: int) -> list[str]:
-    last, recent = metrics[-1], metrics[-RECENT:]
+    last, recent = metrics[-1], metrics[-RECENT_STEPS:]
     seconds, rate = (median(record[key] for record in recent) for key in ("step_seconds", "tokens_per_second"))
     left = timedelta(seconds=round((max_steps - last["step"]) * seconds))
-    figures = [f"{key} {last[key]:.4g}" for key in ("ce_loss", "align_cos", "grad_norm") if last[key] is not None]
+    values = [f"{key} {last[key]:.4g}" for key in ("ce_loss", "align_cos", "grad_norm") if last[key] is not None]
     return [
         f"step         {last['step']} of {max_steps}, {seconds:.3g} s each, {rate:.0f} tokens/s, {left} left",
-        f"last         {', '.join(figures)}; {last['num_tokens']:,} tokens in all",
+        f"last         {', '.join(values)}; {last['num_tokens']:,} tokens in total",
     ]
 
 
-def _slowest(run: Path, ranks: int) -> str:
-    """The rank that waited least for the others is the one they waited for."""
-    found = {rank: _json(rank_file(run, rank)) for rank in range(ranks)}
-    waits = {rank: content["waited"] for rank, content in found.items() if "waited" in content}
+def _slowest_rank(run: Path, ranks: int) -> str:
+    """Describe the rank that waited least for the others before the last step, as they waited for it."""
+    heartbeats = {rank: read_json_or_none(heartbeat_path(run, rank)) or {} for rank in range(ranks)}
+    waits = {rank: heartbeat["waited"] for rank, heartbeat in heartbeats.items() if "waited" in heartbeat}
     if len(waits) < 2:
         return "slowest      unknown"
-    slow = min(waits, key=lambda rank: waits[rank])
-    lost = max(waits.values()) - waits[slow]
-    return f"slowest      rank {slow} on {found[slow]['host']}: others waited up to {lost:.3f} s for it before a step"
+    slowest = min(waits, key=lambda rank: waits[rank])
+    lost = max(waits.values()) - waits[slowest]
+    host = heartbeats[slowest]["host"]
+    return f"slowest      rank {slowest} on {host}: others waited up to {lost:.3f} s for it before a step"
 
 
 def _checkpoints(run: Path) -> str:
-    markers = {int(path.parent.name[11:]): path for path in run.glob(f"checkpoint-[0-9]*/{COMPLETE_MARKER}")}
-    if not markers:
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
         return "checkpoints  none"
-    age = time.time() - markers[max(markers)].stat().st_mtime
-    ago = f"the newest {timedelta(seconds=round(age))} ago" if age >= 0 else "this host's clock is behind"
-    return f"checkpoints  {', '.join(map(str, sorted(markers)))} ({ago})"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Empty where it is missing or being written."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    age = time.time() - (checkpoints[-1] / COMPLETE_MARKER).stat().st_mtime
+    ago = f"newest {timedelta(seconds=round(age))} ago" if age >= 0 else "this host's clock is behind"
+    return f"checkpoints  {', '.join(str(step_of(path)) for path in checkpoints)} ({ago})"
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.status", description=__doc__)
     parser.add_argument("run", type=Path, help="output_dir of a run")
-    parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:.0f} s, until Ctrl-C")
+    parser.add_argument("--follow", action="store_true", help=f"repeat every {FOLLOW_SECONDS:.0f} s until Ctrl-C")
     args = parser.parse_args()
     print("\n".join(status(args.run)), flush=True)
     while args.follow:

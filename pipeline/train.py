@@ -1,10 +1,14 @@
-"""Train a model with SOLAR under ZeRO-3.
+"""Train a model with SOLAR under DeepSpeed ZeRO-3.
 
     deepspeed pipeline/train.py --config pipeline/recipes/demo.yaml [--any.key value] [--dry_run]
     DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 pipeline/train.py        # two CPU ranks, demo recipe
 
-Any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR will do, and srun as in slurm/train.sh. A run resumes from its
-newest complete checkpoint.
+Any launcher works that sets RANK, WORLD_SIZE and MASTER_ADDR, and so does srun as in slurm/train.sh. A run resumes
+from its newest complete checkpoint.
+
+  --config RECIPE       recipe file (default: pipeline/recipes/demo.yaml)
+  --dry_run             check everything, print sizes, memory and traffic, and exit
+  --any.key value       override a setting of the recipe; the settings are:
 """
 
 import os
@@ -14,86 +18,85 @@ import warnings
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run by path, Python puts this folder first, where our modules would shadow others: the root belongs there.
+    # Python puts the script's folder first on sys.path, where our modules would shadow others. Use the root instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-BEGAN = time.monotonic()
+STARTED = time.monotonic()
 from pipeline.fault_tolerance.signals import StopSignal
 
 if __name__ == "__main__":
-    STOP = StopSignal()  # before the imports that take seconds: a signal during them is kept
+    STOP = StopSignal()  # before the imports below, which take seconds, so that a signal meanwhile is not lost
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError, exit_cleanly
-from pipeline.config.recipe import DEMO_RECIPE, load_config
+from pipeline.common.exit_codes import USER_ERROR
+from pipeline.config.recipe import DEMO_RECIPE, help_text, load_config
+
+USAGE = "deepspeed pipeline/train.py [--config RECIPE] [--dry_run] [--any.key value ...]"
 
 
-def main(arguments: list[str], stop: StopSignal) -> int:
+def main(args: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
     distributed.set_slurm_environment()
-    recipe, dry, overrides = split_arguments(arguments)
+    recipe, dry_run, overrides = split_args(args)
     config = load_config(recipe, overrides)
 
-    from pipeline.training.preflight import prepare
+    from pipeline.training.preflight import prepare_run
 
-    prepared = prepare(config, distributed.rank(), distributed.world_size())
+    run = prepare_run(config, distributed.rank(), distributed.world_size())
 
     from pipeline.zero3.ds_config import deepspeed_config
     from pipeline.zero3.engine import start_process_group
 
     ds = deepspeed_config(config, distributed.world_size())
-    if dry:
-        from pipeline.plan.dry_run import dry_run
+    if dry_run:
+        from pipeline.plan.dry_run import print_dry_run
 
+        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
         if distributed.is_main_process():
-            dry_run(
-                prepared,
-                ds,
-                distributed.world_size(),
-                int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())),
-            )
+            print_dry_run(run, ds, distributed.world_size(), ranks_per_node)
         return 0
     timeout = config.training.hang_timeout_s
     start_process_group(timeout)
 
     from pipeline.fault_tolerance.guard import Guard
-    from pipeline.training.loop import fit
+    from pipeline.training.loop import train
 
-    with Guard(Path(config.output_dir), stop, timeout, BEGAN) as guard:
-        status = fit(prepared, guard)
+    with Guard(Path(config.output_dir), stop, timeout, STARTED) as guard:
+        status = train(run, guard)
     distributed.shut_down(status)
 
 
-def split_arguments(arguments: list[str]) -> tuple[str, bool, list[str]]:
-    """--config, --dry_run and the launcher's --local_rank apart from the recipe's own keys."""
-    recipe, dry, overrides = str(DEMO_RECIPE), False, []
-    words = iter(arguments)
-    for word in words:
-        if word == "--config" or word.startswith("--config="):
-            recipe = word.partition("=")[2] or next(words, "")
-        elif word == "--dry_run":
-            dry = True
-        elif word == "--local_rank" or word.startswith("--local_rank="):
-            if word == "--local_rank":
-                next(words, "")
-        elif word in ("-h", "--help"):
-            print(__doc__)
+def split_args(args: list[str]) -> tuple[str, bool, list[str]]:
+    """Separate --config, --dry_run and the launcher's --local_rank from the overrides of settings."""
+    recipe, dry_run, overrides = str(DEMO_RECIPE), False, []
+    remaining = iter(args)
+    for arg in remaining:
+        if arg == "--config" or arg.startswith("--config="):
+            recipe = arg.partition("=")[2] or next(remaining, "")
+        elif arg == "--dry_run":
+            dry_run = True
+        elif arg == "--local_rank" or arg.startswith("--local_rank="):
+            if arg == "--local_rank":
+                next(remaining, "")
+        elif arg in ("-h", "--help"):
+            print(help_text(USAGE, str(__doc__)))
             sys.exit(0)
         else:
-            overrides.append(word)
-    return recipe, dry, overrides
+            overrides.append(arg)
+    return recipe, dry_run, overrides
 
 
-def run() -> int:
-    """Like `main`, but only rank 0 reports a mistake that all ranks find; others speak if rank 0 does not end."""
+def run_and_report_once() -> int:
+    """Run `main`. Rank 0 reports an error that all ranks find; other ranks report theirs if rank 0 does not exit."""
     try:
         return main(sys.argv[1:], STOP)
     except AgreedError:
         if not distributed.is_main_process():
-            return 2
+            return USER_ERROR
         raise
     except UserError as error:
         if not distributed.is_main_process():
@@ -103,4 +106,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    exit_cleanly(run)
+    exit_cleanly(run_and_report_once)

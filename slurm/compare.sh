@@ -4,18 +4,19 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #
-# Put evaluated runs side by side: representations, differences with intervals, one report; submit in the root:
+# Compare evaluated runs: representations, differences with confidence intervals, one report. Submit from the repository
+# root:
 #
 #   OUTPUT=runs/qwen RUNS="base sft solar" sbatch --gpus-per-node=1 slurm/compare.sh
 #
-# Every run is compared with the one called sft. ANSWERS, if given, are records with worked answers, on which the models'
-# representations are measured. Writes into each OUTPUT/RUN, and OUTPUT/report.
+# Every run is compared with the run named sft. ANSWERS (optional) names records with worked answers, on which the
+# models' representations are measured. Results go into each OUTPUT/RUN and OUTPUT/report.
 set -euo pipefail
-[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh
 source slurm/lib.sh
 
-[ -n "${OUTPUT:-}" ] || fail "OUTPUT is not set; set it to the folder of the runs"
+[ -n "${OUTPUT:-}" ] || fail "OUTPUT is not set; set it to the directory of the runs"
 read -ra runs <<<"${RUNS:-base sft solar}"
 for run in "${runs[@]}"; do need "$OUTPUT/$run/evaluation.json" "evaluate it first, with slurm/evaluate.sh"; done
 

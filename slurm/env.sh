@@ -1,23 +1,23 @@
 # shellcheck shell=bash disable=SC2034
-# The one place for what differs between clusters. Every job script sources it, in the root of the repository.
+# Settings that differ between clusters; the only file to edit. Every job script sources it from the repository root.
 
-# Software: modules, then the virtual environment.
+# Software: modules first, then the virtual environment.
 # module load cuda/12.8 gcc/13
 if [ -e .venv/bin/activate ]; then source .venv/bin/activate; fi
 
-# More arguments for every srun. A container in place of the virtual environment, with pyxis:
+# Additional arguments for every srun. To run in a container with pyxis instead of the virtual environment:
 # SRUN_ARGS=(--container-image="$PWD/solar.sqsh" --container-mounts="$PWD:$PWD" --container-workdir="$PWD")
-# or its binding of ranks to cores:
+# To bind ranks to cores:
 # SRUN_ARGS=(--cpu-bind=cores)
 SRUN_ARGS=()
 
-# Network: the interface between nodes, where NCCL or gloo picks another one by itself (`ip addr` lists them).
+# Network: set the interface between nodes if NCCL or gloo selects the wrong one (`ip addr` lists them).
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # export NCCL_IB_HCA=mlx5
 # export NCCL_DEBUG=INFO
 
-# How srun starts the MPI ranks of preprocessing; `srun --mpi=list` shows what there is.
+# MPI plugin for the ranks of preprocessing; `srun --mpi=list` shows what is available.
 MPI_TYPE=pmix
 
-# Caches and hub access of the compute nodes.
+# Hugging Face cache, and offline mode if compute nodes have no internet access.
 # export HF_HOME=/scratch/$USER/huggingface HF_HUB_OFFLINE=1

@@ -5,15 +5,15 @@
 #SBATCH --requeue
 #SBATCH --signal=USR1@60
 #
-# Export a run's newest checkpoint, generate and score on the job's ranks, write the report; submit in the root:
+# Export a run's newest checkpoint, generate and score on all ranks, write the report. Submit from the repository root:
 #
-#   sbatch slurm/evaluate.sh                                                 # the demo's run
+#   sbatch slurm/evaluate.sh                                                 # the demo run
 #   RUN=runs/mine/solar DATA=test.jsonl sbatch --gpus-per-node=8 --cpus-per-gpu=8 slurm/evaluate.sh [--batch_size 32]
 #
-# Arguments of the script go on to `pipeline.evaluation`. An export that is there is taken: remove RUN/hf to renew it. A
-# restart goes on from the finished batches.
+# Script arguments are passed to `pipeline.evaluation`. An existing export is reused; remove RUN/hf to export again. A
+# restarted job resumes after the finished batches.
 set -euo pipefail
-[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh
 source slurm/lib.sh
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the job scripts share: how ranks are started, and what becomes of their exit status. Sourced after env.sh.
+# Shared by the job scripts: start ranks, and end or requeue the job by their exit status. Sourced after env.sh.
 
-fail() { # a mistake to mend: status 2, never requeued
+fail() { # user error: status 2, never requeued
   echo "error: $*" >&2
   exit 2
 }
@@ -10,54 +10,54 @@ need() { # PATH HINT
   [ -e "$1" ] || fail "$1: no such file; $2"
 }
 
-# One rank per GPU; on nodes without, one per task (--ntasks-per-node).
+# One rank per GPU, or per task (--ntasks-per-node) on nodes without GPUs.
 ranks_per_node=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
 # shellcheck disable=SC2153  # Slurm sets it
-cpus_per_rank=$((SLURM_CPUS_ON_NODE / ranks_per_node)) share=()
+cpus_per_rank=$((SLURM_CPUS_ON_NODE / ranks_per_node)) overcommit=()
 if [ "$cpus_per_rank" -lt 1 ]; then
-  echo "note: $ranks_per_node ranks share $SLURM_CPUS_ON_NODE CPU(s) of a node; ask for more, as by --cpus-per-gpu=8" >&2
-  cpus_per_rank=1 share=(--overcommit)
+  echo "note: $ranks_per_node ranks share $SLURM_CPUS_ON_NODE CPU(s) of a node; request more, e.g. --cpus-per-gpu=8" >&2
+  cpus_per_rank=1 overcommit=(--overcommit)
 fi
 if [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then export DS_ACCELERATOR=cpu; fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank} PYTHONUNBUFFERED=1
-export TQDM_MININTERVAL=30 # seconds: a job's log is no terminal
+export TQDM_MININTERVAL=30 # seconds between progress lines in the job's log
 
-# Where ranks meet: on the first node, at a port below the ephemeral ones that differs between jobs on one node.
+# Rendezvous on the first node, at a port below the ephemeral range that differs between jobs on one node.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 
-# The steps below say themselves how many tasks they have, and each rank picks its GPU among all of its node.
+# The steps below set their number of tasks explicitly, and each rank selects its GPU among all GPUs of the node.
 unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK
 
-step() { # srun with what holds for every step. A rank that has saved and left must not get the others killed.
+step() { # srun with the common flags: a rank that exits first after saving must not get the others killed
   srun --kill-on-bad-exit=0 --wait=60 "${SRUN_ARGS[@]}" "$@"
 }
 
-on_all_ranks() { # COMMAND: one task per rank, so that signals and statuses need no wrapper or launcher
+on_all_ranks() { # COMMAND: one task per rank, so that signals and exit statuses pass through no launcher
   step --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) \
-    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label "${share[@]}" "$@"
+    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label "${overcommit[@]}" "$@"
 }
 
 on_one_rank() { # COMMAND
   step --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --mpi=none "$@"
 }
 
-finish() { # STATUS [RESTARTS]: 0 and 2 end the job; others requeue it, faults (not 75) after so many restarts no more
+finish() { # STATUS [MAX_RESTARTS]: 0 and 2 end the job, others requeue it; the limit does not apply to 75
   case $1 in 0 | 2) exit "$1" ;; esac
-  # Of an array, the task: the id of its last task is also that of the whole array.
+  # Requeue a task of an array by its own name: the job id of the last task also names the whole array.
   local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   job=${job:-$SLURM_JOB_ID}
-  local said="job $job ended with status $1" state
+  local message="job $job ended with status $1" state
   state=$(scontrol -o show job "$job" | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
   if [ "$state" != RUNNING ]; then
-    echo "$said and is $state: not requeued" >&2
+    echo "$message and is $state: not requeued" >&2
   elif [ "$1" != 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "${2:-1000}" ]; then
-    echo "$said, restarted $SLURM_RESTART_COUNT times: not requeued" >&2
+    echo "$message, restarted $SLURM_RESTART_COUNT times: not requeued" >&2
   elif scontrol requeue "$job"; then
-    echo "$said: requeued" >&2
+    echo "$message: requeued" >&2
   else
-    echo "$said and cannot be requeued (submitted with --no-requeue?)" >&2
+    echo "$message and cannot be requeued (submitted with --no-requeue?)" >&2
   fi
   exit "$1"
 }

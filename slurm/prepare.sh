@@ -5,15 +5,15 @@
 #SBATCH --requeue
 #SBATCH --signal=USR1@60
 #
-# Pack records into shards on the job's tasks, as MPI ranks; submit in the root of the repository:
+# Pack records into shards on the job's tasks, as MPI ranks. Submit from the root of the repository:
 #
-#   sbatch slurm/prepare.sh                                                  # make and pack the demo's data
+#   sbatch slurm/prepare.sh                                                  # generate and pack the demo data
 #   INPUT="a.jsonl b.jsonl" TOKENIZER=Qwen/Qwen3-0.6B SHARDS=runs/mine/shards sbatch --ntasks=64 slurm/prepare.sh
 #
-# Arguments of the script go on to `python -m data_prep pack`. A restart goes on from the finished parts. With WEIGHTS=FILE
-# and MODEL, vocabulary weights for that model are written too, for loss.vocabulary_weights.
+# Script arguments are passed to `python -m data_prep pack`. A restarted job resumes after the finished parts. If
+# WEIGHTS=FILE and MODEL are set, IDF vocabulary weights for that model are written too, for loss.vocabulary_weights.
 set -euo pipefail
-[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
 source slurm/env.sh
 source slurm/lib.sh
@@ -30,7 +30,7 @@ fi
 read -ra inputs <<<"$INPUT"
 for input in "${inputs[@]}"; do need "$input" "set INPUT to files of records"; done
 [ -n "${TOKENIZER:-}" ] || fail "TOKENIZER is not set; set it to a tokenizer directory or hub id"
-[ -n "${SHARDS:-}" ] || fail "SHARDS is not set; set it to the directory to make"
+[ -n "${SHARDS:-}" ] || fail "SHARDS is not set; set it to the directory to create"
 
 if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
   echo "note: srun has no --mpi=$MPI_TYPE (MPI_TYPE in slurm/env.sh): packing on one rank" >&2
@@ -39,6 +39,6 @@ fi
 step --ntasks="$tasks" --cpus-per-task="$cpus_per_task" --mpi="$MPI_TYPE" python -m data_prep pack \
   --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || finish $? 3
 if [ -n "${WEIGHTS:-}" ]; then
-  [ -n "${MODEL:-}" ] || fail "WEIGHTS is set and MODEL is not; set it to the model's directory or hub id"
+  [ -n "${MODEL:-}" ] || fail "WEIGHTS is set but MODEL is not; set MODEL to the model's directory or hub id"
   on_one_rank python -m data_prep weights "$SHARDS" --model "$MODEL" --output "$WEIGHTS" || finish $? 3
 fi

@@ -5,15 +5,15 @@
 #SBATCH --requeue
 #SBATCH --signal=USR1@180
 #
-# Train a recipe; submit in the root of the repository:
+# Train a recipe. Submit from the root of the repository:
 #
-#   sbatch slurm/train.sh                                                    # the demo's recipe, one rank
+#   sbatch slurm/train.sh                                                    # the demo recipe, one rank
 #   RECIPE=runs/mine/recipe.yaml sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=8 slurm/train.sh [--any.key value]
 #
-# USR1 reaches the ranks 180 s before the time limit: they save, end with 75, and the job requeues itself. The log lies
-# where sbatch was called, since that folder exists; restarts append to it.
+# Slurm sends USR1 to the ranks 180 s before the time limit. They save and exit with 75, and the job requeues itself.
+# The log is written to the directory in which sbatch was called; restarts append to it.
 set -euo pipefail
-[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit in the root of the repository" >&2; exit 2; }
+[ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh
 source slurm/lib.sh
 

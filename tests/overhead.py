@@ -1,9 +1,10 @@
-"""What the guarding costs a training step: signs of life, watching, stop flags, and the bookkeeping of saves.
+"""Measure what fault tolerance costs a training step: heartbeats, the watchdog, stop flags and save bookkeeping.
 
     python -m tests.overhead --hidden_size 256 --steps 60
 
-Trains a small model on two CPU ranks, with every function of the guard timed, those of its thread by processor time.
-Prints both as a share of the step. Saves themselves are not in it: `save_seconds` in metrics.jsonl has them.
+Trains a small model on two CPU ranks and times every call into the guard: wall-clock time on the main thread, CPU time
+on the watchdog thread. Prints both as a fraction of the step time. The saves themselves are not included; see
+`save_seconds` in metrics.jsonl.
 """
 
 import argparse
@@ -19,15 +20,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.common.distributed import free_port
 from tests.faults import prepare
 from tests.runs import ENVIRONMENT, ROOT, TINY, metrics, write_recipe
-from tests.workers import free_port
 
-spent = {"main thread": 0.0, "watchdog thread": 0.0}
+totals = {"main thread": 0.0, "watchdog thread": 0.0}
 
 
-def timed(owner: type, name: str, where: str, clock: Callable[[], float]) -> None:
-    """Have `owner.name` add what it takes to `spent[where]`."""
+def timed(owner: type, name: str, thread: str, clock: Callable[[], float]) -> None:
+    """Wrap the method `owner.name` so that it adds its duration to `totals[thread]`."""
     function = getattr(owner, name)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -35,30 +36,31 @@ def timed(owner: type, name: str, where: str, clock: Callable[[], float]) -> Non
         try:
             return function(*args, **kwargs)
         finally:
-            spent[where] += clock() - begin
+            totals[thread] += clock() - begin
 
     setattr(owner, name, wrapper)
 
 
-def be_a_rank(words: list[str]) -> None:
-    """One rank with its guard timed; writes what was spent beside the metrics."""
+def run_rank(arguments: list[str]) -> None:
+    """Train as one rank with the guard timed. Rank 0 prints the totals."""
     from pipeline.checkpoint.saver import Saver
     from pipeline.fault_tolerance.watchdog import Watchdog
 
-    for name in ("report", "settle", "take_seconds"):
+    for name in ("local_status", "advance", "pop_wait_seconds"):
         timed(Saver, name, "main thread", time.perf_counter)
-    timed(Watchdog, "at", "main thread", time.perf_counter)
-    for name in ("_beat", "failure", "_next_is_silent"):
+    timed(Watchdog, "enter_phase", "main thread", time.perf_counter)
+    for name in ("write_heartbeat", "first_failure", "_next_rank_is_silent"):
         timed(Watchdog, name, "watchdog thread", time.thread_time)
-    sys.argv = ["pipeline/train.py", *words]
+    sys.argv = ["pipeline/train.py", *arguments]
     try:
         runpy.run_path("pipeline/train.py", run_name="__main__")
     finally:
         if os.environ["RANK"] == "0":
-            print(json.dumps(spent), flush=True)
+            print(json.dumps(totals), flush=True)
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=60)
@@ -73,20 +75,26 @@ def main() -> None:
         )
         port, ranks = free_port(), []
         for rank in range(2):
-            facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment = ENVIRONMENT | {key: str(value) for key, value in facts.items()}
-            words = [sys.executable, "-m", "tests.overhead", "--rank", "--config", str(recipe)]
-            ranks.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
+            launcher = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": 2,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            environment = ENVIRONMENT | {key: str(value) for key, value in launcher.items()}
+            command = [sys.executable, "-m", "tests.overhead", "--rank", "--config", str(recipe)]
+            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
         output, _ = [rank.communicate()[0] for rank in ranks]
-        found = json.loads(next(line for line in output.splitlines() if line.startswith('{"main')))
+        result = json.loads(next(line for line in output.splitlines() if line.startswith('{"main')))
         seconds = median(record["step_seconds"] for record in metrics(root / "run")[1:])
     print(f"{args.steps} steps of {seconds:.3f} s (median) on two CPU ranks")
-    for where, total in found.items():
-        print(f"{where}: {total / args.steps * 1e6:.0f} microseconds a step, {total / args.steps / seconds:.4%} of it")
+    for thread, total in result.items():
+        print(f"{thread}: {total / args.steps * 1e6:.0f} microseconds a step, {total / args.steps / seconds:.4%} of it")
 
 
 if __name__ == "__main__":
     if "--rank" in sys.argv:
-        be_a_rank(sys.argv[sys.argv.index("--rank") + 1 :])
+        run_rank(sys.argv[sys.argv.index("--rank") + 1 :])
     else:
         main()

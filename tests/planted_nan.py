@@ -20,13 +20,13 @@ STEP, MICRO_STEPS = 3, 2
 
 def weights(zero: ZeroEngine) -> str:
     digest = hashlib.sha256()
-    for parameter in zero.engine.module.parameters():
+    for parameter in zero.ds_engine.module.parameters():
         digest.update(parameter.ds_tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
 def main() -> int:
-    build, fit, engines = loop.build_engine, loop.fit, []
+    build, original_train, engines = loop.setup_engine, loop.train, []
 
     def build_and_plant(*words: Any) -> ZeroEngine:
         zero = build(*words)
@@ -40,18 +40,18 @@ def main() -> int:
                 print("weights before", weights(zero), flush=True)
             return gradient * float("nan") if calls >= STEP * MICRO_STEPS and distributed.rank() == 1 else gradient
 
-        _, parameter = next(p for p in zero.engine.module.named_parameters() if "q_proj.weight" in p[0])
+        _, parameter = next(p for p in zero.ds_engine.module.named_parameters() if "q_proj.weight" in p[0])
         parameter.register_hook(spoil)
         return zero
 
     def fit_and_tell(*words: Any) -> int:
         try:
-            return fit(*words)
+            return original_train(*words)
         finally:
             print("weights after", weights(engines[0]), flush=True)
             distributed.barrier()  # the first rank to end takes the others with it
 
-    loop.build_engine, loop.fit = build_and_plant, fit_and_tell
+    loop.setup_engine, loop.train = build_and_plant, fit_and_tell
     return train.main(sys.argv[1:], StopSignal())
 
 

@@ -22,12 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.convert.input_formats import LANGUAGE_NAMES
 from data_prep.records import parse_record
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.distributed import free_port
 from pipeline.evaluation.answer_extraction import LANGUAGES
 from pipeline.loss import LossSettings
 from pipeline.models.families import FAMILIES
 from tests.conftest import Prepared
 from tests.runs import ENVIRONMENT, ROOT, TINY
-from tests.workers import free_port
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -103,7 +103,7 @@ def checkout(prepared: Prepared, tmp_path: Path) -> Path:
     write_mgsm(read_records(prepared.test), tmp_path / "downloads" / "url-nlp" / "mgsm")
 
     # The planner reads the configuration of the 7B model and nothing else.
-    published = yaml.safe_load((ROOT / "pipeline" / "plan" / "published.yaml").read_text())["Qwen2.5-7B"]
+    published = yaml.safe_load((ROOT / "pipeline" / "benchmarks" / "published.yaml").read_text())["Qwen2.5-7B"]
     large, small = tmp_path / "models" / "Qwen2.5-7B-Instruct", tmp_path / "models" / "Qwen2.5-0.5B-Instruct"
     AutoConfig.for_model(**published).save_pretrained(large)
 

@@ -1,8 +1,6 @@
 """Real gloo ranks for tests: four processes started once, any function run on the first 1 to 4 of them."""
 
-import contextlib
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,13 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from pipeline.common.distributed import free_port
+
 MAX_RANKS = 4
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _serve(rank: int, port: int, pipe: Connection) -> None:

@@ -1,1 +1,1 @@
-""""""
+"""Conversion of other data formats to canonical JSON Lines."""

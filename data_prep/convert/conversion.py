@@ -1,4 +1,4 @@
-"""Other formats to canonical JSON Lines: pairs are formed; what does not hold together is dropped and counted."""
+"""Convert other formats to canonical JSON Lines: form groups of translations, drop and count inconsistent examples."""
 
 import hashlib
 import json
@@ -11,56 +11,74 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_prep.convert.input_formats import IN_GROUPS, SCATTERED, Found, Source
-from data_prep.records import parse_record
+from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS, RawExample, Source, pivot_first
+from data_prep.records import format_record, parse_record, to_json_line
 from pipeline.common.errors import UserError
 
-FORMATS = sorted({**IN_GROUPS, **SCATTERED})
-BUCKETS = 64  # scattered records are sorted into so many files, of which one at a time is held in memory
+FORMATS = sorted({**GROUPED_FORMATS, **SCATTERED_FORMATS})
+BUCKETS = 64  # files that scattered examples are distributed over; one at a time is held in memory
 
 
 @dataclass
-class Report:
-    """What a conversion kept and dropped: records per language, groups, drops per (reason, language)."""
+class ConversionReport:
+    """Counts of what a conversion kept and dropped.
+
+    Attributes:
+        kept: Records per language.
+        groups: Number of groups.
+        drops: Examples per (reason, language).
+    """
 
     kept: Counter = field(default_factory=Counter)
     groups: int = 0
     drops: Counter = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
-        """The report as text: a line of what was kept, a line per reason of drops."""
+        """Return the report as text: one line of what was kept, then one line per reason for dropping."""
 
-        def told(counts: Iterable[tuple[str, int]]) -> str:
+        def format_counts(counts: Iterable[tuple[str, int]]) -> str:
             return ", ".join(f"{lang} {number}" for lang, number in sorted(counts))
 
-        lines = [f"{self.groups} groups, {self.kept.total()} records: {told(self.kept.items())}"]
+        lines = [f"{self.groups} groups, {self.kept.total()} records: {format_counts(self.kept.items())}"]
         for reason in sorted({reason for reason, _ in self.drops}):
-            found = [(lang, number) for (other, lang), number in self.drops.items() if other == reason]
-            lines.append(f"dropped {sum(number for _, number in found)}, {reason}: {told(found)}")
+            counts = [(lang, number) for (other, lang), number in self.drops.items() if other == reason]
+            lines.append(f"dropped {sum(number for _, number in counts)}, {reason}: {format_counts(counts)}")
         return lines
 
 
-def convert(form: str, source: Source, output: Path) -> Report:
-    """Convert a format of FORMATS to canonical JSON Lines at `output`, written whole or not at all.
+def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
+    """Convert input files to canonical JSON Lines. The output file is written completely or not at all.
 
-    A group loses members that the format calls wrong, whose gold answer is not the pivot's, whose response is empty,
-    which are malformed, or whose language it has already; a group without pivot or without translation goes whole.
-    Raises UserError for input that is not of that format, and where nothing is left.
+    An example is dropped from its group if the format marks it as unusable, its gold answer differs from the pivot's,
+    its response is empty, it is malformed, or the group already has its language. A group without pivot or without
+    translation is dropped as a whole.
+
+    Args:
+        format_name: One of `FORMATS`.
+        source: The inputs and how to read them.
+        output: JSON Lines file to write.
+
+    Returns:
+        The counts of kept and dropped examples.
+
+    Raises:
+        UserError: The input does not have that format, or no group remains.
     """
-    report = Report()
+    report = ConversionReport()
     temporary = output.with_name(output.name + ".tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as folder:
-            groups: Iterator[list[Found]]
-            if form in IN_GROUPS:
-                groups = (list(group) for _, group in groupby(IN_GROUPS[form](source), key=lambda found: found.pair_id))
+            groups: Iterator[list[RawExample]]
+            if format_name in GROUPED_FORMATS:
+                examples = GROUPED_FORMATS[format_name](source)
+                groups = (list(group) for _, group in groupby(examples, key=lambda example: example.pair_id))
             else:
-                groups = _gather(SCATTERED[form](source), Path(folder))
+                groups = _group_through_files(SCATTERED_FORMATS[format_name](source), Path(folder))
             with open(temporary, "w", encoding="utf-8") as file:
                 for group in groups:
-                    for found in _keep(group, source.pivot, report):
-                        file.write(json.dumps(_record(found), ensure_ascii=False) + "\n")
+                    for example in _keep_consistent(group, source.pivot, report):
+                        file.write(to_json_line(_to_record(example)))
         if not report.groups:
             raise UserError(
                 f"{source.inputs[0]}: no pair could be formed; {'; '.join(report.lines()[1:]) or 'no records'}"
@@ -69,48 +87,48 @@ def convert(form: str, source: Source, output: Path) -> Report:
     except UnicodeEncodeError:
         raise UserError(f"{source.inputs[0]}: text that is not valid Unicode (a lone surrogate)") from None
     except OSError as error:
-        raise UserError(f"{error.filename or output}: {error.strerror}; mend it and run again") from None
+        raise UserError(f"{error.filename or output}: {error.strerror}; fix it and run again") from None
     finally:
         temporary.unlink(missing_ok=True)
     return report
 
 
-def _gather(records: Iterable[Found], folder: Path) -> Iterator[list[Found]]:
-    """Groups of records that come in any order, through files, so that memory holds one bucket at a time."""
+def _group_through_files(examples: Iterable[RawExample], folder: Path) -> Iterator[list[RawExample]]:
+    """Yield the groups of examples that come in any order, through files so that memory holds one bucket at a time."""
     files = [open(folder / str(number), "w+", encoding="utf-8") for number in range(BUCKETS)]  # noqa: SIM115
     try:
-        for found in records:
-            digest = hashlib.blake2b(found.pair_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()
-            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(found) + "\n")
+        for example in examples:
+            digest = hashlib.blake2b(example.pair_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(example) + "\n")
         for file in files:
             file.seek(0)
-            groups: dict[str, list[Found]] = {}
+            groups: dict[str, list[RawExample]] = {}
             for line in file:
-                found = Found(*json.loads(line))
-                groups.setdefault(found.pair_id, []).append(found)
+                example = RawExample(*json.loads(line))
+                groups.setdefault(example.pair_id, []).append(example)
             yield from groups.values()
     finally:
         for file in files:
             file.close()
 
 
-def _keep(group: list[Found], pivot: str, report: Report) -> list[Found]:
-    """The members that hold together, the pivot first; the others go to the report."""
-    members: dict[str, Found] = {}
-    for found in group:
-        fault = found.fault or _fault(found)
-        if not fault and found.lang in members:
-            fault = "language_twice"
-        if fault:
-            report.drops[fault, found.lang] += 1
+def _keep_consistent(group: list[RawExample], pivot: str, report: ConversionReport) -> list[RawExample]:
+    """Return the consistent examples of a group, the pivot first, and count the others in the report."""
+    members: dict[str, RawExample] = {}
+    for example in group:
+        reason = example.drop_reason or _find_error(example)
+        if not reason and example.lang in members:
+            reason = "language_twice"
+        if reason:
+            report.drops[reason, example.lang] += 1
         else:
-            members[found.lang] = found
+            members[example.lang] = example
     base = members.get(pivot)
     if base is None:
         report.drops.update(("no_pivot", lang) for lang in members)
         return []
-    for lang, found in list(members.items()):
-        if found.gold != base.gold and None not in (found.gold, base.gold):
+    for lang, example in list(members.items()):
+        if example.gold != base.gold and None not in (example.gold, base.gold):
             report.drops["gold_differs", lang] += 1
             del members[lang]
     if len(members) == 1:
@@ -118,25 +136,23 @@ def _keep(group: list[Found], pivot: str, report: Report) -> list[Found]:
         return []
     report.groups += 1
     report.kept.update(list(members))
-    return [members[lang] for lang in sorted(members, key=lambda lang: (lang != pivot, lang))]
+    return [members[lang] for lang in pivot_first(members, pivot)]
 
 
-def _fault(found: Found) -> str:
-    messages = found.fields.get("messages")
-    response = messages[-1].get("content") if messages else found.fields.get("answer")
+def _find_error(example: RawExample) -> str:
+    """Return the reason for which an example cannot become a canonical record, or an empty string."""
+    messages = example.fields.get("messages")
+    response = messages[-1].get("content") if messages else example.fields.get("answer")
     if messages is not None and (not messages or messages[-1].get("role") != "assistant"):
         return "no_response"
     if not isinstance(response, str) or not response.strip():
         return "empty_response"
     try:
-        parse_record(_record(found))  # what we write, others must accept
+        parse_record(_to_record(example))  # every record that is written must be readable
     except UserError:
         return "malformed"
     return ""
 
 
-def _record(found: Found) -> dict[str, Any]:
-    record = {"pair_id": found.pair_id, "lang": found.lang, **found.fields}
-    if found.gold is not None:
-        record["gold"] = found.gold
-    return record
+def _to_record(example: RawExample) -> dict[str, Any]:
+    return format_record(example.pair_id, example.lang, example.fields, example.gold)

@@ -1,1 +1,1 @@
-""""""
+"""Demo data: parallel arithmetic word problems generated from templates."""

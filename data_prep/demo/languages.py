@@ -1,25 +1,31 @@
-"""The sentences of the demo problems in eight languages.
+"""Sentence templates of the demo problems in eight languages.
 
-Chosen so that no form depends on what a template cannot know: present tense (no Russian past gender), no pronoun but
-the French one that each name brings along, no elision (no French de/que before a name), counts from 2 to 20 so that
-Russian needs only its paucal and its plural, classifiers where Chinese and Thai want them, and the Swahili `-ngapi` in
-the noun's class. Fields: {a} the name, {x} the noun, {n} a count, and what a language adds (see `Language`).
+The sentences need only forms that a template can choose: present tense (which avoids the gender of the Russian past
+tense), no pronouns except the French one stored with each name, no elision (no French de/que before a name), and counts
+from 2 to 20, for which Russian needs only its paucal and its plural. Chinese and Thai nouns have their classifiers, and
+Swahili nouns have the form of `-ngapi` of their class. Template fields are {a} the name, {x} the noun, {n} a count, {k}
+the number of boxes, {r} a result, {s} a calculation, and those that a language adds (see `DemoLanguage`).
 """
 
 from dataclasses import dataclass
 
 NAMES = ("Anna", "Maria", "David", "Peter")
 NOUNS = ("apple", "book", "pencil", "ball")
-EVENTS = {"buy": 1, "find": 1, "give": -1, "lose": -1}  # and whether the count grows or shrinks
+EVENTS = {"buy": 1, "find": 1, "give": -1, "lose": -1}  # 1 if the count grows, -1 if it shrinks
 
 
 @dataclass(frozen=True)
-class Language:
-    """One language: a forms table per name and per noun, and one template per sentence.
+class DemoLanguage:
+    """Word forms and sentence templates of one language.
 
-    names and nouns give the fields of every template. Nouns with `few` are spelt by `{x}` after 2, 3, 4 and by their
-    plural otherwise (Russian). `has`, `boxes` and the events tell; `ask` asks; `start`, `in_boxes`, `after` reason;
-    `answer` concludes. Sentences are joined by `gap`.
+    Attributes:
+        names, nouns: Fields of the templates for each of `NAMES` and `NOUNS`. If a noun has the field `few`, it is the
+            form after 2, 3 and 4, and `x` is the form after other numbers (Russian).
+        has, boxes, events, ask: Sentences of the question: the start without or with boxes, the events, the question.
+        start, in_boxes, after, answer: Sentences of the answer: the start without or with boxes, the calculation after
+            each event, the result.
+        gap: Text between two sentences.
+        box_few, box_many: Values of the field `box` for 2 to 4 boxes and for other numbers.
     """
 
     names: dict[str, dict[str, str]]
@@ -37,15 +43,15 @@ class Language:
     box_many: str = ""
 
 
-def _names(*spelt: str) -> dict[str, dict[str, str]]:
-    return {name: {"a": spelling} for name, spelling in zip(NAMES, spelt, strict=True)}
+def _names(*forms: str) -> dict[str, dict[str, str]]:
+    return {name: {"a": form} for name, form in zip(NAMES, forms, strict=True)}
 
 
 def _nouns(field: str, *forms: tuple[str, str]) -> dict[str, dict[str, str]]:
     return {noun: {"x": form, field: other} for noun, (form, other) in zip(NOUNS, forms, strict=True)}
 
 
-ENGLISH = Language(
+ENGLISH = DemoLanguage(
     names=_names("Anna", "Maria", "David", "Peter"),
     nouns=_nouns("c", ("apples", ""), ("books", ""), ("pencils", ""), ("balls", "")),
     has="{a} has {n} {x}.",
@@ -68,7 +74,7 @@ ENGLISH = Language(
     answer="The answer is {r}.",
 )
 
-SPANISH = Language(
+SPANISH = DemoLanguage(
     names=_names("Ana", "María", "David", "Pedro"),
     nouns=_nouns("how", ("manzanas", "Cuántas"), ("libros", "Cuántos"), ("lápices", "Cuántos"), ("pelotas", "Cuántas")),
     has="{a} tiene {n} {x}.",
@@ -91,7 +97,7 @@ SPANISH = Language(
     answer="La respuesta es {r}.",
 )
 
-GERMAN = Language(
+GERMAN = DemoLanguage(
     names=_names("Anna", "Maria", "David", "Peter"),
     nouns=_nouns("c", ("Äpfel", ""), ("Bücher", ""), ("Bleistifte", ""), ("Bälle", "")),
     has="{a} hat {n} {x}.",
@@ -114,7 +120,7 @@ GERMAN = Language(
     answer="Die Antwort ist {r}.",
 )
 
-FRENCH = Language(
+FRENCH = DemoLanguage(
     names={
         "Anna": {"a": "Anne", "he": "elle"},
         "Maria": {"a": "Marie", "he": "elle"},
@@ -142,7 +148,7 @@ FRENCH = Language(
     answer="La réponse est {r}.",
 )
 
-RUSSIAN = Language(
+RUSSIAN = DemoLanguage(
     names={
         "Anna": {"a": "Анна", "of": "Анны"},
         "Maria": {"a": "Мария", "of": "Марии"},
@@ -172,7 +178,7 @@ RUSSIAN = Language(
     box_many="коробок",
 )
 
-CHINESE = Language(
+CHINESE = DemoLanguage(
     names=_names("安娜", "玛丽", "大卫", "彼得"),
     nouns=_nouns("c", ("苹果", "个"), ("书", "本"), ("铅笔", "支"), ("球", "个")),
     has="{a}有{n}{c}{x}。",
@@ -196,7 +202,7 @@ CHINESE = Language(
     gap="",
 )
 
-SWAHILI = Language(
+SWAHILI = DemoLanguage(
     names=_names("Anna", "Maria", "Daudi", "Petro"),
     nouns=_nouns("how", ("matufaha", "mangapi"), ("vitabu", "vingapi"), ("penseli", "ngapi"), ("mipira", "mingapi")),
     has="{a} ana {x} {n}.",
@@ -219,7 +225,7 @@ SWAHILI = Language(
     answer="Jibu ni {r}.",
 )
 
-THAI = Language(
+THAI = DemoLanguage(
     names=_names("แอนนา", "มาเรีย", "เดวิด", "ปีเตอร์"),
     nouns=_nouns("c", ("แอปเปิล", "ผล"), ("หนังสือ", "เล่ม"), ("ดินสอ", "แท่ง"), ("ลูกบอล", "ลูก")),
     has="{a}มี{x} {n} {c}",
@@ -242,7 +248,7 @@ THAI = Language(
     answer="คำตอบคือ {r}",
 )
 
-LANGUAGES = {
+LANGUAGES: dict[str, DemoLanguage] = {
     "en": ENGLISH,
     "es": SPANISH,
     "de": GERMAN,

@@ -1,1 +1,1 @@
-""""""
+"""Packing of canonical records into shards."""

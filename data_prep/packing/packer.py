@@ -1,13 +1,13 @@
-"""Packing: canonical records in, a shard directory out; the same bytes for any number of ranks, and after any kill.
+"""Pack canonical records into a shard directory: the same bytes for any number of ranks and after any interruption.
 
-Three steps, each cut into parts that ranks share (part i belongs to rank i modulo their number) and that are finished
-once their last file is there:
+There are three steps. Each is cut into parts, of which rank r does every part i with i % ranks == r. A part is finished
+if its last file exists.
 
-    pieces   an input piece -> its tokens and index                      (pieces.py)
-    windows  the groups of one range of pair keys -> rows                (windows.py)
-    shards   so many rows -> one Parquet file                            (here)
+    tokenize  an input split -> its tokens and index          (token_files.py)
+    assign    the groups of a window of pair keys -> rows     (windows.py, row_plans.py)
+    write     a range of rows -> one Parquet file             (this module)
 
-All of it lies in OUTPUT.partial until the manifest is written; then its shards folder is renamed to OUTPUT.
+All files are in OUTPUT.partial until the manifest is written. Then its folder of shards is renamed to OUTPUT.
 """
 
 import fcntl
@@ -16,117 +16,96 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.packing.pieces import TokenReader, index_file, read_window, tokenize_piece
-from data_prep.packing.plan_files import count_languages, packed_rows, read_plan, write_plan
+from data_prep.packing.row_plans import build_rows, count_languages, plan_file, read_plan, write_plan
+from data_prep.packing.settings import PackSettings
+from data_prep.packing.token_files import TokenReader, index_file, read_window, tokenize_split
 from data_prep.packing.windows import Limits, Window
 from data_prep.ranks import AgreedError, Ranks
-from data_prep.records import Piece, describe, plan_pieces
-from data_prep.shards.format import FORMAT_VERSION, MANIFEST, read_manifest, shard_name, write_shard
+from data_prep.readers import InputSplit, locate, split_inputs
+from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, write_manifest, write_shard
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.tokenizer import chat_template_hash, fingerprint, load_tokenizer
 from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
-PARTS = ("pieces", "windows", "entries", "shards")  # folders of the work in progress
+FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
+PACKER_VERSION = 3  # to be incremented if the same input and settings give different bytes
 
 T = TypeVar("T")
 
-WINDOW_BYTES = (8 << 20, 64 << 20)  # a thousand groups or more: what more would add to the fill is not worth memory
-PACKER_VERSION = 3  # raise it when the same input and settings give other bytes
-
-
-@dataclass(frozen=True)
-class PackSettings:
-    """What decides the bytes of a shard directory, besides its sources and tokenizer.
-
-    max_seq_length: tokens of a row at most. pivot: language every group is aligned to. seed: of the order of groups and
-    rows. max_sequences_per_row: 0 for no limit. truncate: cut pairs that fit no row instead of dropping them.
-    rows_per_shard: of every shard but the last. window_bytes: input bytes whose groups are packed together, with
-    which memory per rank grows; 0 for 1/16 of the input within WINDOW_BYTES.
-    """
-
-    max_seq_length: int = 2048
-    pivot: str = "en"
-    seed: int = 0
-    max_sequences_per_row: int = 0
-    truncate: bool = False
-    rows_per_shard: int = 1024
-    window_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"max_seq_length": 1, "rows_per_shard": 1, "max_sequences_per_row": 0, "window_bytes": 0, "seed": 0}
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise UserError(f"--{name} must be at least {number}, not {getattr(self, name)}")
-        if self.seed >= 1 << 64:
-            raise UserError(f"--seed must be below 2**64, not {self.seed}")
-
-    def limits(self) -> Limits:
-        return Limits(self.max_seq_length, self.max_sequences_per_row, self.truncate)
-
 
 def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSettings, ranks: Ranks) -> dict[str, Any]:
-    """Pack what is not packed yet; returns the manifest. Call it on every rank.
+    """Pack canonical records into a shard directory, or finish an interrupted run. Collective over all ranks.
 
-    Raises UserError for bad input, for an output made with other settings, and for a full disk.
+    Args:
+        inputs: JSON Lines and Parquet files of canonical records.
+        tokenizer: Tokenizer directory, hub id or SentencePiece model file.
+        output: Shard directory to write.
+        settings: Settings of the run.
+        ranks: The ranks that share the work.
+
+    Returns:
+        The manifest of the shard directory.
+
+    Raises:
+        UserError: The input is malformed, `output` was made with other settings, or the disk is full.
     """
     packer = Packer(inputs, output, settings, ranks)
-    ranks.agree(lambda: _naming_the_file(lambda: packer.read_sources(tokenizer)))
-    packer.describe_run()
-    if ranks.agree(packer.finished):
-        packer.clear_away()
+    ranks.agree(lambda: _report_os_errors(lambda: packer.read_sources(tokenizer)))
+    packer.build_head()
+    if ranks.agree(packer.is_finished):
+        packer.remove_leftovers()
         return read_manifest(output)
     try:
-        ranks.agree(lambda: _naming_the_file(packer.prepare))
-        _naming_the_file(packer.run)
+        ranks.agree(lambda: _report_os_errors(packer.prepare_work_folder))
+        _report_os_errors(packer.run)
     finally:
         packer.unlock()
     return read_manifest(output)
 
 
-def _naming_the_file(work: Callable[[], T]) -> T:
-    """Do `work`; what the operating system refuses becomes one line. Unfinished work stays, to go on with."""
+def _report_os_errors(work: Callable[[], T]) -> T:
+    """Return `work()`, with its OSError as a UserError. The work folder is kept, so that another run can continue."""
     try:
         return work()
     except OSError as error:
-        raise UserError(f"{error.filename or 'output'}: {error.strerror or error}; mend it and run again") from None
+        raise UserError(f"{error.filename or 'output'}: {error.strerror or error}; fix it and run again") from None
 
 
 class Packer:
-    """One packing run on one rank: what it reads, where it writes, and its three steps."""
+    """A packing run on one rank: its inputs, its work folder and its three steps."""
 
     def __init__(self, inputs: list[Path], output: Path, settings: PackSettings, ranks: Ranks):
         self.inputs, self.output, self.settings, self.ranks = inputs, output, settings, ranks
+        self.limits = Limits(settings.max_seq_length, settings.max_sequences_per_row, settings.truncate)
         self.work = output.with_name(output.name + ".partial")
-        self.pieces: list[Piece] = []
+        self.splits: list[InputSplit] = []
         self.windows = 0
-        self.hashes: dict[int, str] = {}  # of the inputs that this rank read
+        self.hashes: dict[int, str] = {}  # by index of the input, for those that this rank hashed
         self._lock: int | None = None
 
     def read_sources(self, tokenizer: str) -> None:
-        """Load the tokenizer, cut the inputs into pieces, hash this rank's part of them. No collective in here."""
-        self.pieces = plan_pieces(self.inputs)
+        """Load the tokenizer, split the inputs and hash those of this rank. Not collective."""
+        self.splits = split_inputs(self.inputs)
         self.tokenizer = load_tokenizer(tokenizer)
-        size = sum(path.stat().st_size for path in self.inputs)
-        window = self.settings.window_bytes or min(max(size // 16, WINDOW_BYTES[0]), WINDOW_BYTES[1])
-        self.windows = -(-size // window)
-        mine = range(self.ranks.rank, len(self.inputs), self.ranks.size)
-        self.hashes = {i: sha256_file(self.inputs[i]) for i in mine}
+        self.windows = self.settings.count_windows(sum(path.stat().st_size for path in self.inputs))
+        local = range(self.ranks.rank, len(self.inputs), self.ranks.size)
+        self.hashes = {i: sha256_file(self.inputs[i]) for i in local}
 
     def unlock(self) -> None:
-        """Let other runs work on the same output."""
+        """Release the lock on the work folder."""
         if self._lock is not None:
             os.close(self._lock)
 
-    def describe_run(self) -> None:
-        """Make the manifest's head, everything that decides the bytes: what a rerun is compared with."""
+    def build_head(self) -> None:
+        """Build the head of the manifest: everything that determines the bytes. Collective over all ranks."""
         hashes = self.ranks.all_merge(self.hashes)
         self.head = {
             "format_version": FORMAT_VERSION,
@@ -143,33 +122,33 @@ class Packer:
         }
 
     def run(self) -> None:
-        """Do what is not done yet. Raises UserError for bad input; the work is of no use then and goes."""
+        """Do all steps that are not finished. On a UserError, delete the work folder, which is useless then."""
         try:
-            self._tokenize()
-            rows, drops = self._assign()
+            self._tokenize_splits()
+            rows, drops = self._assign_rows()
         except UserError:
-            if self.ranks.size == 1:  # else other ranks are still writing there
+            if self.ranks.size == 1:  # otherwise other ranks are still writing to it
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
-        shards = self._write(rows)
+        shards = self._write_shards(rows)
         if self.ranks.rank == 0:
             self._publish(shards, drops)
-        self.ranks.all_gather(None)  # nobody leaves before the output is there
+        self.ranks.all_gather(None)  # no rank returns before the output exists
 
-    def finished(self) -> bool:
-        """Is the output there already? Raises UserError where it was made with other settings or is not ours."""
+    def is_finished(self) -> bool:
+        """Return whether the output exists. Raises UserError if it is not a shard directory of these settings."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
-        _refuse_other(self.head, read_manifest(self.output), self.output)
+        _check_same_head(self.head, read_manifest(self.output), self.output)
         return True
 
-    def clear_away(self) -> None:
-        """Remove the work of a run that was ended after the output was there."""
+    def remove_leftovers(self) -> None:
+        """Delete the work folder of a run that was interrupted after the output existed."""
         if self.ranks.rank == 0 and (self.work / "settings.json").is_file():
             shutil.rmtree(self.work, ignore_errors=True)
 
-    def prepare(self) -> None:
-        """Make the work folders, or find those of a run that was ended early."""
+    def prepare_work_folder(self) -> None:
+        """Lock the work folder on rank 0, and create it or check whether an interrupted run can be continued."""
         if self.ranks.rank != 0:
             return
         self.work.mkdir(parents=True, exist_ok=True)
@@ -177,104 +156,102 @@ class Packer:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.work}: another run is packing there; wait for it, or end it") from None
+            raise UserError(f"{self.work}: another run is packing there; wait for it or stop it") from None
         head = self.work / "settings.json"
         if not head.is_file() and any(self.work.iterdir()):
-            raise UserError(f"{self.work}: in the way, and no unfinished work of ours; remove it")
+            raise UserError(f"{self.work}: exists and is not the work folder of a packing run; remove it")
         if head.is_file() and json.loads(head.read_text("utf-8")) != self.head:
-            print(f"{self.work}: unfinished work of other settings or input, starting over", flush=True)
-            for name in PARTS:
+            print(f"{self.work}: was made with other settings or input; starting again", flush=True)
+            for name in FOLDERS:
                 shutil.rmtree(self.work / name, ignore_errors=True)
         write_json(head, self.head)
-        for name in PARTS:
+        for name in FOLDERS:
             (self.work / name).mkdir(exist_ok=True)
 
-    def _mine(self, number: int, unit: str, done: Callable[[int], Path]) -> Iterator[int]:
-        """This rank's parts that are not finished, with a progress bar where a person watches."""
-        mine = [i for i in range(self.ranks.rank, number, self.ranks.size) if not done(i).is_file()]
-        yield from tqdm(mine, desc=unit, unit=" parts", disable=None if self.ranks.rank == 0 else True)
+    def _local_parts(self, number: int, description: str, last_file: Callable[[int], Path]) -> Iterator[int]:
+        """Yield this rank's parts of a step that are not finished, with a progress bar if attached to a terminal."""
+        local = range(self.ranks.rank, number, self.ranks.size)
+        unfinished = [i for i in local if not last_file(i).is_file()]
+        yield from tqdm(unfinished, desc=description, unit=" parts", disable=None if self.ranks.rank == 0 else True)
 
-    def _tokenize(self) -> None:
+    def _tokenize_splits(self) -> None:
         folder, encoder = self.work / "pieces", ChatEncoder(self.tokenizer)
-        for i in self._mine(len(self.pieces), "tokenize", lambda i: index_file(folder, i)):
-            tokenize_piece(self.pieces[i], i, folder, encoder, self.windows, self.settings.seed)
+        for i in self._local_parts(len(self.splits), "tokenize", lambda i: index_file(folder, i)):
+            tokenize_split(self.splits[i], i, folder, encoder, self.windows, self.settings.seed)
         self.ranks.all_gather(None)
 
-    def _assign(self) -> tuple[list[int], Counter]:
-        """Assign groups to rows; returns the number of rows per window and the drops of all windows."""
+    def _assign_rows(self) -> tuple[list[int], Counter]:
+        """Assign groups to rows; return the number of rows of each window and the drops of all windows."""
         folder = self.work / "windows"
         reader = TokenReader(self.work / "pieces")
-        for window in self._mine(self.windows, "assign", lambda i: folder / f"{i:05d}.json"):
-            table = read_window(self.work / "pieces", len(self.pieces), window)
-            found = Window(table, self.settings.pivot, self._describe, reader.supervised_within)
-            limits = self.settings.limits()
-            units = [unit for group in found.groups() for unit in found.fit(group, limits)]
-            rows = found.rows(units, limits, f"rows {self.settings.seed} {window}")
-            write_plan(folder / f"{window:05d}.arrow", rows)
-            number = int(rows["row"][-1].as_py()) + 1 if len(rows) else 0
-            drops = sorted([lang, reason, number] for (lang, reason), number in found.drops.items())
-            write_json(folder / f"{window:05d}.json", {"rows": number, "drops": drops})
+
+        def summary_file(number: int) -> Path:
+            return folder / f"{number:05d}.json"
+
+        for number in self._local_parts(self.windows, "assign", summary_file):
+            table = read_window(self.work / "pieces", len(self.splits), number)
+            window = Window(table, self.settings.pivot, self._locate, reader.count_supervised)
+            subgroups = [subgroup for group in window.groups() for subgroup in window.fit(group, self.limits)]
+            plan = window.rows(subgroups, self.limits, f"rows {self.settings.seed} {number}")
+            write_plan(plan_file(folder, number), plan)
+            rows = int(plan["row"][-1].as_py()) + 1 if len(plan) else 0
+            drops = sorted([lang, reason, count] for (lang, reason), count in window.drops.items())
+            write_json(summary_file(number), {"rows": rows, "drops": drops})
         self.ranks.all_gather(None)
-        done = [json.loads((folder / f"{window:05d}.json").read_text()) for window in range(self.windows)]
+        summaries = [json.loads(summary_file(number).read_text("utf-8")) for number in range(self.windows)]
         total: Counter = Counter()
-        for part in done:
-            total.update({(lang, reason): number for lang, reason, number in part["drops"]})
-        if not any(part["rows"] for part in done):
-            raise AgreedError(f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens")
-        return [part["rows"] for part in done], total
+        for summary in summaries:
+            total.update({(lang, reason): count for lang, reason, count in summary["drops"]})
+        if not any(summary["rows"] for summary in summaries):
+            raise AgreedError(
+                f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens; raise --max_seq_length"
+            )
+        return [summary["rows"] for summary in summaries], total
 
-    def _describe(self, piece: int, place: int) -> str:
-        return describe(self.pieces[piece].path, place)
+    def _locate(self, split: int, position: int) -> str:
+        return locate(self.splits[split].path, position)
 
-    def _write(self, rows: list[int]) -> int:
-        """Write the shards and, per shard, its manifest entry with counts per language; returns their number."""
+    def _entry_file(self, shard: int) -> Path:
+        return self.work / "entries" / f"{shard:05d}.json"
+
+    def _write_shards(self, rows: list[int]) -> int:
+        """Write the shards, and the manifest entry of each with counts per language; return the number of shards."""
         starts = np.cumsum([0, *rows])
         size = self.settings.rows_per_shard
         shards = -(-int(starts[-1]) // size)
-        folder = self.work / "entries"
         reader = TokenReader(self.work / "pieces")
-        for shard in self._mine(shards, "write", lambda i: folder / f"{i:05d}.json"):
-            planned = read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
-            packed = packed_rows(planned, reader, self.settings.pivot)
+        for shard in self._local_parts(shards, "write", self._entry_file):
+            plan = read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
+            packed = build_rows(plan, reader, self.settings.pivot)
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
-            write_json(folder / f"{shard:05d}.json", {**entry, "languages": count_languages(planned, packed)})
+            write_json(self._entry_file(shard), {**entry, "languages": count_languages(plan, packed)})
         self.ranks.all_gather(None)
         return shards
 
     def _publish(self, shards: int, drops: Counter) -> None:
-        entries = [json.loads((self.work / "entries" / f"{i:05d}.json").read_text("utf-8")) for i in range(shards)]
-        languages: dict[str, Counter] = {}
+        """Write the manifest and rename the folder of shards to the output."""
+        entries = [json.loads(self._entry_file(shard).read_text("utf-8")) for shard in range(shards)]
+        per_language: dict[str, Counter] = {}
         for entry in entries:
             for lang, counts in entry.pop("languages").items():
-                languages.setdefault(lang, Counter()).update(counts)
+                per_language.setdefault(lang, Counter()).update(counts)
         for lang, _ in drops:
-            languages.setdefault(lang, Counter())
-        keys = ("rows", "tokens", "supervised_tokens", "sequences", "pairs")
-        totals = {key: sum(entry[key] for entry in entries) for key in keys}
-        manifest = {
-            **self.head,
-            "languages": sorted(languages),
-            "shards": entries,
-            "totals": totals,
-            "per_language": {lang: dict(counts) for lang, counts in languages.items()},
-            "drops": _nested(drops),
-            "fill": totals["tokens"] / (totals["rows"] * self.settings.max_seq_length),
-        }
-        write_json(self.work / "shards" / MANIFEST, manifest)
+            per_language.setdefault(lang, Counter())
+        write_manifest(self.work / "shards", self.head, entries, per_language, _group_by_reason(drops))
         os.rename(self.work / "shards", self.output)
         shutil.rmtree(self.work)
 
 
-def _refuse_other(head: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+def _check_same_head(head: dict[str, Any], manifest: dict[str, Any], path: Path) -> None:
     for key, value in head.items():
-        if found.get(key) != value:
+        if manifest.get(key) != value:
             raise UserError(
-                f"{where}: made with another `{key}`; remove it, restore that setting, or name another output"
+                f"{path}: made with another `{key}`; remove it, restore that setting, or give another --output"
             )
 
 
-def _nested(drops: Counter) -> dict[str, dict[str, int]]:
-    """Drops as {reason: {language: number}}."""
+def _group_by_reason(drops: Counter) -> dict[str, dict[str, int]]:
+    """Convert drops by (language, reason) to {reason: {language: number}}."""
     result: dict[str, dict[str, int]] = {}
     for (lang, reason), number in drops.items():
         result.setdefault(reason, {})[lang] = number

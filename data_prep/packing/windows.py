@@ -1,4 +1,4 @@
-"""Second half of packing: the groups of one window, checked, split where over-long, and assigned to rows."""
+"""Second step of packing: check the groups of one window, split those that are too long, and assign them to rows."""
 
 import random
 from collections import Counter
@@ -14,11 +14,19 @@ from pipeline.common.errors import UserError
 
 TOO_LONG, TRUNCATED = "too_long", "truncated"
 
-Group = list[int]  # members as places in the window's table: the pivot first, then the translations by language
+# Indices of sequences in the table of the window: the pivot first, then the translations by language. A subgroup is the
+# part of a group that is packed into one row: the whole group if it fits.
+Group = list[int]
 
 
 class Limits(NamedTuple):
-    """What a row may hold: tokens, and sequences (0: any number); over-long pairs are dropped or truncated."""
+    """Limits of a row.
+
+    Attributes:
+        tokens: Largest number of tokens.
+        sequences: Largest number of sequences, 0 for no limit.
+        truncate: Whether pairs that are too long are truncated instead of dropped.
+    """
 
     tokens: int
     sequences: int = 0
@@ -26,59 +34,67 @@ class Limits(NamedTuple):
 
 
 class Window:
-    """The sequences of one window in a table sorted by group and language; see `pieces.read_window`.
+    """The sequences of one packing window.
 
-    describe(piece, place) names a record in messages. supervised_within(piece, offset, n) counts the supervised tokens
-    among the first n of a sequence.
+    Args:
+        table: Their index, sorted by group and language, see `token_files.read_window`.
+        pivot: Language that every group must have.
+        locate: `locate(split, position)` returns file and row of a record for error messages.
+        count_supervised: `count_supervised(split, offset, length)` returns the number of supervised tokens among the
+            first `length` tokens of a sequence.
+
+    Attributes:
+        drops: Number of sequences that were dropped or truncated, by (language, reason).
     """
 
     def __init__(
         self,
         table: pa.Table,
         pivot: str,
-        describe: Callable[[int, int], str],
-        supervised_within: Callable[[int, int, int], int],
+        locate: Callable[[int, int], str],
+        count_supervised: Callable[[int, int, int], int],
     ):
         self.table, self.pivot = table, pivot
-        self.drops: Counter = Counter()  # (language, reason) -> number
-        self._describe, self._supervised_within = describe, supervised_within
+        self.drops: Counter = Counter()
+        self._locate, self._count_supervised = locate, count_supervised
         self._pair_id, self._lang = (table.column(name).to_pylist() for name in ("pair_id", "lang"))
         self._length, self._supervised = (table.column(name).to_pylist() for name in ("length", "supervised"))
 
     def groups(self) -> list[Group]:
-        """All groups, in the order of their keys.
+        """Return all groups in the order of their keys.
 
-        Raises UserError for a language that is twice in a group, and for a group without pivot.
+        Raises UserError if a group has a language twice or no pivot.
         """
         ids, langs = self._pair_id, self._lang
         starts = [i for i in range(len(ids)) if i == 0 or ids[i] != ids[i - 1]]
         groups = []
         for start, stop in pairwise([*starts, len(ids)]):
             members = list(range(start, stop))
-            for one, other in pairwise(members):
-                if langs[one] == langs[other]:
+            for first, second in pairwise(members):
+                if langs[first] == langs[second]:
                     raise UserError(
-                        f"{self._name(other)}: pair_id {ids[other]} has the language {langs[other]} twice "
-                        f"(first in {self._name(one)}); a group holds each language once"
+                        f"{self._name(second)}: pair_id {ids[second]} has the language {langs[second]} twice "
+                        f"(first in {self._name(first)}); remove one of them"
                     )
             try:
                 members.insert(0, members.pop(langs.index(self.pivot, start, stop) - start))
             except ValueError:
                 raise UserError(
                     f"{self._name(start)}: pair_id {ids[start]} has no {self.pivot} record, only "
-                    f"{', '.join(langs[start:stop])}; add the pivot, or name another one with --pivot"
+                    f"{', '.join(langs[start:stop])}; add it, or give another language to --pivot"
                 ) from None
             groups.append(members)
         return groups
 
     def _name(self, member: int) -> str:
-        return self._describe(self.table["piece"][member].as_py(), self.table["place"][member].as_py())
+        return self._locate(self.table["piece"][member].as_py(), self.table["place"][member].as_py())
 
     def fit(self, group: Group, limits: Limits) -> list[Group]:
-        """The group as units that each fit a row, all beginning with the pivot; what fits none goes to `drops`.
+        """Split a group into subgroups that each fit a row and start with the pivot.
 
-        A group that fits stays whole. Else its translations share as few units as first fit gives. A pair that is too
-        long by itself loses its translation or, with `truncate`, the ends of both.
+        A group that fits a row is returned as it is. The translations of a longer group are distributed over subgroups
+        by first fit. A pair of pivot and translation that does not fit a row loses the translation or, with `truncate`,
+        the ends of both. `drops` counts both cases.
         """
         length = self._length
         if sum(length[i] for i in group) <= limits.tokens and not 0 < limits.sequences < len(group):
@@ -86,44 +102,53 @@ class Window:
         pivot, *translations = group
         if limits.truncate:
             longest = max((length[i] for i in translations), default=0)
-            self._cut(pivot, max(limits.tokens // 2, limits.tokens - longest))
+            self._truncate(pivot, max(limits.tokens // 2, limits.tokens - longest))
             for member in translations:
-                self._cut(member, limits.tokens - length[pivot])
+                self._truncate(member, limits.tokens - length[pivot])
         if length[pivot] > limits.tokens or not self._supervised[pivot]:
             self.drops.update((self._lang[i], TOO_LONG) for i in group)
             return []
-        units: list[Group] = []
+        subgroups: list[Group] = []
         for member in translations:
             fits_a_row = length[pivot] + length[member] <= limits.tokens and limits.sequences != 1
             if not fits_a_row or not self._supervised[member]:
                 self.drops[self._lang[member], TOO_LONG] += 1
                 continue
-            for unit in units:
-                fits = sum(length[i] for i in unit) + length[member] <= limits.tokens
-                if fits and not 0 < limits.sequences <= len(unit):
-                    unit.append(member)
+            for subgroup in subgroups:
+                fits = sum(length[i] for i in subgroup) + length[member] <= limits.tokens
+                if fits and not 0 < limits.sequences <= len(subgroup):
+                    subgroup.append(member)
                     break
             else:
-                units.append([pivot, member])
-        return units or [[pivot]]
+                subgroups.append([pivot, member])
+        return subgroups or [[pivot]]
 
-    def _cut(self, member: int, length: int) -> None:
-        """Shorten a sequence to `length` tokens; it may be left without supervised ones."""
+    def _truncate(self, member: int, length: int) -> None:
+        """Truncate a sequence to `length` tokens, after which it may have no supervised token."""
         if self._length[member] > length:
-            piece, offset = (self.table[name][member].as_py() for name in ("piece", "offset"))
+            split, offset = (self.table[name][member].as_py() for name in ("piece", "offset"))
             self._length[member] = length
-            self._supervised[member] = self._supervised_within(piece, offset, length)
+            self._supervised[member] = self._count_supervised(split, offset, length)
             if self._supervised[member]:
                 self.drops[self._lang[member], TRUNCATED] += 1
 
-    def rows(self, units: list[Group], limits: Limits, seed: str) -> pa.Table:
-        """The sequences of few rows of whole units, in random order: the table with a column `row`."""
-        lengths = [sum(self._length[i] for i in unit) for unit in units]
-        bins = pack_bins(lengths, limits.tokens, [len(unit) for unit in units], limits.sequences)
+    def rows(self, subgroups: list[Group], limits: Limits, seed: str) -> pa.Table:
+        """Pack subgroups into few rows.
+
+        Args:
+            subgroups: What `fit` returned for all groups.
+            limits: The limits that it was called with.
+            seed: Determines the order of the rows.
+
+        Returns:
+            The packed sequences row by row: the table of the window with a column `row`.
+        """
+        lengths = [sum(self._length[i] for i in subgroup) for subgroup in subgroups]
+        bins = pack_bins(lengths, limits.tokens, [len(subgroup) for subgroup in subgroups], limits.sequences)
         random.Random(seed).shuffle(bins)
-        rows = [[i for unit in sorted(found) for i in units[unit]] for found in bins]
+        rows = [[i for item in sorted(items) for i in subgroups[item]] for items in bins]
         chosen = np.array([i for row in rows for i in row], np.int64)
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
-        lengths_now = np.array(self._length, np.int32)[chosen]
+        truncated_lengths = np.array(self._length, np.int32)[chosen]
         table = self.table.drop_columns(["key", "length", "supervised"]).take(chosen)
-        return table.append_column("length", pa.array(lengths_now)).append_column("row", pa.array(numbers))
+        return table.append_column("length", pa.array(truncated_lengths)).append_column("row", pa.array(numbers))

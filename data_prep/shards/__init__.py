@@ -1,1 +1,1 @@
-""""""
+"""Shard directories: format, verification, statistics and inspection."""

@@ -1,9 +1,10 @@
-"""The shard format, written and read: a directory of Parquet files of packed rows beside one manifest.json."""
+"""The shard format: write and read a directory of Parquet files of packed rows and their manifest.json."""
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.atomic_io import sha256_file
+from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-IGNORE = -100  # the label of a token that is not supervised (Hugging Face convention)
-PIVOT, TRANSLATION = "pivot", "translation"
-OPEN_FILES = 128  # shards held open by a reader
-ROW_GROUP = 8  # rows written, and so decoded on random access, at a time
+IGNORE = -100  # label of a token that is not supervised (Hugging Face convention)
+PIVOT, TRANSLATION = "pivot", "translation"  # roles
+COUNTS = ("rows", "tokens", "supervised_tokens", "sequences", "pairs")  # of a shard and of all shards, in the manifest
+OPEN_FILES = 128  # shards that a reader keeps open
+CACHED_GROUPS = 32  # decoded row groups that a reader keeps in memory
+ROW_GROUP = 8  # rows of a Parquet row group, which random access decodes as a whole
 
 SCHEMA = pa.schema(
     [
@@ -35,10 +38,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One packed sequence of T tokens in S sequences; groups are contiguous and begin with their pivot.
+    """A row of T tokens in S sequences. The sequences of a group are contiguous and start with its pivot.
 
-    input_ids, labels: int32 [T], labels unshifted, -100 where unsupervised. seq_lens: int32 [S], its sum is T.
-    pair_id, lang, role: lists of S strings; role is "pivot" or "translation".
+    Attributes:
+        input_ids: int32 [T].
+        labels: int32 [T]: the token ids, not shifted, and -100 for tokens that are not supervised.
+        seq_lens: int32 [S]: tokens of each sequence, T in total.
+        pair_id, lang: S strings.
+        role: S strings, "pivot" or "translation".
     """
 
     input_ids: np.ndarray
@@ -50,14 +57,12 @@ class PackedRow:
 
 
 def shard_name(index: int) -> str:
+    """Return the file name of a shard."""
     return f"shard-{index:05d}.parquet"
 
 
 def write_shard(path: Path, rows: Sequence[PackedRow]) -> dict[str, Any]:
-    """Write rows as one Parquet file, atomically.
-
-    Returns its manifest entry: name, sha256, rows, tokens, supervised_tokens, sequences, pairs.
-    """
+    """Write rows as one Parquet file, atomically, and return its manifest entry: name, sha256 and `COUNTS`."""
     table = pa.table(
         [
             _lists([row.input_ids for row in rows], pa.int32()),
@@ -71,29 +76,61 @@ def write_shard(path: Path, rows: Sequence[PackedRow]) -> dict[str, Any]:
     )
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary, row_group_size=ROW_GROUP, compression="zstd", write_statistics=False)
-    entry = {
-        "name": path.name,
-        "sha256": sha256_file(temporary),
-        "rows": len(rows),
-        "tokens": sum(len(row.input_ids) for row in rows),
-        "supervised_tokens": sum(int(np.count_nonzero(row.labels != IGNORE)) for row in rows),
-        "sequences": sum(len(row.seq_lens) for row in rows),
-        "pairs": sum(row.role.count(TRANSLATION) for row in rows),
-    }
+    entry = {"name": path.name, "sha256": sha256_file(temporary), **count_rows(rows)}
     os.replace(temporary, path)
     return entry
 
 
+def count_rows(rows: Iterable[PackedRow]) -> dict[str, int]:
+    """Return the `COUNTS` of rows. A pair is a translation with its pivot."""
+    totals = dict.fromkeys(COUNTS, 0)
+    for row in rows:
+        supervised = int(np.count_nonzero(row.labels != IGNORE))
+        counts = (1, len(row.input_ids), supervised, len(row.seq_lens), row.role.count(TRANSLATION))
+        for name, count in zip(COUNTS, counts, strict=True):
+            totals[name] += count
+    return totals
+
+
 def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
-    """A list column from numpy arrays without passing through Python integers."""
+    """Build a list column from numpy arrays without converting their values to Python integers."""
     offsets = np.zeros(len(arrays) + 1, np.int32)
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
     values = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
 
 
+def write_manifest(
+    path: Path,
+    head: dict[str, Any],
+    shards: list[dict[str, Any]],
+    per_language: Mapping[str, Mapping[str, int]],
+    drops: dict[str, dict[str, int]],
+) -> None:
+    """Write the manifest of a shard directory.
+
+    Args:
+        path: Folder of the shards.
+        head: What determined the bytes of the shards: settings, tokenizer and sources.
+        shards: What `write_shard` returned for each shard.
+        per_language: Number of sequences, tokens, supervised tokens and characters by language.
+        drops: Number of dropped or truncated sequences by reason and language.
+    """
+    totals = {name: sum(shard[name] for shard in shards) for name in COUNTS}
+    manifest = {
+        **head,
+        "languages": sorted(per_language),
+        "shards": shards,
+        "totals": totals,
+        "per_language": {lang: dict(counts) for lang, counts in per_language.items()},
+        "drops": drops,
+        "fill": totals["tokens"] / (totals["rows"] * head["max_seq_length"]),  # packing efficiency
+    }
+    write_json(path / MANIFEST, manifest)
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a shard directory. Raises UserError where there is none or it is not one of ours."""
+    """Return the manifest of a shard directory. Raises UserError if it is missing, damaged or of another format."""
     if not path.is_dir():
         raise UserError(f"{path}: no such shard directory; make it with: python -m data_prep pack --output {path} ...")
     file = path / MANIFEST
@@ -107,27 +144,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not a shard manifest; pack again")
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
-        raise UserError(f"{file}: format_version {version}, this program reads {FORMAT_VERSION}; pack again")
+        raise UserError(f"{file}: format_version {version}, but this version reads {FORMAT_VERSION}; pack again")
     return manifest
 
 
 class ShardSet:
-    """The rows of a shard directory, in order, with cheap random access: one row group is decoded at a time."""
+    """Sequence of the rows of a shard directory, with cheap random access: one row group is decoded at a time.
 
-    def __init__(self, path: Path, manifest: dict[str, Any], cached_groups: int = 32):
+    Args:
+        path: Shard directory.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
         self.manifest = manifest
         self._starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
-        self._files: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}
-        self._groups: dict[tuple[int, int], pa.Table] = {}
-        self._cached_groups = cached_groups
+        self._open = lru_cache(OPEN_FILES)(self._open_shard)
+        self._read = lru_cache(CACHED_GROUPS)(self._read_row_group)
 
     @classmethod
     def open(cls, path: str | Path, check_hashes: bool = True) -> "ShardSet":
         """Open a shard directory.
 
-        Raises UserError for a missing or foreign directory, a missing shard, another format version, and, with
-        `check_hashes`, a shard whose bytes are not those of the manifest.
+        Args:
+            path: Shard directory.
+            check_hashes: Whether to compare the SHA-256 of every shard with the manifest.
+
+        Raises:
+            UserError: The directory or a shard is missing, the manifest is not readable by this version, or a hash
+                differs.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -147,31 +193,24 @@ class ShardSet:
             raise IndexError(index)
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         within = int(index - self._starts[shard])
-        file, groups = self._file(shard)
-        group = int(np.searchsorted(groups, within, side="right")) - 1
-        table = self._groups.pop((shard, group), None)
-        if table is None:
-            table = file.read_row_group(group)
-            if len(self._groups) >= self._cached_groups:
-                self._groups.pop(next(iter(self._groups)))
-        self._groups[shard, group] = table  # put back last: the first key is the least recently used
-        return _row(table, within - int(groups[group]))
+        _, starts = self._open(shard)
+        group = int(np.searchsorted(starts, within, side="right")) - 1
+        return _to_packed_row(self._read(shard, group), within - int(starts[group]))
 
     def __iter__(self) -> Iterator[PackedRow]:
         return (self[index] for index in range(len(self)))
 
-    def _file(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """A shard's open file, and the rows at which its row groups begin, and its end."""
-        if shard not in self._files:
-            if len(self._files) >= OPEN_FILES:
-                self._files.pop(next(iter(self._files)))
-            file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            self._files[shard] = file, np.cumsum([0, *rows])
-        return self._files[shard]
+    def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
+        """Open a shard; return its file and the first row of each of its row groups, followed by its number of rows."""
+        file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        return file, np.cumsum([0, *rows])
+
+    def _read_row_group(self, shard: int, group: int) -> pa.Table:
+        return self._open(shard)[0].read_row_group(group)
 
 
-def _row(table: pa.Table, place: int) -> PackedRow:
-    numbers = [table.column(name)[place].values.to_numpy() for name in ("input_ids", "labels", "seq_lens")]
-    strings = [table.column(name)[place].as_py() for name in ("pair_id", "lang", "role")]
+def _to_packed_row(table: pa.Table, position: int) -> PackedRow:
+    numbers = [table.column(name)[position].values.to_numpy() for name in ("input_ids", "labels", "seq_lens")]
+    strings = [table.column(name)[position].as_py() for name in ("pair_id", "lang", "role")]
     return PackedRow(*numbers, *strings)

@@ -1,4 +1,4 @@
-"""Shows packed rows as a person reads them: language, role, prompt in brackets, supervised text outside."""
+"""Print packed rows as text: language and role of each sequence, the prompt in brackets, supervised text without."""
 
 from pathlib import Path
 
@@ -14,20 +14,29 @@ from pipeline.common.errors import UserError
 
 
 def inspect_row(path: Path, tokenizer: str, index: int) -> None:
-    """Print row `index` (from 0) of a shard directory. Raises UserError where there is no such row."""
+    """Print a row of a shard directory.
+
+    Args:
+        path: Shard directory.
+        tokenizer: Directory or hub id of the tokenizer that the shards were made with.
+        index: Number of the row, from 0.
+
+    Raises:
+        UserError: The directory is not readable, there is no such row, or the tokenizer is another one.
+    """
     shards = ShardSet.open(path, check_hashes=False)
     check_tokenizer(path, shards.manifest, tokenizer)
     if not 0 <= index < len(shards):
-        raise UserError(f"{path}: no row {index}; there are rows 0 to {len(shards) - 1}")
+        raise UserError(f"{path}: no row {index}; the rows are 0 to {len(shards) - 1}")
     row = shards[index]
     console = Console()
     console.print(f"row {index}: {len(row.input_ids)} of {shards.manifest['max_seq_length']} tokens", highlight=False)
-    for text in render_row(row, load_tokenizer(tokenizer)):
+    for text in _render_row(row, load_tokenizer(tokenizer)):
         console.print(text, soft_wrap=True)
 
 
-def render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
-    """One text per sequence: a heading, then unsupervised text greyed within ⟦ ⟧ and supervised text plain."""
+def _render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
+    """Return one text per sequence: a heading, then its text with the unsupervised parts dimmed and within ⟦ ⟧."""
     texts = []
     stop = 0
     for length, pair_id, lang, role in zip(row.seq_lens.tolist(), row.pair_id, row.lang, row.role, strict=True):

@@ -1,1 +1,1 @@
-""""""
+"""Tokenizers, chat templates and the encoding of conversations."""

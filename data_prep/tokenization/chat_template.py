@@ -1,4 +1,4 @@
-"""From messages to tokens: the chat template's own rendering, tokenized once, with the mask of supervised tokens."""
+"""Encode conversations with a tokenizer's chat template as tokens and a mask of supervised tokens."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from data_prep.tokenization.word_encoder import Span, WordEncoder, fold
+from data_prep.tokenization.word_encoder import Span, WordEncoder, complement_spans
 from pipeline.common.errors import UserError
 
 Messages = list[dict[str, str]]
@@ -18,10 +18,11 @@ _PLAIN = {"role", "content"}
 
 
 class ChatEncoder:
-    """Encodes conversations in batches.
+    """Encoder of conversations.
 
-    Where the chat template has `{% generation %}` markers they decide what is supervised. Elsewhere every assistant
-    turn is what follows its generation prompt, and the tokens of that prompt must be a prefix of the whole's tokens.
+    If the chat template has `{% generation %}` markers, the text within them is supervised. Otherwise the supervised
+    text of every assistant message is what follows its generation prompt, and the tokens of that prompt must be a
+    prefix of the tokens of the conversation.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -31,31 +32,37 @@ class ChatEncoder:
         self._special = tokenizer.special_tokens_map
         self._marked = bool(_GENERATION.search(self._template))
         self._control = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)")
-        self._words = WordEncoder.of(self._backend)
+        self._word_encoder = WordEncoder.for_backend(self._backend)
 
     def encode(self, conversations: Sequence[Messages]) -> list[list[int] | UserError]:
-        """Tokens [T] per conversation: token id t where not supervised, ~t (negative) where supervised.
+        """Return the tokens of each conversation, or the error that prevents its encoding.
 
-        The first token is never supervised. In place of a list stands a UserError, without the record's name, where
-        the template refuses the messages, nothing is supervised, or prompt and whole tokenize differently.
+        Args:
+            conversations: Messages of each conversation, with `role` and `content`.
+
+        Returns:
+            A list of T integers per conversation: the token id t if the token is not supervised, its complement ~t
+            (which is negative) if it is. The first token is never supervised. A conversation has a UserError, which
+            does not name the record, if the chat template rejects its messages, no token is supervised, its text
+            contains a control token, or the prompt is tokenized differently alone and in the conversation.
         """
         return [self._encode(messages, check=number == 0) for number, messages in enumerate(conversations)]
 
     def _encode(self, messages: Messages, check: bool) -> list[int] | UserError:
         try:
             for message in messages:
-                if found := self._control.search(message["content"]):
-                    raise UserError(f"the text holds the control token {found[0]}; remove it")
-            whole, spans = self._render(messages)
-            tokens = self._words.encode(whole, spans) if self._words else None
+                if match := self._control.search(message["content"]):
+                    raise UserError(f"the text contains the control token {match[0]}; remove it")
+            text, spans = self._render(messages)
+            tokens = self._word_encoder.encode(text, spans) if self._word_encoder else None
             if tokens is None or check:
-                encoding = self._backend.encode(whole, add_special_tokens=False)
-                slow = fold(encoding.ids, _token_spans(encoding, len(whole), spans))
-                if tokens is not None and tokens != slow:  # one in a batch is compared, whatever the rules say
-                    raise RuntimeError(f"word by word this tokenizer gives other tokens than whole for {whole!r}")
-                tokens = slow
+                encoding = self._backend.encode(text, add_special_tokens=False)
+                reference = complement_spans(encoding.ids, _token_spans(encoding, len(text), spans))
+                if tokens is not None and tokens != reference:  # compared once per batch
+                    raise RuntimeError(f"the word encoder and this tokenizer give different tokens for {text!r}")
+                tokens = reference
             if not self._marked:
-                self._check_prompts(tokens, whole, messages)
+                self._check_prompts(tokens, text, messages)
             if tokens and tokens[0] < 0:
                 tokens[0] = ~tokens[0]
             if not tokens or min(tokens) >= 0:
@@ -67,20 +74,23 @@ class ChatEncoder:
             return error
 
     def _render(self, messages: Messages) -> tuple[str, list[Span]]:
-        """The conversation as text, and the character spans that are supervised."""
-        whole, spans = self._text(messages)
+        """Return the text of a conversation, and its character spans that are supervised."""
+        text, spans = self._apply_template(messages)
         if not self._marked:
             for turn, message in enumerate(messages):
                 if message["role"] == "assistant":
-                    start = len(self._text(messages[:turn], prompt=True)[0])
-                    spans.append((start, len(self._text(messages[: turn + 1])[0].rstrip())))
-        return whole, [(start, end) for start, end in spans if start < end]
+                    start = len(self._apply_template(messages[:turn], prompt=True)[0])
+                    spans.append((start, len(self._apply_template(messages[: turn + 1])[0].rstrip())))
+        return text, [(start, end) for start, end in spans if start < end]
 
-    def _text(self, messages: Messages, prompt: bool = False) -> tuple[str, list[Span]]:
-        """The rendered text and its generation spans. Raises UserError where the template refuses the messages."""
+    def _apply_template(self, messages: Messages, prompt: bool = False) -> tuple[str, list[Span]]:
+        """Return the rendered text and its generation spans. Raises UserError if the template rejects the messages.
+
+        Messages of role and content alone, which are nearly all, are rendered without the overhead of transformers.
+        """
         try:
             if any(message.keys() != _PLAIN for message in messages):
-                render: Callable[..., Any] = render_jinja_template  # knows the many names of reasoning and tools
+                render: Callable[..., Any] = render_jinja_template
                 texts, spans = render(
                     [messages],
                     chat_template=self._template,
@@ -90,46 +100,46 @@ class ChatEncoder:
                 )
                 return texts[0], spans[0] if self._marked else []
             blocks: list[str] = []
-            found: list[Span] = []
-            with self._compiled.environment.activate_tracker(blocks, found):  # as render_jinja_template does within
-                known = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self._special}
-                blocks.extend(self._compiled.generate(messages=messages, **known))
-            return "".join(blocks), found
-        except Exception as error:  # templates raise jinja2 errors, TypeError, what not: it is their program
-            raise UserError(f"the chat template refuses the messages: {error}") from None
+            generated: list[Span] = []
+            with self._compiled.environment.activate_tracker(blocks, generated):  # as render_jinja_template does
+                variables = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self._special}
+                blocks.extend(self._compiled.generate(messages=messages, **variables))
+            return "".join(blocks), generated
+        except Exception as error:  # a template can raise any type of exception
+            raise UserError(f"the chat template rejects the messages: {error}") from None
 
-    def _check_prompts(self, tokens: list[int], whole: str, messages: Messages) -> None:
-        """What the model is given to answer must be tokenized as in training, or it learns from a prompt never seen."""
+    def _check_prompts(self, tokens: list[int], text: str, messages: Messages) -> None:
+        """Check that each prompt is tokenized alone, as in evaluation, as it is within the conversation."""
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = self._text(messages[:turn], prompt=True)[0]
+            prompt = self._apply_template(messages[:turn], prompt=True)[0]
             ids = self._backend.encode(prompt, add_special_tokens=False).ids
-            if not whole.startswith(prompt) or [t if t >= 0 else ~t for t in tokens[: len(ids)]] != ids:
+            if not text.startswith(prompt) or [t if t >= 0 else ~t for t in tokens[: len(ids)]] != ids:
                 raise UserError(
-                    "the prompt's tokens are no prefix of the conversation's (the chat template or the tokenizer joins "
-                    "prompt and response); give the template {% generation %} markers"
+                    "the tokens of the prompt are not a prefix of the conversation's tokens (the chat template or the "
+                    "tokenizer merges prompt and response); add {% generation %} markers to the template"
                 )
 
 
 def _token_spans(encoding: Encoding, characters: int, spans: list[Span]) -> list[Span]:
-    """Spans of characters as spans of tokens; a token that holds a span's first or last character belongs to it."""
-    found = []
+    """Convert spans of characters to spans of tokens, which include the tokens of the first and the last character."""
+    token_spans = []
     for start, end in spans:
         first, after = _token_at(encoding, start, end), _token_at(encoding, end, characters)
         if first is None:
             continue
         last = len(encoding.ids) if after is None else after
         if after is not None and encoding.char_to_token(end - 1) == after:
-            last += 1  # one token holds the end of the span and what follows
-        found.append((first, last))
-    return found
+            last += 1  # this token contains the end of the span and the text after it
+        token_spans.append((first, last))
+    return token_spans
 
 
 def _token_at(encoding: Encoding, start: int, end: int) -> int | None:
-    """The first token that holds a character of [start, end)."""
-    for place in range(start, end):
-        token = encoding.char_to_token(place)
+    """Return the first token that contains a character of [start, end), or None."""
+    for position in range(start, end):
+        token = encoding.char_to_token(position)
         if token is not None:
             return token
     return None

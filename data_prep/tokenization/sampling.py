@@ -1,22 +1,30 @@
-"""Text for tokenizer training: languages in proportion to (their size) ** alpha, so that small ones are not starved."""
+"""Sampling of text for tokenizer training, in which small languages get more than their proportion."""
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.records import plan_pieces, read_piece
+from data_prep.records import read_records
 from pipeline.common.errors import UserError
 
 
 def sample_texts(paths: list[Path], alpha: float, max_characters: int) -> Iterator[str]:
-    """The message texts of canonical files, about `max_characters` or as many as there are, streamed.
+    """Yield message texts of canonical files, with the languages in proportion to their size ** alpha.
 
-    Language l gets a share proportional to n_l ** alpha of the characters, n_l being its own number: alpha 1 keeps the
-    proportions, 0 makes all languages equal. Texts of a language are taken evenly, or repeated where its share exceeds
-    what it has. Raises UserError for unreadable records and for alpha outside 0 .. 1.
+    A language of n characters gets a fraction proportional to n ** alpha of the sampled characters: alpha 1 keeps the
+    proportions and 0 makes all languages equal. The texts of a language are sampled evenly, and repeated if its
+    fraction is larger than the language. The files are read twice and never held in memory.
+
+    Args:
+        paths: JSON Lines and Parquet files of canonical records.
+        alpha: Exponent in [0, 1].
+        max_characters: Approximate number of characters to sample; all there are if the files have fewer.
+
+    Raises:
+        UserError: A record is malformed, or alpha lies outside [0, 1].
     """
     if not 0 <= alpha <= 1:
-        raise UserError(f"--alpha must lie in 0 .. 1, not {alpha}")
+        raise UserError(f"--alpha must be in [0, 1], not {alpha}")
     sizes: Counter = Counter()
     for lang, text in _texts(paths):
         sizes[lang] += len(text)
@@ -32,7 +40,7 @@ def sample_texts(paths: list[Path], alpha: float, max_characters: int) -> Iterat
 
 
 def _texts(paths: list[Path]) -> Iterator[tuple[str, str]]:
-    for piece in plan_pieces(paths):
-        for _, record in read_piece(piece):
-            for message in record.messages:
-                yield record.lang, message["content"]
+    """Yield language and content of each message."""
+    for record in read_records(paths):
+        for message in record.messages:
+            yield record.lang, message["content"]

@@ -1,4 +1,4 @@
-"""Tokenizers: load one, name its content by a hash, train one with SentencePiece."""
+"""Load tokenizers, hash their content, and train them with SentencePiece."""
 
 import hashlib
 import io
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -15,13 +16,14 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from pipeline.common.errors import UserError
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
-# The end of the assistant's turn is supervised too: that is how the model learns to stop.
+# The stop token after an assistant message is supervised, so that the model learns to stop.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{%- for message in messages -%}"
@@ -35,13 +37,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with a chat template, a pad and an eos token that differ.
+def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with the class that its own files declare.
 
-    name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets our chat template. Raises
-    UserError where it cannot be loaded or lacks one of these.
+    Args:
+        name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets this project's chat template.
+        for_training: also require what packing and training need: a fast tokenizer, a usable chat template, and a pad
+            token and an eos token that differ.
+
+    Raises:
+        UserError: it cannot be loaded, or it lacks something that training needs.
     """
-    if str(name).endswith(".model"):
+    if str(name).endswith(".model") and not Path(name).is_dir():
         try:
             return from_sentencepiece(Path(name).read_bytes(), str(name))
         except OSError as error:
@@ -49,9 +56,27 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if not Path(name).is_dir() and _is_path(str(name)):
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file or an absent hub makes the library raise
+        tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file or an unreachable hub makes the library raise
         raise UserError(f"{name}: cannot be loaded as a tokenizer ({_first_line(error)})") from None
+    if for_training:
+        _check_for_training(name, tokenizer)
+    return tokenizer
+
+
+def _tokenizer_class(name: str | Path) -> Any:
+    """Return the class to load a tokenizer with.
+
+    If config.json names qwen2 (or one of some other families), AutoTokenizer uses that family's class even if the
+    tokenizer declares a generic one. The family's own pre-tokenizer then replaces the one in tokenizer.json, and a
+    tokenizer trained by data_prep would split text differently.
+    """
+    declared = get_tokenizer_config(name).get("tokenizer_class")
+    return PreTrainedTokenizerFast if declared in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+
+
+def _check_for_training(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if a tokenizer lacks something that packing and training need."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json can be made of it)")
     if not tokenizer.chat_template:
@@ -64,11 +89,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(f"{name}: the pad token is the eos token; give the tokenizer a pad token of its own")
-    return tokenizer
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name that is no directory was meant as one, and not as a hub id (NAME or ORGANIZATION/NAME)."""
+    """Return whether a name is a path rather than a hub id (NAME or ORGANIZATION/NAME), if it is not a directory."""
     return name.startswith((".", os.sep)) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 
 
@@ -77,14 +101,15 @@ def _first_line(error: Exception) -> str:
 
 
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex SHA-256 of the chat template."""
+    """Return the hex SHA-256 of the chat template."""
     return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex SHA-256 of what decides the tokens of a conversation: vocabulary, rules, special tokens, chat template.
+    """Return the hex SHA-256 of everything that determines a conversation's tokens.
 
-    The same on every machine and wherever the tokenizer lies; what calls change (padding, truncation) is left out.
+    This is the vocabulary, the tokenization rules, the special tokens and the chat template. It does not depend on the
+    machine, the path of the tokenizer, or the padding and truncation of earlier calls.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None
@@ -94,11 +119,19 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a SentencePiece BPE model and return it as a transformers tokenizer with our chat template.
+    """Train a SentencePiece BPE model and return it as a transformers tokenizer with `CHAT_TEMPLATE`.
 
-    Byte fallback, so that no text is unknown; digits apart; no normalization, so that decoding gives the text back.
-    BPE and not unigram: unigram finds its pieces among distinct words, and text from templates has few of them. Raises
-    UserError where SentencePiece cannot train: no text, or fewer tokens than characters, or more than it finds merges.
+    It has byte fallback, so that no text is unknown, splits numbers into digits, and does not normalize, so that
+    decoding restores the text. Unigram models are not used because they choose their vocabulary among distinct words,
+    of which text from templates has few.
+
+    Args:
+        texts: Training text.
+        vocab_size: Number of tokens, special tokens included.
+
+    Raises:
+        UserError: SentencePiece cannot train: there is no text, or `vocab_size` is smaller than the number of
+            characters or larger than the number of merges allows.
     """
     model = io.BytesIO()
     try:
@@ -128,10 +161,16 @@ def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> PreTrainedTokenizerFast:
-    """A SentencePiece model (BPE or unigram) as a transformers tokenizer with our special tokens and chat template.
+    """Convert a SentencePiece model to a transformers tokenizer with the special tokens and template of this module.
 
-    Special tokens that the model lacks are added behind its vocabulary. Raises UserError where the bytes are no such
-    model, or the result would tokenize otherwise than SentencePiece does.
+    Special tokens that the model lacks are added after its vocabulary.
+
+    Args:
+        model: Content of a BPE or unigram model file.
+        name: Name of the model in error messages.
+
+    Raises:
+        UserError: `model` is not such a model, or the result would not tokenize as SentencePiece does.
     """
     proto = ModelProto()
     try:
@@ -143,9 +182,10 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
         raise UserError(f"{name}: not a SentencePiece model")
     backend = _backend(proto, name)
     special = ["<s>", "</s>", "<pad>", "<unk>"]
-    for place, number in enumerate((processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())):
-        if number >= 0:
-            special[place] = processor.id_to_piece(number)
+    special_ids = (processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())
+    for position, token_id in enumerate(special_ids):
+        if token_id >= 0:  # SentencePiece returns -1 for a token that the model lacks
+            special[position] = processor.id_to_piece(token_id)
     symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED and len(p.piece) > 1]
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in (*special, *ROLES)])
     backend.add_tokens([AddedToken(token, normalized=False) for token in symbols])
@@ -156,7 +196,7 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
     for text in sample:
         if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise UserError(
-                f"{name}: rules that cannot be taken over (at {text!a}); convert it to a tokenizer directory"
+                f"{name}: has rules that cannot be converted (they change {text!a}); give a tokenizer directory instead"
             )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -168,7 +208,7 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
 
 
 def _backend(proto: ModelProto, name: str) -> Tokenizer:
-    """The model, normalizer, word cut and decoder that a SentencePiece model describes."""
+    """Build the model, normalizer, pre-tokenizer and decoder that a SentencePiece model describes."""
     scores = {piece.piece: piece.score for piece in proto.pieces}
     spec, rules = proto.trainer_spec, proto.normalizer_spec
     if spec.model_type == spec.BPE:
@@ -186,10 +226,10 @@ def _backend(proto: ModelProto, name: str) -> Tokenizer:
     if rules.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if rules.add_dummy_prefix:
-        steps.append(normalizers.Prepend(" "))  # Metaspace's own way spares text that begins with a space
+        steps.append(normalizers.Prepend(" "))  # Metaspace would not prepend to text that begins with a space
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
-    # Where no piece holds a space but at its start, cutting there changes no token and lets words be remembered.
+    # If no token contains a space after its start, splitting at spaces changes no token and allows caching words.
     split = not any("▁" in piece[1:] for piece in scores)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=split)
     decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -200,9 +240,9 @@ def _backend(proto: ModelProto, name: str) -> Tokenizer:
 
 
 def save(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Write a tokenizer directory, whole or not at all. Raises UserError where something is in its place."""
+    """Write a tokenizer directory atomically. Raises UserError if `output` is not empty or cannot be written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: already there; remove it or name another output")
+        raise UserError(f"{output}: already exists; remove it or give another --output")
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -1,7 +1,7 @@
-"""Tokenizing word by word with a cache: the tokens of the `tokenizers` library, several times faster on running text.
+"""Word-by-word tokenization with a cache: several times faster than the `tokenizers` library, with the same tokens.
 
-A fast tokenizer cuts text at added tokens, then into words, and tokenizes every word by itself. Where the rules of that
-cut are ones this module knows, a word's tokens can be remembered. `WordEncoder.of` says where.
+A fast tokenizer splits text at added tokens and then into words, and tokenizes every word independently. The tokens of
+a word can therefore be cached if the tokenizer splits text before spaces, which `WordEncoder.for_backend` checks.
 """
 
 import json
@@ -12,14 +12,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-CACHED_WORDS = 100_000  # of each kind; running text repeats far fewer
-CACHED_LENGTH = 40  # characters; longer words, as of scripts without spaces, hardly repeat
+CACHED_WORDS = 100_000  # entries of one cache; ordinary text repeats far fewer words
+CACHED_LENGTH = 40  # characters; longer words, such as those of scripts without spaces, are rarely repeated
 
 Span = tuple[int, int]
 
 
-def fold(ids: list[int], spans: list[Span]) -> list[int]:
-    """Token ids with those within `spans` of tokens as complements: how ids and mask travel as one."""
+def complement_spans(ids: list[int], spans: list[Span]) -> list[int]:
+    """Return token ids in which the ids within `spans` of tokens are complements, which encodes ids and mask in one."""
     tokens = list(ids)
     for start, end in spans:
         tokens[start:end] = [~i for i in ids[start:end]]
@@ -27,7 +27,7 @@ def fold(ids: list[int], spans: list[Span]) -> list[int]:
 
 
 class _Cache(dict):
-    """Word -> its token ids, computed when first asked for."""
+    """Token ids by word, computed on first access."""
 
     def __init__(self, tokenize: Callable[[str], list[int]]):
         super().__init__()
@@ -40,63 +40,72 @@ class _Cache(dict):
         return ids
 
 
-# The ways to cut text into words under which text falls apart before every space that follows a visible character: no
-# alternative of these patterns goes on over such a place, none looks back, and what they look ahead at is white space.
+# Pre-tokenizer patterns that split text before every space that follows a visible character: no alternative matches
+# across such a position or looks behind, and the only lookahead is at white space.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = {
+SPLIT_PATTERNS = {
     _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST,  # Qwen 2, 2.5, 3
     _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST,  # Llama 3, cl100k
 }
 _INNER_SPACE = re.compile(r"\s ")
-_CUT = re.compile(r"(?<=\S)(?= )")
+_WORD_START = re.compile(r"(?<=\S)(?= )")
 
 
-def _cuts_before_spaces(cut: dict[str, Any] | None) -> bool:
-    """Whether a pre-tokenizer, as tokenizer.json spells it, is one of those known to."""
-    if cut is None:
+def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
+    """Return whether a pre-tokenizer, as in tokenizer.json, is one that is known to split before spaces."""
+    if pre_tokenizer is None:
         return False
-    if cut["type"] == "Metaspace":
-        return (cut["replacement"], cut["prepend_scheme"], cut["split"]) == ("▁", "never", True)
-    if cut["type"] == "ByteLevel":
-        return cut["use_regex"] and not cut["add_prefix_space"]  # GPT-2's pattern
-    if cut["type"] == "Sequence" and [one["type"] for one in cut["pretokenizers"]] == ["Split", "ByteLevel"]:
-        split, byte_level = cut["pretokenizers"]
-        known = split["pattern"].get("Regex") in _PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
+    kind = pre_tokenizer["type"]
+    if kind == "Metaspace":
+        settings = (pre_tokenizer["replacement"], pre_tokenizer["prepend_scheme"], pre_tokenizer["split"])
+        return settings == ("▁", "never", True)
+    if kind == "ByteLevel":
+        return pre_tokenizer["use_regex"] and not pre_tokenizer["add_prefix_space"]  # GPT-2's pattern
+    if kind == "Sequence" and [step["type"] for step in pre_tokenizer["pretokenizers"]] == ["Split", "ByteLevel"]:
+        split, byte_level = pre_tokenizer["pretokenizers"]
+        known = (
+            split["pattern"].get("Regex") in SPLIT_PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
+        )
         return known and not byte_level["use_regex"] and not byte_level["add_prefix_space"]
     return False
 
 
 class WordEncoder:
-    """Tokens of text for tokenizers that cut it before spaces: SentencePiece's way as ours, GPT-2, Llama 3, Qwen."""
+    """Encoder for tokenizers that split before spaces: SentencePiece models without dummy prefix, GPT-2, Llama 3, Qwen.
+
+    Args:
+        backend: Tokenizer whose tokens to reproduce.
+        added: Ids of its added tokens, special tokens included.
+    """
 
     def __init__(self, backend: Tokenizer, added: dict[str, int]):
         self._added = added
         longest_first = sorted(added, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split
-        normalizer, cut, model = backend.normalizer, backend.pre_tokenizer, backend.model
+        normalizer, pre_tokenizer, model = backend.normalizer, backend.pre_tokenizer, backend.model
 
         def ids(text: str) -> list[int]:
             text = normalizer.normalize_str(text) if normalizer else text
-            return [token.id for word, _ in cut.pre_tokenize_str(text) for token in model.tokenize(word)]
+            return [token.id for word, _ in pre_tokenizer.pre_tokenize_str(text) for token in model.tokenize(word)]
 
         def complements(text: str) -> list[int]:
             return [~i for i in ids(text)]
 
-        # First words of a segment, and the others, which have a space before; apart for supervised text.
+        # By supervised or not: a cache for the first word of a segment, and one for the others, which follow a space.
         self._caches = {
             False: (_Cache(ids), _Cache(lambda word: ids(" " + word))),
             True: (_Cache(complements), _Cache(lambda word: complements(" " + word))),
         }
 
     @classmethod
-    def of(cls, backend: Tokenizer) -> "WordEncoder | None":
-        """An encoder with the same tokens as `backend`, or None where its rules are not known here."""
+    def for_backend(cls, backend: Tokenizer) -> "WordEncoder | None":
+        """Return an encoder that gives the same tokens as `backend`, or None if its rules are not supported."""
         rules = json.loads(backend.to_str())
         normalizer, added = rules["normalizer"], rules["added_tokens"]
         known = (
-            (normalizer is None or normalizer == {"type": "NFC"})  # composes nothing over a space
-            and _cuts_before_spaces(rules["pre_tokenizer"])
+            (normalizer is None or normalizer == {"type": "NFC"})  # does not compose characters across a space
+            and _splits_before_spaces(rules["pre_tokenizer"])
             and rules["model"]["type"] in ("BPE", "Unigram")
             and not rules["model"].get("dropout")
             and added
@@ -106,29 +115,32 @@ class WordEncoder:
         return cls(backend, {token["content"]: token["id"] for token in added}) if known else None
 
     def encode(self, text: str, spans: list[Span]) -> list[int] | None:
-        """Token ids, as complements within `spans` of characters; None where a span does not lie between cuts."""
+        """Return the token ids of a text, as complements within `spans` of characters.
+
+        Returns None if a span starts or ends elsewhere than at the start or end of the text or of an added token.
+        """
         tokens: list[int] = []
-        edges = {edge for span in spans for edge in span}
-        coming = iter(spans)
-        span = next(coming, None)
-        place = 0
+        boundaries = {boundary for span in spans for boundary in span}
+        remaining = iter(spans)
+        span = next(remaining, None)
+        position = 0
         for number, segment in enumerate(self._split(text)):
-            edges.discard(place)
-            while span is not None and place >= span[1]:
-                span = next(coming, None)
-            supervised = span is not None and place >= span[0]
-            place += len(segment)
-            if number % 2:
+            boundaries.discard(position)
+            while span is not None and position >= span[1]:
+                span = next(remaining, None)
+            supervised = span is not None and position >= span[0]
+            position += len(segment)
+            if number % 2:  # re.split puts the added tokens at the odd indices
                 token = self._added[segment]
                 tokens.append(~token if supervised else token)
             elif segment:
                 first, others = self._caches[supervised]
-                if _INNER_SPACE.search(segment):  # longer runs of white space stay with the word behind them
-                    tokens.extend(chain.from_iterable(map(first.__getitem__, _CUT.split(segment))))
+                if _INNER_SPACE.search(segment):  # a run of white space belongs to the word after it
+                    tokens.extend(chain.from_iterable(map(first.__getitem__, _WORD_START.split(segment))))
                     continue
                 start, *words = segment.split(" ")
                 if start:
                     tokens += first[start]
                 tokens.extend(chain.from_iterable(map(others.__getitem__, words)))
-        edges.discard(place)
-        return None if edges else tokens
+        boundaries.discard(position)
+        return None if boundaries else tokens

@@ -1,1 +1,1 @@
-""""""
+"""Benchmarks. Nothing outside this package imports it."""

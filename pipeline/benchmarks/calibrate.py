@@ -1,4 +1,4 @@
-"""The plan's seconds for a CPU: rates measured alone, two constants fitted on `pipeline.benchmarks.plan`."""
+"""Fit the planner's step time to a CPU: two measured rates, and two constants fitted on `pipeline.benchmarks.plan`."""
 
 import os
 import statistics
@@ -9,32 +9,33 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.benchmarks.common import Row
 from pipeline.common.hardware import Device
-from pipeline.plan.step_time import step_time
-from pipeline.plan.workload import Run
+from pipeline.plan.prediction import Cluster, Prediction
+from pipeline.plan.workload import PlannedRun
 
 PROBES = 31
 
 
 def probe() -> dict[str, float]:
-    """What this rank's processor does while all ranks do the same: FLOP/s of a matrix product, bytes/s of exp."""
+    """Measure FLOP/s of a matrix product and bytes/s of an exponential on this rank, while all ranks do the same."""
     a, b, x = torch.randn(1024, 256), torch.randn(256, 1024), torch.randn(1 << 20)
 
-    def seconds(work: Callable[[], Any]) -> float:
+    def median_seconds(operation: Callable[[], Any]) -> float:
         times = []
         for _ in range(PROBES):
             started = time.process_time()
-            work()
+            operation()
             times.append(time.process_time() - started)
         return statistics.median(times)
 
-    products, passes = seconds(lambda: a @ b), seconds(lambda: torch.exp(x))
-    return {"flops": 2 * a.numel() * b.shape[1] / products, "bytes_per_s": 2 * x.nbytes / passes}
+    product, exponential = median_seconds(lambda: a @ b), median_seconds(lambda: torch.exp(x))
+    return {"flops": 2 * a.numel() * b.shape[1] / product, "bytes_per_s": 2 * x.nbytes / exponential}
 
 
-def cpu(probed: dict[str, float], module_seconds: float, hop_seconds: float) -> Device:
-    """A core of this machine; messages go through its own memory."""
-    tflops, gb_s = probed["flops"] / 1e12, probed["bytes_per_s"] / 1e9
+def cpu_device(rates: dict[str, float], module_seconds: float, hop_seconds: float) -> Device:
+    """Describe a core of this machine as a device whose messages go through its own memory."""
+    tflops, gb_s = rates["flops"] / 1e12, rates["bytes_per_s"] / 1e9
     return Device(
         name="CPU",
         memory_gib=1,
@@ -53,59 +54,84 @@ def cpu(probed: dict[str, float], module_seconds: float, hop_seconds: float) -> 
     )
 
 
-def planned_seconds(run: Run, device: Device) -> float:
-    """Of one step: a rank does everything itself, one thing after the other, and ranks take turns on the cores."""
-    found = step_time(run, device, run.ranks)
-    turns = max(1.0, run.ranks / (os.cpu_count() or 1))
-    return turns * (sum(found.compute.values()) + sum(found.messages.values()))
+def predicted_seconds(run: PlannedRun, device: Device) -> float:
+    """Predict a step on CPUs: nothing overlaps, and ranks share the cores if there are more ranks than cores."""
+    time = Prediction(run, Cluster(1, run.ranks, device)).time
+    ranks_per_core = max(1.0, run.ranks / (os.cpu_count() or 1))
+    return ranks_per_core * (sum(time.compute.values()) + sum(time.messages.values()))
 
 
-def beside(name: str, expected: float, measured: float, digits: int) -> dict[str, float]:
-    """{name: measured, planned_name: expected, name_error: relative}; an error of 0 where nothing was measured."""
-    error = round(expected / measured - 1, 4) if measured else 0.0
-    return {name: round(measured, digits), f"planned_{name}": round(expected, digits), f"{name}_error": error}
+def with_error(name: str, predicted: float, measured: float, digits: int) -> dict[str, float]:
+    """Return {name: measured, planned_name: predicted, name_error: relative error, or 0 if `measured` is 0}."""
+    error = round(predicted / measured - 1, 4) if measured else 0.0
+    return {name: round(measured, digits), f"planned_{name}": round(predicted, digits), f"{name}_error": error}
 
 
-def calibrate(rows: list[dict[str, Any]], runs: list[Run], probed: dict[int, dict[str, float]]) -> None:
-    """Fit the time of a module's hooks and of a hop on all rows, measured `step_s` in each; adds seconds planned.
+class StepTimeFit:
+    """Least-squares fit of the seconds per module and per hop to measured step times.
 
-    Prints also what the rows of each case come to by constants fitted on all other cases.
+    The predicted step time is linear in both constants, so three predictions per run determine it.
     """
 
-    def terms(run: Run) -> tuple[float, float, float]:
-        """Seconds without both, and for each second of one: `planned_seconds` is linear in them."""
-        base, module, hop = (planned_seconds(run, cpu(probed[run.ranks], *s)) for s in ((0, 0), (1, 0), (0, 1)))
-        return base, module - base, hop - base
+    def __init__(self, rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str, float]]) -> None:
+        def coefficients(run: PlannedRun) -> tuple[float, float, float]:
+            base, module, hop = (
+                predicted_seconds(run, cpu_device(rates[run.ranks], *constants))
+                for constants in ((0, 0), (1, 0), (0, 1))
+            )
+            return base, module - base, hop - base
 
-    base, modules, hops = np.array([terms(run) for run in runs]).T
-    measured, cases = np.array([row["step_s"] for row in rows]), np.array([row["case"] for row in rows])
-    module_grid, hop_grid = np.meshgrid(np.geomspace(1e-4, 1e-2, 200), np.geomspace(1e-5, 1e-2, 200))
+        self.base, self.modules, self.hops = np.array([coefficients(run) for run in runs]).T
+        self.measured = np.array([row["step_s"] for row in rows])
+        self.module_grid, self.hop_grid = np.meshgrid(np.geomspace(1e-4, 1e-2, 200), np.geomspace(1e-5, 1e-2, 200))
 
-    def fit(used: np.ndarray) -> tuple[float, float]:
-        squares = np.zeros_like(module_grid)
-        for b, m, h, seconds in zip(base[used], modules[used], hops[used], measured[used], strict=True):
-            squares += np.log((b + m * module_grid + h * hop_grid) / seconds) ** 2
-        return float(module_grid.flat[squares.argmin()]), float(hop_grid.flat[squares.argmin()])
+    def fit(self, selected: np.ndarray) -> tuple[float, float]:
+        """Search the grid for the constants with the least squared log error on the selected rows."""
+        squares = np.zeros_like(self.module_grid)
+        terms = (self.base, self.modules, self.hops, self.measured)
+        for base, modules, hops, seconds in zip(*(term[selected] for term in terms), strict=True):
+            squares += np.log((base + modules * self.module_grid + hops * self.hop_grid) / seconds) ** 2
+        best = squares.argmin()
+        return float(self.module_grid.flat[best]), float(self.hop_grid.flat[best])
 
-    for ranks, rates in probed.items():
-        print(f"{ranks} ranks: {rates['flops'] / 1e9:.0f} GFLOP/s, {rates['bytes_per_s'] / 1e9:.1f} GB/s")
-    module, hop = fit(np.ones(len(rows), bool))
-    print(f"fitted: {module * 1e3:.2f} ms per module, {hop * 1e3:.2f} ms per hop")
-    planned = base + module * modules + hop * hops
-    told = {"step time": planned}
-    if len(set(cases)) > 1:
-        others = told["by constants of the other cases"] = np.zeros(len(rows))
+    def predict(self, module_seconds: float, hop_seconds: float) -> np.ndarray:
+        """Return the predicted seconds of all rows."""
+        return self.base + module_seconds * self.modules + hop_seconds * self.hops
+
+    def cross_validate(self, cases: np.ndarray) -> np.ndarray:
+        """Predict the rows of each case with constants fitted on all other cases."""
+        predicted = np.zeros(len(cases))
         for case in set(cases):
-            left = cases == case
-            module, hop = fit(~left)
-            others[left] = (base + module * modules + hop * hops)[left]
-    for name, seconds in told.items():
-        errors = abs(seconds / measured - 1)
-        within, half = (errors <= 0.25).sum(), np.median(errors)
+            held_out = cases == case
+            predicted[held_out] = self.predict(*self.fit(~held_out))[held_out]
+        return predicted
+
+
+def calibrate(rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str, float]]) -> None:
+    """Fit the time of module hooks and of a hop to the measured `step_s`, and add the predicted times to the rows.
+
+    Prints the errors of the fit, and of each case with constants fitted on all other cases.
+
+    Args:
+        rows: measurements; one per run.
+        rates: result of `probe` by number of ranks.
+    """
+    for ranks, rate in rates.items():
+        print(f"{ranks} ranks: {rate['flops'] / 1e9:.0f} GFLOP/s, {rate['bytes_per_s'] / 1e9:.1f} GB/s")
+    fit, cases = StepTimeFit(rows, runs, rates), np.array([row["case"] for row in rows])
+    module_seconds, hop_seconds = fit.fit(np.ones(len(rows), bool))
+    print(f"fitted: {module_seconds * 1e3:.2f} ms per module, {hop_seconds * 1e3:.2f} ms per hop")
+    fitted = fit.predict(module_seconds, hop_seconds)
+    predictions = {"step time": fitted}
+    if len(set(cases)) > 1:
+        predictions["with constants of the other cases"] = fit.cross_validate(cases)
+    for name, predicted in predictions.items():
+        errors = abs(predicted / fit.measured - 1)
         print(
-            f"{name}: {within} of {len(rows)} rows within 25 %, half within {half:.1%}, the worst at {errors.max():.1%}"
+            f"{name}: {(errors <= 0.25).sum()} of {len(rows)} rows within 25 %, median error {np.median(errors):.1%}, "
+            f"largest error {errors.max():.1%}"
         )
-    for run, row, seconds in zip(runs, rows, planned, strict=True):
-        rates = probed[run.ranks]
-        row |= beside("step_s", float(seconds), row["step_s"], 4)
-        row |= {"core_gflops": round(rates["flops"] / 1e9, 1), "core_gb_s": round(rates["bytes_per_s"] / 1e9, 2)}
+    for run, row, seconds in zip(runs, rows, fitted, strict=True):
+        rate = rates[run.ranks]
+        row |= with_error("step_s", float(seconds), row["step_s"], 4)
+        row |= {"core_gflops": round(rate["flops"] / 1e9, 1), "core_gb_s": round(rate["bytes_per_s"] / 1e9, 2)}

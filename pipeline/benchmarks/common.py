@@ -1,11 +1,17 @@
-"""What the benchmarks of training share: random packed rows, and ranks of this machine."""
+"""Helpers that several benchmarks share: random packed rows, local ranks, CSV files, plots."""
 
+import csv
+import json
 import os
-import socket
+import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,19 +21,66 @@ from pipeline.common import distributed
 from pipeline.data.micro_batch import MicroBatch, collate
 
 ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "runs" / "bench"  # default folder of results
+
+Row = dict[str, Any]  # of a CSV file
 
 
-def random_batch(vocab_size: int, rows: int, tokens: int, sequence: int, step: int) -> MicroBatch:
-    """Packed rows of pairs of sequences, two thirds of each supervised, different on every rank and step."""
+def processor_name() -> str:
+    """Return the CPU model of this machine."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine(device: str) -> str:
+    """Return the name of the GPU, or of the CPU with its number of threads. `device`: "cuda" or "cpu"."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write rows with the columns of the first one; create the folder if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_row(row: Row, columns: int) -> None:
+    """Print the first columns of a row as key=value."""
+    print("  ".join(f"{key}={row[key]}" for key in list(row)[:columns]), flush=True)
+
+
+def pyplot() -> ModuleType:
+    """Import matplotlib.pyplot with a backend that needs no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, step: int) -> MicroBatch:
+    """Return packed rows of sequence pairs that differ on every rank and step; two thirds are target tokens.
+
+    Args:
+        rows: packed rows of the micro-batch.
+        tokens: length of a row; the part that does not fill a sequence is left out.
+    """
     generator = np.random.default_rng([step, distributed.rank()])
-    count = tokens // sequence
-    ids = generator.integers(0, vocab_size, (rows, count * sequence)).astype(np.int32)
-    is_target = np.arange(count * sequence) % sequence >= sequence // 3
+    count = tokens // sequence_length
+    ids = generator.integers(0, vocab_size, (rows, count * sequence_length)).astype(np.int32)
+    is_target = np.arange(count * sequence_length) % sequence_length >= sequence_length // 3
     packed = [
         PackedRow(
             row,
             np.where(is_target, row, IGNORE).astype(np.int32),
-            np.full(count, sequence, np.int32),
+            np.full(count, sequence_length, np.int32),
             [f"{b}-{i // 2}" for i in range(count)],
             ["en" if i % 2 == 0 else "sw" for i in range(count)],
             [PIVOT if i % 2 == 0 else TRANSLATION for i in range(count)],
@@ -37,25 +90,34 @@ def random_batch(vocab_size: int, rows: int, tokens: int, sequence: int, step: i
     return collate(packed, ["en", "sw"], 0)
 
 
-def run_ranks(ranks: int, words: Sequence[str]) -> list[str]:
-    """`python WORDS` on ranks of this machine, on CPUs where there is no GPU; the lines of rank 0's output.
+@contextmanager
+def persistent_parameters_gathered_one_by_one() -> Iterator[None]:
+    """Make engines built in this context gather persistent parameters as DeepSpeed does, one collective each."""
+    with mock.patch("pipeline.zero3.engine.gather_together_after_steps"):
+        yield
 
-    Raises RuntimeError where a rank fails; what it wrote to standard error is seen.
+
+def run_ranks(ranks: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Run `python ARGUMENTS` on ranks of this machine, on CPUs if there is no GPU.
+
+    Returns:
+        The JSON objects that rank 0 prints, one per line. Its other output is dropped. Standard error is passed on.
+
+    Raises:
+        RuntimeError: a rank fails.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = distributed.free_port()
     processes = []
     for rank in range(ranks):
-        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-        environment = {**os.environ, **{k: str(v) for k, v in facts.items()}, "MASTER_ADDR": "127.0.0.1"}
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+        environment = {**os.environ, **{k: str(v) for k, v in variables.items()}, "MASTER_ADDR": "127.0.0.1"}
         environment |= {"PYTHONWARNINGS": "ignore"}
         if not torch.cuda.is_available():
             threads = max(1, (os.cpu_count() or 1) // ranks)
             environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, *words]
+        command = [sys.executable, *arguments]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
     outputs = [process.communicate()[0] for process in processes]
     if statuses := {rank: p.returncode for rank, p in enumerate(processes) if p.returncode}:
-        raise RuntimeError(f"{' '.join(words[:2])}: statuses by rank {statuses}")
-    return outputs[0].splitlines()
+        raise RuntimeError(f"python {' '.join(arguments[:2])} failed; exit status by rank: {statuses}")
+    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("{")]

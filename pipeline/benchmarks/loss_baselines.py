@@ -1,7 +1,7 @@
-"""The contestants of `pipeline.benchmarks.loss`: this loss, what a user would write otherwise, and the floor.
+"""Variants that `pipeline.benchmarks.loss` compares: this loss, the alternatives, and a lower bound.
 
-Each is a function of a `Problem` that leaves the gradients of hidden states and of the tied [V, d] matrix behind.
-Shape letters: T supervised positions, V vocabulary, d hidden size, n sequences.
+Each variant is a function of `LossInputs` that computes the gradients of the hidden states and of the tied [V, d]
+matrix. Shape letters: T target tokens, V vocabulary, d hidden size.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.loss.softmax import accumulation_dtype, add_product_
 
 
 @dataclass(frozen=True)
-class Shape:
-    """T, V, d and the length of the sequences, which come in pairs of pivot and translation."""
+class LossShape:
+    """Sizes of the loss inputs. Sequences come in pairs of pivot and translation.
+
+    Attributes:
+        tokens: T.
+        vocab: V.
+        hidden: d.
+        sequence: target tokens of each sequence.
+    """
 
     tokens: int = 2048
     vocab: int = 32768
@@ -27,15 +35,23 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Of three matrix products."""
+        """FLOPs of three matrix products."""
         return 6.0 * self.tokens * self.vocab * self.hidden
 
 
 @dataclass
-class Problem:
-    """hidden [T, d] and the tied weight [V, d] with their gradients, targets [T] twice, buffers for the floor."""
+class LossInputs:
+    """Inputs of the loss, and buffers that are reused from call to call.
 
-    shape: Shape
+    Attributes:
+        hidden: [T, d] hidden states with a gradient.
+        weight: [V, d] tied matrix of head and input embedding with a gradient.
+        targets, targets_on_host: [T] token ids on the device and on the CPU.
+        accumulator: [V, d] gradient buffer.
+        logits: [T, V] buffer of the lower bound.
+    """
+
+    shape: LossShape
     hidden: Tensor
     weight: Tensor
     targets: Tensor
@@ -45,9 +61,12 @@ class Problem:
     logits: Tensor | None = None
 
     @classmethod
-    def random(cls, shape: Shape, dtype: torch.dtype, device: str, settings: LossSettings | None = None) -> "Problem":
+    def random(
+        cls, shape: LossShape, dtype: torch.dtype, device: str, settings: LossSettings | None = None
+    ) -> "LossInputs":
+        """Draw inputs from a fixed seed."""
         generator = torch.Generator(device).manual_seed(0)
-        # Logits of standard deviation 2: neither flat nor one-hot.
+        # Logits of standard deviation 2 are neither flat nor one-hot.
         hidden = torch.randn(shape.tokens, shape.hidden, generator=generator, device=device)
         weight = torch.randn(shape.vocab, shape.hidden, generator=generator, device=device) * (2 / shape.hidden**0.5)
         targets = torch.randint(0, shape.vocab, (shape.tokens,), generator=generator, device=device)
@@ -60,115 +79,118 @@ class Problem:
             settings or LossSettings(),
         )
 
-    def accumulated(self) -> Tensor:
-        """[V, d] zeros in fp32 or wider, kept from step to step as the training loop does."""
+    def zeroed_accumulator(self) -> Tensor:
+        """Return [V, d] zeros in fp32 or wider; the training loop also keeps this buffer from step to step."""
         if self.accumulator is None:
             return torch.zeros_like(self.weight, dtype=accumulation_dtype(self.weight.dtype), requires_grad=False)
         return self.accumulator.zero_()
 
-    def forget(self) -> None:
-        """What a training loop drops between steps."""
+    def clear_grads(self) -> None:
+        """Drop the gradients, as a training loop does between steps."""
         self.hidden.grad = self.weight.grad = None
 
 
-def _solar(problem: Problem, weight: float) -> None:
-    shape = problem.shape
+LossVariant = Callable[[LossInputs], None]
+
+
+def _solar(inputs: LossInputs, alignment_weight: float) -> None:
+    shape = inputs.shape
     count = shape.tokens // shape.sequence
-    number = torch.arange(count)
+    sequences = torch.arange(count)
     loss_batch = LossBatch(
-        targets=problem.targets_on_host,
+        targets=inputs.targets_on_host,
         lengths=torch.full((count,), shape.sequence),
-        pivot=number // 2 * 2 if weight else number,
-        problem=number // 2,
-        language=number % 2,
+        pivot=sequences // 2 * 2 if alignment_weight else sequences,
+        problem_id=sequences // 2,
+        language=sequences % 2,
     )
-    problem.accumulator = problem.accumulated()
-    shard = VocabularyShard(problem.weight.detach(), 0, problem.accumulator)
-    normalizers = LossNormalizers(float(shape.tokens), count / 2 if weight else 0.0)
-    result = solar_loss(
-        problem.hidden, loss_batch, Vocabulary(shape.vocab, shard, shard), problem.settings, weight, normalizers, 2
-    )
+    inputs.accumulator = inputs.zeroed_accumulator()
+    shard = VocabularyShard(inputs.weight.detach(), 0, inputs.accumulator)
+    vocabulary = Vocabulary(shape.vocab, shard, shard)
+    normalizers = LossNormalizers(float(shape.tokens), count / 2 if alignment_weight else 0.0)
+    result = solar_loss(inputs.hidden, loss_batch, vocabulary, inputs.settings, alignment_weight, normalizers, 2)
     result.loss.backward()
 
 
-def solar(problem: Problem) -> None:
-    """Cross entropy and alignment, this project's way."""
-    _solar(problem, 1.0)
+def solar(inputs: LossInputs) -> None:
+    """Compute cross entropy and alignment with this project's loss."""
+    _solar(inputs, 1.0)
 
 
-def solar_ce(problem: Problem) -> None:
-    """The same without pairs: cross entropy alone, no soft tokens."""
-    _solar(problem, 0.0)
+def solar_ce(inputs: LossInputs) -> None:
+    """Compute cross entropy alone with this project's loss: no pairs, no soft tokens."""
+    _solar(inputs, 0.0)
 
 
-def plain(problem: Problem) -> None:
-    """Cross entropy and soft tokens through autograd."""
-    logits = problem.hidden @ problem.weight.T
-    loss = F.cross_entropy(logits, problem.targets)
-    soft = torch.softmax(logits, dim=-1) @ problem.weight
-    u = soft.view(-1, problem.shape.sequence, problem.shape.hidden).mean(1)
-    loss = loss + (1 - F.cosine_similarity(u[1::2], u[::2].detach(), dim=1)).mean()
+def plain(inputs: LossInputs) -> None:
+    """Compute cross entropy and alignment of soft tokens by autograd over full logits."""
+    logits = inputs.hidden @ inputs.weight.T
+    loss = F.cross_entropy(logits, inputs.targets)
+    soft = soft_tokens(logits, inputs.weight)
+    pooled = soft.view(-1, inputs.shape.sequence, inputs.shape.hidden).mean(1)
+    loss = loss + (1 - F.cosine_similarity(pooled[1::2], pooled[::2].detach(), dim=1)).mean()
     loss.backward()
 
 
-def plain_ce(problem: Problem) -> None:
-    """Cross entropy alone through autograd."""
-    F.cross_entropy(problem.hidden @ problem.weight.T, problem.targets).backward()
+def plain_ce(inputs: LossInputs) -> None:
+    """Compute cross entropy alone by autograd over full logits."""
+    F.cross_entropy(inputs.hidden @ inputs.weight.T, inputs.targets).backward()
 
 
-def torch_chunked_ce(problem: Problem) -> None:
-    """Cross entropy alone by torch's chunked linear_cross_entropy."""
+def torch_chunked_ce(inputs: LossInputs) -> None:
+    """Compute cross entropy alone with torch's chunked linear_cross_entropy."""
     options = torch.nn.LinearCrossEntropyOptions()
-    F.linear_cross_entropy(problem.hidden, problem.weight, problem.targets, options=options).backward()
+    F.linear_cross_entropy(inputs.hidden, inputs.weight, inputs.targets, options=options).backward()
 
 
-def deepspeed_chunked_ce(problem: Problem) -> None:
-    """Cross entropy alone by DeepSpeed's row-blocked function on full logits."""
+def deepspeed_chunked_ce(inputs: LossInputs) -> None:
+    """Compute cross entropy alone with DeepSpeed's row-chunked function over full logits."""
     from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 
-    chunked_cross_entropy(problem.hidden @ problem.weight.T, problem.targets).backward()
+    chunked_cross_entropy(inputs.hidden @ inputs.weight.T, inputs.targets).backward()
 
 
-def liger_ce(problem: Problem) -> None:
-    """Cross entropy alone by Liger-Kernel."""
+def liger_ce(inputs: LossInputs) -> None:
+    """Compute cross entropy alone with Liger-Kernel."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
-    LigerFusedLinearCrossEntropyFunction.apply(problem.hidden, problem.weight, problem.targets)[0].backward()
+    LigerFusedLinearCrossEntropyFunction.apply(inputs.hidden, inputs.weight, inputs.targets)[0].backward()
 
 
-def cce(problem: Problem) -> None:
-    """Cross entropy alone by Apple's cut-cross-entropy."""
+def cce(inputs: LossInputs) -> None:
+    """Compute cross entropy alone with Apple's cut-cross-entropy."""
     from cut_cross_entropy import linear_cross_entropy
 
-    linear_cross_entropy(problem.hidden, problem.weight, problem.targets).backward()
+    linear_cross_entropy(inputs.hidden, inputs.weight, inputs.targets).backward()
 
 
-def three_products(problem: Problem) -> None:
-    """The floor: z = H W^T, dH = dz W, dW = dz^T H into fp32, whole and nothing else."""
-    hidden, weight = problem.hidden.detach(), problem.weight.detach()
-    if problem.logits is None:
-        problem.logits = hidden.new_empty(problem.shape.tokens, problem.shape.vocab)
-        problem.accumulator = problem.accumulated()
-    assert problem.accumulator is not None
-    torch.mm(hidden, weight.T, out=problem.logits)
-    problem.logits @ weight
-    add_product_(problem.accumulator, problem.logits.T, hidden, 1.0)
+def three_products(inputs: LossInputs) -> None:
+    """Compute the lower bound: the products z = H W^T, dH = dz W, and dW = dz^T H into fp32, and nothing else."""
+    hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
+    if inputs.logits is None:
+        inputs.logits = hidden.new_empty(inputs.shape.tokens, inputs.shape.vocab)
+        inputs.accumulator = inputs.zeroed_accumulator()
+    assert inputs.accumulator is not None
+    torch.mm(hidden, weight.T, out=inputs.logits)
+    inputs.logits @ weight
+    add_product_(inputs.accumulator, inputs.logits.T, hidden, 1.0)
 
 
-def contestants(device: str) -> dict[str, Callable[[Problem], None]]:
-    """By name, those that run here; this loss first."""
-    found: dict[str, Callable[[Problem], None]] = {
+def loss_variants(device: str) -> dict[str, LossVariant]:
+    """Return the variants that are installed and run on the device, by name; this project's loss is first."""
+    variants: dict[str, LossVariant] = {
         "solar": solar,
         "solar CE": solar_ce,
         "three products": three_products,
+        "plain": plain,
+        "plain CE": plain_ce,
     }
-    found |= {"plain": plain, "plain CE": plain_ce}
     if hasattr(F, "linear_cross_entropy"):
-        found["torch chunked CE"] = torch_chunked_ce
+        variants["torch chunked CE"] = torch_chunked_ce
     if find_spec("deepspeed"):
-        found["DeepSpeed chunked CE"] = deepspeed_chunked_ce
+        variants["DeepSpeed chunked CE"] = deepspeed_chunked_ce
     if device == "cuda" and find_spec("liger_kernel"):
-        found["Liger CE"] = liger_ce
+        variants["Liger CE"] = liger_ce
     if device == "cuda" and find_spec("cut_cross_entropy"):
-        found["CCE"] = cce
-    return found
+        variants["CCE"] = cce
+    return variants

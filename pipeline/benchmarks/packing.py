@@ -1,12 +1,12 @@
-"""Benchmark: tokenize-and-pack throughput against `datasets.map` plus TRL's `pack_dataset`, ranks, and fill.
+"""Measure tokenize-and-pack throughput and packing efficiency, against `datasets.map` with TRL's `pack_dataset`.
 
-    python -m pipeline.benchmarks.packing --input X.jsonl --tokenizer DIR [--rounds 3]  (--rounds 0: fill alone)
+    python -m pipeline.benchmarks.packing --input X.jsonl --tokenizer DIR [--rounds 3]  (--rounds 0: efficiency alone)
 
-Every contender reads the same canonical file and leaves packed rows on disk, in a process of its own bound to one core
-(our own also on two ranks, and as two unrelated runs at once: what the machine's second core can add at all),
-alternating over the rounds; medians count. Imports and loading a tokenizer are not timed.
-On a machine that others use too, compare tokens per second of processor time.
-TRL is needed for its rows alone: `pip install -e .[bench]`.
+Every variant reads the same canonical file and writes packed rows to disk, in a process of its own bound to one core.
+data_prep also runs on two ranks, and twice at once as two independent runs, which shows what the second core of the
+machine can add at most. Variants run in turn for `rounds` rounds, and medians are reported. Imports and tokenizer
+loading are not timed. On a shared machine, compare tokens per second of processor time. Only the baselines need TRL:
+`pip install -e .[bench]`.
 """
 
 import argparse
@@ -23,33 +23,35 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.benchmarks.common import processor_name
 from pipeline.common.errors import UserError, exit_cleanly
 
-PEERS = {
+BASELINES = {
     "trl": "datasets.map per record with assistant mask, as TRL's SFTTrainer, + pack_dataset",
     "batched": "datasets.map in batches of 1000 with assistant mask + pack_dataset",
     "unmasked": "datasets.map in batches of 1000, rendered text without any mask, + pack_dataset",
 }
-OURS = "data_prep"
-APART = "data_prep twice at once"
+DATA_PREP = "data_prep"
+TWO_RUNS = "data_prep twice at once"
 
 
-def time_ours(args: argparse.Namespace, output: Path) -> dict:
-    """One packing run here, on this process's ranks."""
+def time_data_prep(args: argparse.Namespace, output: Path) -> dict:
+    """Time one packing run on this process's ranks."""
     from data_prep import ranks
-    from data_prep.packing import packer as pack
+    from data_prep.packing.packer import PackSettings, pack
+    from data_prep.tokenization.tokenizer import load_tokenizer
 
-    here = ranks.start()
-    settings = pack.PackSettings(max_seq_length=args.max_seq_length)
-    pack.load_tokenizer(args.tokenizer)  # imports and file caches
-    here.all_gather(None)
+    local_ranks = ranks.start()
+    settings = PackSettings(max_seq_length=args.max_seq_length)
+    load_tokenizer(args.tokenizer)  # so that imports and reading files from disk are not timed
+    local_ranks.all_gather(None)
     start = time.perf_counter(), time.process_time()
-    manifest = pack.pack([args.input], args.tokenizer, output, settings, here)
+    manifest = pack([args.input], args.tokenizer, output, settings, local_ranks)
     return {**_elapsed(start), "tokens": manifest["totals"]["tokens"], "fill": manifest["fill"]}
 
 
-def time_peer(args: argparse.Namespace, output: Path) -> dict:
-    """One run of `datasets.map` and `pack_dataset` here; single sequences, since TRL knows no groups."""
+def time_baseline(args: argparse.Namespace, output: Path) -> dict:
+    """Time one run of `datasets.map` and `pack_dataset` on single sequences; TRL has no groups."""
     from datasets import load_dataset
     from trl import pack_dataset
 
@@ -60,25 +62,24 @@ def time_peer(args: argparse.Namespace, output: Path) -> dict:
     def chat(question: str, answer: str) -> Any:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
-    def one(record: dict) -> dict:
-        found = tokenizer.apply_chat_template(
-            chat(record["question"], record["answer"]), return_dict=True, return_assistant_tokens_mask=True
-        )
-        return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
+    def masked(record: dict) -> dict:
+        messages = chat(record["question"], record["answer"])
+        tokens = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        return {"input_ids": tokens["input_ids"], "assistant_masks": tokens["assistant_masks"]}
 
-    def many(records: dict) -> dict:
+    def masked_batch(records: dict) -> dict:
         chats = [chat(*pair) for pair in zip(records["question"], records["answer"], strict=True)]
-        found = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
-        return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
+        tokens = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+        return {"input_ids": tokens["input_ids"], "assistant_masks": tokens["assistant_masks"]}
 
-    def unmasked(records: dict) -> dict:
+    def unmasked_batch(records: dict) -> dict:
         chats = [chat(*pair) for pair in zip(records["question"], records["answer"], strict=True)]
         return {"input_ids": tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]}
 
     start = time.perf_counter(), time.process_time()
     dataset = load_dataset("json", data_files=str(args.input), split="train", cache_dir=str(output))
-    tokenize = {"trl": one, "batched": many, "unmasked": unmasked}[args.contender]
-    dataset = dataset.map(tokenize, batched=args.contender != "trl", remove_columns=dataset.column_names)
+    tokenize = {"trl": masked, "batched": masked_batch, "unmasked": unmasked_batch}[args.variant]
+    dataset = dataset.map(tokenize, batched=args.variant != "trl", remove_columns=dataset.column_names)
     dataset = pack_dataset(dataset, args.max_seq_length)
     elapsed = _elapsed(start)
     tokens = sum(len(ids) for ids in dataset["input_ids"])
@@ -89,32 +90,29 @@ def _elapsed(start: tuple[float, float]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
 
 
-def run_apart(args: argparse.Namespace) -> dict:
-    """Two runs of ours side by side, which share nothing but the machine; tokens of both, time of the slower."""
+def run_twice_at_once(args: argparse.Namespace) -> dict:
+    """Run data_prep twice at once on different cores, and return the tokens of both and the time of the slower one."""
     with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(lambda core: run_contender(args, OURS, first_core=core), (0, 1)))
+        runs = list(pool.map(lambda core: run_variant(args, DATA_PREP, first_core=core), (0, 1)))
     return {**max(runs, key=lambda run: run["seconds"]), "tokens": sum(run["tokens"] for run in runs)}
 
 
-def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1, first_core: int = 0) -> dict:
-    """Run this file again for one contender on `ranks` cores; returns its slowest rank's result."""
-    if contender == APART:
-        return run_apart(args)
-    line = [
-        sys.executable,
-        "-m",
-        "pipeline.benchmarks.packing",
-        "--input",
-        str(args.input),
-        "--tokenizer",
-        args.tokenizer,
-    ]
-    line += ["--max_seq_length", str(args.max_seq_length), "--contender", contender]
+def run_variant(args: argparse.Namespace, variant: str, ranks: int = 1, first_core: int = 0) -> dict:
+    """Run one variant on `ranks` cores in processes of its own, and return the result of its slowest rank.
+
+    Raises:
+        UserError: the variant fails.
+    """
+    if variant == TWO_RUNS:
+        return run_twice_at_once(args)
+    command = [sys.executable, "-m", "pipeline.benchmarks.packing", "--contender", variant]
+    command += ["--input", str(args.input), "--tokenizer", args.tokenizer]
+    command += ["--max_seq_length", str(args.max_seq_length)]
     if ranks > 1:
         launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-        line = launcher + (["--allow-run-as-root"] if os.getuid() == 0 else []) + line
+        command = launcher + (["--allow-run-as-root"] if os.getuid() == 0 else []) + command
     cores = sorted(os.sched_getaffinity(0))[first_core : first_core + ranks]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where the package openmpi puts mpirun
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for the mpirun of the openmpi package
     environment = {
         **os.environ,
         "PATH": path,
@@ -124,71 +122,72 @@ def run_contender(args: argparse.Namespace, contender: str, ranks: int = 1, firs
     }
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            ["taskset", "-c", ",".join(map(str, cores)), *line, "--output", f"{folder}/out"],
+            ["taskset", "-c", ",".join(map(str, cores)), *command, "--output", f"{folder}/out"],
             env={**environment, "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True,
             text=True,
         )
     if done.returncode:
-        raise UserError(f"contender {contender} failed: {done.stderr.strip().splitlines()[-1]}")
-    results = [json.loads(found) for found in done.stdout.splitlines() if found.startswith("{")]
+        raise UserError(f"variant {variant} failed: {done.stderr.strip().splitlines()[-1]}")
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return max(results, key=lambda result: result["seconds"])
 
 
 def compare(args: argparse.Namespace) -> list[dict]:
-    """Median throughput of every contender over the rounds, as rows."""
-    contenders = [(OURS, 1), (OURS, 2), (APART, 1), *((peer, 1) for peer in PEERS)] if args.rounds else []
-    results: dict[tuple[str, int], list[dict]] = {contender: [] for contender in contenders}
+    """Return one row per variant with its median throughput over the rounds."""
+    variants = (
+        [(DATA_PREP, 1), (DATA_PREP, 2), (TWO_RUNS, 1), *((name, 1) for name in BASELINES)] if args.rounds else []
+    )
+    results: dict[tuple[str, int], list[dict]] = {variant: [] for variant in variants}
     for _ in range(args.rounds):
-        for contender in contenders:
-            results[contender].append(run_contender(args, *contender))
+        for variant in variants:
+            results[variant].append(run_variant(args, *variant))
     rows = []
-    for (name, ranks), found in results.items():
+    for (name, ranks), runs in results.items():
         rate, cpu_rate = (
-            round(statistics.median(result["tokens"] / result[kind] for result in found))
+            round(statistics.median(result["tokens"] / result[kind] for result in runs))
             for kind in ("seconds", "cpu_seconds")
         )
         row = {"contender": name, "ranks": ranks, "tokens_per_second": rate, "tokens_per_cpu_second": cpu_rate}
-        rows.append({**row, "fill": round(found[0]["fill"], 4)})
+        rows.append({**row, "fill": round(runs[0]["fill"], 4)})
     for row in rows:
         row["ours_is_times"] = round(rows[0]["tokens_per_second"] / row["tokens_per_second"], 2)
     return rows
 
 
-def fills(args: argparse.Namespace) -> list[dict]:
-    """Fill at the given length of groups and of single sequences, against the bound no packing can pass."""
+def packing_efficiencies(args: argparse.Namespace) -> list[dict]:
+    """Return the packing efficiency of groups and of single sequences, with other algorithms and an upper bound."""
     from data_prep.packing.bin_packing import best_fit_decreasing, pack_bins
-    from data_prep.records import plan_pieces, read_piece
+    from data_prep.records import read_records
     from data_prep.tokenization.chat_template import ChatEncoder
     from data_prep.tokenization.tokenizer import load_tokenizer
 
     encoder, size = ChatEncoder(load_tokenizer(args.tokenizer)), args.max_seq_length
     groups: dict[str, int] = {}
     singles: list[int] = []
-    for piece in plan_pieces([args.input]):
-        for _, record in read_piece(piece):
-            (tokens,) = encoder.encode([record.messages])
-            if not isinstance(tokens, UserError):
-                singles.append(len(tokens))
-                groups[record.pair_id] = groups.get(record.pair_id, 0) + len(tokens)
+    for record in read_records([args.input]):
+        (tokens,) = encoder.encode([record.messages])
+        if not isinstance(tokens, UserError):
+            singles.append(len(tokens))
+            groups[record.pair_id] = groups.get(record.pair_id, 0) + len(tokens)
     rows = []
-    for name, found in (("groups", list(groups.values())), ("single sequences", singles)):
-        lengths = [length for length in found if length <= size]
+    for name, items in (("groups", list(groups.values())), ("single sequences", singles)):
+        lengths = [length for length in items if length <= size]
         bound = max(-(-sum(lengths) // size), sum(2 * length > size for length in lengths))
         bins = {
             "ours": len(pack_bins(lengths, size)),
             "best_fit_decreasing": len(best_fit_decreasing(lengths, size)),
-            "next_fit": _next_fit(lengths, size),
+            "next_fit": next_fit(lengths, size),
             "bound": bound,
         }
-        fill = {way: round(sum(lengths) / size / number, 4) for way, number in bins.items()}
-        rows.append(
-            {"fill_of": name, "max_seq_length": size, "mean_length": round(sum(lengths) / len(lengths)), **fill}
-        )
+        efficiency = {algorithm: round(sum(lengths) / size / count, 4) for algorithm, count in bins.items()}
+        row = {"fill_of": name, "max_seq_length": size, "mean_length": round(sum(lengths) / len(lengths))}
+        rows.append(row | efficiency)
     return rows
 
 
-def _next_fit(lengths: list[int], size: int) -> int:
+def next_fit(lengths: list[int], size: int) -> int:
+    """Return the number of bins if each item goes into the last bin or a new one."""
     bins, room = 1, size
     for length in lengths:
         if length > room:
@@ -197,14 +196,12 @@ def _next_fit(lengths: list[int], size: int) -> int:
     return bins
 
 
-def machine() -> str:
-    """Processor, cores, and the versions that matter."""
+def machine_and_versions() -> str:
+    """Return the processor, the number of cores, and the versions of the packages involved."""
     names = ("tokenizers", "transformers", "datasets", "pyarrow", "trl")
-    installed = {found.name for found in importlib.metadata.distributions()}
+    installed = {package.name for package in importlib.metadata.distributions()}
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names if name in installed)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
+    return f"{processor_name()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 
 
 def main() -> None:
@@ -213,15 +210,16 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id")
     parser.add_argument("--max_seq_length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contender", choices=[OURS, *PEERS], help=argparse.SUPPRESS)  # a child of this benchmark
+    # Set in child processes.
+    parser.add_argument("--contender", dest="variant", choices=[DATA_PREP, *BASELINES], help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.contender:
-        timed = time_ours if args.contender == OURS else time_peer
-        print(json.dumps(timed(args, args.output)), flush=True)
+    if args.variant:
+        run = time_data_prep if args.variant == DATA_PREP else time_baseline
+        print(json.dumps(run(args, args.output)), flush=True)
         return
-    print(machine())
-    for row in [*fills(args), *compare(args)]:
+    print(machine_and_versions())
+    for row in [*packing_efficiencies(args), *compare(args)]:
         print(json.dumps(row))
 
 

@@ -1,12 +1,12 @@
-"""Bytes, memory and time of real training steps next to what the plan says of them: rows to CSV.
+"""Compare bytes, memory and time of real training steps with the planner's prediction. Writes a CSV.
 
     python -m pipeline.benchmarks.plan
 
-Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at
-every collective; memory is the sum of all storages alive, looked at after every operation, at its highest: what an
-operation allocates within itself and frees again is not in it. Time is the clock's, a median of steps, so the
-machine must be quiet; the rates of a matrix product and of a pass over memory are measured alone before, and two
-constants, the host's time for a module and for a hop, are fitted on all rows together.
+Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
+collective. Memory is the peak of all live storages after each operation; what an operation allocates and frees within
+itself is not included. Time is the median wall-clock time of a step, so the machine must be idle. The rates of a matrix
+product and of a pass over memory are measured before, and two constants, the host time per module and the time per
+hop, are fitted on all rows together.
 """
 
 import argparse
@@ -21,31 +21,39 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from pipeline.benchmarks.calibrate import beside, calibrate, probe
-from pipeline.benchmarks.common import random_batch, run_ranks
-from pipeline.benchmarks.loss import ROOT, machine, write
+from pipeline.benchmarks.calibrate import calibrate, probe, with_error
+from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, random_batch, run_ranks, write_csv
+from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
 from pipeline.config.settings import Config, ModelSettings, TrainingSettings
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossNormalizers, LossSettings
 from pipeline.loss.settings import Head
-from pipeline.models.loading import DTYPES, load_model, load_model_config
-from pipeline.plan import memory, traffic
+from pipeline.models.loading import load_model_config
 from pipeline.plan.gathers import ZeroSettings
-from pipeline.plan.model_facts import Live, model_facts
-from pipeline.plan.workload import Run, Workload
+from pipeline.plan.memory import estimate_memory
+from pipeline.plan.model_facts import StorageTracker, model_stats
+from pipeline.plan.traffic import estimate_transfers
+from pipeline.plan.workload import PlannedRun, Workload
 
 if TYPE_CHECKING:
     from pipeline.zero3.engine import ZeroEngine
 
 RANKS = (1, 2, 4, 8)
-WIDTH, SEQUENCE, STEPS, TIMED = 256, 32, 3, 7
+ROW_TOKENS, SEQUENCE_LENGTH = 256, 32
+COUNTED_STEPS, TIMED_STEPS = 3, 7
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and settings; the zeros of a DeepSpeed file are small so that parameters do come and go."""
+    """A tiny model and its settings.
+
+    Attributes:
+        bucket: size of DeepSpeed's reduce and prefetch buckets, in elements. Like `live`, it is small so that
+            parameters are gathered and released.
+        live: DeepSpeed's maximum of live parameters, in elements.
+    """
 
     name: str
     model_type: str = "qwen2"
@@ -64,6 +72,7 @@ class Case:
     budget_mb: float | None = None
 
     def config(self, ranks: int) -> Config:
+        """Return the recipe of the case on a number of ranks."""
         heads = self.hidden // 32
         fields = {
             "model_type": self.model_type,
@@ -89,8 +98,9 @@ class Case:
             ),
         )
 
-    def deepspeed(self) -> dict[str, Any]:
-        return {
+    def deepspeed(self, ranks: int) -> dict[str, Any]:
+        """Return the complete DeepSpeed configuration of the case on a number of ranks."""
+        ds: dict[str, Any] = {
             "zero_optimization": {
                 "stage": 3,
                 "reduce_bucket_size": self.bucket,
@@ -100,7 +110,13 @@ class Case:
                 "stage3_param_persistence_threshold": 1000,
             },
             "steps_per_print": 10**9,
+            "train_batch_size": self.rows * self.accumulation * ranks,
+            "train_micro_batch_size_per_gpu": self.rows,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": 1.0,
+            "data_types": {"grad_accum_dtype": "fp32"},
         }
+        return ds | ({"bf16": {"enabled": True}} if self.precision == "bf16" else {})
 
 
 CASES = (
@@ -120,140 +136,140 @@ CASES = (
 )
 
 
-def batch_of(case: Case, step: int) -> MicroBatch:
-    return random_batch(case.vocab, case.rows, WIDTH, SEQUENCE, step)
+def case_named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
 
 
-def workload() -> Workload:
-    target_tokens = int((np.arange(WIDTH) % SEQUENCE >= SEQUENCE // 3).sum())
-    count = WIDTH // SEQUENCE
-    return Workload(WIDTH, WIDTH, target_tokens, count, count / 2, 1000)
-
-
-def planned(case: Case, ranks: int) -> Run:
+def planned_run(case: Case, ranks: int) -> PlannedRun:
+    """Return the planner's input for a case on a number of ranks."""
     config = case.config(ranks)
-    facts = model_facts(load_model_config(config.model, 1))
-    return Run(config, facts, ZeroSettings.read(case.deepspeed()), workload(), ranks, gpu=False, mask_copies=True)
+    stats = model_stats(load_model_config(config.model, 1))
+    target_tokens = int((np.arange(ROW_TOKENS) % SEQUENCE_LENGTH >= SEQUENCE_LENGTH // 3).sum())
+    sequences = ROW_TOKENS // SEQUENCE_LENGTH
+    workload = Workload(ROW_TOKENS, ROW_TOKENS, target_tokens, sequences, sequences / 2, 1000)
+    zero = ZeroSettings.from_config(case.deepspeed(ranks))
+    return PlannedRun(config, stats, zero, workload, ranks, gpu=False, mask_copies=True)
 
 
-def measure(case: Case, ranks: int) -> dict[str, float]:
-    """On this rank: bytes and collectives of a step, bytes alive after and at most in it, a median step's seconds."""
-    from pipeline.benchmarks.ranks import Watch
+def case_engine(case: Case) -> "ZeroEngine":
+    """Build a randomly initialized model of the case under ZeRO-3 on this process's ranks."""
+    from pipeline.training.engine_setup import build_engine
+
+    ranks = distributed.world_size()
+    config = case.config(ranks)
+    model_config = load_model_config(config.model, 1)
+    engine = build_engine(config, case.deepspeed(ranks), model_config, case.vocab, 2)
+    engine.set_learning_rate(1e-5)
+    return engine
+
+
+def random_micro_batches(case: Case, step: int) -> tuple[list[MicroBatch], LossNormalizers]:
+    """Return this rank's micro-batches of a step and the normalizers of all ranks, whose counts are equal."""
+    ranks = distributed.world_size()
+    batches = [
+        random_batch(case.vocab, case.rows, ROW_TOKENS, SEQUENCE_LENGTH, step * case.accumulation + m)
+        for m in range(case.accumulation)
+    ]
+    local = [batch.loss_batch.normalizers() for batch in batches]
+    return batches, LossNormalizers(sum(n.tokens for n in local) * ranks, sum(n.pairs for n in local) * ranks)
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Measure a step on this rank.
+
+    Returns:
+        Received bytes, collectives, live bytes after a step and at its peak, and the median seconds of a step.
+    """
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
 
     gc.collect()
     times = []
-    with Live() as live:
-        zero = engine(case)
-        for step in range(STEPS):
-            batches, normalizers = window(case, step)
-            live.peak = 0
-            with Watch(distributed.rank(), ranks) as watch:
-                distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], zero.device)
-                train_step(zero, batches, 1.0, normalizers, TrainState(step))
-        after = live.now()
-    for step in range(TIMED):
-        batches, normalizers = window(case, step)
-        distributed.all_reduce_sum([0.0], zero.device)  # all begin together
+    with StorageTracker() as tracker:
+        engine = case_engine(case)
+        for step in range(COUNTED_STEPS):
+            batches, normalizers = random_micro_batches(case, step)
+            tracker.peak = 0
+            with CollectiveCounter(distributed.rank(), distributed.world_size()) as counter:
+                distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], engine.device)
+                train_step(engine, batches, 1.0, normalizers, TrainState(step))
+        after = tracker.live_bytes()
+    for step in range(TIMED_STEPS):
+        batches, normalizers = random_micro_batches(case, step)
+        distributed.all_reduce_sum([0.0], engine.device)  # so that all ranks start together
         started = time.perf_counter()
-        distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], zero.device)
-        train_step(zero, batches, 1.0, normalizers, TrainState(step))
+        distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], engine.device)
+        train_step(engine, batches, 1.0, normalizers, TrainState(step))
         times.append(time.perf_counter() - started)
-    zero.engine.destroy()
-    counted = {"bytes": watch.received, "calls": watch.calls, "after": after, "peak": live.peak}
-    return counted | {"step_s": statistics.median(times)}
-
-
-def window(case: Case, step: int) -> tuple[list[MicroBatch], LossNormalizers]:
-    """This rank's micro-batches of a step, and the totals of all ranks, whose batches have the same numbers."""
-    ranks = distributed.world_size()
-    batches = [batch_of(case, step * case.accumulation + m) for m in range(case.accumulation)]
-    mine = [batch.loss_batch.normalizers() for batch in batches]
-    return batches, LossNormalizers(sum(t.tokens for t in mine) * ranks, sum(t.pairs for t in mine) * ranks)
-
-
-def engine(case: Case, gather_together: bool = True) -> "ZeroEngine":
-    """A fresh model of the case under ZeRO-3 on this process's ranks."""
-    from pipeline.zero3.engine import ZeroEngine, build_sharded
-
-    config = case.config(distributed.world_size())
-    ds = case.deepspeed() | {
-        "train_batch_size": config.training.train_batch_size,
-        "train_micro_batch_size_per_gpu": case.rows,
-        "gradient_accumulation_steps": case.accumulation,
-        "gradient_clipping": 1.0,
-        "data_types": {"grad_accum_dtype": "fp32"},
+    engine.ds_engine.destroy()
+    return {
+        "bytes": counter.received,
+        "calls": counter.calls,
+        "after": after,
+        "peak": tracker.peak,
+        "step_s": statistics.median(times),
     }
-    if case.precision == "bf16":
-        ds["bf16"] = {"enabled": True}
-    model_config = load_model_config(config.model, 1)
-    model = build_sharded(ds, lambda: load_model(config.model, model_config, DTYPES[case.precision]))
-    zero = ZeroEngine(config, ds, model, case.vocab, 2, gather_together=gather_together)
-    zero.set_learning_rate(1e-5)
-    return zero
 
 
 def run_rank(names: list[str]) -> None:
+    """Measure the rates and the named cases on this rank. Rank 0 prints a JSON line for each."""
     from pipeline.zero3.engine import start_process_group
 
     torch.set_num_threads(1)
     start_process_group()
-    figures = probe()
+    rates = probe()
     if distributed.is_main_process():
-        print(json.dumps({"case": None, **figures}), flush=True)
+        print(json.dumps({"case": None, **rates}), flush=True)
     for case in CASES:
         if case.name in names:
-            figures = measure(case, distributed.world_size())
+            measurements = measure(case)
             if distributed.is_main_process():
-                print(json.dumps({"case": case.name, **figures}), flush=True)
+                print(json.dumps({"case": case.name, **measurements}), flush=True)
     distributed.shut_down()
 
 
 def launch(ranks: int, names: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """All cases on that many ranks; rank 0's probe and figures."""
-    lines = run_ranks(ranks, ["-m", "pipeline.benchmarks.plan", "--rank_of", str(ranks), "--cases", *names])
-    found = [json.loads(line) for line in lines if line.startswith('{"case"')]
-    return found[0], found[1:]
+    """Run the named cases on that many ranks, and return the rates and the measurements of rank 0."""
+    arguments = ["-m", "pipeline.benchmarks.plan", "--rank_of", str(ranks), "--cases", *names]
+    rates, *measurements = run_ranks(ranks, arguments)
+    return rates, measurements
 
 
-def row(case: Case, ranks: int, figures: dict[str, Any]) -> dict[str, Any]:
-    """Planned beside measured."""
-    run = planned(case, ranks)
-    plan = memory.memory(run)
-    found = traffic.transfers(run)
+def compare(case: Case, ranks: int, measurements: dict[str, Any]) -> Row:
+    """Return a row with the prediction beside the measurements."""
+    run = planned_run(case, ranks)
+    memory, transfers = estimate_memory(run), estimate_transfers(run)
     pairs = {
-        "received_mb": (sum(t.received for t in found) / 1e6, figures["bytes"] / 1e6),
-        "calls": (sum(t.calls for t in found), figures["calls"] if ranks > 1 else 0),
-        "states_mb": (plan.resident / 1e6, figures["after"] / 1e6),
-        "peak_mb": (plan.peak / 1e6, figures["peak"] / 1e6),
+        "received_mb": (sum(t.received for t in transfers) / 1e6, measurements["bytes"] / 1e6),
+        "calls": (sum(t.calls for t in transfers), measurements["calls"] if ranks > 1 else 0),
+        "states_mb": (memory.resident / 1e6, measurements["after"] / 1e6),
+        "peak_mb": (memory.peak / 1e6, measurements["peak"] / 1e6),
     }
-    result: dict[str, Any] = {"case": case.name, "ranks": ranks}
-    for name, (expected, measured) in pairs.items():
-        result |= beside(name, expected, measured, 3)
-    return result | {"phase": plan.peak_phase, "head": run.head, "step_s": figures["step_s"]}
+    row: Row = {"case": case.name, "ranks": ranks}
+    for name, (predicted, measured) in pairs.items():
+        row |= with_error(name, predicted, measured, 3)
+    return row | {"phase": memory.peak_phase, "head": run.head, "step_s": measurements["step_s"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "plan.csv")
+    parser.add_argument("--out", type=Path, default=OUTPUT / "plan.csv", help="CSV file to write")
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
-    parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES], help="a part of the grid")
-    parser.add_argument("--rank_of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES], help="cases to run")
+    parser.add_argument("--rank_of", type=int, help=argparse.SUPPRESS)  # set in child processes
     args = parser.parse_args()
     if args.rank_of:
         run_rank(args.cases)
         return
-    rows, probed = [], {}
+    rows, rates = [], {}
     for ranks in args.ranks:
-        probed[ranks], found = launch(ranks, args.cases)
-        for figures in found:
-            case = next(case for case in CASES if case.name == figures["case"])
-            rows.append(row(case, ranks, figures) | {"machine": machine("cpu"), "torch": torch.__version__})
-            print("  ".join(f"{key}={value}" for key, value in list(rows[-1].items())[:-2]), flush=True)
-    runs = [planned(next(c for c in CASES if c.name == row["case"]), row["ranks"]) for row in rows]
-    calibrate(rows, runs, probed)
-    write(rows, args.out)
+        rates[ranks], results = launch(ranks, args.cases)
+        for measurements in results:
+            row = compare(case_named(measurements["case"]), ranks, measurements)
+            print_row(row, len(row))
+            rows.append(row | {"machine": machine("cpu"), "torch": torch.__version__})
+    calibrate(rows, [planned_run(case_named(row["case"]), row["ranks"]) for row in rows], rates)
+    write_csv(rows, args.out)
 
 
 if __name__ == "__main__":

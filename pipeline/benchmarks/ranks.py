@@ -1,15 +1,14 @@
-"""Bytes and time of the loss on several gloo ranks of this machine, both ways to divide it: rows to CSV and a plot.
+"""Measure bytes and time of the loss on several gloo ranks of this machine, with both heads. Writes a CSV and a plot.
 
     python -m pipeline.benchmarks.ranks
 
-For 1, 2 and 4 ranks and growing numbers of positions, what a rank receives is counted at every collective and put
-next to the formula of `pipeline.loss.traffic`. The formula also says at how many positions the two ways send alike.
+For 1, 2 and 4 ranks and growing numbers of target tokens, the bytes that a rank receives are counted at every
+collective and compared with the formula of `pipeline.loss.traffic`. The formula also gives the number of target tokens
+at which both heads receive the same.
 """
 
 import argparse
-import contextlib
-import os
-import socket
+import json
 import time
 from pathlib import Path
 from statistics import median
@@ -17,26 +16,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.benchmarks.loss import ROOT, Row, machine, write
+from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, pyplot, run_ranks, write_csv
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.settings import Head
 from pipeline.loss.traffic import Traffic
 
-VOCAB, HIDDEN, SEQUENCE = 4096, 64, 32
+VOCAB, HIDDEN, SEQUENCE_LENGTH = 4096, 64, 32
 TOKENS = (256, 1024, 4096, 8192, 16384)
+HEADS: tuple[Head, ...] = ("vocab_parallel", "gathered")
 
 
-class Watch(TorchDispatchMode):
-    """Every operation inside: bytes this rank receives in collectives, and the largest tensor in sight.
+class CollectiveCounter(TorchDispatchMode):
+    """Count the collectives inside the context and the bytes that this rank receives in them.
 
     Attributes:
-        received: bytes, an all-reduce counted as on a ring. calls: collectives and received messages.
-        largest: elements of the largest storage.
+        received: bytes; an all-reduce counts as on a ring.
+        calls: collectives and received messages.
+        largest: elements of the largest storage that any operation reads or writes.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
@@ -50,11 +50,11 @@ class Watch(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
         if func.namespace == "c10d":
-            self.received += self._bytes(func._opname, args)
+            self.received += self._received_bytes(func._opname, args)
             self.calls += func._opname != "send"
         return result
 
-    def _bytes(self, name: str, args: Any) -> float:
+    def _received_bytes(self, name: str, args: Any) -> float:
         sizes = [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         if name == "_allgather_base_":
             return sizes[0] - sizes[1]
@@ -70,28 +70,28 @@ class Watch(TorchDispatchMode):
         return 0.0
 
 
-def problem(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch, Vocabulary, LossNormalizers]:
-    """Pairs of sequences on each rank, a tied vocabulary over all of them."""
+def random_inputs(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch, Vocabulary, LossNormalizers]:
+    """Return sequence pairs of this rank, and its shard of a tied vocabulary."""
     generator = torch.Generator().manual_seed(rank)
-    sequences = torch.arange(tokens // SEQUENCE)
+    sequences = torch.arange(tokens // SEQUENCE_LENGTH)
     loss_batch = LossBatch(
         targets=torch.randint(0, VOCAB, (tokens,), generator=generator),
-        lengths=torch.full_like(sequences, SEQUENCE),
+        lengths=torch.full_like(sequences, SEQUENCE_LENGTH),
         pivot=sequences // 2 * 2,
-        problem=sequences // 2 + 10**6 * rank,
+        problem_id=sequences // 2 + 10**6 * rank,
         language=sequences % 2,
     )
     hidden = torch.randn(tokens, HIDDEN, generator=generator).requires_grad_()
     rows = VOCAB // ranks
     weight = torch.randn(rows, HIDDEN, generator=generator)
     shard = VocabularyShard(weight, rank * rows, torch.zeros_like(weight))
-    normalizers = LossNormalizers(float(tokens * ranks), tokens / SEQUENCE / 2 * ranks)
+    normalizers = LossNormalizers(float(tokens * ranks), tokens / SEQUENCE_LENGTH / 2 * ranks)
     return hidden, loss_batch, Vocabulary(VOCAB, shard, shard), normalizers
 
 
-def expected(ranks: int, tokens: int) -> Traffic:
-    """The counts of `problem` where everything is in one buffer."""
-    sequences = tokens // SEQUENCE * ranks
+def expected_traffic(ranks: int, tokens: int) -> Traffic:
+    """Return the traffic of `random_inputs` if the loss needs only one chunk. `tokens`: of each rank."""
+    sequences = tokens // SEQUENCE_LENGTH * ranks
     return Traffic(
         ranks=ranks,
         vocab=VOCAB,
@@ -99,22 +99,22 @@ def expected(ranks: int, tokens: int) -> Traffic:
         element_size=4,
         positions=tokens * ranks,
         padded=tokens,
-        pieces=1,
+        subchunks=1,
         recomputed=0,
         padded_recomputed=0,
         sequences=sequences,
-        moved=sequences // 2,
+        requires_grad=sequences // 2,
     )
 
 
-def count(
+def measure_traffic(
     group: dist.ProcessGroup, tokens: int, head: Head, repeats: int = 1, memory_budget_mb: float = 1e6
 ) -> tuple[float, int, float]:
-    """Bytes received, elements of the largest tensor, median milliseconds, on this rank."""
+    """Return the received bytes, the elements of the largest tensor, and the median milliseconds of this rank."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    hidden, loss_batch, vocabulary, normalizers = problem(rank, ranks, tokens)
+    hidden, loss_batch, vocabulary, normalizers = random_inputs(rank, ranks, tokens)
     settings = LossSettings(head=head, memory_budget_mb=memory_budget_mb)
-    with Watch(rank, ranks) as watch:
+    with CollectiveCounter(rank, ranks) as counter:
         solar_loss(hidden, loss_batch, vocabulary, settings, 1.0, normalizers, 2, None, group).loss.backward()
     times = []
     for _ in range(repeats):
@@ -122,49 +122,44 @@ def count(
         begin = time.perf_counter()
         solar_loss(hidden, loss_batch, vocabulary, settings, 1.0, normalizers, 2, None, group).loss.backward()
         times.append((time.perf_counter() - begin) * 1e3)
-    return watch.received, watch.largest, median(times)
+    return counter.received, counter.largest, median(times)
 
 
-def _rank(rank: int, ranks: int, port: int, results: Any) -> None:
+def run_rank() -> None:
+    """Measure all numbers of tokens with both heads on this rank. Rank 0 prints a JSON line for each."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo")
     group = dist.group.WORLD
     assert group is not None
     for tokens in TOKENS:
-        heads: tuple[Head, ...] = ("vocab_parallel", "gathered")
-        for head in heads:
-            received, _, milliseconds = count(group, tokens, head, repeats=5)
-            if rank == 0:
-                results.put((ranks, tokens, head, received, milliseconds))
+        for head in HEADS:
+            received, _, milliseconds = measure_traffic(group, tokens, head, repeats=5)
+            if dist.get_rank() == 0:
+                result = {"tokens": tokens, "head": head, "received": received, "ms": milliseconds}
+                print(json.dumps(result), flush=True)
     dist.destroy_process_group()
 
 
-def crossing(ranks: int) -> float:
-    """Positions of each rank at which both ways receive as much, by the formula."""
-    return next(t for t in range(SEQUENCE, 10**6, SEQUENCE) if _gathered_wins(ranks, t))
-
-
-def _gathered_wins(ranks: int, tokens: int) -> bool:
-    traffic = expected(ranks, tokens)
-    return traffic.gathered < traffic.vocab_parallel
+def crossover_tokens(ranks: int) -> int:
+    """Return the target tokens per rank from which the ring head receives fewer bytes, by the formula."""
+    for tokens in range(SEQUENCE_LENGTH, 10**6, SEQUENCE_LENGTH):
+        traffic = expected_traffic(ranks, tokens)
+        if traffic.gathered < traffic.vocab_parallel:
+            return tokens
+    raise ValueError(f"the ring head never receives fewer bytes on {ranks} ranks")
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    """Plot counted and expected bytes against target tokens, for 2 and 4 ranks."""
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for axis, ranks in zip(axes, (2, 4), strict=True):
-        for head, colour in (("vocab_parallel", "C0"), ("gathered", "C1")):
-            mine = [row for row in rows if row["ranks"] == ranks and row["head"] == head]
-            tokens = [row["tokens"] for row in mine]
-            axis.plot(tokens, [row["received_mb"] for row in mine], "o", color=colour, label=f"{head}, counted")
-            axis.plot(tokens, [row["formula_mb"] for row in mine], "-", color=colour, label="formula")
-        axis.axvline(crossing(ranks), color="0.7", linestyle=":")
-        axis.set(xscale="log", yscale="log", xlabel="positions per rank", title=f"{ranks} ranks")
+        for head, color in zip(HEADS, ("C0", "C1"), strict=True):
+            selected = [row for row in rows if row["ranks"] == ranks and row["head"] == head]
+            tokens = [row["tokens"] for row in selected]
+            axis.plot(tokens, [row["received_mb"] for row in selected], "o", color=color, label=f"{head}, counted")
+            axis.plot(tokens, [row["formula_mb"] for row in selected], "-", color=color, label="formula")
+        axis.axvline(crossover_tokens(ranks), color="0.7", linestyle=":")
+        axis.set(xscale="log", yscale="log", xlabel="target tokens per rank", title=f"{ranks} ranks")
     axes[0].set_ylabel("MB received per rank and step")
     axes[0].legend()
     figure.savefig(path, dpi=150)
@@ -172,37 +167,35 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "ranks", help="path without .csv, .png")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=Path, default=OUTPUT / "ranks", help="output path without .csv and .png")
+    parser.add_argument("--run_rank", action="store_true", help=argparse.SUPPRESS)  # set in child processes
+    args = parser.parse_args()
+    if args.run_rank:
+        run_rank()
+        return
     rows: list[Row] = []
     for ranks in (1, 2, 4):
-        with contextlib.closing(socket.socket()) as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        results: Any = mp.get_context("spawn").SimpleQueue()
-        mp.spawn(_rank, args=(ranks, port, results), nprocs=ranks)
-        while not results.empty():
-            size, tokens, head, received, milliseconds = results.get()
-            formula = getattr(expected(size, tokens), head)
+        for result in run_ranks(ranks, ["-m", "pipeline.benchmarks.ranks", "--run_rank"]):
+            formula = getattr(expected_traffic(ranks, result["tokens"]), result["head"])
             rows.append(
                 {
-                    "ranks": size,
-                    "tokens": tokens,
+                    "ranks": ranks,
+                    "tokens": result["tokens"],
                     "vocab": VOCAB,
                     "hidden": HIDDEN,
-                    "head": head,
-                    "received_mb": round(received / 1e6, 4),
-                    "formula_mb": round(formula / 1e6, 4) if size > 1 else 0.0,
-                    "ms": round(milliseconds, 2),
+                    "head": result["head"],
+                    "received_mb": round(result["received"] / 1e6, 4),
+                    "formula_mb": round(formula / 1e6, 4) if ranks > 1 else 0.0,
+                    "ms": round(result["ms"], 2),
                     "machine": machine("cpu"),
                     "torch": torch.__version__,
                 }
             )
-            print("  ".join(f"{key}={rows[-1][key]}" for key in list(rows[-1])[:8]), flush=True)
+            print_row(rows[-1], 8)
     for ranks in (2, 4):
-        print(f"{ranks} ranks: the formula has both ways alike at {crossing(ranks)} positions per rank")
-    write(rows, out.with_suffix(".csv"))
-    plot(rows, out.with_suffix(".png"))
+        print(f"{ranks} ranks: by the formula both heads receive the same at {crossover_tokens(ranks)} tokens per rank")
+    write_csv(rows, args.out.with_suffix(".csv"))
+    plot(rows, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The peer of `bench_train`: SOLAR as one writes it without this project, full logits under plain DeepSpeed ZeRO-3.
+"""Baseline of `pipeline.benchmarks.step`: SOLAR with full logits under plain DeepSpeed ZeRO-3.
 
-Shape letters: T supervised positions, V vocabulary, d hidden size, S sequences.
+Shape letters: T target tokens, V vocabulary, d hidden size, S sequences.
 """
 
 from typing import Any
@@ -9,10 +9,14 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
+from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.models.families import vocabulary_parameter
+from pipeline.models.loading import DTYPES, load_model
+from pipeline.zero3.engine import build_partitioned
 
 
 class PlainSolar(nn.Module):
@@ -22,7 +26,7 @@ class PlainSolar(nn.Module):
         super().__init__()
         self.model = model
         self.embedding = vocabulary_parameter(model.get_input_embeddings())
-        # Used outside the module that owns it: ZeRO-3 has to be told to gather it here too.
+        # The parameter is used outside the module that owns it, so ZeRO-3 has to gather it for this module too.
         deepspeed.zero.register_external_parameter(self, self.embedding)
 
     def forward(self, batch: MicroBatch, weight: float) -> Tensor:
@@ -32,7 +36,7 @@ class PlainSolar(nn.Module):
         sequence = s.sequence_of_token().to(logits_TV.device)
         loss = cross_entropy(logits_TV, s.targets.to(logits_TV.device))
         if weight:
-            soft_Td = torch.softmax(logits_TV, dim=-1).to(self.embedding.dtype) @ self.embedding
+            soft_Td = soft_tokens(logits_TV, self.embedding)
             sums_Sd = soft_Td.new_zeros(len(s.lengths), soft_Td.shape[1]).index_add(0, sequence, soft_Td)
             u_Sd = sums_Sd / s.lengths.to(sums_Sd.device)[:, None]
             pairs, pivots = s.paired().nonzero().squeeze(1).tolist(), s.pivot[s.paired()].tolist()
@@ -41,14 +45,18 @@ class PlainSolar(nn.Module):
 
 
 class PlainEngine:
-    """The same three calls that `bench_train` makes on ours."""
+    """DeepSpeed engine of `PlainSolar` with torch's AdamW."""
 
-    def __init__(self, ds: dict[str, Any], model: PreTrainedModel, learning_rate: float) -> None:
-        module = PlainSolar(model)
+    def __init__(
+        self, config: Config, ds: dict[str, Any], model_config: PreTrainedConfig, learning_rate: float
+    ) -> None:
+        dtype = DTYPES[config.training.precision]
+        module = PlainSolar(build_partitioned(ds, lambda: load_model(config.model, model_config, dtype)))
         optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
 
     def step(self, batch: MicroBatch, weight: float) -> float:
+        """Train on one micro-batch and return the loss of this rank."""
         loss = self.engine(batch.to(self.engine.device), weight)
         self.engine.backward(loss)
         self.engine.step()

@@ -1,4 +1,4 @@
-"""Files of a checkpoint on their way to disk: copies in host memory, and writes that say what went wrong."""
+"""Write checkpoint files durably, and copy state to host memory before a background write."""
 
 import copy
 import errno
@@ -11,22 +11,25 @@ from torch import Tensor
 
 from pipeline.common.errors import UserError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HostCopies:
-    """Copies of a state's tensors in host memory, pinned where they come from a GPU; the next state reuses them.
+    """Reusable copies of a state's tensors in host memory, pinned for tensors from a GPU.
 
-    One copy of this rank's checkpoint stays allocated from the first save on: fp32 weights and two Adam moments,
-    12 bytes x parameters / ranks.
+    The buffers stay allocated from the first save to the end of the run. They hold one copy of this rank's part of a
+    checkpoint: fp32 weights and two Adam moments, 12 bytes x parameters / ranks.
     """
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._used = 0
 
-    def take(self, state: Any) -> Any:
-        """The same tree of dicts, lists and values with every tensor copied; complete on return."""
+    def copy_to_host(self, state: Any) -> Any:
+        """Copy a nested structure of dicts, lists and values, and wait until the copies are complete.
+
+        The tensors of the result are overwritten by the next call.
+        """
         self._used = 0
         copied = self._copy(state)
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -45,6 +48,7 @@ class HostCopies:
         return copy.deepcopy(value)
 
     def _buffer(self, like: Tensor) -> Tensor:
+        """Return the next buffer, reallocated if its shape or dtype differs."""
         index, self._used = self._used, self._used + 1
         old = self._buffers[index] if index < len(self._buffers) else None
         if old is not None and (old.shape, old.dtype) == (like.shape, like.dtype):
@@ -54,11 +58,18 @@ class HostCopies:
         return new
 
 
-def write(path: Path, content: Any) -> int:
-    """Write bytes, or any other object as torch.save does, and flush them to disk. Returns the file's size in bytes.
+def write_file(path: Path, content: Any) -> int:
+    """Write a file and flush it to disk.
+
+    Args:
+        path: File to write. Missing parent directories are created.
+        content: Bytes, written as they are, or any other object, written with `torch.save`.
+
+    Returns:
+        Size of the file in bytes.
 
     Raises:
-        UserError: the system refuses; names the file and the reason.
+        UserError: The operating system refuses the write; the message names the file and the reason.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,20 +82,25 @@ def write(path: Path, content: Any) -> int:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
     except (OSError, RuntimeError) as error:
-        # torch.save reports a write that failed as a RuntimeError of its own.
+        # torch.save reports a failed write as a RuntimeError, with the OSError as its context.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise refused(path, cause) from error
+        raise write_error(path, cause) from error
 
 
-def refused(path: Path, error: OSError) -> UserError:
-    remedy = "free space" if error.errno in NO_ROOM else "mend this"
-    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy} and start again")
+def write_error(path: Path, error: OSError) -> UserError:
+    """Return the error for a write that the operating system refused, with its remedy."""
+    remedy = "free disk space" if error.errno in DISK_FULL else "fix the cause"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
 
 
-def sync(path: Path) -> None:
-    """Flush a file, or a directory's list of names, to disk."""
+def flush_to_disk(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to disk.
+
+    Raises:
+        OSError: The path cannot be opened or flushed.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,98 +1,138 @@
-"""checkpoint-N directories: what is in one, which are whole, and the newest loaded into an engine.
+"""Layout of checkpoint directories: names, completeness and rotation.
 
-checkpoint-N/zero/               DeepSpeed's own files, one set per rank
+checkpoint-N/zero/               DeepSpeed's files, one set per rank
 checkpoint-N/trainer_state.json  step, loader position, tokens seen, model signature, number of ranks
-checkpoint-N/rng-RANK.safetensors, centres.safetensors
+checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, running means)
 checkpoint-N/model_config/, tokenizer/  for export
 checkpoint-N/config.yaml         the recipe
-checkpoint-N/COMPLETE            JSON: a random id and every file's size; written last
+checkpoint-N/COMPLETE            JSON: a random id and the size of every file; written last
 
-`pipeline.checkpoint.saver` writes them. .checkpoint-N.partial is one being written, .checkpoint-N.universal a copy of
-checkpoint-N in DeepSpeed's universal format, for another number of ranks.
+`pipeline.checkpoint.saver` writes them. .checkpoint-N.partial is a checkpoint that is still being written.
+.checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, for another number of ranks.
 """
 
 import dataclasses
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
 COMPLETE_MARKER = "COMPLETE"
-DEEPSPEED_TAG = "zero"  # DeepSpeed's name for the folder of its files
+DEEPSPEED_TAG = "zero"  # DeepSpeed calls the subdirectory of its files a tag
 
 
-def checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints of a run that were finished, oldest first."""
-    found = [path for path in directory.glob("checkpoint-*") if (path / COMPLETE_MARKER).is_file()]
-    return sorted((p for p in found if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Properties of a model that trainer_state.json records, and that must match to resume.
+
+    Attributes:
+        vocab_size: Rows of the model's own vocabulary.
+        padded_size: Rows of the vocabulary as trained, padding included.
+        languages: Languages of the data, in the order of the running means.
+    """
+
+    vocab_size: int
+    padded_size: int
+    languages: list[str]
 
 
-def damage(path: Path) -> str | None:
-    """The first file of a finished checkpoint that is not as it was written; None where all are."""
-    try:
-        sizes = json.loads((path / COMPLETE_MARKER).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint directory.
+
+    Raises:
+        ValueError: The name is not checkpoint-N.
+    """
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Return a run's finished checkpoints, oldest first. Their files may still be damaged; see `find_damage`."""
+    finished = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE_MARKER}") if path.is_file()]
+    return sorted((path for path in finished if path.name.removeprefix("checkpoint-").isdigit()), key=step_of)
+
+
+def find_damage(path: Path) -> str | None:
+    """Return a description of the first missing or truncated file of a checkpoint, or None if it is intact."""
+    marker = read_json_or_none(path / COMPLETE_MARKER)
+    sizes = None if marker is None else marker.get("files")
+    if not isinstance(sizes, dict):
         return f"{path / COMPLETE_MARKER} is missing or unreadable"
-    for name, size in sizes.items():
+    for name, expected in sizes.items():
         try:
-            found = (path / name).stat().st_size
+            actual = (path / name).stat().st_size
         except OSError:
             return f"{path / name} is missing"
-        if found != size:
-            return f"{path / name} has {found} bytes, {size} were written"
+        if actual != expected:
+            return f"{path / name} has {actual} bytes, {expected} were written"
     return None
 
 
-def newest(directory: Path) -> Path | None:
-    """The newest checkpoint whose files are all there; warns of those passed over."""
-    for path in reversed(checkpoints(directory)):
-        if (problem := damage(path)) is None:
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the newest intact checkpoint of a run, or None. Prints a warning for each damaged one it skips."""
+    for path in reversed(list_checkpoints(directory)):
+        if (damage := find_damage(path)) is None:
             return path
-        print(f"warning: {problem}; {path.name} is passed over", flush=True)
+        print(f"warning: {damage}; skipping {path.name}", flush=True)
     return None
 
 
-def universal_copy(output_dir: Path, path: Path) -> Path:
+def universal_path(output_dir: Path, path: Path) -> Path:
+    """Return the path of a checkpoint's copy in DeepSpeed's universal format."""
     return output_dir / f".{path.name}.universal"
 
 
-def remove(path: Path) -> None:
-    """The marker first, so that a half-deleted directory never counts as complete."""
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint. The marker goes first, so that a partly deleted directory never counts as complete.
+
+    Raises:
+        OSError: The marker cannot be deleted.
+    """
     (path / COMPLETE_MARKER).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
-def retire(directory: Path, limit: int) -> None:
-    """Drop the oldest checkpoints beyond `limit`, and universal copies whose checkpoint is gone."""
-    for old in checkpoints(directory)[:-limit]:
-        remove(old)
+def rotate_checkpoints(directory: Path, limit: int) -> None:
+    """Delete all but the newest `limit` checkpoints, and universal copies whose checkpoint no longer exists.
+
+    Raises:
+        OSError: A marker cannot be deleted.
+    """
+    for path in list_checkpoints(directory)[:-limit]:
+        remove_checkpoint(path)
     for copy in directory.glob(".checkpoint-*.universal"):
         if not (directory / copy.stem.removeprefix(".")).exists():
             shutil.rmtree(copy, ignore_errors=True)
 
 
 def model_signature(model: torch.nn.Module) -> str:
-    """Hash of all parameter names and shapes."""
+    """Return a hash of all parameter names and full (unpartitioned) shapes."""
     shapes = [f"{name} {tuple(getattr(p, 'ds_shape', p.shape))}" for name, p in model.named_parameters()]
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()
 
 
 def recipe_yaml(config: Config) -> str:
-    tree = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples to lists
+    """Serialize a configuration as a recipe that can be loaded again."""
+    tree = json.loads(json.dumps(dataclasses.asdict(config)))  # converts tuples to lists
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """trainer_state.json. Raises UserError where the directory is not a whole checkpoint."""
-    if (problem := damage(path)) is not None:
-        raise UserError(f"{path}: not a complete checkpoint ({problem}); use another")
+    """Read the trainer_state.json of an intact checkpoint.
+
+    Raises:
+        UserError: The directory is not a complete checkpoint, or the file is unreadable.
+    """
+    if (damage := find_damage(path)) is not None:
+        raise UserError(f"{path}: not a complete checkpoint ({damage}); use another")
     try:
         return dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A checkpoint for another number of ranks: DeepSpeed's universal format, made once, beside the checkpoint."""
+"""Convert a checkpoint for another number of ranks, to DeepSpeed's universal format."""
 
 import os
 import shutil
@@ -6,20 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, universal_copy
+from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, universal_path
 from pipeline.common.errors import UserError
 
-WORKERS = 4  # processes of DeepSpeed's converter; each holds the file of one of the former ranks
+WORKERS = 4  # processes of DeepSpeed's converter; each loads the file of one saved rank
 
 
-def convert(path: Path, output_dir: Path) -> None:
-    """Make the universal copy of a checkpoint, unless a finished one is there. Rank 0 alone calls this.
+def convert_to_universal(path: Path, output_dir: Path) -> None:
+    """Write a checkpoint's universal copy into `output_dir`, unless it exists already. Call it on rank 0 only.
 
     Raises:
-        UserError: the converter failed, such as for want of space: it needs up to twice the checkpoint's.
+        UserError: The converter failed, for example on a full disk: it needs up to twice the checkpoint's size.
     """
-    final = universal_copy(output_dir, path)
-    marker = (path / COMPLETE_MARKER).read_bytes()  # holds a random id: a copy of another checkpoint-N does not match
+    final = universal_path(output_dir, path)
+    marker = (path / COMPLETE_MARKER).read_bytes()  # its random id tells apart copies of different checkpoint-N
     if (final / COMPLETE_MARKER).is_file() and (final / COMPLETE_MARKER).read_bytes() == marker:
         return
     partial = final.with_name(final.name + ".partial")
@@ -30,20 +30,20 @@ def convert(path: Path, output_dir: Path) -> None:
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(path / DEEPSPEED_TAG), "--output_folder", str(partial / DEEPSPEED_TAG)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    # A process of its own: the converter forks, which a process with GPU or communication threads must not.
-    result = subprocess.run(command, capture_output=True, text=True, env=_plain_environment())
+    # The converter forks, which is unsafe in a process with GPU or communication threads.
+    result = subprocess.run(command, capture_output=True, text=True, env=_environment_without_rank())
     if result.returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)
         reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
         raise UserError(
-            f"{path}: cannot be converted for another number of ranks ({reason}); it needs up to twice its size "
-            f"free in {output_dir}; else start on as many ranks as saved it"
+            f"{path}: cannot be converted for another number of ranks ({reason}); free up to twice its size "
+            f"in {output_dir}, or use as many ranks as saved it"
         )
     (partial / COMPLETE_MARKER).write_bytes(marker)
     os.replace(partial, final)
 
 
-def _plain_environment() -> dict[str, str]:
-    """Without what makes a process a rank; the converter needs no GPU."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {k: v for k, v in os.environ.items() if k not in ranks} | {"DS_ACCELERATOR": "cpu"}
+def _environment_without_rank() -> dict[str, str]:
+    """Return the environment without the launcher's variables, and with the CPU as DeepSpeed's accelerator."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in os.environ.items() if k not in launcher} | {"DS_ACCELERATOR": "cpu"}

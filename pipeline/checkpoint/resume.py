@@ -7,52 +7,66 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint.layout import DEEPSPEED_TAG, model_signature, newest, read_state, universal_copy
+from pipeline.checkpoint.layout import (
+    DEEPSPEED_TAG,
+    ModelIdentity,
+    model_signature,
+    newest_checkpoint,
+    read_state,
+    universal_path,
+)
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
-from pipeline.training.preflight import Prepared
 from pipeline.zero3.engine import ZeroEngine
 
 
-def to_resume(config: Config) -> Path | None:
-    """The newest of output_dir or, where that has none, of training.copy_checkpoints_to."""
-    found = newest(Path(config.output_dir))
-    if found is None and config.training.copy_checkpoints_to:
-        found = newest(Path(config.training.copy_checkpoints_to))
-    return found
+def find_resumable(config: Config) -> Path | None:
+    """Return the newest intact checkpoint of output_dir, else of training.copy_checkpoints_to, else None."""
+    path = newest_checkpoint(Path(config.output_dir))
+    if path is None and config.training.copy_checkpoints_to:
+        path = newest_checkpoint(Path(config.training.copy_checkpoints_to))
+    return path
 
 
-def check_resumable(path: Path, prepared: Prepared) -> dict[str, Any]:
-    """The state of a checkpoint, if this run can go on from it. Any number of ranks can.
+def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
+    """Return the saved trainer state of a checkpoint, after checking that this run can resume from it.
+
+    The number of ranks may differ from the run that saved it.
 
     Raises:
-        UserError: other vocabulary or languages.
+        UserError: The checkpoint is damaged, or was saved with another vocabulary or other languages.
     """
     state = read_state(path)
-    if (state["vocab_size"], state["padded_size"]) != (prepared.vocab_size, prepared.padded_size):
+    if (state["vocab_size"], state["padded_size"]) != (model.vocab_size, model.padded_size):
         raise UserError(
             f"{path}: checkpoint of another model (vocabulary {state['vocab_size']} padded to {state['padded_size']}, "
-            f"here {prepared.vocab_size} padded to {prepared.padded_size}); use another output_dir"
+            f"here {model.vocab_size} padded to {model.padded_size}); use another output_dir"
         )
-    if state["languages"] != prepared.languages:
+    if state["languages"] != model.languages:
         raise UserError(f"{path}: checkpoint of other data (languages {state['languages']}); use another output_dir")
     return state
 
 
-def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine) -> None:
-    """Weights, optimizer, RNG and centres of a checkpoint into an engine.
+def load(path: Path, state: dict[str, Any], config: Config, engine: ZeroEngine) -> None:
+    """Load weights, optimizer, random generators and running means of a checkpoint into an engine.
+
+    Args:
+        path: Checkpoint directory. If another number of ranks saved it, its universal copy must exist.
+        state: Its trainer state.
+        config: Settings of this run.
+        engine: Engine to load into.
 
     Raises:
-        UserError: parameters with other names or shapes.
+        UserError: The parameters have other names or shapes, or DeepSpeed cannot load its files.
     """
-    if state["model_signature"] != model_signature(zero.engine.module):
+    if state["model_signature"] != model_signature(engine.ds_engine.module):
         raise UserError(f"{path}: checkpoint of another model (other parameters); use another output_dir")
     same_ranks = state["ranks"] == distributed.world_size()
-    folder = path if same_ranks else universal_copy(Path(prepared.config.output_dir), path)
-    if not zero.load(folder, DEEPSPEED_TAG):
+    source = path if same_ranks else universal_path(Path(config.output_dir), path)
+    if not engine.load_checkpoint(source, DEEPSPEED_TAG):
         raise UserError(
-            f"{folder}/{DEEPSPEED_TAG}: DeepSpeed cannot load it; remove {path} to go on from the one before"
+            f"{source}/{DEEPSPEED_TAG}: DeepSpeed cannot load it; remove {path} to resume from the previous checkpoint"
         )
     if same_ranks:
         rng = load_file(path / f"rng-{distributed.rank()}.safetensors")
@@ -60,10 +74,11 @@ def load(path: Path, state: dict[str, Any], prepared: Prepared, zero: ZeroEngine
         if "cuda" in rng and torch.cuda.is_available():
             torch.cuda.set_rng_state(rng["cuda"])
     else:
-        # The states of other ranks' generators do not map: each starts anew, from what any restart here would see.
-        words = np.random.SeedSequence([prepared.config.seed, state["step"], distributed.rank()]).generate_state(1)
-        torch.manual_seed(int(words[0]))
-    if zero.running_means is not None:
+        # Saved generator states do not map to other ranks. Seed from (seed, step, rank), so that every restart from
+        # this checkpoint draws the same numbers.
+        seeds = np.random.SeedSequence([config.seed, state["step"], distributed.rank()]).generate_state(1)
+        torch.manual_seed(int(seeds[0]))
+    if engine.running_means is not None:
         saved = load_file(path / "centres.safetensors")
-        zero.running_means.means.copy_(saved["means"])
-        zero.running_means.seen.copy_(saved["seen"])
+        engine.running_means.means.copy_(saved["means"])
+        engine.running_means.seen.copy_(saved["seen"])

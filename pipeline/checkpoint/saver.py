@@ -1,13 +1,14 @@
-"""Checkpoints written while training goes on, by a thread of each rank; they count when all ranks are done.
+"""Save checkpoints in the background: a thread of each rank writes while training continues.
 
-One save takes these steps; a kill between any two leaves the older checkpoints as they were:
+A save takes these steps. A kill between any two of them leaves the older checkpoints intact:
 
-1. all ranks, between two steps: copy weights and optimizer to host memory (`Saver.begin`)
-2. each rank's thread: write its files into .checkpoint-N.partial, flush them to disk, then list their sizes
-3. all ranks, at a later step's all-reduce: all are written, or one has failed (`Saver.report`, `Saver.settle`)
-4. rank 0's thread: write COMPLETE, rename to checkpoint-N, drop the oldest, copy to the second place
+1. all ranks, between two optimizer steps: copy weights and optimizer to host memory (`Saver.start`)
+2. each rank's thread: write this rank's files into .checkpoint-N.partial, flush them to disk, then write their sizes
+3. all ranks, with the all-reduce of a later step: learn that all ranks have written, or that one has failed
+   (`Saver.local_status`, `Saver.advance`)
+4. rank 0's thread: write COMPLETE, rename to checkpoint-N, rotate old checkpoints, copy to the second directory
 
-Without `training.save_in_background` the same happens, but training waits and nothing is copied in memory.
+With `training.save_in_background: false` the steps are the same, but training waits and nothing is copied in memory.
 """
 
 import json
@@ -15,89 +16,121 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.file_io import HostCopies, refused, sync, write
-from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG
+from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, write_error, write_file
+from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.training.preflight import Prepared
+from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
-VISIBLE_SECONDS = 60.0  # how long a shared filesystem may take to show one node's files to another
+VISIBLE_SECONDS = 60.0  # how long a shared file system may take to show one node's files to another
+
+
+class SupportsSavePretrained(Protocol):
+    """A Hugging Face configuration or tokenizer."""
+
+    def save_pretrained(self, save_directory: Path, /) -> Any:
+        """Write the files that `from_pretrained` reads."""
 
 
 class Saver:
-    """The saves of one run, never two at a time.
+    """Saves checkpoints of one run, one at a time.
 
-    Attributes:
-        seconds: how long training has waited for saves since it was last asked (`take_seconds`).
+    Args:
+        config: Settings of the run.
+        model: Recorded in each checkpoint and compared before a run resumes from it.
+        pretrained: Objects that each checkpoint contains for export, by folder name.
+        engine: Engine to save.
+        saved_step: Step of the checkpoint that the run resumed from, 0 if it is a new run.
     """
 
-    def __init__(self, prepared: Prepared, zero: ZeroEngine, saved_step: int = 0) -> None:
-        self.prepared, self.zero = prepared, zero
-        self.directory = Path(prepared.config.output_dir)
-        self.copies = HostCopies() if prepared.config.training.save_in_background else None
-        self._saved_step = saved_step  # of the newest checkpoint, finished or on its way
+    def __init__(
+        self,
+        config: Config,
+        model: ModelIdentity,
+        pretrained: Mapping[str, SupportsSavePretrained],
+        engine: ZeroEngine,
+        saved_step: int = 0,
+    ) -> None:
+        self.config, self.model, self.pretrained, self.engine = config, model, pretrained, engine
+        self.directory = Path(config.output_dir)
+        self._copies = HostCopies() if config.training.save_in_background else None
+        self._saved_step = saved_step  # of the newest checkpoint, finished or in progress
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
-        self._writing = False  # the job writes this rank's files; else it is rank 0's commit
+        self._writing = False  # the job writes this rank's files; otherwise it is rank 0's commit
         self._partial: Path | None = None
         self._failure: UserError | None = None
-        self.seconds = 0.0
+        self._wait_seconds = 0.0
         if distributed.is_main_process():
-            for torn in self.directory.glob(".checkpoint-*.partial"):
-                shutil.rmtree(torn, ignore_errors=True)
+            for unfinished in self.directory.glob(".checkpoint-*.partial"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         distributed.barrier()
 
-    def begin(self, state: dict[str, Any]) -> None:
-        """Save `state` (with its `step`), the engine and this rank's generators; all ranks call it between steps.
+    def start(self, state: dict[str, Any]) -> None:
+        """Start saving `state`, the engine and this rank's random generators (collective, between two steps).
+
+        Waits for the previous save first. Does nothing if the step is saved already.
+
+        Args:
+            state: Trainer state, with its `step`; must be JSON-serializable.
 
         Raises:
-            AgreedError: this or the save before cannot be written.
+            AgreedError: This or the previous checkpoint cannot be written.
         """
         if state["step"] == self._saved_step:
             return
         started = time.perf_counter()
         self.finish()
         self._saved_step = state["step"]
-        final = self.directory / f"checkpoint-{state['step']}"
-        self._partial = self.directory / f".{final.name}.partial"
-        files = self.zero.state_files(self._partial, DEEPSPEED_TAG)
-        if self.copies:
-            files = self.copies.take(files)
+        self._partial = self.directory / f".checkpoint-{state['step']}.partial"
+        files = self.engine.checkpoint_files(self._partial, DEEPSPEED_TAG)
+        if self._copies:
+            files = self._copies.copy_to_host(files)
         files[f"rng-{distributed.rank()}.safetensors"] = save(_rng_state())
         if distributed.is_main_process():
-            files |= self._common_files(state)
-        self._job, self._writing = self._thread.submit(self._write, self._partial, files), True
-        if self.copies is None:
+            files |= self._shared_files(state)
+        self._job, self._writing = self._thread.submit(_write_files, self._partial, files), True
+        if self._copies is None:
             self.finish()
-        self.seconds += time.perf_counter() - started
+        self._wait_seconds += time.perf_counter() - started
 
-    def take_seconds(self) -> float:
-        seconds, self.seconds = self.seconds, 0.0
+    def pop_wait_seconds(self) -> float:
+        """Return how long training has waited for saves since the last call, in seconds."""
+        seconds, self._wait_seconds = self._wait_seconds, 0.0
         return seconds
 
-    def report(self) -> list[float]:
-        """[this rank has written its files, something failed here], to be summed over ranks for `settle`."""
+    def local_status(self) -> list[float]:
+        """Return this rank's [files are written, something failed] as 0 or 1, to be summed over ranks for `advance`."""
         done = self._job is not None and self._job.done()
-        return [float(done and self._writing), float(self._failure is not None or (done and self._error() is not None))]
+        failed = self._failure is not None or self._job_error() is not None
+        return [float(done and self._writing), float(failed)]
 
-    def settle(self, written: float, failed: float) -> None:
-        """Go on with the sums of all ranks' reports: all call it with the same.
+    def advance(self, written: float, failed: float) -> None:
+        """Advance the save in progress (collective, with equal arguments on all ranks).
+
+        Once all ranks have written their files, rank 0's thread commits the checkpoint.
+
+        Args:
+            written: Number of ranks that have written their files.
+            failed: Number of ranks on which something failed.
 
         Raises:
-            AgreedError: on all ranks, where one has failed; the unfinished checkpoint is removed.
+            AgreedError: On all ranks, if any rank has failed. The unfinished checkpoint is removed.
         """
         if failed:
-            self._give_up()
+            self._abort()
         if self._writing and written == distributed.world_size():
             self._job, self._writing = None, False
             if distributed.is_main_process():
@@ -105,79 +138,81 @@ class Saver:
                 self._job = self._thread.submit(self._commit, self._partial)
 
     def finish(self) -> None:
-        """Wait for the save on its way, if any. All ranks call it.
+        """Wait until the save in progress is complete, if there is one (collective).
 
         Raises:
-            AgreedError: it cannot be written.
+            AgreedError: The checkpoint cannot be written.
         """
         for _ in ("files", "commit"):
             if self._job is not None:
                 wait([self._job])
-            self.settle(*distributed.all_reduce_sum(self.report(), self.zero.device))
+            self.advance(*distributed.all_reduce_sum(self.local_status(), self.engine.device))
 
-    def fail(self, path: Path, error: OSError) -> None:
-        """Have all ranks end at the next step for what went wrong on this one."""
-        self._failure = self._failure or refused(path, error)
+    def record_failure(self, path: Path, error: OSError) -> None:
+        """Record a failed write outside a save, so that the next `advance` raises on all ranks."""
+        self._failure = self._failure or write_error(path, error)
 
-    def _error(self) -> BaseException | None:
+    def _job_error(self) -> BaseException | None:
         return self._job.exception() if self._job is not None and self._job.done() else None
 
-    def _give_up(self) -> None:
+    def _abort(self) -> None:
+        """Remove the unfinished checkpoint and raise the first failure on all ranks."""
         if self._job is not None:
             wait([self._job])
-        error = self._failure or self._error()
-        found = distributed.all_gather_object(None if error is None else f"{distributed.rank_label()}: {error}")
+        error = self._failure or self._job_error()
+        local = None if error is None else f"{distributed.rank_label()}: {error}"
+        messages = distributed.all_gather_object(local)
         if distributed.is_main_process() and self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
-        raise AgreedError(next(text for text in found if text is not None)) from error
+        raise AgreedError(next(message for message in messages if message is not None)) from error
 
-    def _write(self, partial: Path, files: dict[str, Any]) -> None:
-        """In the thread: this rank's files, then the list of their sizes."""
-        sizes = {name: write(partial / name, content) for name, content in files.items()}
-        write(_list(partial, distributed.rank()), json.dumps(sizes).encode())
-
-    def _common_files(self, state: dict[str, Any]) -> dict[str, bytes]:
-        prepared, zero = self.prepared, self.zero
-        facts = {
+    def _shared_files(self, state: dict[str, Any]) -> dict[str, bytes]:
+        """Return the files of which a checkpoint has one for all ranks."""
+        engine = self.engine
+        trainer_state = state | {
             "ranks": distributed.world_size(),
-            "vocab_size": prepared.vocab_size,
-            "padded_size": prepared.padded_size,
-            "languages": prepared.languages,
-            "vocabulary_parameters": zero.vocabulary_names(),
-            "tied": zero.tied,
-            "model_signature": layout.model_signature(zero.engine.module),
+            **asdict(self.model),
+            "vocabulary_parameters": engine.vocabulary_names(),
+            "tied": engine.tied,
+            "model_signature": layout.model_signature(engine.ds_engine.module),
         }
         files = {
-            "trainer_state.json": json.dumps(state | facts, indent=1).encode(),
-            "config.yaml": layout.recipe_yaml(prepared.config).encode(),
+            "trainer_state.json": json.dumps(trainer_state, indent=1).encode(),
+            "config.yaml": layout.recipe_yaml(self.config).encode(),
         }
-        if zero.running_means is not None:
-            files["centres.safetensors"] = save({"means": zero.running_means.means, "seen": zero.running_means.seen})
+        if engine.running_means is not None:
+            files["centres.safetensors"] = save(
+                {"means": engine.running_means.means, "seen": engine.running_means.seen}
+            )
         return files
 
     def _commit(self, partial: Path) -> None:
-        """In rank 0's thread, when all ranks have written: make the checkpoint count, and retire the oldest."""
-        sizes = _all_sizes(partial, distributed.world_size())
+        """Complete and publish a checkpoint that all ranks have written. Runs in rank 0's thread.
+
+        Raises:
+            UserError: A file cannot be written, or the files of a rank are not visible on this host.
+        """
+        sizes = _merge_sizes(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
-        limit = self.prepared.config.training.save_total_limit
+        limit = self.config.training.save_total_limit
         try:
-            for name, part in (("model_config", self.prepared.model_config), ("tokenizer", self.prepared.tokenizer)):
-                part.save_pretrained(partial / name)
+            for name, item in self.pretrained.items():
+                item.save_pretrained(partial / name)
                 for file in (partial / name).rglob("*"):
-                    sync(file)
+                    flush_to_disk(file)
                     if file.is_file():
                         sizes[str(file.relative_to(partial))] = file.stat().st_size
             marker = {"id": uuid.uuid4().hex, "files": dict(sorted(sizes.items()))}
-            write_atomically(partial / COMPLETE_MARKER, json.dumps(marker, indent=1).encode())
-            _rename(partial, final, limit)
+            write_atomically(partial / COMPLETE_MARKER, json.dumps(marker, indent=1))
+            _publish(partial, final, limit)
         except OSError as error:
-            raise refused(partial, error) from error
-        self._copy(final, limit)
+            raise write_error(partial, error) from error
+        self._copy_to_second_directory(final, limit)
 
-    def _copy(self, final: Path, limit: int) -> None:
-        """Into training.copy_checkpoints_to; a failure there is a warning, the run goes on."""
-        place = self.prepared.config.training.copy_checkpoints_to
-        if place is None or layout.damage(target := Path(place) / final.name) is None:
+    def _copy_to_second_directory(self, final: Path, limit: int) -> None:
+        """Copy a checkpoint to training.copy_checkpoints_to. A failure is only a warning."""
+        directory = self.config.training.copy_checkpoints_to
+        if directory is None or layout.find_damage(target := Path(directory) / final.name) is None:
             return
         partial = target.with_name(f".{target.name}.partial")
         try:
@@ -185,50 +220,66 @@ class Saver:
             partial.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(final, partial)
             for file in partial.rglob("*"):
-                sync(file)
-            _rename(partial, target, limit)
+                flush_to_disk(file)
+            _publish(partial, target, limit)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = error.strerror or str(error).splitlines()[0]
-            print(f"warning: {final.name} not copied to {place}: {reason}; training goes on", flush=True)
+            print(f"warning: {final.name} not copied to {directory}: {reason}; training continues", flush=True)
 
 
-def _rename(partial: Path, final: Path, limit: int) -> None:
-    """Make a finished checkpoint count, and drop the oldest beyond `limit`; never replaces a whole one."""
-    sync(partial)
-    if final.exists():
-        if layout.damage(final) is None:
-            shutil.rmtree(partial)
-            return
-        layout.remove(final)
-    os.replace(partial, final)
-    sync(final.parent)
-    layout.retire(final.parent, limit)
+def _write_files(partial: Path, files: dict[str, Any]) -> None:
+    """Write this rank's files, then the list of their sizes.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    sizes = {name: write_file(partial / name, content) for name, content in files.items()}
+    write_file(_sizes_path(partial, distributed.rank()), json.dumps(sizes).encode())
 
 
-def _list(partial: Path, rank: int) -> Path:
+def _sizes_path(partial: Path, rank: int) -> Path:
+    """Return the path of the list of a rank's files and their sizes."""
     return partial / f"files-{rank}.json"
 
 
-def _all_sizes(partial: Path, ranks: int) -> dict[str, int]:
-    """Name and size of all ranks' files; the lists go.
+def _merge_sizes(partial: Path, ranks: int) -> dict[str, int]:
+    """Merge, then delete, the ranks' lists of file sizes.
 
     Raises:
-        UserError: a rank's list does not show here.
+        UserError: A rank's list is not visible on this host.
     """
     sizes: dict[str, int] = {}
     deadline = time.monotonic() + VISIBLE_SECONDS
     for rank in range(ranks):
-        while not _list(partial, rank).exists():
+        path = _sizes_path(partial, rank)
+        while not path.exists():
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{partial}: the files of rank {rank} do not show on this host; "
-                    "output_dir must be on a filesystem that all nodes share"
+                    f"{partial}: the files of rank {rank} are not visible on this host; "
+                    "output_dir must be on a file system that all nodes share"
                 )
             time.sleep(0.5)
-        sizes |= json.loads(_list(partial, rank).read_text())
-        _list(partial, rank).unlink()
+        sizes |= json.loads(path.read_text())
+        path.unlink()
     return sizes
+
+
+def _publish(partial: Path, final: Path, limit: int) -> None:
+    """Rename a complete checkpoint to its final name and rotate old ones. An intact checkpoint is never replaced.
+
+    Raises:
+        OSError: The rename, a deletion or a flush fails.
+    """
+    flush_to_disk(partial)
+    if final.exists():
+        if layout.find_damage(final) is None:
+            shutil.rmtree(partial)
+            return
+        layout.remove_checkpoint(final)
+    os.replace(partial, final)
+    flush_to_disk(final.parent)
+    layout.rotate_checkpoints(final.parent, limit)
 
 
 def _rng_state() -> dict[str, torch.Tensor]:

@@ -1,1 +1,1 @@
-""""""
+"""Shared helpers: errors, exit statuses, atomic files, distributed helpers, plotting and GPU specifications."""

@@ -1,4 +1,4 @@
-"""Write files atomically and hash them."""
+"""Atomic file writes, tolerant JSON reads, and file hashes."""
 
 import hashlib
 import json
@@ -10,31 +10,69 @@ from pipeline.common.errors import UserError
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks."""
+    """Return the hex SHA-256 of a file, read in blocks.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+def write_atomically(path: Path, content: bytes | str, durable: bool = True) -> None:
+    """Write a file so that readers see either the old content or all of the new.
+
+    Args:
+        path: File to create or replace.
+        content: Bytes, or text to encode as UTF-8.
+        durable: Flush the file to disk before the rename, so that it survives a power failure.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        file.write(content.encode() if isinstance(content, str) else content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, atomically: the same value gives the same bytes."""
-    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    """Write JSON atomically with sorted keys, so that equal values give equal bytes.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def ensure_writable(directory: Path) -> None:
+def read_json_or_none(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if the file is missing, truncated or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def ensure_writable(directory: Path, setting: str = "--output") -> None:
+    """Create an output directory if it is missing, and check that files can be created in it.
+
+    Args:
+        directory: Output directory.
+        setting: Flag or configuration key that names the directory, for the message.
+
+    Raises:
+        UserError: The directory cannot be created or written to.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        writable = os.access(directory, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"{directory}: cannot be written to; give another --output")
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(directory, os.W_OK):
+            return
+        reason = "permission denied"
+    raise UserError(f"{directory}: cannot write to the output directory ({reason}); change {setting}")

@@ -1,4 +1,7 @@
-"""Facts about the ranks of a run, before and after the process group exists."""
+"""Distributed helpers: ranks, collectives on small Python values, ports and process exit.
+
+Rank and world size are available before the process group exists, from the launcher's environment variables.
+"""
 
 import os
 import re
@@ -14,104 +17,133 @@ import torch.distributed as dist
 from pipeline.common.errors import AgreedError, UserError
 
 T = TypeVar("T")
-WAIT_SECONDS = 5.0  # between two signs of life of a long wait for rank 0
+POLL_SECONDS = 5.0  # between two heartbeats during long work on rank 0
 
 
 def set_slurm_environment() -> None:
-    """Under srun, one task per rank, set the variables that launchers set. Call it first, before any rank is asked for.
+    """Set the launcher's variables (RANK, WORLD_SIZE, ...) from Slurm's, if srun started this process as one rank.
 
-    Where a launcher has set them, or outside a step of srun (a batch script's own shell), nothing changes.
+    Call it before anything that reads the rank. It changes nothing if a launcher has set the variables already, or
+    outside an srun step (such as in the shell of a batch script).
 
     Raises:
-        UserError: several ranks, and nobody has said where they meet.
+        UserError: There are several ranks, and MASTER_ADDR or MASTER_PORT is not set.
     """
     env = os.environ
     if "RANK" in env or "OMPI_COMM_WORLD_RANK" in env or "SLURM_STEP_NUM_TASKS" not in env:
         return
     ranks = env["SLURM_STEP_NUM_TASKS"]
     if ranks != "1" and ("MASTER_ADDR" not in env or "MASTER_PORT" not in env):
-        raise UserError("MASTER_ADDR and MASTER_PORT are not set; start by slurm/train.sh, or set them as it does")
-    on_nodes = [
+        raise UserError("MASTER_ADDR and MASTER_PORT are not set; launch with slurm/train.sh, or set them as it does")
+    tasks_per_node = [
         int(count)
-        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])  # as in 8(x3),4
-        for _ in range(int(times or 1))
+        for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])  # e.g. 8(x3),4
+        for _ in range(int(nodes or 1))
     ]
     env.setdefault("MASTER_ADDR", "127.0.0.1")
-    env.setdefault("MASTER_PORT", "0")  # any free one
+    env.setdefault("MASTER_PORT", "0")  # any free port
     env.update(RANK=env["SLURM_PROCID"], LOCAL_RANK=env["SLURM_LOCALID"], WORLD_SIZE=ranks)
-    env["LOCAL_WORLD_SIZE"] = str(on_nodes[int(env["SLURM_NODEID"])])
+    env["LOCAL_WORLD_SIZE"] = str(tasks_per_node[int(env["SLURM_NODEID"])])
 
 
 def rank() -> int:
+    """Return this process's global rank, 0 without a launcher."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
+    """Return the number of ranks, 1 without a launcher."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Rank 0: the one that writes and prints."""
+    """Return whether this is rank 0, which writes shared files and prints."""
     return rank() == 0
 
 
 def rank_label() -> str:
-    """This rank and its host, for messages."""
+    """Return this rank and its host, for messages."""
     return f"rank {rank()} on {socket.gethostname()}"
 
 
 def barrier() -> None:
+    """Wait for all ranks; do nothing without a process group."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def broadcast_from_rank0(work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, on every rank. Raises AgreedError on all where rank 0 has a UserError."""
-    found: list[Any] = [None, None]
+    """Call `work` on rank 0 and return its result on all ranks.
+
+    Raises:
+        AgreedError: On all ranks, if `work` raises a UserError.
+    """
+    message: list[Any] = [None, None]  # result, error
     if is_main_process():
         try:
-            found[0] = work()
+            message[0] = work()
         except UserError as error:
-            found[1] = str(error)
+            message[1] = str(error)
     if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise AgreedError(found[1])
-    return found[0]
+        dist.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        raise AgreedError(message[1])
+    return message[0]
 
 
-def run_long_on_rank0(work: Callable[[], Any], alive: Callable[[], None]) -> Any:
-    """Like `broadcast_from_rank0` for work that may outlast any timeout; all ranks call `alive` every few seconds."""
+def run_long_on_rank0(work: Callable[[], Any], heartbeat: Callable[[], None]) -> Any:
+    """Call `work` on rank 0 and return its result on all ranks, however long it takes.
+
+    Unlike `broadcast_from_rank0`, no collective waits for `work`, so it may outlast the timeouts of the process group
+    and the watchdog.
+
+    Args:
+        work: Called on rank 0, in a thread.
+        heartbeat: Called on all ranks every few seconds.
+
+    Raises:
+        AgreedError: On all ranks, if `work` raises a UserError.
+    """
     with ThreadPoolExecutor(1) as thread:
         jobs = [thread.submit(work)] if is_main_process() else []
-        while not broadcast_from_rank0(lambda: bool(wait(jobs, WAIT_SECONDS).done)):
-            alive()
+        while not broadcast_from_rank0(lambda: bool(wait(jobs, POLL_SECONDS).done)):
+            heartbeat()
         return broadcast_from_rank0(lambda: jobs[0].result())
 
 
 def shut_down(status: int = 0) -> NoReturn:
-    """End this process, its work done. With process groups in it, the interpreter's own way out at times aborts."""
+    """Destroy the process group and exit.
+
+    Normal interpreter shutdown may abort after process groups were in use, so this exits directly.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
     exit_now(status)
 
 
 def exit_now(status: int) -> NoReturn:
-    """End this process without waiting for anything, such as a collective under way."""
+    """Exit immediately, without waiting for other threads or for a collective in progress."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
+def free_port() -> int:
+    """Return a TCP port that is free on this machine at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 def local_device() -> torch.device:
-    """This rank's GPU, or the CPU where DS_ACCELERATOR=cpu or there is none."""
+    """Return this rank's GPU, or the CPU if DS_ACCELERATOR=cpu or there is no GPU."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
-    """Exact for counts below 2^53."""
+    """Sum each value over all ranks in float64, which is exact for counts below 2^53."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     if dist.is_initialized():
         dist.all_reduce(tensor)
@@ -119,9 +151,9 @@ def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """Every rank's value, on every rank; small ones."""
+    """Return the values of all ranks, in rank order. Pickles them, so use it for small values only."""
     if not dist.is_initialized():
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

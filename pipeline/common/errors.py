@@ -1,4 +1,4 @@
-"""One kind of exception for mistakes a user can mend: printed as one line, exit status 2, no traceback."""
+"""Exceptions for mistakes that a user can fix: printed as one line, exit status 2, no traceback."""
 
 import os
 import sys
@@ -12,11 +12,11 @@ class UserError(Exception):
 
 
 class AgreedError(UserError):
-    """A UserError that every rank knows of, so that all end by themselves and one of them speaks."""
+    """A UserError raised on all ranks and printed once."""
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> None:
-    """Run a command-line `main` and exit: status 2 and one line on standard error for a `UserError`."""
+    """Run a command-line `main` and exit; a `UserError` gives status 2 and one line on standard error."""
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -24,6 +24,6 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # who reads our output has read enough, as `head` does
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

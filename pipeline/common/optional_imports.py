@@ -1,4 +1,4 @@
-"""Libraries that only the instruments need, imported when they are called for."""
+"""Imports of the libraries in the optional dependency groups."""
 
 from importlib import import_module
 from types import ModuleType
@@ -14,12 +14,17 @@ PACKAGES = {
 
 
 def import_optional(module: str) -> ModuleType:
-    """Import `module` ("sklearn.metrics"). Raises UserError, naming the package and its extra, where it is absent."""
-    package = PACKAGES[module.partition(".")[0]]
+    """Import and return a module of an optional library, such as "sklearn.metrics".
+
+    Raises:
+        UserError: The library is not installed; the message names the package and its extra.
+    """
+    top_level = module.partition(".")[0]
+    package = PACKAGES[top_level]
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+        if error.name is None or error.name.partition(".")[0] != top_level:
             raise
         raise UserError(
             f"{package} is not installed; it belongs to the extra `evaluation`: pip install {package}"

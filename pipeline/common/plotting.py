@@ -1,4 +1,4 @@
-"""The look of all pictures: colours, axes, titles."""
+"""Common style of all plots: colors, axes, titles."""
 
 import io
 from typing import Any
@@ -9,9 +9,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, GREY = "#2b2b2b", "#9a9a9a"
 BLUE, NAVY, LIGHT, ORANGE, GREEN = "#2f6db3", "#5b86b8", "#a9c5e6", "#d9822b", "#3a8f5c"
-ARMS = (BLUE, ORANGE, GREEN, "#8a5ba8", "#b5463c", "#5f6b76", "#a3902c", "#2a9aa0")  # of runs side by side
-# Twelve colours that stay apart for languages in one scatter (Paul Tol's "muted", and three more).
-LANGUAGES = (
+RUN_COLORS = (BLUE, ORANGE, GREEN, "#8a5ba8", "#b5463c", "#5f6b76", "#a3902c", "#2a9aa0")  # runs compared in one plot
+# Twelve colors that remain distinguishable in one scatter plot: Paul Tol's "muted" palette and three more.
+LANGUAGE_COLORS = (
     *("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499"),
     *("#e07b39", "#777777", "#1a1a1a"),
 )
@@ -19,11 +19,18 @@ DPI = 130
 
 
 def figure_of(width: float, height: float) -> Figure:
+    """Create an empty figure.
+
+    Args:
+        width: Inches.
+        height: Inches.
+    """
     engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.06)
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
 
 
 def axes_of(figure: Figure, cell: Any) -> Axes:
+    """Add styled axes to a figure, in one cell of its grid specification."""
     axes = figure.add_subplot(cell)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
@@ -34,19 +41,21 @@ def axes_of(figure: Figure, cell: Any) -> Axes:
 
 
 def title(axes: Axes, text: str) -> None:
+    """Set a left-aligned title."""
     axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
-    return picture.getvalue()
+    """Render a figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
 
 
 def heat_map(axes: Axes, names: list[str], values: list[list[float | None]], vmin: float, vmax: float) -> None:
-    """A square matrix with its values written in; None (the diagonal) stays blank."""
-    shown = [[float("nan") if value is None else value for value in row] for row in values]
-    axes.imshow(shown, cmap="Blues", vmin=vmin, vmax=vmax)
+    """Draw a square matrix with its values as text; None, as on the diagonal, stays blank."""
+    cells = [[float("nan") if value is None else value for value in row] for row in values]
+    axes.imshow(cells, cmap="Blues", vmin=vmin, vmax=vmax)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_xticks(range(len(names)), names)

@@ -1,1 +1,1 @@
-""""""
+"""Recipes: the settings of a run and their strict loading."""

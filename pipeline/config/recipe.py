@@ -1,4 +1,4 @@
-"""Load a recipe (YAML) and command-line overrides into a `Config`, strictly."""
+"""Load a recipe (YAML) and command-line overrides into a `Config`. Every mistake is one clear line."""
 
 import argparse
 import difflib
@@ -8,41 +8,48 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
-FREE_KEYS = ("model.config.", "data.language_weights.")  # mappings whose keys are the user's
-
-
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+FREE_KEYS = ("model.config.", "data.language_weights.")  # mappings whose keys the user chooses
 
 
-def _keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a dataclass, inner nodes included."""
-    hints = get_type_hints(cls)
-    for f in fields(cls):
-        yield prefix + f.name
-        if is_dataclass(hints[f.name]):
-            yield from _keys(hints[f.name], f"{prefix}{f.name}.")  # type: ignore[arg-type]
+def load_config(recipe: str | Path, overrides: list[str]) -> Config:
+    """Load a recipe, then apply overrides of the form `--any.key value`.
+
+    Raises:
+        UserError: the file is unreadable, a key is unknown (the message suggests the nearest known key), or a value
+            has the wrong type or is out of range.
+    """
+    recipe = Path(recipe)
+    tree = _read_recipe(recipe)
+    _check_keys([arg[2:].split("=")[0] for arg in overrides if arg.startswith("--")], "command line")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config, "run")
+    try:
+        namespace: Namespace = parser.parse_object({"run": tree})
+        args = [f"--run.{arg[2:]}" if arg.startswith("--") else arg for arg in overrides]
+        namespace = parser.parse_args(args, namespace=namespace)
+        config = parser.instantiate_classes(namespace).run
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        message = " ".join(str(error).replace("run.", "").split())
+        raise UserError(f"{recipe}: {message}") from error
+    _check_values(config, recipe)
+    return config
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        yield name
-        if isinstance(value, dict) and f"{name}." not in FREE_KEYS:
-            yield from _flat(value, f"{name}.")
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Formatter that keeps the line breaks of the description and appends types and defaults."""
 
 
-def _check_keys(names: list[str], where: str) -> None:
-    known = list(_keys(Config))
-    for name in names:
-        if name not in known and not name.startswith(FREE_KEYS):
-            near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.split(".")[-1] == name]
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{where}: unknown key {name!r}{hint}")
+def help_text(usage: str, description: str) -> str:
+    """Format the help of a command that takes a recipe: every setting with its default and explanation."""
+    parser = ArgumentParser(usage=usage, description=description, formatter_class=_HelpFormatter, add_help=False)
+    parser.add_class_arguments(Config)
+    return parser.format_help()
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -53,36 +60,40 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values")
-    _check_keys(list(_flat(tree)), str(path))
+        raise UserError(f"{path}: a recipe must be a mapping of keys to values")
+    _check_keys(list(_keys_of_tree(tree)), str(path))
     return tree
 
 
-def load_config(recipe: str | Path, overrides: list[str]) -> Config:
-    """Recipe file, then `--any.key value` overrides.
+def _check_keys(names: list[str], source: str) -> None:
+    known = list(_known_keys(Config))
+    for name in names:
+        if name not in known and not name.startswith(FREE_KEYS):
+            near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.split(".")[-1] == name]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"{source}: unknown key {name!r}{hint}")
 
-    Raises:
-        UserError: unreadable file, unknown key (with the nearest known one), value of a wrong type or out of range.
-    """
-    recipe = Path(recipe)
-    tree = _read_recipe(recipe)
-    _check_keys([word[2:].split("=")[0] for word in overrides if word.startswith("--")], "command line")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config, "run")
-    try:
-        namespace: Namespace = parser.parse_object({"run": tree})
-        arguments = [f"--run.{word[2:]}" if word.startswith("--") else word for word in overrides]
-        namespace = parser.parse_args(arguments, namespace=namespace)
-        config = parser.instantiate_classes(namespace).run
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        message = " ".join(str(error).replace("run.", "").split())
-        raise UserError(f"{recipe}: {message}") from error
-    _check_values(config, recipe)
-    return config
+
+def _known_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """Yield all dotted keys of a dataclass, sections included."""
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        yield prefix + f.name
+        if is_dataclass(hints[f.name]):
+            yield from _known_keys(hints[f.name], f"{prefix}{f.name}.")  # type: ignore[arg-type]
+
+
+def _keys_of_tree(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield all dotted keys of a recipe."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        yield name
+        if isinstance(value, dict) and f"{name}." not in FREE_KEYS:
+            yield from _keys_of_tree(value, f"{name}.")
 
 
 def _check_values(config: Config, recipe: Path) -> None:
-    """Ranges that types do not say."""
+    """Check the ranges and combinations that types do not express."""
     t, loss = config.training, config.loss
     positive = {
         "training.train_batch_size": t.train_batch_size,
@@ -102,22 +113,22 @@ def _check_values(config: Config, recipe: Path) -> None:
     for key, value in positive.items():
         if not value > 0:
             raise UserError(f"{recipe}: {key} is {value}; it must be greater than 0")
-    shares = {
+    fractions = {
         "training.warmup_ratio": t.warmup_ratio,
         "loss.alignment_warmup_ratio": loss.alignment_warmup_ratio,
         "loss.centring_momentum": loss.centring_momentum,
     }
-    for key, value in shares.items():
+    for key, value in fractions.items():
         if not 0 <= value <= 1:
-            raise UserError(f"{recipe}: {key} is {value}; it must lie between 0 and 1")
+            raise UserError(f"{recipe}: {key} is {value}; it must be between 0 and 1")
     if loss.alignment_weight < 0:
-        raise UserError(f"{recipe}: loss.alignment_weight is {loss.alignment_weight}; it cannot be negative")
+        raise UserError(f"{recipe}: loss.alignment_weight is {loss.alignment_weight}; it must not be negative")
     if (loss.pooling == "weights") != (loss.token_weights is not None):
-        raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights go together; set both or neither")
+        raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights need each other; set both or neither")
     for lang, value in config.data.language_weights.items():
         if not 0 < value < float("inf"):
             raise UserError(f"{recipe}: data.language_weights.{lang} is {value}; it must be greater than 0")
     if (config.model.path is None) == (config.model.config is None):
         raise UserError(f"{recipe}: set either model.path (a directory or hub id) or model.config (a model to build)")
     if config.model.path is None and config.data.tokenizer is None:
-        raise UserError(f"{recipe}: set data.tokenizer; a model built from model.config has none of its own")
+        raise UserError(f"{recipe}: set data.tokenizer; a model built from model.config has no tokenizer")

@@ -1,4 +1,4 @@
-"""The recipe: frozen dataclasses, read strictly from YAML and the command line; a mistake is one clear line."""
+"""All settings of a run. `python pipeline/train.py --help` prints them with their defaults and explanations."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,15 +8,15 @@ from pipeline.loss.settings import LossSettings
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model to train.
+    """The model to train.
 
     Attributes:
-        path: directory or hub id of a Hugging Face causal language model; null builds one from `config`.
-        config: configuration of a model to build from random weights (`model_type` and its fields); the
-            vocabulary size is the tokenizer's.
-        attn_implementation: sdpa, flash_attention_2 or eager.
-        vocab_multiple: the vocabulary is padded to a multiple of this; every world size used must divide it.
-        activation_checkpointing: recompute each layer in backward.
+        path: directory or hub id of a Hugging Face causal language model; null: build one from `model.config`.
+        config: configuration of a model to build from random weights: `model_type` and its fields. The vocabulary
+            size defaults to the tokenizer's.
+        attn_implementation: attention implementation of transformers.
+        vocab_multiple: pad the vocabulary to a multiple of this. Every number of ranks in use must divide the result.
+        activation_checkpointing: recompute each decoder layer in backward instead of storing its activations.
         trust_remote_code: run code from the model's repository.
     """
 
@@ -30,13 +30,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What to train on.
+    """The data to train on.
 
     Attributes:
-        shards: directory made by `python -m data_prep pack`.
-        tokenizer: the one that made them; null: the one in `model.path`.
-        language_weights: how often a row comes in an epoch, relative to others, as the mean over its tokens of
-            their language's weight; languages not named have 1.
+        shards: directory of packed shards, written by `python -m data_prep pack`.
+        tokenizer: the tokenizer that packed the shards; null: the one in `model.path`.
+        language_weights: sampling weight of each language, as {language: weight}. A row's weight is the mean over its
+            tokens of their language's weight. A language that is not listed has weight 1.
     """
 
     shards: str = "runs/demo/shards"
@@ -46,21 +46,32 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The optimization, in the terms of Hugging Face and DeepSpeed.
+    """Optimization and checkpoints, in the terms of Hugging Face and DeepSpeed.
 
     Attributes:
-        train_batch_size: packed rows per optimizer step, over all ranks and accumulation steps.
-        train_micro_batch_size_per_gpu: packed rows per rank and forward pass; accumulation follows from both.
-        max_steps: optimizer steps; null: as many as num_train_epochs make.
-        warmup_ratio: share of the steps over which the learning rate rises linearly from 0.
-        weight_decay: on matrices; none on vectors (norms, biases).
-        save_in_background: training goes on while a checkpoint is written; takes memory of the host for one copy of
-            each rank's part, 12 bytes x parameters / ranks.
-        copy_checkpoints_to: a second directory for checkpoints, of this run alone; resumed from where output_dir
-            has none.
-        hang_timeout_s: seconds without progress (a step, a save, loading) after which a run is ended.
-        max_loss_jump: a cross entropy so far above the median of the last 50 steps (nats per token) ends the run;
-            null: never.
+        train_batch_size: packed rows per optimizer step, over all ranks and gradient accumulation steps.
+        train_micro_batch_size_per_gpu: packed rows per rank and forward pass. The number of gradient accumulation
+            steps follows from both batch sizes and the number of ranks.
+        num_train_epochs: passes over the data, if `max_steps` is null.
+        max_steps: number of optimizer steps; null: as many as `num_train_epochs` takes.
+        learning_rate: peak learning rate of AdamW.
+        lr_scheduler_type: decay of the learning rate to 0 after the warm-up; `constant`: no decay.
+        warmup_ratio: fraction of the steps over which the learning rate rises linearly from 0.
+        weight_decay: weight decay of matrices. Vectors (norms, biases) have none.
+        adam_beta1: decay rate of AdamW's first moment.
+        adam_beta2: decay rate of AdamW's second moment.
+        adam_epsilon: epsilon of AdamW.
+        max_grad_norm: clip the global gradient norm to this; 0: no clipping.
+        precision: data type of the model's weights and activations.
+        save_steps: save a checkpoint every so many steps, and at the end.
+        save_total_limit: keep this many checkpoints; the oldest are deleted.
+        save_in_background: continue to train while a checkpoint is written. This keeps one copy of each rank's part in
+            host memory: 12 bytes x parameters / ranks.
+        copy_checkpoints_to: second directory for the checkpoints of this run. Training resumes from it if
+            `output_dir` has none.
+        hang_timeout_s: end the run after so many seconds without progress (a step, a save, loading).
+        max_loss_jump: end the run if the cross entropy exceeds the median of the last 50 steps by this (nats per
+            token); null: never.
     """
 
     train_batch_size: int = 8
@@ -86,7 +97,17 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """One training run. `deepspeed` names a DeepSpeed JSON; batch sizes, precision and clipping are not set there."""
+    """The run.
+
+    Attributes:
+        output_dir: directory of metrics and checkpoints. A run resumes from its newest complete checkpoint.
+        seed: seed of the data order and of random weights.
+        deepspeed: DeepSpeed JSON file. Batch sizes, precision and gradient clipping are set in the recipe, not there.
+        model: the model to train.
+        data: the data to train on.
+        loss: the SOLAR loss.
+        training: optimization and checkpoints.
+    """
 
     output_dir: str = "runs/demo"
     seed: int = 42

@@ -1,1 +1,1 @@
-""""""
+"""Deterministic, resumable data loading over packed shards."""

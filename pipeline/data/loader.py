@@ -1,102 +1,133 @@
-"""Packed shards to micro-batches, in an order that does not depend on the number of ranks.
+"""Deterministic data loader over packed shards, in an order that does not depend on the number of ranks."""
 
-Shape letters: B rows of a micro-batch, N tokens of its longest row, T supervised positions, S sequences.
-"""
-
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from data_prep.shards.format import ShardSet
+from data_prep.shards.format import PackedRow
 from pipeline.data.micro_batch import MicroBatch, collate
 
 
+class RowSource(Protocol):
+    """A random-access collection of packed rows, such as `ShardSet`; its manifest lists the languages."""
+
+    manifest: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> PackedRow: ...
+
+    def __iter__(self) -> Iterator[PackedRow]: ...
+
+
 @dataclass(frozen=True)
-class Batches:
-    """How a global batch of rows is dealt out: micro-step m, rank r takes rows (m * ranks + r) * micro onwards."""
+class BatchSplit:
+    """How a global batch is split into micro-batches.
+
+    Micro-step m of rank r takes `micro_batch_size` rows from row (m * world_size + r) * micro_batch_size on.
+    """
 
     train_batch_size: int
-    micro: int
+    micro_batch_size: int
     rank: int
-    ranks: int
+    world_size: int
 
     @property
     def accumulation_steps(self) -> int:
-        return self.train_batch_size // (self.micro * self.ranks)
+        """Number of micro-batches of each rank in one optimizer step."""
+        return self.train_batch_size // (self.micro_batch_size * self.world_size)
 
 
 class Loader:
-    """An endless stream of global batches over shuffled epochs; its state is {epoch, consumed, seed}.
+    """Endless stream of global batches over shuffled epochs.
 
-    Row n of the stream is row n % len of epoch n // len, whose order depends on the seed alone, so any number of
-    ranks sees the same global batches. The next one is read in the background.
+    Row n of the stream is row n % len(rows) of epoch n // len(rows). The order of an epoch depends on the seed alone,
+    so any number of ranks gets the same global batches. A thread reads the next batch ahead.
+
+    Attributes:
+        consumed: number of rows that have been handed out, over all ranks.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
-        batches: Batches,
+        rows: RowSource,
+        split: BatchSplit,
         seed: int,
         pad_token_id: int,
         token_weights: Tensor | None = None,
         row_weights: np.ndarray | None = None,
     ) -> None:
-        self.shards, self.batches, self.seed, self.pad_token_id = shards, batches, seed, pad_token_id
+        self.rows, self.split, self.seed, self.pad_token_id = rows, split, seed, pad_token_id
         self.token_weights, self.row_weights = token_weights, row_weights
-        self.languages: list[str] = shards.manifest["languages"]
+        self.languages: list[str] = rows.manifest["languages"]
         self.consumed = 0
-        self._orders: dict[int, np.ndarray] = {}
+        self._epoch_orders: dict[int, np.ndarray] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._ahead: Future[list[MicroBatch]] | None = None
+        self._prefetched: Future[list[MicroBatch]] | None = None
 
-    def state(self) -> dict[str, int]:
-        return {"epoch": self.consumed // len(self.shards), "consumed": self.consumed, "seed": self.seed}
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the stream. It does not depend on the number of ranks."""
+        return {"consumed": self.consumed, "seed": self.seed}
 
-    def load_state(self, state: dict[str, int]) -> None:
-        self.consumed, self.seed, self._ahead = state["consumed"], state["seed"], None
-        self._orders.clear()
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a position that `state_dict` returned."""
+        self.consumed, self.seed, self._prefetched = state["consumed"], state["seed"], None
+        self._epoch_orders.clear()
 
     def next(self) -> list[MicroBatch]:
-        """This rank's micro-batches of the next global batch."""
-        window = self._ahead.result() if self._ahead else self._read(self.consumed)
-        self.consumed += self.batches.train_batch_size
-        self._ahead = self._thread.submit(self._read, self.consumed)
-        return window
+        """Return this rank's micro-batches of the next global batch."""
+        micro_batches = self._prefetched.result() if self._prefetched else self._read(self.consumed)
+        self.consumed += self.split.train_batch_size
+        self._prefetched = self._thread.submit(self._read, self.consumed)
+        return micro_batches
+
+    def put_back(self) -> None:
+        """Return the last global batch to the stream, because it was not trained on."""
+        self.consumed, self._prefetched = self.consumed - self.split.train_batch_size, None
 
     def _read(self, first: int) -> list[MicroBatch]:
-        b = self.batches
-        window = []
-        for m in range(b.accumulation_steps):
-            begin = first + (m * b.ranks + b.rank) * b.micro
-            rows = [self.shards[self._row(n)] for n in range(begin, begin + b.micro)]
-            window.append(collate(rows, self.languages, self.pad_token_id, self.token_weights))
-        return window
+        split, size = self.split, self.split.micro_batch_size
+        micro_batches = []
+        for micro_step in range(split.accumulation_steps):
+            start = first + (micro_step * split.world_size + split.rank) * size
+            rows = [self.rows[self._row_index(n)] for n in range(start, start + size)]
+            micro_batches.append(collate(rows, self.languages, self.pad_token_id, self.token_weights))
+        return micro_batches
 
-    def _row(self, n: int) -> int:
-        epoch, place = divmod(n, len(self.shards))
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = epoch_order(len(self.shards), self.row_weights, self.seed, epoch)
-        return int(self._orders[epoch][place])
+    def _row_index(self, n: int) -> int:
+        epoch, index = divmod(n, len(self.rows))
+        if epoch not in self._epoch_orders:
+            self._epoch_orders = {e: order for e, order in self._epoch_orders.items() if e == epoch - 1}
+            self._epoch_orders[epoch] = epoch_order(len(self.rows), self.row_weights, self.seed, epoch)
+        return int(self._epoch_orders[epoch][index])
 
 
-def epoch_order(rows: int, weights: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
-    """[rows] row numbers of an epoch, shuffled; by weights, row i comes floor or ceil of rows * w_i / sum(w) times."""
+def epoch_order(num_rows: int, weights: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """Return the shuffled row indices of an epoch, [num_rows] int64.
+
+    With weights, row i occurs floor or ceil of num_rows * w_i / sum(w) times (systematic sampling).
+    """
     generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(num_rows)
     if weights is None:
-        return generator.permutation(rows)
-    order = generator.permutation(rows)
-    ends = np.cumsum(weights[order]) / weights.sum() * rows
-    # Systematic sampling: one draw in each unit interval, all with the same offset.
-    return order[generator.permutation(np.searchsorted(ends, np.arange(rows) + generator.random()).clip(0, rows - 1))]
+        return order
+    ends = np.cumsum(weights[order]) / weights.sum() * num_rows
+    # Systematic sampling draws once in each unit interval, always at the same offset.
+    draws = np.searchsorted(ends, np.arange(num_rows) + generator.random()).clip(0, num_rows - 1)
+    return order[generator.permutation(draws)]
 
 
-def row_weights(shards: ShardSet, language_weights: dict[str, float]) -> np.ndarray | None:
-    """[rows] mean weight of each row's tokens by language (1 where none is given); None without weights."""
+def row_weights(rows: RowSource, language_weights: dict[str, float]) -> np.ndarray | None:
+    """Return the sampling weight of each row, [num_rows], or None if no language has a weight.
+
+    A row's weight is the mean over its tokens of their language's weight. A language without a weight counts as 1.
+    """
     if not language_weights:
         return None
     return np.array(
-        [np.average([language_weights.get(lang, 1.0) for lang in row.lang], weights=row.seq_lens) for row in shards]
+        [np.average([language_weights.get(lang, 1.0) for lang in row.lang], weights=row.seq_lens) for row in rows]
     )

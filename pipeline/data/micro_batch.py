@@ -1,6 +1,6 @@
 """Collate packed rows into micro-batches.
 
-Shape letters: B rows of a micro-batch, N tokens of its longest row, T supervised positions, S sequences.
+Shape letters: B rows of a micro-batch, N tokens of its longest row, T target tokens, S sequences.
 """
 
 import hashlib
@@ -16,14 +16,15 @@ from pipeline.loss import LossBatch, LossNormalizers
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank feeds to one forward pass.
+    """Input of one forward pass on one rank.
 
     Attributes:
-        input_ids, position_ids: [B, N] int64; positions restart in every sequence, which isolates them in attention.
-        positions: [T] int64, the flat places in [B, N] whose hidden states predict a supervised token.
-        supervised: the layout of those positions.
-        num_tokens: real tokens, without padding.
-        pair_ids: of its rows' sequences, for messages.
+        input_ids: [B, N] int64 token ids.
+        position_ids: [B, N] int64. Positions restart at 0 in every sequence, so attention keeps sequences apart.
+        positions: [T] int64 indices into the flattened [B, N] whose hidden states predict a target token.
+        loss_batch: layout of the target tokens by sequence and pair.
+        num_tokens: number of tokens without padding.
+        pair_ids: sorted pair ids of the rows, for error messages.
     """
 
     input_ids: Tensor
@@ -34,7 +35,7 @@ class MicroBatch:
     pair_ids: list[str]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same with what the model reads on a device; the loss wants its layout on the host."""
+        """Return a copy with the model's inputs on `device`. The layout stays on the host, where the loss reads it."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
@@ -46,34 +47,43 @@ class MicroBatch:
 def collate(
     rows: list[PackedRow], languages: list[str], pad_token_id: int, token_weights: Tensor | None = None
 ) -> MicroBatch:
-    """Stack rows; padding is a sequence of its own, so nothing attends to it. `token_weights` [V] by target id."""
+    """Stack packed rows into one micro-batch.
+
+    Padding forms a sequence of its own, so no other sequence attends to it.
+
+    Args:
+        rows: B packed rows.
+        languages: all languages of the run; a language is numbered by its index.
+        pad_token_id: id that fills rows up to the longest.
+        token_weights: [V] pooling weights by token id, or None.
+    """
     width = max(len(row.input_ids) for row in rows)
     input_ids = np.full((len(rows), width), pad_token_id, np.int64)
     position_ids = np.tile(np.arange(width), (len(rows), 1))
-    positions, targets, lengths, pivots, problems, tongues = [], [], [], [], [], []
+    positions, targets, lengths, pivots, problem_ids, language_ids = [], [], [], [], [], []
     for b, row in enumerate(rows):
         size = len(row.input_ids)
         input_ids[b, :size] = row.input_ids
         position_ids[b, size:] -= size
         starts = np.cumsum(row.seq_lens) - row.seq_lens
         position_ids[b, :size] -= np.repeat(starts, row.seq_lens)
-        # Position t predicts token t + 1 of its own sequence; a sequence's first token is never supervised.
-        places = np.flatnonzero(row.labels != IGNORE)
-        positions.append(b * width + places - 1)
-        targets.append(row.labels[places])
-        lengths.append(np.bincount(np.repeat(np.arange(len(starts)), row.seq_lens)[places], minlength=len(starts)))
+        # Position t predicts token t + 1 of its sequence. The first token of a sequence is never a target.
+        target_at = np.flatnonzero(row.labels != IGNORE)
+        positions.append(b * width + target_at - 1)
+        targets.append(row.labels[target_at])
+        lengths.append(np.bincount(np.repeat(np.arange(len(starts)), row.seq_lens)[target_at], minlength=len(starts)))
         is_pivot = np.array([role == PIVOT for role in row.role])
         first = sum(len(n) for n in lengths[:-1])
         pivots.append(first + np.maximum.accumulate(np.where(is_pivot, np.arange(len(is_pivot)), 0)))
-        problems += [problem_number(pair_id) for pair_id in row.pair_id]
-        tongues += [languages.index(lang) for lang in row.lang]
+        problem_ids += [problem_number(pair_id) for pair_id in row.pair_id]
+        language_ids += [languages.index(lang) for lang in row.lang]
     target_ids = torch.from_numpy(np.concatenate(targets).astype(np.int64))
     loss_batch = LossBatch(
         targets=target_ids,
         lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int64)),
         pivot=torch.from_numpy(np.concatenate(pivots).astype(np.int64)),
-        problem=torch.tensor(problems, dtype=torch.int64),
-        language=torch.tensor(tongues, dtype=torch.int64),
+        problem_id=torch.tensor(problem_ids, dtype=torch.int64),
+        language=torch.tensor(language_ids, dtype=torch.int64),
         token_weights=None if token_weights is None else token_weights[target_ids],
     )
     return MicroBatch(
@@ -87,11 +97,11 @@ def collate(
 
 
 def problem_number(pair_id: str) -> int:
-    """The same 63-bit number for a pair_id on every rank."""
+    """Hash a pair id to a 63-bit number that is equal on every rank."""
     return int.from_bytes(hashlib.blake2b(pair_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def local_normalizers(window: list[MicroBatch]) -> LossNormalizers:
-    """Supervised positions and pairs of this rank's share of a global batch."""
-    parts = [micro.loss_batch.normalizers() for micro in window]
+def local_normalizers(micro_batches: list[MicroBatch]) -> LossNormalizers:
+    """Count the target tokens and pairs in this rank's part of a global batch."""
+    parts = [micro_batch.loss_batch.normalizers() for micro_batch in micro_batches]
     return LossNormalizers(sum(part.tokens for part in parts), sum(part.pairs for part in parts))

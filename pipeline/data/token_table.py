@@ -8,10 +8,18 @@ from pipeline.common.errors import UserError
 
 
 def load_token_table(path: str | None, vocab_size: int, key: str) -> Tensor | None:
-    """[V] fp32 `weights` of a safetensors file, for the setting `key`.
+    """Read the fp32 tensor `weights` [V] of a safetensors file.
+
+    Args:
+        path: the file, or None.
+        vocab_size: V, the number of vocabulary entries expected.
+        key: the setting that names the file, for error messages.
+
+    Returns:
+        The weights, or None if no path is given.
 
     Raises:
-        UserError: unreadable, another shape, negative or not finite.
+        UserError: the file is unreadable, has another shape, or holds a negative or non-finite weight.
     """
     if path is None:
         return None

@@ -1,4 +1,14 @@
-"""Evaluate a model: `python -m pipeline.evaluation`."""
+"""Measure accuracy per language by greedy generation, and how often answers agree across languages.
+
+    python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
+
+For several GPUs or processes, use `torchrun --nproc-per-node 8 -m pipeline.evaluation …`, `deepspeed --module
+pipeline.evaluation …` or slurm/evaluate.sh. The examples are divided among the ranks, and rank 0 writes the same files:
+`generations.jsonl` (one line per example), `evaluation.json` (metrics) and `evaluation.md` (a table).
+
+An interrupted evaluation resumes from its finished batches if the same command is run again. On USR1 or TERM it stops
+after the current batch with exit status 75.
+"""
 
 import sys
 
@@ -7,16 +17,16 @@ from jsonargparse import auto_cli
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
 from pipeline.evaluation.runner import evaluate
-from pipeline.evaluation.settings import Settings
+from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 
 
 def main() -> int:
-    """Command line; the arguments are the fields of `Settings`."""
+    """Run the command; its options are the fields of `EvaluationSettings`. Return the exit status."""
     stop = StopSignal()
     distributed.set_slurm_environment()
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]  # added by DeepSpeed's launcher
-    return evaluate(auto_cli(Settings, args=arguments, as_positional=False), stop)
+    args = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]  # added by DeepSpeed's launcher
+    return evaluate(auto_cli(EvaluationSettings, args=args, as_positional=False), stop)
 
 
 if __name__ == "__main__":

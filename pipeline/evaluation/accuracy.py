@@ -1,20 +1,28 @@
-"""What an evaluation finds: figures per language, the table of them, and the versions they depend on."""
+"""Accuracy per language, its table, and the library versions it depends on."""
 
 import platform
 from collections.abc import Sequence
 from decimal import Decimal
 from importlib import metadata
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pipeline.evaluation.answer_extraction import answers_equal
-from pipeline.evaluation.dataset import Problem
+from pipeline.evaluation.dataset import Example
+from pipeline.evaluation.significance import wilson_interval
 
 
-class Score(NamedTuple):
-    """Figures of one language; shares in [0, 1], `low` and `high` the 95 % Wilson interval of the accuracy.
+class LanguageScore(NamedTuple):
+    """Accuracy of one language; all proportions are in [0, 1].
 
-    `consistency_with_pivot` is None for the pivot itself and where no problem exists in both languages.
+    Attributes:
+        n: number of examples.
+        correct: number of correct answers.
+        accuracy: `correct` / `n`.
+        low: lower bound of the accuracy's 95 % Wilson interval.
+        high: upper bound of that interval.
+        consistency_with_pivot: proportion of the questions asked in both languages that get the pivot's answer. None
+            for the pivot itself and if there is no such question.
     """
 
     n: int
@@ -25,19 +33,28 @@ class Score(NamedTuple):
     consistency_with_pivot: float | None
 
 
-def summarise(problems: Sequence[Problem], answers: Sequence[Decimal | None], pivot: str) -> dict[str, Any]:
-    """Scores per language (keys in alphabetical order) and their macro averages, as `evaluation.json` holds them."""
+def score_by_language(examples: Sequence[Example], answers: Sequence[Decimal | None], pivot: str) -> dict[str, Any]:
+    """Score answers per language, in alphabetical order, and average over languages.
+
+    Args:
+        examples: the examples that were asked.
+        answers: the extracted answer to each example, None if there is none.
+        pivot: language that the other languages' answers are compared with.
+
+    Returns:
+        `pivot`, `languages` and `macro`, as `evaluation.json` holds them.
+    """
     by_lang: dict[str, dict[str, tuple[Decimal | None, Decimal]]] = {}
-    for problem, answer in zip(problems, answers, strict=True):
-        by_lang.setdefault(problem.lang, {})[problem.pair_id] = (answer, problem.gold)
+    for example, answer in zip(examples, answers, strict=True):
+        by_lang.setdefault(example.lang, {})[example.pair_id] = (answer, example.gold)
     scores = {}
     for lang, results in sorted(by_lang.items()):
         correct = sum(answers_equal(answer, gold) for answer, gold in results.values())
-        shared = [] if lang == pivot else sorted(results.keys() & by_lang.get(pivot, {}).keys())
-        agreeing = [answers_equal(results[pair_id][0], by_lang[pivot][pair_id][0]) for pair_id in shared]
+        common = [] if lang == pivot else sorted(results.keys() & by_lang.get(pivot, {}).keys())
+        agrees = [answers_equal(results[pair_id][0], by_lang[pivot][pair_id][0]) for pair_id in common]
         low, high = wilson_interval(correct, len(results))
-        consistency = fmean(agreeing) if agreeing else None
-        scores[lang] = Score(len(results), correct, correct / len(results), low, high, consistency)
+        consistency = fmean(agrees) if agrees else None
+        scores[lang] = LanguageScore(len(results), correct, correct / len(results), low, high, consistency)
     consistencies = [s.consistency_with_pivot for s in scores.values() if s.consistency_with_pivot is not None]
     macro = {
         "accuracy": fmean(score.accuracy for score in scores.values()),
@@ -46,21 +63,13 @@ def summarise(problems: Sequence[Problem], answers: Sequence[Decimal | None], pi
     return {"pivot": pivot, "languages": {lang: score._asdict() for lang, score in scores.items()}, "macro": macro}
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share `correct` of `n` > 0: honest near 0 and 1 and for few records."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+def percent(fraction: float | None) -> str:
+    """Format a fraction as a percentage with one decimal, None as a dash."""
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def accuracy_table(evaluation: dict[str, Any]) -> str:
-    """The Markdown table of an evaluation (the content of `evaluation.json`), in percent."""
-
-    def percent(share: float | None) -> str:
-        return "–" if share is None else f"{100 * share:.1f}"
-
+    """Format an evaluation (the content of `evaluation.json`) as a Markdown table, in percent."""
     lines = [
         f"| language | problems | accuracy % | 95 % interval | same answer as {evaluation['pivot']} % |",
         "|---|---:|---:|---:|---:|",
@@ -77,11 +86,11 @@ def accuracy_table(evaluation: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries the figures depend on, as installed here."""
-    found = {"python": platform.python_version()}
+    """Return the installed versions of Python and of the libraries that the metrics depend on."""
+    installed = {"python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", "deepspeed"):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

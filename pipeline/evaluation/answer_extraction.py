@@ -1,8 +1,8 @@
-r"""Finds the final number in a written solution, in eleven languages.
+r"""Extraction of the final number from a written solution, in eleven languages.
 
-Order: the last balanced `\boxed{}`, then the last localised answer phrase ("The answer is 8", "答えは8です"), then
-the last number. Numbers are read by the conventions of the language: 70.000 is seventy thousand in German and seventy
-in English.
+The last balanced `\boxed{}` takes precedence, then the last answer phrase of the language ("The answer is 8",
+"答えは8です"), then the last number. Numbers are parsed by the conventions of the language: 70.000 is seventy thousand
+in German and seventy in English.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.common.errors import UserError
 
-# What introduces an answer: the noun, then the words that may join it to the number.
+# Answer phrases: a noun, and the copulas that may join it to the number.
 PHRASES = {
     "bn": (r"উত্তর(?:টি|টা)?", r"হলো|হল(?!ে)|হবে|হচ্ছে|হয়|হ'ল"),
     "de": (r"\b(?:Antwort|Lösung|Ergebnis)\b", r"\b(?:ist|lautet|beträgt|wäre)\b"),
@@ -29,7 +29,7 @@ PHRASES = {
 }
 LANGUAGES = tuple(PHRASES)
 
-# Words for powers of ten written after the number (in Swahili before it).
+# Words for powers of ten, written after the number (in Swahili before it).
 SCALES = {
     "bn": {r"হাজার": 3, r"লক্ষ|লাখ": 5, r"কোটি": 7},
     "de": {r"tausend\b": 3, r"(?:Million(?:en)?|Mio)\b": 6, r"(?:Milliarden?|Mrd)\b": 9},
@@ -45,19 +45,25 @@ SCALES = {
 }
 
 DECIMAL_COMMA = {"de", "es", "fr", "ru"}
-PLAIN_SPACE_GROUPS = {"de", "es", "fr", "ru"}  # 70 000 with an ordinary space; elsewhere that is two numbers
-GROUP_SPACE = "\ue000"  # a no-break or narrow space, kept apart from an ordinary one through NFKC
+PLAIN_SPACE_GROUPS = {"de", "es", "fr", "ru"}  # 70 000 with an ordinary space; two numbers in the other languages
+GROUP_SPACE = "\ue000"  # marks a no-break or narrow space, which NFKC would turn into an ordinary one
 SPACES = dict.fromkeys(map(ord, "\u00a0\u202f\u2007\u2008\u2009\u2006\u2005\u2004\u205f"), GROUP_SPACE)
 MINUSES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\ufe63\uff0d"), "-")
 CURRENCY = r"(?:[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?))"
-LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # of scripts that put spaces between words
+LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # of scripts with spaces between words
 SENTENCE_END = re.compile(r"[\n。!?।॥৷]|\.(?!\d)")
 FRACTION = re.compile(r"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?![\d/]|[.,]\d)")
 MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、]*"
 
 
 class Number(NamedTuple):
-    """A number and where it stands in its text, sign and currency included."""
+    """A number in a text.
+
+    Attributes:
+        start: index of its first character, including sign and currency.
+        end: index after its last character.
+        value: its value.
+    """
 
     start: int
     end: int
@@ -65,9 +71,10 @@ class Number(NamedTuple):
 
 
 def extract_answer(text: str, lang: str) -> Decimal | None:
-    """The final numeric answer of a solution written in `lang`, or None when it holds no number.
+    """Return the final numeric answer of a solution written in `lang`, or None if it contains no number.
 
-    Raises UserError for a language without rules (`LANGUAGES` names those that have).
+    Raises:
+        UserError: there are no rules for the language; `LANGUAGES` lists those that have rules.
     """
     if lang not in PHRASES:
         raise UserError(f"no answer extraction for language {lang!r}; known: {', '.join(LANGUAGES)}")
@@ -82,14 +89,14 @@ def extract_answer(text: str, lang: str) -> Decimal | None:
 
 
 def answers_equal(first: Decimal | None, second: Decimal | None) -> bool:
-    """Whether two answers are the same number, to six decimals (1/3 has no exact form). None equals nothing."""
+    """Return whether two answers are equal to within 1e-6, since 1/3 has no exact decimal form. None equals nothing."""
     if first is None or second is None:
         return False
     return abs(first - second) <= Decimal("0.000001")
 
 
 def parse_gold(gold: object) -> Decimal | None:
-    """A recorded gold answer ("2,125", 8.0) as a number in English notation; None when it is not one."""
+    """Parse a gold answer in English notation ("2,125", 8.0). Return None if it is not a finite number."""
     if isinstance(gold, bool) or not isinstance(gold, int | float | str):
         return None
     text = normalise(str(gold)).strip()
@@ -103,21 +110,21 @@ def parse_gold(gold: object) -> Decimal | None:
 
 
 def normalise(text: str) -> str:
-    """Text with ASCII digits and minus signs, compatibility forms folded, LaTeX spacing and wrappers removed."""
+    """Convert to ASCII digits and minus signs, fold compatibility forms, and remove LaTeX spacing and wrappers."""
     text = _without_latex(_fold(text))
     return re.sub(r"(?i)\b(rs|tk|usd|eur|k?sh|tsh|kes)\.?(?=-?\d)", r"\1 ", text)
 
 
 def _fold(text: str) -> str:
-    """NFKC with ASCII digits, one minus sign, grouping spaces marked and format characters removed."""
+    """Apply NFKC, use ASCII digits and minus signs, mark grouping spaces, and remove format characters."""
     folded = unicodedata.normalize("NFKC", "".join(map(_prepare, text.translate(SPACES))))
-    # Format characters (joiners, direction marks) only hide what stands next to what.
+    # Format characters (joiners, direction marks) would separate characters that are adjacent on the page.
     chars = [str(unicodedata.decimal(c)) if c.isdecimal() else c for c in folded if unicodedata.category(c) != "Cf"]
     return "".join(chars).translate(MINUSES).replace("⁄", "/")
 
 
 def _prepare(char: str) -> str:
-    """Keeps NFKC from gluing digits that are none: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
+    """Prevent NFKC from merging digits that do not belong together: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
     kind = unicodedata.decomposition(char).partition(">")[0]
     if kind == "<fraction":
         return " " + char
@@ -135,8 +142,8 @@ def _without_latex(text: str) -> str:
 
 
 def _boxes(text: str) -> Iterator[str]:
-    r"""The contents of every balanced \boxed{}, in the order of their closing braces."""
-    opened: list[tuple[bool, int]] = []  # is it a box, where its content starts
+    r"""Yield the content of each balanced \boxed{}, in the order of their closing braces."""
+    opened: list[tuple[bool, int]] = []  # whether it is a box, and the index at which its content starts
     for brace in re.finditer(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]", text):
         if brace[0] in (r"\{", r"\}"):
             continue
@@ -149,7 +156,7 @@ def _boxes(text: str) -> Iterator[str]:
 
 
 def _phrase_spans(text: str, lang: str) -> Iterator[str]:
-    """What follows each answer phrase up to the end of its sentence, the last phrase first."""
+    """Yield the text after each answer phrase up to the end of its sentence, the last phrase first."""
     for match in reversed(list(_phrase_pattern(lang).finditer(text))):
         rest = text[match.end() :].lstrip(" *_:")
         if rest.startswith("\n"):
@@ -158,18 +165,18 @@ def _phrase_spans(text: str, lang: str) -> Iterator[str]:
 
 
 def _phrase_pattern(lang: str) -> re.Pattern[str]:
-    """Phrases of the language, and the English ones that models mix in, and GSM8K's ####."""
+    """Compile the answer phrases of the language, the English ones that models mix in, and GSM8K's ####."""
     joined = []
     for noun, copula in {PHRASES[lang], PHRASES["en"]}:
         noun, copula = _fold(noun), _fold(copula)
-        gap = r"[^\n.,:=。!?।\dをに]{0,40}?"  # "to answer that, …" and 答えを求めるには state nothing
-        # A spaced dash after the noun is a copula ("Ответ - 8"); a bare noun counts only beside its number.
+        gap = r"[^\n.,:=。!?।\dをに]{0,40}?"  # "to answer that, …" and 答えを求めるには state no answer
+        # A spaced dash after the noun is a copula ("Ответ - 8"); a noun without copula counts only next to a number.
         joined.append(rf"(?:{noun})(?:{gap}(?:{copula})|\W{{0,3}}[:=]|\s*[-–—](?=\s)|(?=[\s*$]*-?\d))")
     return re.compile("|".join([*joined, "####"]), re.IGNORECASE)
 
 
 def _answer_in_span(span: str, lang: str) -> Decimal | None:
-    """The number a span states: the first if it opens the span, the result of an equation, else the last."""
+    """Return the number that opens the span, or the equation's result if it opens one; otherwise the last number."""
     numbers = _numbers(span, lang)
     if not numbers:
         return None
@@ -183,24 +190,24 @@ def _answer_in_span(span: str, lang: str) -> Decimal | None:
 
 
 def _numbers(text: str, lang: str) -> list[Number]:
-    """Every number of the text, signs, fractions and scale words applied."""
+    """Return all numbers of the text, with signs, fractions and scale words applied."""
     space = f"[ {GROUP_SPACE}]" if lang in PLAIN_SPACE_GROUPS else GROUP_SPACE
     token = (
         rf"[1-9]\d{{0,2}}(?:(?:{space}\d{{3}})+|(?:['’]\d{{3}})+)(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\w.,)])\.\d+"
     )
-    # Digits glued to a letter are names (x2, A4), except after scripts that write no spaces.
+    # Digits that follow a letter belong to a name (x2, A4), except in scripts without spaces.
     pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,])(?P<whole>{token})")
-    found: list[Number] = []
+    numbers: list[Number] = []
     for match in pattern.finditer(text):
-        if found and match.start() < found[-1].end:
+        if numbers and match.start() < numbers[-1].end:
             continue
         value, end = _with_fraction(text, match, lang)
-        found.append(_with_sign(text, Number(match.start(), end, value)))
-    return _with_scales(text, found, lang)
+        numbers.append(_with_sign(text, Number(match.start(), end, value)))
+    return _with_scales(text, numbers, lang)
 
 
 def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal, int]:
-    """The value of the digits found and where they end: reads 3/4 and 2 1/2, leaves dates (3/4/2024) apart."""
+    """Return the value of the matched digits and where it ends; parses 3/4 and 2 1/2, but not dates (3/4/2024)."""
     before = text[max(0, match.start() - 3) : match.start()].rstrip()
     value = _resolve(match["whole"], lang, dollars=before.endswith("$"))
     fraction = FRACTION.match(text, match.end())
@@ -212,16 +219,16 @@ def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal,
 
 
 def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
-    """A digit string with separators as a number; `dollars`: whether a dollar sign stands before it."""
+    """Parse digits with separators; `dollars` says whether a dollar sign precedes them."""
     token = re.sub(f"[ '’{GROUP_SPACE}]", "", token)
     marks = [c for c in token if c in ".,"]
     if not marks:
         return Decimal(token)
     head, mark, tail = token.rpartition(marks[-1])
     if len(marks) > 1:
-        if len(set(marks)) == 2:  # 1.234,56 and 1,234.56 say themselves which is which
+        if len(set(marks)) == 2:  # 1.234,56 and 1,234.56 are unambiguous
             return Decimal(re.sub("[.,]", "", head) + "." + tail)
-        if re.fullmatch(r"\d{1,3}([.,]\d{3})+|\d{1,2}(,\d{2})+,\d{3}", token):  # the latter as in India: 1,00,000
+        if re.fullmatch(r"\d{1,3}([.,]\d{3})+|\d{1,2}(,\d{2})+,\d{3}", token):  # the second form is Indian: 1,00,000
             return Decimal(token.replace(mark, ""))
         return Decimal(tail)  # a list: 1,2,3
     if re.fullmatch(r"[1-9]\d{0,2}", head) and len(tail) == 3 and _groups(lang, head, mark, tail, dollars):
@@ -230,17 +237,17 @@ def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
 
 
 def _groups(lang: str, head: str, mark: str, tail: str, dollars: bool) -> bool:
-    """Whether the one separator before three digits groups thousands."""
+    """Return whether a single separator before three digits separates thousands."""
     if lang not in DECIMAL_COMMA:
         return mark == ","
     if mark == ".":
         return lang in ("de", "es") or tail == "000"  # French and Russian group by spaces
-    # Spanish is written with both conventions: 12,345 and $2,345 are American, 2,345 is European.
+    # Spanish uses both conventions: 12,345 and $2,345 are American, 2,345 is European.
     return lang == "es" and (dollars or len(head) > 1)
 
 
 def _with_sign(text: str, number: Number) -> Number:
-    """Takes in a currency mark and a minus sign before the number; a dash between two terms is no sign."""
+    """Include a currency symbol and a minus sign before the number; a dash between two terms is not a sign."""
     offset = max(0, number.start - 40)
     head = text[offset : number.start]
     head = re.sub(rf"{CURRENCY}\s*$", "", head)
@@ -255,10 +262,10 @@ def _with_sign(text: str, number: Number) -> Number:
 
 
 def _with_scales(text: str, numbers: list[Number], lang: str) -> list[Number]:
-    """Applies scale words and joins parts: 5 million, 3万5000, elfu 70."""
+    """Apply scale words and join the parts of a number: 5 million, 3万5000, elfu 70."""
     scales = {re.compile(_fold(word), re.IGNORECASE): Decimal(10) ** power for word, power in SCALES[lang].items()}
     result: list[Number] = []
-    joinable = Decimal(0)  # the scale of the number just read: a smaller part may follow it directly
+    joinable = Decimal(0)  # scale of the previous number: a smaller part may follow it directly
     for number in numbers:
         scale, number = (_scale_before if lang == "sw" else _scale_after)(text, number, scales)
         gap = text[result[-1].end : number.start] if result else "x"

@@ -1,4 +1,4 @@
-"""The problems that an evaluation asks: canonical records with a number as gold answer."""
+"""Evaluation examples: canonical records with a number as gold answer."""
 
 import json
 from decimal import Decimal
@@ -10,8 +10,15 @@ from pipeline.common.errors import UserError
 from pipeline.evaluation.answer_extraction import LANGUAGES, parse_gold
 
 
-class Problem(NamedTuple):
-    """One record to answer: `messages` is the conversation up to the response, `gold` the right number."""
+class Example(NamedTuple):
+    """A question in one language with its gold answer.
+
+    Attributes:
+        pair_id: shared by all translations of the question, which form an example group.
+        lang: language code.
+        messages: the conversation up to the response, each with `role` and `content`.
+        gold: the correct number.
+    """
 
     pair_id: str
     lang: str
@@ -19,14 +26,19 @@ class Problem(NamedTuple):
     gold: Decimal
 
 
-def read_problems(path: Path, limit: int | None = None) -> list[Problem]:
-    """The problems of a JSON Lines file of canonical records, of the first `limit` pair ids only if given.
+def read_examples(path: Path, limit: int | None = None) -> list[Example]:
+    """Read the examples of a JSON Lines file of canonical records, whose written-out answer may be absent.
 
-    The written-out answer may be absent. Raises UserError naming file and row for a bad record.
+    Args:
+        path: the file.
+        limit: keep only the first `limit` example groups.
+
+    Raises:
+        UserError: the file is missing or empty, or a record is malformed; the message names file and row.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; --data takes JSON Lines of records {{pair_id, lang, question, gold}}")
-    problems: dict[tuple[str, str], Problem] = {}
+    examples: dict[tuple[str, str], Example] = {}
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -35,36 +47,36 @@ def read_problems(path: Path, limit: int | None = None) -> list[Problem]:
         if not line.strip():
             continue
         try:
-            problem = _parse_problem(line)
-            if (problem.pair_id, problem.lang) in problems:
-                raise UserError(f"pair_id {problem.pair_id!r} has two records in language {problem.lang!r}; keep one")
+            example = _parse_example(line)
+            if (example.pair_id, example.lang) in examples:
+                raise UserError(f"pair_id {example.pair_id!r} has two records in language {example.lang!r}; keep one")
         except UserError as error:
             raise UserError(f"{path} row {row}: {error}") from None
-        problems[problem.pair_id, problem.lang] = problem
-    if not problems:
+        examples[example.pair_id, example.lang] = example
+    if not examples:
         raise UserError(f"{path}: empty file; nothing to evaluate")
-    kept = set(list(dict.fromkeys(pair_id for pair_id, _ in problems))[:limit])
-    return [problem for problem in problems.values() if problem.pair_id in kept]
+    kept = set(list(dict.fromkeys(pair_id for pair_id, _ in examples))[:limit])
+    return [example for example in examples.values() if example.pair_id in kept]
 
 
-def _parse_problem(line: str) -> Problem:
+def _parse_example(line: str) -> Example:
     try:
         raw: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"malformed JSON ({error})") from None
-    record = parse_record(_with_placeholder(raw) if isinstance(raw, dict) else raw)
+    record = parse_record(_with_placeholder_response(raw) if isinstance(raw, dict) else raw)
     if record.lang not in LANGUAGES:
-        raise UserError(f"unknown language {record.lang!r}; answers can be read in {', '.join(LANGUAGES)}")
+        raise UserError(f"unknown language {record.lang!r}; answers can be extracted in {', '.join(LANGUAGES)}")
     gold = parse_gold(raw.get("gold"))
     if gold is None:
-        raise UserError("`gold` is absent or no number; evaluation needs the final answer there, for instance 42")
+        raise UserError("`gold` is missing or not a number; set it to the final answer, for instance 42")
     if len(record.messages) < 2:
         raise UserError("no message before the response; evaluation needs a question")
-    return Problem(record.pair_id, record.lang, record.messages[:-1], gold)
+    return Example(record.pair_id, record.lang, record.messages[:-1], gold)
 
 
-def _with_placeholder(raw: dict[str, Any]) -> dict[str, Any]:
-    """`parse_record` wants a written-out response, which test data need not have: a placeholder takes its place."""
+def _with_placeholder_response(raw: dict[str, Any]) -> dict[str, Any]:
+    """Put a placeholder in place of the response, which `parse_record` requires and test data may lack."""
     messages = raw.get("messages")
     if not isinstance(messages, list):
         return {**raw, "answer": "-"}

@@ -1,46 +1,37 @@
-"""Accuracy per language by greedy generation, and how often a language's answer equals the pivot's.
-
-    python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
-
-On several GPUs or processes: `torchrun --nproc-per-node 8 -m pipeline.evaluation …`, `deepspeed --module
-pipeline.evaluation …` or slurm/evaluate.sh; the records are split over the ranks and rank 0 writes the same files: one
-line per record in `generations.jsonl`, figures in `evaluation.json`, a table in `evaluation.md`. Ended early, the same
-command goes on from the batches that are finished; USR1 and TERM end it after the current one, with status 75.
-"""
+"""Load a Hugging Face causal LM and generate greedily in batches."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from jinja2 import TemplateError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers import AutoModelForCausalLM, GenerationConfig
 
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common import distributed
 from pipeline.common.errors import UserError
-from pipeline.evaluation.dataset import Problem
-from pipeline.evaluation.progress import Finished, Generation
-from pipeline.evaluation.settings import Settings
-from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.evaluation.dataset import Example
+from pipeline.evaluation.progress import Generation
 from pipeline.models.stop_tokens import stop_token_ids
 
-# transformers' annotations do not tell that a causal LM generates, nor what a tokenizer's calls return.
+# transformers' annotations do not say that a causal LM can generate, nor what a tokenizer's calls return.
 Model = Any
 Tokenizer = Any
 
 
 def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
-    """Model in evaluation mode on this rank's device, and its tokenizer with a padding token.
+    """Load a model in evaluation mode onto this rank's device, and its tokenizer with a padding token.
 
-    Raises UserError where the directory is missing, unusable or has no chat template.
+    Raises:
+        UserError: the directory is missing, cannot be loaded, or has no chat template.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
+    tokenizer: Tokenizer = load_tokenizer(path, for_training=False)
     try:
-        tokenizer = load_tokenizer(path)
         model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
@@ -53,72 +44,89 @@ def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     return model.to(device).eval(), tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    # Where config.json says qwen2 (and some others), AutoTokenizer takes the family's class, whose own pre-tokenizer
-    # replaces the one in tokenizer.json: a tokenizer trained by data_prep would then cut its text differently.
-    declared = get_tokenizer_config(path).get("tokenizer_class")
-    generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(path)
+def encode_prompts(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[list[int]]:
+    """Apply the chat template to each example; return token ids up to where the response starts.
+
+    Raises:
+        UserError: the chat template rejects a conversation; the message names pair_id and language.
+    """
+    prompts = []
+    for example in examples:
+        try:
+            encoded = tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, return_dict=True)
+        except TemplateError as error:
+            raise UserError(
+                f"pair_id {example.pair_id!r}, {example.lang}: the chat template rejects it ({error})"
+            ) from None
+        prompts.append(encoded["input_ids"])
+    return prompts
+
+
+def plan_batches(
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    done: Container[int] = (),
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[list[int]]:
+    """Return this rank's batches as indices into `prompts`, longest prompts first.
+
+    Prompts of similar length share a batch. Batches are formed from all prompts before they are divided among the
+    ranks, so that a response does not depend on the number of ranks. A batch is left out if all its prompts are `done`.
+    """
+    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    batches = [longest_first[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    return [batch for batch in batches if not all(i in done for i in batch)][rank::world_size]
+
+
+def generate_batches(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    batches: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> Iterator[dict[int, Generation]]:
+    """Yield the greedy responses to one batch after the other, by index into `prompts`.
+
+    Raises:
+        UserError: out of GPU memory.
+    """
+    config = _set_greedy_config(model, tokenizer, max_new_tokens)
+    quiet = not distributed.is_main_process()
+    with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="record", disable=quiet) as progress:
+        for batch in batches:
+            try:
+                generations = _generate_batch(model, tokenizer, [prompts[i] for i in batch], config)
+            except torch.OutOfMemoryError:
+                raise UserError(f"out of GPU memory with {len(batch)} prompts; use a smaller --batch_size") from None
+            progress.update(len(batch))
+            yield dict(zip(batch, generations, strict=True))
 
 
 def generate(
-    model: Model,
-    tokenizer: Tokenizer,
-    problems: Sequence[Problem],
-    settings: Settings,
-    rank: int = 0,
-    world_size: int = 1,
-    finished: Finished | None = None,
-    stop: StopSignal | None = None,
-) -> dict[int, Generation]:
-    """Greedy responses to this rank's share of the problems, by their position in `problems`.
+    model: Model, tokenizer: Tokenizer, examples: Sequence[Example], batch_size: int, max_new_tokens: int
+) -> list[Generation]:
+    """Generate the greedy response to each example in this process.
 
-    Batches hold prompts of like length. They are made before they are shared out, so that a response does not
-    depend on the number of ranks. Those in `finished` are left out, new ones added to it; after a signal the rest is
-    left undone. Raises UserError where the chat template refuses a conversation or memory runs out.
+    Raises:
+        UserError: the chat template rejects a conversation, or out of GPU memory.
     """
-    prompts = [_prompt_ids(tokenizer, problem) for problem in problems]
-    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    size = settings.batch_size
-    batches = [longest_first[start : start + size] for start in range(0, len(prompts), size)]
-    batches = [batch for batch in batches if not (finished and finished.has(batch))][rank::world_size]
-    config = _greedy(model, tokenizer, settings.max_new_tokens)
+    prompts = encode_prompts(tokenizer, examples)
     generations: dict[int, Generation] = {}
-    with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="record", disable=rank != 0) as progress:
-        for batch in batches:
-            if stop and stop.received:
-                break
-            try:
-                answers = _generate_batch(model, tokenizer, [prompts[i] for i in batch], config)
-            except torch.OutOfMemoryError:
-                raise UserError(f"out of GPU memory at --batch_size {size}; take a smaller one") from None
-            done = dict(zip(batch, answers, strict=True))
-            generations.update(done)
-            if finished:
-                finished.add(done)
-            progress.update(len(batch))
-    return generations
+    for finished in generate_batches(model, tokenizer, prompts, plan_batches(prompts, batch_size), max_new_tokens):
+        generations.update(finished)
+    return [generations[i] for i in range(len(prompts))]
 
 
-def _prompt_ids(tokenizer: Tokenizer, problem: Problem) -> list[int]:
-    try:
-        encoded = tokenizer.apply_chat_template(problem.messages, add_generation_prompt=True, return_dict=True)
-    except TemplateError as error:
-        raise UserError(
-            f"pair_id {problem.pair_id!r}, {problem.lang}: the chat template refuses it ({error})"
-        ) from None
-    return encoded["input_ids"]
-
-
-def _greedy(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
-    """Plain greedy decoding: whatever sampling or penalties the model's own defaults ask for, only its ends count."""
+def _set_greedy_config(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
+    """Replace the model's generation defaults by plain greedy decoding; keep only its stop tokens."""
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=stop_token_ids(model.generation_config.eos_token_id, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.generation_config = config  # generate() fills what is unset from here
+    model.generation_config = config  # generate() takes unset options from here
     return config
 
 

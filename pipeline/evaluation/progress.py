@@ -1,84 +1,84 @@
-"""Generations of an evaluation that has not ended: kept in OUTPUT/generations.partial, so that a restart goes on."""
+"""Finished generations of an interrupted evaluation, kept in OUTPUT/generations.partial so that it can resume."""
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common import distributed
-from pipeline.common.atomic_io import write_atomically, write_json
+from pipeline.common.atomic_io import read_json_or_none, write_atomically, write_json
 from pipeline.common.errors import UserError
 
-FACTS, EARLIER = "facts.json", "earlier.jsonl"
+INPUTS_FILE, MERGED_FILE = "facts.json", "earlier.jsonl"
 
 
 class Generation(NamedTuple):
-    """A generated response: its text, and whether the model ended it itself (else it was cut at max_new_tokens)."""
+    """A generated response.
+
+    Attributes:
+        text: the response without special tokens.
+        finished: whether the model generated a stop token; if not, the response was cut at max_new_tokens.
+    """
 
     text: str
     finished: bool
 
 
-class Finished:
-    """What all ranks generated before this start, in `generations`, and the file that this rank adds to.
+class GenerationLog:
+    """Generations of earlier runs of the same evaluation, and the file that this rank appends new ones to.
+
+    Creating one is a collective operation.
 
     Args:
-        output: directory of the results. facts: all that decides the generations; those of other facts are dropped.
+        output: directory of the results.
+        inputs: everything that determines the generations, as JSON. Generations logged with other inputs are deleted.
+
+    Attributes:
+        generations: what all ranks of earlier runs generated, by index of the example.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the log cannot be written.
     """
 
-    def __init__(self, output: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, inputs: Mapping[str, Any]) -> None:
         self.folder = output / "generations.partial"
-        self.generations: dict[int, Generation] = distributed.broadcast_from_rank0(lambda: self._collect(dict(facts)))
+        self.generations: dict[int, Generation] = distributed.broadcast_from_rank0(lambda: self._merge(dict(inputs)))
         self._file = open(self.folder / f"rank-{distributed.rank()}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
-    def _collect(self, facts: dict[str, Any]) -> dict[int, Generation]:
-        """On rank 0: what is there, now in one file, so that each start may have another number of ranks."""
+    def _merge(self, inputs: dict[str, Any]) -> dict[int, Generation]:
+        """Merge the files of all ranks into one, so that the number of ranks may change. Called on rank 0."""
         try:
-            if _read_json(self.folder / FACTS) != facts:
+            if read_json_or_none(self.folder / INPUTS_FILE) != inputs:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
             files = sorted(self.folder.glob("*.jsonl"))
-            found = dict(item for file in files for item in _read(file))
-            write_atomically(self.folder / EARLIER, _lines(found).encode())
+            generations = dict(item for file in files for item in _read_log(file))
+            write_atomically(self.folder / MERGED_FILE, _format_lines(generations).encode())
             for file in files:
-                if file.name != EARLIER:
+                if file.name != MERGED_FILE:
                     file.unlink()
-            write_json(self.folder / FACTS, facts)
+            write_json(self.folder / INPUTS_FILE, inputs)
         except OSError as error:
-            raise UserError(f"{self.folder}: {error.strerror}; mend it or give another --output") from error
-        return found
-
-    def has(self, batch: Iterable[int]) -> bool:
-        """Whether all records of a batch are there."""
-        return all(index in self.generations for index in batch)
+            raise UserError(f"{self.folder}: {error.strerror}; fix it or give another --output") from error
+        return generations
 
     def add(self, generations: Mapping[int, Generation]) -> None:
-        """Keep a finished batch."""
-        self._file.write(_lines(generations))
+        """Append a finished batch to this rank's file."""
+        self._file.write(_format_lines(generations))
         self._file.flush()
 
     def remove(self) -> None:
-        """On rank 0, once the results are written."""
+        """Delete the log once the results are written. Call on rank 0 only."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _lines(generations: Mapping[int, Generation]) -> str:
+def _format_lines(generations: Mapping[int, Generation]) -> str:
     return "".join(json.dumps([index, *generation]) + "\n" for index, generation in generations.items())
 
 
-def _read(path: Path) -> list[tuple[int, Generation]]:
-    """Whole lines; a last one that a kill cut short is left out."""
+def _read_log(path: Path) -> list[tuple[int, Generation]]:
+    """Read complete lines; skip a last one that was cut short by a kill."""
     text = path.read_text(encoding="utf-8")
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
     return [(index, Generation(text, finished)) for index, text, finished in rows]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -9,63 +9,59 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed
 
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file, write_atomically
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
-from pipeline.evaluation.accuracy import accuracy_table, summarise, versions
+from pipeline.evaluation.accuracy import accuracy_table, score_by_language, versions
 from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
-from pipeline.evaluation.consistency import beyond_accuracy, consistency_tables
-from pipeline.evaluation.dataset import Problem, read_problems
-from pipeline.evaluation.generation import generate, load_model
-from pipeline.evaluation.progress import Finished, Generation
-from pipeline.evaluation.settings import Settings
+from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
+from pipeline.evaluation.dataset import Example, read_examples
+from pipeline.evaluation.generation import encode_prompts, generate_batches, load_model, plan_batches
+from pipeline.evaluation.progress import Generation, GenerationLog
+from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 
 
-def evaluate(settings: Settings, stop: StopSignal | None = None) -> int:
-    """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`. Returns the exit status.
+def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> int:
+    """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`.
 
-    After a signal to any rank nothing is scored: the status is 75, and the next start goes on from the batches that are
-    finished. A rank without the signal finishes its share first.
+    If any rank receives a signal, nothing is scored, and the next start resumes from the finished batches. Ranks that
+    did not receive it generate the rest of their batches first.
 
-    Raises UserError for a missing or unusable model, a bad record, an unwritable output directory.
+    Returns:
+        The exit status: 0, or 75 after a signal.
+
+    Raises:
+        UserError: the model is missing or cannot be used, a record is malformed, or the output directory is not
+            writable.
     """
-    problems = read_problems(Path(settings.data), settings.limit)
+    examples = read_examples(Path(settings.data), settings.limit)
     output = Path(settings.output or settings.model)
-    with _process_group() as (rank, world_size):
+    with _process_group():
         model, tokenizer = load_model(Path(settings.model), settings.dtype)
         ensure_writable(output)
-        finished = Finished(output, _facts(settings))
-        mine = generate(model, tokenizer, problems, settings, rank, world_size, finished, stop)
-        generations = finished.generations | (_gather(mine, rank, world_size) or {})
-        complete = distributed.broadcast_from_rank0(lambda: len(generations) == len(problems))
+        log = GenerationLog(output, _inputs(settings))
+        prompts = encode_prompts(tokenizer, examples)
+        batches = plan_batches(
+            prompts, settings.batch_size, log.generations, distributed.rank(), distributed.world_size()
+        )
+        finished_batches = generate_batches(model, tokenizer, prompts, batches, settings.max_new_tokens)
+        local = _collect(finished_batches, log, stop)
+        generations = log.generations | (_gather(local) or {})
+        complete = distributed.broadcast_from_rank0(lambda: len(generations) == len(examples))
+        is_main_process = distributed.is_main_process()
     if not complete:
         return STOPPED_BY_SIGNAL
-    if rank != 0:
-        return 0
-    rows = [_row(problem, generations[i]) for i, problem in enumerate(problems)]
-    result = {
-        "settings": dataclasses.asdict(settings),
-        "versions": versions(),
-        **summarise(
-            problems, [extract_answer(generations[i].text, p.lang) for i, p in enumerate(problems)], settings.pivot
-        ),
-        **beyond_accuracy(rows),
-    }
-    text = f"{accuracy_table(result)}\n\n{consistency_tables(result)}"
-    _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
-    _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    finished.remove()
-    print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
+    if is_main_process:
+        _write_results(settings, output, examples, [generations[i] for i in range(len(examples))])
+        log.remove()
     return 0
 
 
-def _facts(settings: Settings) -> dict[str, Any]:
-    """What decides the generations: settings, test records, and size and time of the model's files."""
+def _inputs(settings: EvaluationSettings) -> dict[str, Any]:
+    """Return what determines the generations: settings, test data, and size and time of the model's files."""
     files = sorted(path for path in Path(settings.model).iterdir() if path.is_file())
     return {
         "settings": dataclasses.asdict(dataclasses.replace(settings, output=None)),
@@ -76,41 +72,69 @@ def _facts(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _process_group() -> Iterator[tuple[int, int]]:
-    """Rank and world size: those of the launcher, with a process group, or 0 and 1."""
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1:
-        yield 0, 1
+def _process_group() -> Iterator[None]:
+    """Join the launcher's process group for the duration of the block, if there are several ranks."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
         return
-    # gloo on GPUs too: only texts are exchanged, once. Ranks end apart from each other, hence the patience.
+    # gloo on GPUs too: only texts are exchanged, once. The ranks finish at different times, hence the long timeout.
     torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))
     try:
-        yield torch.distributed.get_rank(), world_size
+        yield
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _gather(mine: dict[int, Generation], rank: int, world_size: int) -> dict[int, Generation] | None:
-    """All ranks' generations on rank 0, None on the others."""
-    if world_size == 1:
-        return mine
-    parts: list[Any] | None = [None] * world_size if rank == 0 else None
-    torch.distributed.gather_object(mine, parts)
+def _collect(
+    batches: Iterator[dict[int, Generation]], log: GenerationLog, stop: StopSignal | None
+) -> dict[int, Generation]:
+    """Generate and log one batch after the other until all are done or a signal is received."""
+    generations: dict[int, Generation] = {}
+    while not (stop and stop.received) and (batch := next(batches, None)) is not None:
+        log.add(batch)
+        generations.update(batch)
+    return generations
+
+
+def _gather(local: dict[int, Generation]) -> dict[int, Generation] | None:
+    """Gather all ranks' generations on rank 0. Return None on the others."""
+    if not torch.distributed.is_initialized():
+        return local
+    parts: list[Any] | None = [None] * distributed.world_size() if distributed.is_main_process() else None
+    torch.distributed.gather_object(local, parts)
     return None if parts is None else {i: generation for part in parts for i, generation in part.items()}
 
 
-def _row(problem: Problem, generation: Generation) -> dict[str, Any]:
-    answer = extract_answer(generation.text, problem.lang)
-    return {
-        "pair_id": problem.pair_id,
-        "lang": problem.lang,
-        "output": generation.text,
-        "finished": generation.finished,
-        "answer": None if answer is None else str(answer),
-        "gold": str(problem.gold),
-        "correct": answers_equal(answer, problem.gold),
+def _write_results(
+    settings: EvaluationSettings, output: Path, examples: list[Example], generations: list[Generation]
+) -> None:
+    answers = [
+        extract_answer(generation.text, example.lang) for example, generation in zip(examples, generations, strict=True)
+    ]
+    rows = [
+        {
+            "pair_id": example.pair_id,
+            "lang": example.lang,
+            "output": generation.text,
+            "finished": generation.finished,
+            "answer": None if answer is None else str(answer),
+            "gold": str(example.gold),
+            "correct": answers_equal(answer, example.gold),
+        }
+        for example, generation, answer in zip(examples, generations, answers, strict=True)
+    ]
+    result = {
+        "settings": dataclasses.asdict(settings),
+        "versions": versions(),
+        **score_by_language(examples, answers, settings.pivot),
+        **consistency_metrics(rows),
     }
+    text = f"{accuracy_table(result)}\n\n{consistency_tables(result)}"
+    _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
+    _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode("utf-8", "replace"))  # half a surrogate pair must not lose the run
+    write_atomically(path, text.encode("utf-8", "replace"))  # a lone surrogate must not lose the run

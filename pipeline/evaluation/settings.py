@@ -1,4 +1,4 @@
-"""The settings of an evaluation."""
+"""Settings of an evaluation."""
 
 import dataclasses
 from typing import Literal
@@ -7,18 +7,18 @@ from jsonargparse.typing import PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What to evaluate and how.
+class EvaluationSettings:
+    """What to evaluate, and how.
 
     Args:
         model: directory of a Hugging Face causal LM with its tokenizer and chat template.
         data: JSON Lines of records {pair_id, lang, messages or question, gold}; gold is the final number.
-        output: where the three result files go; the model's directory if not given.
-        pivot: language the others' answers are compared with.
-        batch_size: sequences generated at once on each rank.
-        max_new_tokens: longest answer, in tokens.
-        limit: take only the first so many problems, each in all its languages.
-        dtype: arithmetic; auto takes that of the model's files.
+        output: directory of the three result files; by default the model's directory.
+        pivot: language that the answers in the other languages are compared with.
+        batch_size: number of sequences that each rank generates at once.
+        max_new_tokens: maximum length of a response, in tokens.
+        limit: evaluate only this many questions, the first ones, each in all its languages.
+        dtype: data type of the model; auto takes the one of the model's files.
     """
 
     model: str

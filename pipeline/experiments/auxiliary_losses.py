@@ -73,5 +73,5 @@ def shuffle_pairs(batch: MicroBatch) -> MicroBatch:
     following[pivots] = pivots.roll(-1)
     moved = torch.where(translations, following[loss_batch.pivot], loss_batch.pivot)
     # A pivot may now stand after its translation, which is well where the whole batch is one block of the loss.
-    problem = torch.where(translations, loss_batch.problem[moved], loss_batch.problem)
-    return replace(batch, loss_batch=replace(loss_batch, pivot=moved, problem=problem))
+    problem_id = torch.where(translations, loss_batch.problem_id[moved], loss_batch.problem_id)
+    return replace(batch, loss_batch=replace(loss_batch, pivot=moved, problem_id=problem_id))

@@ -11,11 +11,10 @@ import numpy as np
 
 from data_prep.records import parse_record
 from pipeline.common.optional_imports import import_optional
-from pipeline.evaluation.dataset import Problem as Asked
+from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.generation import generate
-from pipeline.evaluation.settings import Settings
 from pipeline.experiments.world import LANGUAGES, LOW, MID, PIVOT, SHARED, Problem, World
-from pipeline.representations.similarity import compare, unit_rows
+from pipeline.representations.similarity import similarity_metrics, unit_rows
 from pipeline.representations.states import encode, pooled_states
 
 # transformers' annotations do not tell that a causal LM generates, nor what a tokenizer's calls return.
@@ -47,12 +46,10 @@ def draw_questions(world: World, each: int, seed: str) -> list[Question]:
 
 def respond(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
     """Greedy responses as lists of words, as `pipeline.evaluation` generates them."""
-    settings = Settings(model="", data="", batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
-    problems = [
-        Asked(str(i), PIVOT, [{"role": "user", "content": text}], Decimal(0)) for i, text in enumerate(questions)
+    examples = [
+        Example(str(i), PIVOT, [{"role": "user", "content": text}], Decimal(0)) for i, text in enumerate(questions)
     ]
-    found = generate(model, tokenizer, problems, settings)
-    return [found[i].text.split() for i in range(len(questions))]
+    return [generation.text.split() for generation in generate(model, tokenizer, examples, BATCH, MAX_NEW_TOKENS)]
 
 
 def measure(model: Model, tokenizer: Tokenizer, world: World, each: int) -> dict[str, Any]:
@@ -102,7 +99,7 @@ def represent(model: Model, tokenizer: Tokenizer, world: World, problems: int = 
     figures: dict[str, float] = {}
     for name, points in states.items():
         kind = "middle" if name.startswith("layer") else name
-        found = [compare(points[names == PIVOT], points[names == code]) for code in LOW]
+        found = [similarity_metrics(points[names == PIVOT], points[names == code]) for code in LOW]
         figures[f"{kind}_cosine"] = fmean(f["cosine"].value for f in found)
         figures[f"{kind}_centred_cosine"] = fmean(f["centred_cosine"].value for f in found)
         figures[f"{kind}_silhouette"] = float(silhouette(unit_rows(points.astype(np.float64)), names, metric="cosine"))
@@ -111,7 +108,7 @@ def represent(model: Model, tokenizer: Tokenizer, world: World, problems: int = 
         code: matrix[tokenizer.convert_tokens_to_ids(list(world.languages[code].content_words()))] for code in LANGUAGES
     }
     figures["word_centred_cosine"] = fmean(
-        compare(found_words[PIVOT], found_words[code])["centred_cosine"].value for code in LOW
+        similarity_metrics(found_words[PIVOT], found_words[code])["centred_cosine"].value for code in LOW
     )
     return figures
 

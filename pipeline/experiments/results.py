@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.common.atomic_io import write_atomically, write_json
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
-from pipeline.common.plotting import ARMS, GREY, axes_of, figure_of, png, title
+from pipeline.common.plotting import GREY, RUN_COLORS, axes_of, figure_of, png, title
 from pipeline.evaluation.accuracy import versions
 from pipeline.experiments.plan import BASELINE, Plan
 
@@ -155,7 +155,7 @@ def picture(plan: Plan, found: Found, amounts: list[int]) -> bytes:
                 mean, low, high = interval(values)
                 x = place + (i - (len(amounts) - 1) / 2) * width
                 label = f"{amount} pairs" if place == 0 else None
-                axes.bar(x, mean, width * 0.92, color=ARMS[i], label=label)
+                axes.bar(x, mean, width * 0.92, color=RUN_COLORS[i], label=label)
                 if len(values) >= FEWEST:
                     axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=2)
         axes.axhline(0, color=GREY, linewidth=0.8)

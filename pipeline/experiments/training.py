@@ -16,7 +16,7 @@ from data_prep.shards.format import IGNORE, PIVOT, TRANSLATION, PackedRow
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
 from pipeline.config.settings import TrainingSettings
-from pipeline.data.loader import Batches, Loader
+from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossSettings, RunningMeans, Vocabulary, VocabularyShard
 from pipeline.models.families import head_config, vocabulary_parameter
@@ -80,7 +80,7 @@ def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> di
     """Train in place for `run.training.max_steps` steps; returns the losses by name, one per step."""
     t, steps = run.training, run.training.max_steps or 0
     device = model.device
-    loader = Loader(rows, Batches(t.train_batch_size, t.train_batch_size, 0, 1), run.seed, pad_token_id)  # type: ignore[arg-type]
+    loader = Loader(rows, BatchSplit(t.train_batch_size, t.train_batch_size, 0, 1), run.seed, pad_token_id)  # type: ignore[arg-type]
     size, hidden = vocabulary_parameter(model.get_input_embeddings()).shape
     solar = SolarModel(model, run.loss, size, len(rows.manifest["languages"]))
     vocabulary = whole_vocabulary(model, run.vocabulary_weights)
@@ -97,9 +97,7 @@ def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> di
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(t, step, steps)
         weight = alignment_weight(run.loss, step, steps)
-        loss = solar(moved, vocabulary, weight, normalizers, running_means, None, 1.0)
-        parts = solar.parts
-        assert parts is not None
+        loss, parts = solar(moved, vocabulary, weight, normalizers, running_means, None, 1.0)
         extra = run.term(model, moved) if run.term else loss.new_zeros(())
         (loss + extra).backward()
         take_gradients(model, vocabulary)

@@ -1,1 +1,1 @@
-"""What keeps a run safe: one run per directory, signals, hung and lost ranks, restarts that get nowhere."""
+"""Fault tolerance: run lock, signals, watchdog and crash-loop limit."""

@@ -1,4 +1,4 @@
-"""The guard of one run on one rank: takes the lock, keeps watch, and turns whatever ends the run into one status."""
+"""Guard a run on one rank: hold the lock, run the watchdog, and end all ranks with the status of the first failure."""
 
 import sys
 import time
@@ -10,47 +10,64 @@ import torch.distributed
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.common.exit_codes import RANK_FAILURE
+from pipeline.common.exit_codes import RANK_FAILURE, USER_ERROR
 from pipeline.fault_tolerance.lock import RunLock
-from pipeline.fault_tolerance.restarts import Starts
+from pipeline.fault_tolerance.restarts import RestartLog
 from pipeline.fault_tolerance.signals import StopSignal
-from pipeline.fault_tolerance.watchdog import BEAT_SECONDS, Watchdog, rank_file
+from pipeline.fault_tolerance.watchdog import HEARTBEAT_SECONDS, Watchdog, heartbeat_path
 
-WATCH_SECONDS = 6 * BEAT_SECONDS  # how long the holder of a lock may be silent and still count as alive
-SPEAK_SECONDS = 2.0  # for the word of a rank that failed to reach the others over a network file system
+LOCK_WATCH_SECONDS = 6 * HEARTBEAT_SECONDS  # a lock's holder without a heartbeat for this long counts as dead
+GRACE_SECONDS = 2.0  # for the record of another rank's failure to appear on a network file system
 
 
 class Guard:
-    """A context for everything from the first collective on. A failure of any rank ends all, in bounded time, with:
+    """Context manager around everything from the first collective on.
 
-    the status of the first rank that failed: 2 for a `UserError`, 1 for a bug, 76 where a rank hangs or is gone; one
-    line from that rank. Leaving it in good order releases the lock.
+    A failure of any rank ends all ranks within bounded time. They exit with the status of the first failure, which is
+    printed once: 2 for a `UserError`, 76 if a rank hung or was lost, 1 for a bug. The lock is released on exit.
 
     Args:
-        directory: of the run. timeout: seconds without progress that count as a hang. began: of this process.
+        directory: Output directory of the run.
+        stop: Signals received by this process.
+        timeout: Seconds without progress that count as a hang.
+        started_at: When this process started, in `time.monotonic()` seconds.
+
+    Attributes:
+        stop: Signals received by this process.
+        restarts: Log of the run's starts and ends, for rank 0.
 
     Raises:
-        UserError: another run uses the directory.
+        AgreedError: On all ranks, if another run uses the directory.
     """
 
-    def __init__(self, directory: Path, stop: StopSignal, timeout: float, began: float) -> None:
+    def __init__(self, directory: Path, stop: StopSignal, timeout: float, started_at: float) -> None:
         (directory / "ranks").mkdir(parents=True, exist_ok=True)
         self.stop = stop
         self._lock: RunLock | None = None
-        token = distributed.broadcast_from_rank0(lambda: self._take_lock(directory))
-        self.starts = Starts(directory, began)
+        token = distributed.broadcast_from_rank0(lambda: self._acquire_lock(directory))
+        self.restarts = RestartLog(directory, started_at)
         self._watchdog = Watchdog(directory, token, distributed.rank(), distributed.world_size(), timeout)
-        self.at = self._watchdog.at
 
-    def _take_lock(self, directory: Path) -> str:
-        self._lock = RunLock(directory, rank_file(directory, 0), WATCH_SECONDS)
+    def _acquire_lock(self, directory: Path) -> str:
+        self._lock = RunLock(directory, heartbeat_path(directory, 0), LOCK_WATCH_SECONDS)
         (directory / "ranks" / "failed.json").unlink(missing_ok=True)
         return self._lock.token
 
+    def enter_phase(self, step: int, phase: str, **values: float) -> None:
+        """Report progress of the main thread to the watchdog; see `Watchdog.enter_phase`."""
+        self._watchdog.enter_phase(step, phase, **values)
+
     def check_lock(self) -> None:
-        """Rank 0 before it writes. Raises UserError where another run has taken the directory over."""
-        if self._lock is not None and not self._lock.held():
-            raise UserError(f"{self._lock.path}: another run has taken this directory; this one ends without saving")
+        """Check on rank 0, before it writes, that this run still holds the lock. Do nothing on other ranks.
+
+        Raises:
+            UserError: Another run has taken over the directory.
+        """
+        if self._lock is not None and not self._lock.is_held():
+            raise UserError(
+                f"{self._lock.path}: another run has taken this directory; this run ends without saving, "
+                "use another output_dir"
+            )
 
     def __enter__(self) -> "Guard":
         self._watchdog.start()
@@ -62,39 +79,41 @@ class Guard:
         if error is None:
             self._watchdog.close()
         elif isinstance(error, Exception):
-            self._fail(error)
+            self._exit_with_failure(error)
         if self._lock is not None:
             self._lock.release()
 
-    def _fail(self, error: Exception) -> None:
-        """End this process with the status of the run's first failure; that one is reported, once."""
-        where = distributed.rank_label()
-        if isinstance(error, AgreedError):  # names the rank it concerns, if any
-            status, line = 2, f"error: {error}"
+    def _exit_with_failure(self, error: Exception) -> None:
+        """Exit with the status of the run's first failure, and report this one if it is the first."""
+        label = distributed.rank_label()
+        if isinstance(error, AgreedError):  # its message names the rank, if one rank caused it
+            status, message = USER_ERROR, f"error: {error}"
         elif isinstance(error, UserError):
-            status, line = 2, f"error: {where}: {error}" if distributed.world_size() > 1 else f"error: {error}"
+            prefix = f"error: {label}" if distributed.world_size() > 1 else "error"
+            status, message = USER_ERROR, f"{prefix}: {error}"
         elif is_lost_contact(error):
-            status, line = RANK_FAILURE, ""
-            time.sleep(SPEAK_SECONDS)
+            status, message = RANK_FAILURE, ""
+            time.sleep(GRACE_SECONDS)
         else:
-            status, line = 1, f"error: {where}: {type(error).__name__}: {error}"
-        if self._watchdog.claim(status, line or str(error)):
-            if not line:
-                line = f"error: {where}: lost contact; {self._watchdog.suspects()}; start again to go on"
+            status, message = 1, f"error: {label}: {type(error).__name__}: {error}"
+        if self._watchdog.record_failure(status, message or str(error)):
+            if not message:
+                suspects = self._watchdog.find_suspects()
+                message = f"error: {label}: lost contact; {suspects}; restart to resume"
                 self._watchdog.dump_stacks()
             if status == 1:
                 traceback.print_exception(error)
-            print(line, file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
         else:
-            status = (self._watchdog.failure() or {"status": status})["status"]
+            status = (self._watchdog.first_failure() or {"status": status})["status"]
         if self._lock is not None:
             self._lock.release()
         distributed.exit_now(status)
 
 
 def is_lost_contact(error: Exception) -> bool:
-    """Whether a collective failed because another rank is gone or late, as gloo and NCCL report it."""
+    """Return whether a collective failed because another rank is gone or late, as gloo and NCCL report it."""
     if isinstance(error, torch.distributed.DistError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "connection closed", "nccl"))
+    return isinstance(error, RuntimeError) and any(name in text for name in ("gloo", "connection closed", "nccl"))

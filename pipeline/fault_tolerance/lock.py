@@ -1,4 +1,4 @@
-"""One run per output directory: lock.json names the holder; a stale one is found out without comparing clocks."""
+"""Lock an output directory for one run. A stale lock is detected without comparing the clocks of hosts."""
 
 import json
 import os
@@ -8,56 +8,66 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError
 
 LOCK = "lock.json"
-SETTLE_SECONDS = 1.0  # two that take over the same stale lock: the later one's content stands
+SETTLE_SECONDS = 1.0  # after two runs replace the same stale lock; the last write wins
 
 
 class RunLock:
-    """Held from construction to `release`. `token` tells this start of the run from every other.
+    """Lock on a run's output directory, held from construction until `release`.
 
     Args:
-        sign_of_life: a file that a living holder rewrites often. watch_s: how long to look at it for a change.
+        directory: Output directory.
+        heartbeat: File that a live holder rewrites every few seconds.
+        watch_seconds: How long to watch that file for a change before the holder counts as dead.
+
+    Attributes:
+        path: The lock file.
+        token: Random id of this start of the run.
 
     Raises:
-        UserError: another run holds the directory and is alive.
+        UserError: Another live run holds the directory, or has just replaced the same stale lock.
     """
 
-    def __init__(self, directory: Path, sign_of_life: Path, watch_s: float) -> None:
+    def __init__(self, directory: Path, heartbeat: Path, watch_seconds: float) -> None:
         self.path = directory / LOCK
         self.token = uuid.uuid4().hex
-        self._mine = {
+        self._owner = {
             "token": self.token,
             "job": os.environ.get("SLURM_JOB_ID"),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        content = json.dumps(self._mine).encode()
+        content = json.dumps(self._owner).encode()
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            holder = _read(self.path)
-            if holder is not None and not self._is_dead(holder) and changes(sign_of_life, watch_s):
+            holder = read_json_or_none(self.path)
+            if holder is not None and not self._is_dead(holder) and content_changes(heartbeat, watch_seconds):
                 raise UserError(
-                    f"{directory}: in use by {_describe(holder)}; end it or use another output_dir"
+                    f"{directory}: in use by {_describe(holder)}; stop it or use another output_dir"
                 ) from None
-            mine = self.path.with_suffix(f".{self.token}")
-            mine.write_bytes(content)
-            os.replace(mine, self.path)
-            time.sleep(SETTLE_SECONDS)
-            if not self.held():
-                winner = _describe(_read(self.path) or {})
-                raise UserError(f"{directory}: just taken by {winner}; use another output_dir") from None
+            self._replace_stale(content)
             return
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
 
+    def _replace_stale(self, content: bytes) -> None:
+        temporary = self.path.with_suffix(f".{self.token}")
+        temporary.write_bytes(content)
+        os.replace(temporary, self.path)
+        time.sleep(SETTLE_SECONDS)
+        if not self.is_held():
+            winner = _describe(read_json_or_none(self.path) or {})
+            raise UserError(f"{self.path.parent}: just taken by {winner}; use another output_dir") from None
+
     def _is_dead(self, holder: dict[str, Any]) -> bool:
-        """Known without waiting: an earlier start of this Slurm job, or a process of this host that is gone."""
-        if self._mine["job"] and holder.get("job") == self._mine["job"]:
+        """Return whether a holder is dead for certain: an earlier start of this Slurm job, or a local process."""
+        if self._owner["job"] and holder.get("job") == self._owner["job"]:
             return True
-        if holder.get("host") != self._mine["host"] or holder.get("job"):
+        if holder.get("host") != self._owner["host"] or holder.get("job"):
             return False
         try:
             os.kill(int(holder["pid"]), 0)
@@ -67,31 +77,23 @@ class RunLock:
             return False
         return False
 
-    def held(self) -> bool:
-        """Whether the lock is still this run's."""
-        found = _read(self.path)
-        return found is not None and found.get("token") == self.token
+    def is_held(self) -> bool:
+        """Return whether the lock file still names this run."""
+        holder = read_json_or_none(self.path)
+        return holder is not None and holder.get("token") == self.token
 
     def release(self) -> None:
-        if self.held():
+        """Delete the lock file, unless another run has taken the lock."""
+        if self.is_held():
             self.path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """None where it is gone or cut short."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def changes(path: Path, watch_s: float) -> bool:
-    """Whether a file's content changes while we look."""
+def content_changes(path: Path, watch_seconds: float) -> bool:
+    """Watch a file and return whether its content changes in that time."""
     before = _content(path)
-    deadline = time.monotonic() + watch_s
+    deadline = time.monotonic() + watch_seconds
     while time.monotonic() < deadline:
-        time.sleep(min(1.0, watch_s / 10))
+        time.sleep(min(1.0, watch_seconds / 10))
         if _content(path) != before:
             return True
     return False

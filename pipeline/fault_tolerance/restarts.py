@@ -1,4 +1,4 @@
-"""RUN/starts.jsonl: each start and end of a run, written by rank 0; a Slurm job that restarts in vain is stopped."""
+"""Record the starts and ends of a run in RUN/starts.jsonl, and stop a Slurm job in a crash loop."""
 
 import json
 import os
@@ -13,44 +13,50 @@ from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 MAX_STARTS_WITHOUT_PROGRESS = 3
 
 
-class Starts:
-    """The record of a run's starts. `began` is when this process did, on its own monotonic clock."""
+class RestartLog:
+    """Log of a run's starts and ends, written by rank 0.
 
-    def __init__(self, directory: Path, began: float) -> None:
-        self.path, self.began = directory / "starts.jsonl", began
+    Args:
+        directory: Output directory of the run.
+        started_at: When this process started, in `time.monotonic()` seconds.
+    """
 
-    def start(self, step: int, max_steps: int, ranks: int) -> None:
-        """Record that this start goes on from `step`.
+    def __init__(self, directory: Path, started_at: float) -> None:
+        self.path, self.started_at = directory / "starts.jsonl", started_at
+
+    def record_start(self, step: int, max_steps: int, ranks: int) -> None:
+        """Record a start that resumes from `step` (0 for a new run).
 
         Raises:
-            UserError: this Slurm job has started from that step three times before and failed each time.
+            UserError: Crash loop: this Slurm job has failed three times after starting from the same step.
         """
         job = os.environ.get("SLURM_JOB_ID")
-        if job and in_vain(read_starts(self.path.parent), job, step) >= MAX_STARTS_WITHOUT_PROGRESS:
+        failures = count_starts_without_progress(read_restart_log(self.path.parent), job, step) if job else 0
+        if failures >= MAX_STARTS_WITHOUT_PROGRESS:
             raise UserError(
                 f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step "
-                f"{step}; see its log, and submit it anew once the cause is gone"
+                f"{step}; fix the cause shown in its log and submit it again"
             )
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         self._append(event="start", job=job, restart=restart, nodes=nodes, ranks=ranks, step=step, max_steps=max_steps)
 
-    def first_step(self, step: int) -> None:
-        """The first step of this start is done."""
-        self._append(event="first step", step=step, seconds=round(time.monotonic() - self.began, 2))
+    def record_first_step(self, step: int) -> None:
+        """Record that the first optimizer step of this start is done, with the seconds since the process started."""
+        self._append(event="first step", step=step, seconds=round(time.monotonic() - self.started_at, 2))
 
-    def end(self, step: int, status: int, since_signal: float | None) -> None:
-        """This start ends in good order; `since_signal`: seconds since the signal that ended it."""
-        self._append(event="end", step=step, status=status, seconds_since_signal=since_signal)
+    def record_end(self, step: int, status: int, seconds_since_signal: float | None) -> None:
+        """Record an orderly end and the seconds since the signal that caused it, if there was one."""
+        self._append(event="end", step=step, status=status, seconds_since_signal=seconds_since_signal)
 
-    def _append(self, **facts: Any) -> None:
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **facts})
+    def _append(self, **event: Any) -> None:
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
-def read_starts(directory: Path) -> list[dict[str, Any]]:
-    """All events so far; a line that was cut short is left out."""
+def read_restart_log(directory: Path) -> list[dict[str, Any]]:
+    """Return the events in a run's starts.jsonl, oldest first. Truncated lines are skipped."""
     path = directory / "starts.jsonl"
     events = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -61,12 +67,12 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     return events
 
 
-def in_vain(events: list[dict[str, Any]], job: str, step: int) -> int:
-    """How often a job started from `step` of late without saving anything; a stop by signal is no failure."""
-    number = 0
+def count_starts_without_progress(events: list[dict[str, Any]], job: str, step: int) -> int:
+    """Count a job's latest consecutive starts from `step`. A stop by signal resets the count, as it is no failure."""
+    count = 0
     for event in events:
         if event["event"] == "start":
-            number = number + 1 if (event["job"], event["step"]) == (job, step) else 0
+            count = count + 1 if (event["job"], event["step"]) == (job, step) else 0
         elif event["event"] == "end" and event["status"] == STOPPED_BY_SIGNAL:
-            number = 0
-    return number
+            count = 0
+    return count

@@ -1,4 +1,4 @@
-"""USR1 and TERM: remembered when they come, obeyed at the next step boundary. Starts first, so imports little."""
+"""Record USR1 and TERM for the next step boundary. Imported before anything slow, so it imports little itself."""
 
 import signal
 import time
@@ -6,26 +6,27 @@ from types import FrameType
 
 
 class StopSignal:
-    """Catches USR1 (Slurm's --signal) and TERM (preemption, scancel, torchrun) from here on.
+    """Catches USR1 (sent by Slurm's --signal) and TERM (preemption, scancel, torchrun) once constructed.
 
     Attributes:
-        name: of the first one that came, or None.
+        name: Name of the first signal received, or None.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._came = 0.0
+        self._received_at = 0.0
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.name is None:
-            self.name, self._came = signal.Signals(number).name, time.monotonic()
+            self.name, self._received_at = signal.Signals(number).name, time.monotonic()
 
     @property
     def received(self) -> bool:
+        """Whether a signal has been received."""
         return self.name is not None
 
-    def seconds_ago(self) -> float | None:
-        """Since the first signal came."""
-        return round(time.monotonic() - self._came, 2) if self.received else None
+    def seconds_since(self) -> float | None:
+        """Return the seconds since the first signal, or None if there was none."""
+        return round(time.monotonic() - self._received_at, 2) if self.received else None

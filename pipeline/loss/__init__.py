@@ -1,4 +1,4 @@
-"""The SOLAR loss: cross entropy plus soft-token alignment, dense (the oracle) and on vocabulary shards."""
+"""The SOLAR loss: cross entropy plus soft-token alignment, as a dense reference and on vocabulary shards."""
 
 from pipeline.loss.alignment import RunningMeans
 from pipeline.loss.embedding import embedding_lookup

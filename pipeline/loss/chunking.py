@@ -1,10 +1,11 @@
-"""How the supervised positions are cut into blocks whose logits fit the buffer. The same on every rank.
+"""Cut the target tokens into chunks whose logits fit the buffer. The result is the same on every rank.
 
-A *unit* must have all its summaries before any of its gradients: a sequence, a pair group, or everything.
-A *block* is as many whole units as fit; a unit too long for the buffer is a block of several *pieces*, whose
-logits are computed twice. Rows of a piece are ordered rank after rank.
+An *alignment group* is a set of sequences that all need their pooled representations before any of their gradients
+can be computed: one sequence, a pair group (a pivot and its translations), or the whole micro-step.
+A *chunk* is as many whole alignment groups as fit the buffer. A group that does not fit is a chunk of several
+*subchunks*, whose logits are computed twice. The rows of a subchunk are ordered by rank.
 
-Positions and sequences are numbered in the order of the blocks, so that each block and piece is a slice of them.
+Target tokens and sequences are numbered in chunk order, so that each chunk and each subchunk is a slice of them.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,17 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-Unit = Literal["sequence", "group", "all"]
+AlignmentGroup = Literal["sequence", "pair_group", "all"]
 
 
 @dataclass(frozen=True)
-class Run:
-    """Rows [start, stop) of a piece, all of one sequence (its number within the block)."""
+class SequenceSpan:
+    """Rows [start, stop) of a subchunk that belong to one sequence.
+
+    Attributes:
+        start, stop: row numbers within the subchunk.
+        sequence: number of the sequence within the chunk.
+    """
 
     start: int
     stop: int
@@ -25,128 +31,149 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Positions whose logits are in the buffer together.
+class Subchunk:
+    """Target tokens whose logits are in the buffer together.
 
     Attributes:
-        ranges: per rank, the [start, end) of its own supervised positions.
-        start: number of the first of them in the order of the blocks.
+        ranges: for each rank, the [start, end) of its own target tokens, numbered as in its `LossBatch`.
+        start: number of the subchunk's first target token in chunk order.
+        spans: the rows of each sequence.
     """
 
     ranges: tuple[tuple[int, int], ...]
     start: int
-    runs: tuple[Run, ...]
+    spans: tuple[SequenceSpan, ...]
 
     @cached_property
     def counts(self) -> list[int]:
+        """Number of target tokens of each rank."""
         return [end - start for start, end in self.ranges]
 
     @cached_property
-    def positions(self) -> slice:
-        """In the order of the blocks."""
+    def tokens(self) -> slice:
+        """The subchunk's target tokens in chunk order."""
         return slice(self.start, self.start + sum(self.counts))
 
-    def of_rank(self, rank: int, first_sequence: int) -> tuple[slice, tuple[Run, ...]]:
-        """The rank's own positions and their runs, counted from its own first position and sequence."""
-        first = sum(self.counts[:rank])
-        last = first + self.counts[rank]
-        runs = tuple(
-            Run(run.start - first, run.stop - first, run.sequence - first_sequence)
-            for run in self.runs
-            if first <= run.start < last
-        )
-        return slice(self.start + first, self.start + last), runs
-
     @cached_property
-    def longest(self) -> int:
+    def max_count(self) -> int:
+        """Largest number of target tokens of a rank."""
         return max(self.counts)
 
     @cached_property
-    def even(self) -> bool:
-        return min(self.counts) == self.longest
+    def is_even(self) -> bool:
+        """Whether all ranks have the same number of target tokens."""
+        return min(self.counts) == self.max_count
+
+    def of_rank(self, rank: int, first_sequence: int) -> tuple[slice, tuple[SequenceSpan, ...]]:
+        """Return one rank's part of the subchunk.
+
+        Args:
+            rank: the rank.
+            first_sequence: number of the rank's first sequence within the chunk.
+
+        Returns:
+            The rank's target tokens in chunk order, and their spans. In the spans, rows and sequences are counted
+            from the rank's own first row and first sequence.
+        """
+        first = sum(self.counts[:rank])
+        last = first + self.counts[rank]
+        spans = tuple(
+            SequenceSpan(span.start - first, span.stop - first, span.sequence - first_sequence)
+            for span in self.spans
+            if first <= span.start < last
+        )
+        return slice(self.start + first, self.start + last), spans
 
 
 @dataclass(frozen=True)
-class Block:
-    """Whole units of every rank.
+class Chunk:
+    """Whole alignment groups of every rank.
 
     Attributes:
-        first, last: [first, last) numbers of their sequences in the order of the blocks, rank after rank.
-        members: how many of them each rank has.
+        subchunks: the parts that are in the buffer one after another; usually a single one.
+        first, last: the sequences [first, last) in chunk order, ordered by rank.
+        sequence_counts: how many of the sequences each rank has.
     """
 
-    pieces: tuple[Piece, ...]
+    subchunks: tuple[Subchunk, ...]
     first: int
     last: int
-    members: tuple[int, ...]
+    sequence_counts: tuple[int, ...]
 
     @property
     def sequences(self) -> slice:
+        """All sequences of the chunk, in chunk order."""
         return slice(self.first, self.last)
 
-    def of_rank(self, rank: int) -> slice:
-        """The rank's own sequences."""
-        start = self.first + sum(self.members[:rank])
-        return slice(start, start + self.members[rank])
+    def sequences_of_rank(self, rank: int) -> slice:
+        """Return the sequences of one rank, in chunk order."""
+        start = self.first + sum(self.sequence_counts[:rank])
+        return slice(start, start + self.sequence_counts[rank])
 
-    def passes(self, backward: bool) -> tuple[Piece, ...]:
-        """The pieces in the order in which their hidden states are needed."""
-        return self.pieces * 2 if backward and len(self.pieces) > 1 else self.pieces
+    def passes(self, backward: bool) -> tuple[Subchunk, ...]:
+        """Return the subchunks in the order in which their hidden states are needed.
+
+        Several subchunks are needed twice if there is a `backward` pass.
+        """
+        return self.subchunks * 2 if backward and len(self.subchunks) > 1 else self.subchunks
 
 
 def schedule(
-    lengths: list[list[int]], pivots: list[list[int]], rows: int, unit: Unit
-) -> tuple[list[Block], list[tuple[int, int]]]:
-    """Blocks in order, with at most `rows` positions of each rank in one piece; and the order of the sequences.
+    lengths: list[list[int]], pivots: list[list[int]], rows: int, alignment_group: AlignmentGroup
+) -> tuple[list[Chunk], list[tuple[int, int]]]:
+    """Cut the sequences of all ranks into chunks.
 
     Args:
-        lengths, pivots: for each rank and sequence, its positions and the index of its pivot in that rank's list.
+        lengths: for each rank and sequence, its number of target tokens.
+        pivots: for each rank and sequence, the index of its pivot in that rank's list.
+        rows: target tokens of each rank that fit one subchunk.
+        alignment_group: the sequences that must not be cut apart.
 
     Returns:
-        The blocks, and (rank, index in that rank's list) of each sequence in their order.
+        The chunks, and the (rank, index in that rank's list) of each sequence in chunk order.
     """
-    per_rank = [_cut(n, p, rows, unit) for n, p in zip(lengths, pivots, strict=True)]
+    per_rank = [_cut(n, p, rows, alignment_group) for n, p in zip(lengths, pivots, strict=True)]
     ends = [list(accumulate(n, initial=0)) for n in lengths]
-    blocks: list[Block] = []
+    chunks: list[Chunk] = []
     order: list[tuple[int, int]] = []
     done = 0
     for index in range(max(len(cuts) for cuts in per_rank)):
-        spans = [
+        bounds = [
             cuts[index] if index < len(cuts) else (len(n), len(n)) for cuts, n in zip(per_rank, lengths, strict=True)
         ]
-        tokens = [(end[first], end[last]) for (first, last), end in zip(spans, ends, strict=True)]
-        members = [(rank, i) for rank, (first, last) in enumerate(spans) for i in range(first, last)]
-        pieces: list[Piece] = []
+        tokens = [(end[first], end[last]) for (first, last), end in zip(bounds, ends, strict=True)]
+        sequences = [(rank, i) for rank, (first, last) in enumerate(bounds) for i in range(first, last)]
+        subchunks: list[Subchunk] = []
         for j in range(max(-(-(stop - start) // rows) for start, stop in tokens)):
             ranges = tuple((min(start + j * rows, stop), min(start + (j + 1) * rows, stop)) for start, stop in tokens)
-            pieces.append(Piece(ranges, done, _runs(ranges, members, ends)))
-            done = pieces[-1].positions.stop
-        if pieces:
-            counts = tuple(last - first for first, last in spans)
-            blocks.append(Block(tuple(pieces), len(order), len(order) + len(members), counts))
-        order += members
-    return blocks, order
+            subchunks.append(Subchunk(ranges, done, _spans(ranges, sequences, ends)))
+            done = subchunks[-1].tokens.stop
+        if subchunks:
+            counts = tuple(last - first for first, last in bounds)
+            chunks.append(Chunk(tuple(subchunks), len(order), len(order) + len(sequences), counts))
+        order += sequences
+    return chunks, order
 
 
-def _runs(
-    ranges: tuple[tuple[int, int], ...], members: list[tuple[int, int]], ends: list[list[int]]
-) -> tuple[Run, ...]:
-    """The piece's rows by sequence; members are the block's sequences, rank after rank."""
-    runs, row = [], 0
-    for number, (rank, i) in enumerate(members):
+def _spans(
+    ranges: tuple[tuple[int, int], ...], sequences: list[tuple[int, int]], ends: list[list[int]]
+) -> tuple[SequenceSpan, ...]:
+    """Return the spans of a subchunk; `sequences` are the chunk's (rank, index), ordered by rank."""
+    spans, row = [], 0
+    for number, (rank, i) in enumerate(sequences):
         start, stop = ranges[rank]
         count = min(ends[rank][i + 1], stop) - max(ends[rank][i], start)
         if count > 0:
-            runs.append(Run(row, row + count, number))
+            spans.append(SequenceSpan(row, row + count, number))
             row += count
-    return tuple(runs)
+    return tuple(spans)
 
 
-def _cut(lengths: list[int], pivots: list[int], rows: int, unit: Unit) -> list[tuple[int, int]]:
-    """[first, last) sequences of each block of one rank: whole units while they fit."""
-    if unit == "all":
+def _cut(lengths: list[int], pivots: list[int], rows: int, alignment_group: AlignmentGroup) -> list[tuple[int, int]]:
+    """Return the sequences [first, last) of each chunk of one rank: as many whole alignment groups as fit."""
+    if alignment_group == "all":
         return [(0, len(lengths))]
-    begins = [i for i in range(len(lengths)) if unit == "sequence" or pivots[i] == i]
+    begins = [i for i in range(len(lengths)) if alignment_group == "sequence" or pivots[i] == i]
     cuts: list[tuple[int, int]] = []
     first, used = 0, 0
     for begin, stop in zip(begins, [*begins, len(lengths)][1:], strict=True):

@@ -1,7 +1,6 @@
-"""What the ranks tell each other: the layout of all supervised positions, hidden states out, gradients back.
+"""Collectives of the loss: small gathers and reductions, hidden states out and their gradients back.
 
-Shape letters: T supervised positions of this rank, A of all ranks, S sequences of all ranks, C rows of a piece,
-R ranks, d hidden size.
+Shape letters: T target tokens of this rank, C rows of a subchunk, R ranks, d hidden size.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.loss.chunking import Piece
+from pipeline.loss.chunking import Subchunk
 
 Group = dist.ProcessGroup | None
 
@@ -19,21 +18,21 @@ all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def world_of(group: Group) -> tuple[int, int]:
-    """(rank, size) of the group; (0, 1) without one."""
+def rank_and_size(group: Group) -> tuple[int, int]:
+    """Return (rank, size) of the group; (0, 1) if the group is None."""
     return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
 
-def all_reduce(tensor: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """In place; nothing to do for one rank or an empty tensor."""
-    if world_of(group)[1] > 1 and tensor.numel():
-        dist.all_reduce(tensor, op=op, group=group)
+def all_reduce(tensor: Tensor, group: Group) -> Tensor:
+    """Sum a tensor over the ranks in place and return it. Nothing is sent if it is empty or there is one rank."""
+    if rank_and_size(group)[1] > 1 and tensor.numel():
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 
 def all_gather(tensor: Tensor, group: Group) -> Tensor:
-    """[...] of each rank -> [R, ...]."""
-    size = world_of(group)[1]
+    """Gather tensors [...] of equal shape from all ranks into [R, ...]."""
+    size = rank_and_size(group)[1]
     if size == 1 or not tensor.numel():
         return tensor.expand(size, *tensor.shape)
     out = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
@@ -41,9 +40,35 @@ def all_gather(tensor: Tensor, group: Group) -> Tensor:
     return out.view(size, *tensor.shape)
 
 
+def all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
+    """Gather 1-d tensors of different lengths, by padding them to the longest.
+
+    Args:
+        tensor: [sizes[rank]].
+        sizes: length of each rank's tensor, equal on all ranks.
+        group: ranks that take part.
+
+    Returns:
+        For each rank r its [sizes[r]] tensor, on the host.
+    """
+    padded = tensor.new_zeros(max(sizes))
+    padded[: len(tensor)] = tensor
+    return [row[:size] for row, size in zip(all_gather(padded, group).cpu(), sizes, strict=True)]
+
+
 def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: Group) -> Tensor:
-    """Rows of dimension 0, split over the ranks; None: one each."""
-    if world_of(group)[1] == 1:
+    """Send consecutive parts of dimension 0 to the ranks, and receive theirs.
+
+    Args:
+        tensor: [sum(sent), ...].
+        sent: length of the part for each rank, or None for equal parts.
+        received: length of the part from each rank, or None for equal parts.
+        group: ranks that take part.
+
+    Returns:
+        [sum(received), ...], ordered by rank.
+    """
+    if rank_and_size(group)[1] == 1:
         return tensor
     rows = len(tensor) if received is None else sum(received)
     out = tensor.new_empty(rows, *tensor.shape[1:])
@@ -51,73 +76,74 @@ def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | Non
     return out
 
 
-def _all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
-    """[sizes[r]] of each rank on the host, by padding to the longest."""
-    padded = tensor.new_zeros(max(sizes))
-    padded[: len(tensor)] = tensor
-    return [row[:size] for row, size in zip(all_gather(padded, group).cpu(), sizes, strict=True)]
-
-
 class HiddenExchange:
-    """Brings the hidden states of a piece to every rank, one piece ahead, and takes their gradients back.
+    """Gather the hidden states of each subchunk, one subchunk ahead, and reduce-scatter their gradients.
 
-    `hidden` [T, d] and `grad` [T, d] are this rank's own; a piece has [C, d] rows, rank after rank. Where the rows
-    are not `shared`, each rank sees its own alone, and nothing is sent.
+    A subchunk has [C, d] rows, ordered by rank.
+
+    Args:
+        hidden: [T, d] hidden states of this rank.
+        grad: [T, d] receives their gradient, or None.
+        group: ranks that share the vocabulary; None for one process.
+        gather: whether each rank needs the rows of all ranks. If not, it gets its own rows and nothing is sent.
     """
 
-    def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group, shared: bool) -> None:
+    def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group, gather: bool) -> None:
         self.hidden, self.grad, self.group = hidden, grad, group
-        self.rank, self.size = world_of(group)
-        self.shared = shared and self.size > 1
+        self.rank, self.size = rank_and_size(group)
+        self.gather = gather and self.size > 1
         self._reducing: tuple[dist.Work, Tensor, Tensor] | None = None
 
-    def stream(self, pieces: list[Piece]) -> Iterator[Tensor]:
-        """[C, d] of each piece in turn; while one is used, the next is in flight."""
-        ahead = self._start(pieces[0]) if pieces else None
-        for index, piece in enumerate(pieces):
+    def stream(self, subchunks: list[Subchunk]) -> Iterator[Tensor]:
+        """Yield the [C, d] rows of each subchunk in turn, with the next one already in flight."""
+        ahead = self._start(subchunks[0]) if subchunks else None
+        for index, subchunk in enumerate(subchunks):
             assert ahead is not None
             work, buffer = ahead
-            ahead = self._start(pieces[index + 1]) if index + 1 < len(pieces) else None
+            ahead = self._start(subchunks[index + 1]) if index + 1 < len(subchunks) else None
             if work is not None:
                 work.wait()
-            yield self._compact(buffer, piece)
+            yield self._remove_padding(buffer, subchunk)
 
-    def _start(self, piece: Piece) -> tuple[dist.Work | None, Tensor]:
-        start, end = piece.ranges[self.rank]
-        mine = self.hidden[start:end]
-        if not self.shared:
-            return None, mine
-        if len(mine) < piece.longest:
-            mine = torch.cat([mine, mine.new_zeros(piece.longest - len(mine), mine.shape[1])])
-        buffer = mine.new_empty(self.size * piece.longest, mine.shape[1])
-        return all_gather_single(buffer, mine.contiguous(), group=self.group, async_op=True), buffer
+    def _start(self, subchunk: Subchunk) -> tuple[dist.Work | None, Tensor]:
+        """Start the all-gather of a subchunk; return its work handle and its (padded) buffer."""
+        start, end = subchunk.ranges[self.rank]
+        local = self.hidden[start:end]
+        if not self.gather:
+            return None, local
+        if len(local) < subchunk.max_count:
+            local = torch.cat([local, local.new_zeros(subchunk.max_count - len(local), local.shape[1])])
+        buffer = local.new_empty(self.size * subchunk.max_count, local.shape[1])
+        return all_gather_single(buffer, local.contiguous(), group=self.group, async_op=True), buffer
 
-    def _compact(self, buffer: Tensor, piece: Piece) -> Tensor:
-        if piece.even or not self.shared:
+    def _remove_padding(self, buffer: Tensor, subchunk: Subchunk) -> Tensor:
+        if subchunk.is_even or not self.gather:
             return buffer
-        rows = buffer.view(self.size, piece.longest, -1)
-        return torch.cat([rows[r, : end - start] for r, (start, end) in enumerate(piece.ranges)])
+        rows = buffer.view(self.size, subchunk.max_count, -1)
+        return torch.cat([rows[r, :count] for r, count in enumerate(subchunk.counts)])
 
-    def reduce(self, piece: Piece, grad: Tensor) -> None:
-        """Sum the ranks' [C, d] gradients of a piece, each rank keeping its own rows; done when the next one starts."""
-        start, end = piece.ranges[self.rank]
+    def reduce(self, subchunk: Subchunk, grad: Tensor) -> None:
+        """Start to sum a subchunk's [C, d] gradients over the ranks; each rank keeps its own rows.
+
+        The sum is complete when the next one starts, or after `finish`.
+        """
+        start, end = subchunk.ranges[self.rank]
         assert self.grad is not None
-        if not self.shared:
+        if not self.gather:
             self.grad[start:end] = grad
             return
         self.finish()
-        if not piece.even:
-            padded = grad.new_zeros(self.size, piece.longest, grad.shape[1])
-            counts = [end - start for start, end in piece.ranges]
-            for r, rows in enumerate(grad.split(counts)):
-                padded[r, : counts[r]] = rows
+        if not subchunk.is_even:
+            padded = grad.new_zeros(self.size, subchunk.max_count, grad.shape[1])
+            for r, rows in enumerate(grad.split(subchunk.counts)):
+                padded[r, : subchunk.counts[r]] = rows
             grad = padded.view(-1, grad.shape[1])
-        out = grad.new_empty(piece.longest, grad.shape[1])
+        out = grad.new_empty(subchunk.max_count, grad.shape[1])
         work = reduce_scatter_single(out, grad.contiguous(), group=self.group, async_op=True)
         self._reducing = (work, out, self.grad[start:end])
 
     def finish(self) -> None:
-        """Wait for the gradient in flight, if any."""
+        """Wait for the reduction in flight, if any."""
         if self._reducing is not None:
             work, out, target = self._reducing
             work.wait()

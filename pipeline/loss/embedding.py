@@ -1,14 +1,15 @@
-"""Input embeddings on vocabulary shards: the rows a rank needs come to it, and their gradients go back.
+"""Input embeddings on vocabulary shards: an all-to-all of rows, and of their gradients.
 
-Every rank asks each owner for the distinct rows of its tokens, so that at most T*d elements move per rank, whatever
-the vocabulary:
+Every rank requests the distinct rows of its tokens from the ranks that hold them. At most T*d elements move per rank,
+for any vocabulary size:
 
-    distinct ids, sorted, so grouped by owner
+    distinct ids, sorted and therefore grouped by owner
     counts, ids                    all-to-all [R], [U]
     rows of E                      all-to-all [U, d]
     backward: gradient summed over equal ids, then all-to-all [U, d] in fp32, into the owner's accumulator
 
-Shape letters: R ranks, U distinct ids of this rank, Q rows asked of this rank by all, d hidden size.
+Shape letters: T tokens of this rank, R ranks, U distinct ids of this rank, Q rows requested from this rank by all
+ranks, d hidden size.
 """
 
 from dataclasses import dataclass
@@ -17,90 +18,97 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loss.comm import Group, all_to_all, world_of
+from pipeline.loss.comm import Group, all_to_all, rank_and_size
 from pipeline.loss.vocabulary import VocabularyShard
 
 
 def embedding_lookup(
     input_ids: Tensor, shard: VocabularyShard, padded_size: int, group: Group, grad_factor: float
 ) -> Tensor:
-    """Rows of a sharded embedding, differentiable into `shard.grad`. A collective: forward, and again backward.
+    """Look up rows of a sharded embedding, differentiable into `shard.grad`. Forward and backward are collective.
 
     Args:
-        input_ids: [...] int64 token ids of this rank, below the vocabulary's real size; ranks may have different
-            shapes, also empty ones.
-        shard: this rank's rows. Backward adds grad_factor * gradient to `shard.grad` (nothing where it is None,
-            on all ranks alike), bit for bit the same on every run.
+        input_ids: [...] int64 token ids of this rank, below the vocabulary's real size. Ranks may have different
+            shapes, including empty ones.
+        shard: this rank's rows. Backward adds grad_factor * gradient to `shard.grad`, bit for bit the same on every
+            run. If `shard.grad` is None, which must hold on all ranks or on none, backward does nothing.
         padded_size: rows of the ZeRO-3 parameter; rank r has [r * padded_size / R, (r + 1) * padded_size / R).
         group: the ranks that share the vocabulary; None for one process.
-        grad_factor: undoes what the caller put on the loss (number of ranks, loss scale).
+        grad_factor: compensates for the factor that the caller applies to the loss (number of ranks, loss scale).
 
     Returns:
-        [..., d] in the dtype of the shard. It requires a gradient wherever autograd is on.
+        [..., d] in the dtype of the shard. It requires a gradient if autograd is enabled.
 
     Raises:
-        ValueError: an id outside [0, padded_size), or ranks that do not divide it.
+        ValueError: an id is outside [0, padded_size), or the number of ranks does not divide it.
     """
-    asked, route = _ask(input_ids.flatten(), padded_size, group)
+    requested, route = _exchange_requests(input_ids.flatten(), padded_size, group)
     # No input is differentiable; without a leaf that is, autograd would never call backward.
     leaf = torch.empty(0, requires_grad=True)
-    rows = _Lookup.apply(leaf, shard, asked - shard.start, route, grad_factor)
+    rows = _Lookup.apply(leaf, shard, requested - shard.start, route, grad_factor)
     return rows.view(*input_ids.shape, rows.shape[-1])
 
 
 @dataclass(frozen=True)
 class _Route:
-    """`place`: position -> its distinct id [0, U); `uses` [U]: positions of each. Ids asked of, and by, each rank."""
+    """Which rows are exchanged with which rank.
 
-    place: Tensor
+    Attributes:
+        inverse: [T] index of each token's id among the distinct ids.
+        uses: [U] number of tokens with each distinct id.
+        requested_from: for each rank, the number of ids this rank requests from it.
+        requested_by: for each rank, the number of ids it requests from this rank.
+        group: the ranks that share the vocabulary.
+    """
+
+    inverse: Tensor
     uses: Tensor
-    asked_of: list[int]
-    asked_by: list[int]
+    requested_from: list[int]
+    requested_by: list[int]
     group: Group
 
 
-def _ask(ids: Tensor, padded_size: int, group: Group) -> tuple[Tensor, _Route]:
-    """[Q] ids asked of this rank, rank after rank, and the way back."""
-    _, size = world_of(group)
+def _exchange_requests(ids: Tensor, padded_size: int, group: Group) -> tuple[Tensor, _Route]:
+    """Return the [Q] ids requested from this rank, ordered by requesting rank, and the route of the rows."""
+    _, size = rank_and_size(group)
     rows, remainder = divmod(padded_size, size)
     if remainder:
-        raise ValueError(f"{size} ranks do not divide a padded vocabulary of {padded_size}")
-    distinct, place, uses = ids.unique(return_inverse=True, return_counts=True)
-    # Sorted, so that the owners' shares are consecutive.
+        raise ValueError(f"a padded vocabulary of {padded_size} rows is not divisible by {size} ranks: change either")
+    distinct, inverse, uses = ids.unique(return_inverse=True, return_counts=True)
+    # The ids are sorted, so those of one owner are consecutive.
     ends = torch.searchsorted(distinct, torch.arange(size + 1, device=ids.device) * rows)
     counts = ends.diff()
-    asked_by = all_to_all(counts, None, None, group)
-    below, asked_of_list, asked_by_list = ends[:1].tolist(), *torch.stack([counts, asked_by]).tolist()
-    if below != [0] or sum(asked_of_list) != len(distinct):
+    requested_by = all_to_all(counts, None, None, group)
+    below, from_list, by_list = ends[:1].tolist(), *torch.stack([counts, requested_by]).tolist()
+    if below != [0] or sum(from_list) != len(distinct):
         raise ValueError(f"token ids {int(distinct[0])} to {int(distinct[-1])} are not all in [0, {padded_size})")
-    route = _Route(place, uses, asked_of_list, asked_by_list, group)
-    return all_to_all(distinct, asked_of_list, asked_by_list, group), route
+    return all_to_all(distinct, from_list, by_list, group), _Route(inverse, uses, from_list, by_list, group)
 
 
 class _Lookup(torch.autograd.Function):
-    """[T, d] rows for the asked [Q] local rows."""
+    """Map the [Q] local rows requested by all ranks to the [T, d] rows of this rank's tokens."""
 
     @staticmethod
     def forward(
-        ctx: Any, leaf: Tensor, shard: VocabularyShard, asked: Tensor, route: _Route, grad_factor: float
+        ctx: Any, leaf: Tensor, shard: VocabularyShard, requested: Tensor, route: _Route, grad_factor: float
     ) -> Tensor:
         ctx.shard, ctx.route, ctx.grad_factor = shard, route, grad_factor
-        ctx.save_for_backward(asked)
-        rows = all_to_all(shard.weight[asked], route.asked_by, route.asked_of, route.group)
-        return rows[route.place]
+        ctx.save_for_backward(requested)
+        rows = all_to_all(shard.weight[requested], route.requested_by, route.requested_from, route.group)
+        return rows[route.inverse]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None, None]:
-        (asked,) = ctx.saved_tensors
+        (requested,) = ctx.saved_tensors
         route, total = ctx.route, ctx.shard.grad
         if total is None:
             return None, None, None, None, None
-        # Not index_add_: on a GPU it sums equal indices in whatever order their atomics arrive.
-        sums = grad_outputs[0][route.place.argsort(stable=True)].to(total.dtype)
+        # Not index_add_: on a GPU its atomics sum equal indices in an order that varies from run to run.
+        sums = grad_outputs[0][route.inverse.argsort(stable=True)].to(total.dtype)
         if len(sums):
             sums = torch.segment_reduce(sums, "sum", lengths=route.uses, axis=0, initial=0)
-        returned = all_to_all(sums, route.asked_of, route.asked_by, route.group)
-        # One rank's ids are distinct, so its rows meet no other; the ranks come in their order.
-        for ids, rows in zip(asked.split(route.asked_by), returned.split(route.asked_by), strict=True):
+        returned = all_to_all(sums, route.requested_from, route.requested_by, route.group)
+        # The ids of one rank are distinct, and the ranks are added in order: the sum is deterministic.
+        for ids, rows in zip(requested.split(route.requested_by), returned.split(route.requested_by), strict=True):
             total.index_add_(0, ids, rows, alpha=ctx.grad_factor)
         return None, None, None, None, None

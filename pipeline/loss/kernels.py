@@ -1,8 +1,8 @@
-"""Passes over one chunk of logits, in place.
+"""Elementwise and reduction passes over the logits of one subchunk, in place.
 
-On a GPU they are the kernels of `triton_kernels`, which sum in fp32; float64 there takes the way of the CPU.
-Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones
-(whose summaries have a gradient), d hidden size.
+On a GPU these are the kernels of `triton_kernels`, which sum in fp32; float64 tensors take the CPU path there too.
+Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank, n sequences of the chunk,
+m of them whose pooled representations require a gradient, d hidden size.
 """
 
 from collections.abc import Iterator
@@ -12,53 +12,63 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from pipeline.loss.chunking import Run
+from pipeline.loss.chunking import SequenceSpan
 
 if find_spec("triton"):
     from pipeline.loss import triton_kernels
 
-CACHE_BYTES = 1 << 20  # a tile of rows that a CPU core's second-level cache holds
-PARTS = 8  # a CPU shares a product of few rows among its threads only where it comes as a batch of products
+CACHE_BYTES = 1 << 20  # size of a tile of rows that fits a CPU core's second-level cache
+PARTS = 8  # a CPU divides a product of few rows among its threads only if it is given as a batch of products
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The positions of a chunk.
+class SubchunkTokens:
+    """The target tokens of a subchunk, one per row of its logits.
 
     Attributes:
-        targets, pooling, ce, sequence: [C] target id, pooling weight, cross-entropy weight, sequence in the block.
-        moved: [C] the sequence's index among the moved ones, or -1.
-        runs: the same on the host: rows of each sequence. moved_of: [n] on the host, index among the moved or -1.
+        targets: [C] target id.
+        pooling_weights: [C] weight in the pooled representation.
+        ce_weights: [C] weight in the cross entropy.
+        sequence: [C] number of the sequence within the chunk.
+        grad_index: [C] index of the sequence among the m that require a gradient, or -1.
+        spans: the rows of each sequence, on the host.
+        grad_index_of_sequence: [n] the same index for each sequence of the chunk, on the host.
     """
 
     targets: Tensor
-    pooling: Tensor
-    ce: Tensor
+    pooling_weights: Tensor
+    ce_weights: Tensor
     sequence: Tensor
-    moved: Tensor
-    runs: tuple[Run, ...]
-    moved_of: list[int]
+    grad_index: Tensor
+    spans: tuple[SequenceSpan, ...]
+    grad_index_of_sequence: list[int]
 
 
 def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
+    """Yield consecutive slices of the rows [start, stop) that fit the cache."""
     rows = max(1, CACHE_BYTES // max(1, z.shape[1] * z.element_size()))
     return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
 
 
-def _has_kernels(z: Tensor) -> bool:
+def _use_triton(z: Tensor) -> bool:
     return z.is_cuda and z.dtype != torch.float64 and z.numel() > 0
 
 
 def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """z <- some multiple of softmax(z / temperature) over these columns, chosen for precision.
+    """Replace z by a multiple of softmax(z / temperature) over these columns, chosen for precision.
 
-    Returns [C] the logarithm of the sum of exp(z / temperature), and [C] what each row of z sums to now.
+    Args:
+        z_Cv: [C, v] logits, overwritten.
+        temperature: divisor of the logits.
+
+    Returns:
+        [C] log of the sum of exp(z / temperature), and [C] sum of each row of the new z; fp32, or fp64 if z is.
     """
     dtype = torch.promote_types(z_Cv.dtype, torch.float32)
     log_sum, total = (z_Cv.new_empty(len(z_Cv), dtype=dtype) for _ in range(2))
     if z_Cv.shape[1] == 0:
         return log_sum.fill_(-torch.inf), total.fill_(1)
-    if _has_kernels(z_Cv):
+    if _use_triton(z_Cv):
         return triton_kernels.softmax_(z_Cv, temperature)
     if z_Cv.dtype == dtype:
         if temperature != 1:
@@ -68,7 +78,7 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         # The largest entry of a softmax is one over the sum of exponentials relative to it.
         return largest - z_Cv.amax(1).log(), total.fill_(1)
     for tile in _tiles(z_Cv, 0, len(z_Cv)):
-        # Half precisions keep exp(z - max), whose range they can hold.
+        # Half precisions store exp(z - max), which is within their range.
         wide = z_Cv[tile].to(dtype) / temperature
         largest = wide.amax(1)
         total[tile] = wide.sub_(largest[:, None]).exp_().sum(1)
@@ -77,30 +87,39 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return log_sum, total
 
 
-def cap_(z_Cv: Tensor, softcap: float, slope_Cv: Tensor) -> Tensor:
-    """z <- softcap * tanh(z / softcap); fills and returns the derivative, 1 - tanh^2."""
+def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:
+    """Replace z by softcap * tanh(z / softcap).
+
+    Args:
+        z_Cv: [C, v] logits, overwritten.
+        softcap: bound of the new logits.
+        derivative_Cv: [C, v] buffer that receives the derivative, 1 - tanh^2.
+
+    Returns:
+        `derivative_Cv`.
+    """
     z_Cv.div_(softcap).tanh_()
-    torch.mul(z_Cv, z_Cv, out=slope_Cv).neg_().add_(1)
+    torch.mul(z_Cv, z_Cv, out=derivative_Cv).neg_().add_(1)
     z_Cv.mul_(softcap)
-    return slope_Cv
+    return derivative_Cv
 
 
-def pool(p_Cv: Tensor, weight_C: Tensor, rows: Rows) -> Tensor:
-    """[n, v] sum of weight * p over the rows of each sequence."""
-    if _has_kernels(p_Cv):
-        return triton_kernels.pool(p_Cv, weight_C, rows.sequence, len(rows.moved_of))
-    pooled = weight_C.new_zeros(len(rows.moved_of), p_Cv.shape[1])
+def pool(p_Cv: Tensor, weight_C: Tensor, tokens: SubchunkTokens) -> Tensor:
+    """Return [n, v]: the sum of weight * p over the rows of each sequence, in the dtype of the weights."""
+    if _use_triton(p_Cv):
+        return triton_kernels.pool(p_Cv, weight_C, tokens.sequence, len(tokens.grad_index_of_sequence))
+    pooled = weight_C.new_zeros(len(tokens.grad_index_of_sequence), p_Cv.shape[1])
     weight_C = weight_C.to(p_Cv.dtype)
     parts = PARTS if p_Cv.shape[1] % PARTS == 0 else 1
-    for run in rows.runs:
-        columns = p_Cv[run.start : run.stop].unflatten(1, (parts, -1)).transpose(0, 1)
-        weights = weight_C[run.start : run.stop].expand(parts, 1, -1)
-        pooled[run.sequence] = torch.bmm(weights, columns).flatten()
+    for span in tokens.spans:
+        columns = p_Cv[span.start : span.stop].unflatten(1, (parts, -1)).transpose(0, 1)
+        weights = weight_C[span.start : span.stop].expand(parts, 1, -1)
+        pooled[span.sequence] = torch.bmm(weights, columns).flatten()
     return pooled
 
 
 def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor) -> Tensor:
-    """[n, d] pooled @ embedding, for few rows."""
+    """Return [n, d] pooled @ embedding, for small n."""
     n, v = pooled_nv.shape
     if pooled_nv.is_cuda or v % PARTS:
         return pooled_nv @ embedding_vd
@@ -108,34 +127,51 @@ def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor) -> Tensor:
     return by_part.sum(0)
 
 
-def inner_products(p_Cv: Tensor, direction_mv: Tensor, rows: Rows) -> Tensor:
-    """[C] <p, direction> of the rows of moved sequences; 0 elsewhere."""
-    if _has_kernels(p_Cv):
-        return triton_kernels.inner_products(p_Cv, direction_mv, rows.moved)
-    inner = torch.zeros_like(rows.pooling)
-    for run, m in _moved_runs(rows):
-        inner[run.start : run.stop] = p_Cv[run.start : run.stop] @ direction_mv[m]
+def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, tokens: SubchunkTokens) -> Tensor:
+    """Return [C] <p, grad_probs> in the rows of sequences that require a gradient, and 0 in the others."""
+    if _use_triton(p_Cv):
+        return triton_kernels.inner_products(p_Cv, grad_probs_mv, tokens.grad_index)
+    inner = torch.zeros_like(tokens.pooling_weights)
+    for span, index in _spans_with_grad(tokens):
+        inner[span.start : span.stop] = p_Cv[span.start : span.stop] @ grad_probs_mv[index]
     return inner
 
 
-def tilt_(
-    e_Cv: Tensor, q_Cv: Tensor, base_C: Tensor, slope_C: Tensor, inner_C: Tensor, direction_mv: Tensor, rows: Rows
+def softmax_backward_(
+    e_Cv: Tensor,
+    q_Cv: Tensor,
+    base_C: Tensor,
+    slope_C: Tensor,
+    inner_C: Tensor,
+    grad_probs_mv: Tensor,
+    tokens: SubchunkTokens,
 ) -> None:
-    """e <- base * e + slope * q * (direction - inner) in the rows of moved sequences; q is consumed.
+    """Replace e by base * e + slope * q * (grad_probs - inner) in the rows of sequences that require a gradient.
 
-    The softmax Jacobian of both terms. q is e itself where the temperature is 1.
+    This is the softmax backward pass (product with its Jacobian) of cross entropy and alignment together.
+
+    Args:
+        e_Cv: [C, v] multiples of the probabilities, overwritten.
+        q_Cv: [C, v] multiples of the probabilities at the soft tokens' temperature, overwritten with scratch data;
+            `e_Cv` itself if the temperature is 1.
+        base_C, slope_C: [C] factors.
+        inner_C: [C] inner product of probabilities and grad_probs.
+        grad_probs_mv: [m, v] gradient of each sequence's pooled probabilities.
+        tokens: the rows.
     """
-    if _has_kernels(e_Cv):
-        triton_kernels.tilt_(e_Cv, q_Cv, base_C, slope_C, inner_C, direction_mv, rows.moved)
+    if _use_triton(e_Cv):
+        triton_kernels.softmax_backward_(e_Cv, q_Cv, base_C, slope_C, inner_C, grad_probs_mv, tokens.grad_index)
         return
     offset_C = -slope_C * inner_C + (base_C if q_Cv is e_Cv else 0)
-    for run, m in _moved_runs(rows):
-        line_v = direction_mv[m].to(base_C.dtype)
-        for tile in _tiles(e_Cv, run.start, run.stop):
+    for span, index in _spans_with_grad(tokens):
+        line_v = grad_probs_mv[index].to(base_C.dtype)
+        for tile in _tiles(e_Cv, span.start, span.stop):
             q_Cv[tile].mul_((slope_C[tile, None] * line_v).add_(offset_C[tile, None]))
             if q_Cv is not e_Cv:
                 e_Cv[tile].mul_(base_C[tile, None]).add_(q_Cv[tile])
 
 
-def _moved_runs(rows: Rows) -> Iterator[tuple[Run, int]]:
-    return ((run, rows.moved_of[run.sequence]) for run in rows.runs if rows.moved_of[run.sequence] >= 0)
+def _spans_with_grad(tokens: SubchunkTokens) -> Iterator[tuple[SequenceSpan, int]]:
+    """Yield the spans of the sequences that require a gradient, with their index among them."""
+    indices = tokens.grad_index_of_sequence
+    return ((span, indices[span.sequence]) for span in tokens.spans if indices[span.sequence] >= 0)

@@ -9,98 +9,116 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from pipeline.loss.chunking import Block
-from pipeline.loss.comm import Group, _all_gather_uneven, all_gather, world_of
+from pipeline.loss.chunking import Chunk
+from pipeline.loss.comm import Group, all_gather, all_gather_uneven, rank_and_size
 from pipeline.loss.loss_batch import LossBatch
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The supervised positions of all ranks, the same on each, on the host.
+class GlobalLayout:
+    """Layout of the target tokens of all ranks, on the host and equal on every rank.
 
-    Numbered rank after rank when gathered, in the order of the blocks once `ordered`.
+    Target tokens and sequences are ordered by rank as gathered, and in chunk order after `in_chunk_order`.
 
     Attributes:
-        lengths, pivots: for each rank and sequence, its supervised positions and its pivot in that rank's list.
-        targets, pooling, ce, sequence: [A] target id, pooling weight, cross-entropy weight and sequence of each.
-        pivot, problem, language, length: [S].
+        rank_lengths, rank_pivots: for each rank and sequence, its number of target tokens, and the index of its pivot
+            in that rank's list.
+        targets, pooling_weights, ce_weights, sequence: [A] target id, pooling weight, cross-entropy weight and
+            sequence of each target token.
+        pivot, problem_id, language, lengths: [S], as in `LossBatch`.
     """
 
-    lengths: list[list[int]]
-    pivots: list[list[int]]
+    rank_lengths: list[list[int]]
+    rank_pivots: list[list[int]]
     targets: Tensor
-    pooling: Tensor
-    ce: Tensor
+    pooling_weights: Tensor
+    ce_weights: Tensor
     sequence: Tensor
     pivot: Tensor
-    problem: Tensor
+    problem_id: Tensor
     language: Tensor
-    length: Tensor
+    lengths: Tensor
 
-    def ordered(self, blocks: list[Block], order: list[tuple[int, int]]) -> "Layout":
-        """The same in the order that `schedule` returned."""
-        first_position = list(accumulate(map(sum, self.lengths), initial=0))
-        first_sequence = list(accumulate(map(len, self.lengths), initial=0))
+    def in_chunk_order(self, chunks: list[Chunk], order: list[tuple[int, int]]) -> "GlobalLayout":
+        """Return the layout with target tokens and sequences in the order that `schedule` returned."""
+        first_token = list(accumulate(map(sum, self.rank_lengths), initial=0))
+        first_sequence = list(accumulate(map(len, self.rank_lengths), initial=0))
         ranges = [torch.arange(0)]
-        for piece in (piece for block in blocks for piece in block.pieces):
-            ranges += [torch.arange(s + a, s + b) for s, (a, b) in zip(first_position, piece.ranges, strict=False)]
-        positions = torch.cat(ranges)
+        for subchunk in (subchunk for chunk in chunks for subchunk in chunk.subchunks):
+            ranges += [torch.arange(s + a, s + b) for s, (a, b) in zip(first_token, subchunk.ranges, strict=False)]
+        tokens = torch.cat(ranges)
         old = torch.tensor([first_sequence[rank] + i for rank, i in order], dtype=torch.int64)
         new = torch.empty_like(old)
         new[old] = torch.arange(len(old))
         return replace(
             self,
-            targets=self.targets[positions],
-            pooling=self.pooling[positions],
-            ce=self.ce[positions],
-            sequence=new[self.sequence[positions]],
+            targets=self.targets[tokens],
+            pooling_weights=self.pooling_weights[tokens],
+            ce_weights=self.ce_weights[tokens],
+            sequence=new[self.sequence[tokens]],
             pivot=new[self.pivot[old]],
-            problem=self.problem[old],
+            problem_id=self.problem_id[old],
             language=self.language[old],
-            length=self.length[old],
+            lengths=self.lengths[old],
         )
 
 
-def gather_layout(local: LossBatch, pooling: str, dtype: torch.dtype, device: torch.device, group: Group) -> Layout:
-    """Three small all-gathers on the device: counts, integers, weights. The rest is done on the host.
+def gather_layout(
+    local: LossBatch, pooling: str, dtype: torch.dtype, device: torch.device, group: Group
+) -> GlobalLayout:
+    """Gather the layout of all ranks (collective): three small all-gathers on the device.
 
-    A GPU would spend longer on launching this than a CPU on doing it.
+    The remaining work is done on the host, where it takes less time than launching it on a GPU.
+
+    Args:
+        local: layout of this rank.
+        pooling: `mean`, `last` or `weights`.
+        dtype: dtype of the weights.
+        device: device of the all-gathers.
+        group: ranks that share the vocabulary; None for one process.
+
+    Raises:
+        ValueError: `pooling` is `weights` and there are no token weights.
     """
     local = local.to("cpu")
-    _, size = world_of(group)
-    mine = torch.tensor([len(local.targets), len(local.lengths)])
-    # A lone rank asks its device for nothing, so that it need not wait for it.
-    counts = all_gather(mine.to(device) if size > 1 else mine, group).tolist()
+    _, size = rank_and_size(group)
+    local_counts = torch.tensor([len(local.targets), len(local.lengths)])
+    # A single rank stays on the host, so that it need not synchronize with its device.
+    counts = all_gather(local_counts.to(device) if size > 1 else local_counts, group).tolist()
     splits = [s for _, s in counts]
     starts = list(accumulate(splits, initial=0))[:-1]
 
     ce = torch.ones_like(local.lengths) if local.ce_weights is None else local.ce_weights
-    facts = torch.stack([local.lengths, local.pivot, local.problem, local.language])
-    integers_R = [torch.cat([local.targets, facts.flatten()])]
+    sequence_fields = torch.stack([local.lengths, local.pivot, local.problem_id, local.language])
+    integers_R = [torch.cat([local.targets, sequence_fields.flatten()])]
     weights_R = [torch.cat([local.pooling_weights(pooling, dtype), ce.to(dtype)[local.sequence_of_token()]])]
     if size > 1:
-        integers_R = _all_gather_uneven(integers_R[0].to(device), [t + 4 * s for t, s in counts], group)
-        weights_R = _all_gather_uneven(weights_R[0].to(device), [2 * t for t, _ in counts], group)
+        integers_R = all_gather_uneven(integers_R[0].to(device), [t + 4 * s for t, s in counts], group)
+        weights_R = all_gather_uneven(weights_R[0].to(device), [2 * t for t, _ in counts], group)
 
-    facts_R = [row[t:].view(4, s) for row, (t, s) in zip(integers_R, counts, strict=True)]
-    length, pivot, problem, language = torch.cat(facts_R, dim=1)
+    fields_R = [row[t:].view(4, s) for row, (t, s) in zip(integers_R, counts, strict=True)]
+    lengths, pivot, problem_id, language = torch.cat(fields_R, dim=1)
     pivot_R = pivot.split(splits)
-    return Layout(
-        lengths=[part.tolist() for part in length.split(splits)],
-        pivots=[part.tolist() for part in pivot_R],
+    return GlobalLayout(
+        rank_lengths=[part.tolist() for part in lengths.split(splits)],
+        rank_pivots=[part.tolist() for part in pivot_R],
         targets=torch.cat([row[:t] for row, (t, _) in zip(integers_R, counts, strict=True)]),
-        pooling=torch.cat([row[:t] for row, (t, _) in zip(weights_R, counts, strict=True)]),
-        ce=torch.cat([row[t:] for row, (t, _) in zip(weights_R, counts, strict=True)]),
-        sequence=torch.repeat_interleave(length),
+        pooling_weights=torch.cat([row[:t] for row, (t, _) in zip(weights_R, counts, strict=True)]),
+        ce_weights=torch.cat([row[t:] for row, (t, _) in zip(weights_R, counts, strict=True)]),
+        sequence=torch.repeat_interleave(lengths),
         pivot=torch.cat([part + start for part, start in zip(pivot_R, starts, strict=True)]),
-        problem=problem,
+        problem_id=problem_id,
         language=language,
-        length=length,
+        lengths=lengths,
     )
 
 
 def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of one dtype from the host in a single copy, which does not wait for the device."""
+    """Copy host tensors of one dtype to the device in a single transfer, without waiting for the device.
+
+    Returns:
+        The tensors on the device, in their shapes.
+    """
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     if device.type == "cuda":
         flat = flat.pin_memory().to(device, non_blocking=True)

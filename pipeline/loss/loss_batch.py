@@ -1,6 +1,6 @@
-"""The supervised positions of a micro-batch and the sequences and pairs they belong to.
+"""The target tokens of a micro-batch, and the sequences and pairs they belong to.
 
-Shape letters: T supervised positions of this rank, S its sequences.
+Shape letters: T target tokens of this rank, S sequences of this rank.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -11,7 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossNormalizers:
-    """What the two terms are divided by: counts over the global batch (all ranks, all accumulation steps)."""
+    """Divisors of the two loss terms: counts over the global batch (all ranks, all accumulation steps).
+
+    Attributes:
+        tokens: target tokens, each weighted by its sequence's `ce_weights`.
+        pairs: pairs of a translation and its pivot, both with target tokens.
+    """
 
     tokens: float
     pairs: float
@@ -19,13 +24,13 @@ class LossNormalizers:
 
 @dataclass(frozen=True)
 class LossBatch:
-    """Layout of one rank's supervised positions, sequence after sequence, each pivot before its translations.
+    """Layout of one rank's target tokens: sequence after sequence, each pivot before its translations.
 
     Attributes:
-        targets: [T] int64, the vocabulary id each position has to predict.
-        lengths: [S] int64, supervised positions of each sequence; they sum to T and may be 0.
-        pivot: [S] int64, index of the sequence's pivot in this rank's list; its own index where it has none.
-        problem: [S] int64, equal for all sequences that state the same problem, on any rank.
+        targets: [T] int64, vocabulary id of each target token.
+        lengths: [S] int64, number of target tokens of each sequence; they sum to T and may be 0.
+        pivot: [S] int64, index of the sequence's pivot in this rank's list; its own index if it has none.
+        problem_id: [S] int64, equal for all sequences that state the same problem, on any rank.
         language: [S] int64, index into the run's list of languages.
         token_weights: [T] pooling weights for `pooling: weights`, or None.
         ce_weights: [S] weights of the sequences in the cross entropy, or None for 1.
@@ -34,34 +39,42 @@ class LossBatch:
     targets: Tensor
     lengths: Tensor
     pivot: Tensor
-    problem: Tensor
+    problem_id: Tensor
     language: Tensor
     token_weights: Tensor | None = None
     ce_weights: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "LossBatch":
-        moved = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **moved)
+        """Return a copy with all tensors on `device`."""
+        tensors = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **tensors)
 
     def paired(self) -> Tensor:
-        """[S] bool: has a pivot other than itself, and both have supervised positions."""
+        """Return [S] bool: the sequence has a pivot other than itself, and both have target tokens."""
         own = torch.arange(len(self.pivot), device=self.pivot.device)
         return (self.pivot != own) & (self.lengths > 0) & (self.lengths[self.pivot] > 0)
 
     def normalizers(self) -> LossNormalizers:
-        """Counts of this micro-batch alone, to be summed over ranks and accumulation steps."""
+        """Return the counts of this micro-batch alone, to be summed over ranks and accumulation steps."""
         if self.ce_weights is None:
             return LossNormalizers(float(self.lengths.sum()), float(self.paired().sum()))
         return LossNormalizers(float((self.ce_weights * self.lengths).sum()), float(self.paired().sum()))
 
     def sequence_of_token(self) -> Tensor:
-        """[T] int64: the sequence of each position."""
+        """Return [T] int64: the index of each target token's sequence."""
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 
     def pooling_weights(self, pooling: str, dtype: torch.dtype) -> Tensor:
-        """[T] weights that sum to 1 in each sequence: u_i = sum over its positions t of weight_t * s_t.
+        """Return the [T] weights a_t of the pooled representations u_i = sum over t in i of a_t * s_t.
 
-        A sequence whose given weights are all 0 is pooled by its mean.
+        They sum to 1 in each sequence. If all given weights of a sequence are 0, it is pooled by its mean.
+
+        Args:
+            pooling: `mean`, `last` or `weights`.
+            dtype: dtype of the result.
+
+        Raises:
+            ValueError: `pooling` is `weights` and there are no token weights.
         """
         sequence = self.sequence_of_token()
         mean = (1.0 / self.lengths.to(dtype))[sequence]
@@ -72,7 +85,7 @@ class LossBatch:
             weights[(self.lengths.cumsum(0) - 1)[self.lengths > 0]] = 1.0
             return weights
         if self.token_weights is None:
-            raise ValueError("pooling 'weights' needs token_weights")
+            raise ValueError("pooling 'weights' needs token_weights: pass them to LossBatch")
         weights = self.token_weights.to(dtype)
         sums = torch.zeros(len(self.lengths), dtype=dtype, device=weights.device).index_add_(0, sequence, weights)
         return torch.where(sums[sequence] > 0, weights / sums[sequence], mean)

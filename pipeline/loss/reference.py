@@ -1,6 +1,6 @@
-"""The SOLAR loss as a page of obvious code: dense, differentiable by autograd, any dtype. The oracle of all tests.
+"""Dense SOLAR loss, differentiable by autograd in any dtype. All tests of the loss compare with it.
 
-Shape letters: T supervised positions, S sequences, V vocabulary, d hidden size, L languages.
+Shape letters: T target tokens, S sequences, V vocabulary, d hidden size, L languages.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.settings import LossSettings
+from pipeline.loss.soft_tokens import head_logits, soft_tokens
 
 
 def solar_loss_reference(
@@ -25,36 +26,34 @@ def solar_loss_reference(
     logit_scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropy + weight * alignment, with all [T, V] and [T, d] intermediates in memory.
+    """Compute cross entropy + alignment_weight * alignment, holding all [T, V] and [T, d] intermediates in memory.
 
     Args:
-        hidden: [T, d] final hidden states at the supervised positions of the whole global micro-step.
-        head, embedding: [V, d]; the same tensor where tied. head_bias: [V].
-        supervised: layout of those positions, for all ranks together.
-        centres: [L, d] running mean summaries, subtracted where given. vocabulary_weights: [V].
+        hidden: [T, d] final hidden states that predict the target tokens of all ranks' micro-batches.
+        head, embedding: [V, d]; the same tensor if tied.
+        loss_batch: layout of those target tokens, for all ranks together.
+        normalizers: divisors of the two terms.
+        running_means: [L, d] running means to subtract from the pooled representations, or None.
+        vocabulary_weights: [V] weights in the soft tokens, or None for 1.
+        head_bias: [V] or None.
+        logit_scale, softcap: see `pipeline.loss.soft_tokens.head_logits`.
 
     Returns:
-        loss, cross-entropy part, alignment part before its weight; scalars.
-    """
-    z_TV = logit_scale * (hidden @ head.T)
-    if head_bias is not None:
-        z_TV = z_TV + head_bias
-    if softcap is not None:
-        z_TV = softcap * torch.tanh(z_TV / softcap)
-    sequence = loss_batch.sequence_of_token()
+        Three scalars: the loss, its cross entropy, and its alignment term before the weight.
 
+    Raises:
+        ValueError: pooling is `weights` and `loss_batch` has no token weights.
+    """
+    z_TV = head_logits(hidden, head, head_bias, logit_scale, softcap)
+    sequence = loss_batch.sequence_of_token()
     ce_T = cross_entropy(z_TV, loss_batch.targets, reduction="none")
     if loss_batch.ce_weights is not None:
         ce_T = ce_T * loss_batch.ce_weights[sequence]
     ce = ce_T.sum() / normalizers.tokens
 
-    p_TV = torch.softmax(z_TV / settings.softmax_temperature, dim=-1)
-    if "probabilities" in settings.detach:
-        p_TV = p_TV.detach()
+    z_TV = z_TV.detach() if "probabilities" in settings.detach else z_TV
     e_Vd = embedding.detach() if "embeddings" in settings.detach else embedding
-    if vocabulary_weights is not None:
-        e_Vd = vocabulary_weights[:, None] * e_Vd
-    soft_Td = p_TV @ e_Vd
+    soft_Td = soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights)
 
     weight_T = loss_batch.pooling_weights(settings.pooling, hidden.dtype)
     u = [(weight_T[sequence == i, None] * soft_Td[sequence == i]).sum(0) for i in range(len(loss_batch.lengths))]
@@ -64,22 +63,21 @@ def solar_loss_reference(
     if "pivot" in settings.detach:
         u = [u_i.detach() if pivot else u_i for u_i, pivot in zip(u, is_pivot, strict=True)]
 
-    distances = [
-        _distance(i, u, loss_batch, settings) for i, paired in enumerate(loss_batch.paired().tolist()) if paired
-    ]
+    paired = loss_batch.paired().tolist()
+    distances = [_distance(i, u, loss_batch, settings) for i in range(len(u)) if paired[i]]
     alignment = torch.stack(distances).sum() / normalizers.pairs if distances else ce.new_zeros(())
     return ce + alignment_weight * alignment, ce, alignment
 
 
 def _distance(i: int, u: list[Tensor], loss_batch: LossBatch, settings: LossSettings) -> Tensor:
-    """D(u_i, u_pivot(i)): a scalar."""
+    """Return the scalar D(u_i, u_pivot(i))."""
     pivot = int(loss_batch.pivot[i])
     if settings.distance == "cosine":
         return 1 - cosine_similarity(u[i], u[pivot], dim=0)
     if settings.distance == "mse":
         return ((u[i] - u[pivot]) ** 2).mean()
-    # InfoNCE: the pivot against the summaries of all other problems, in any language.
-    problem, nonempty = loss_batch.problem.tolist(), (loss_batch.lengths > 0).tolist()
-    others = [j for j in range(len(u)) if problem[j] != problem[i] and nonempty[j]]
+    # InfoNCE: the pivot is the positive; the sequences of all other problems, in any language, are the negatives.
+    problem_id, nonempty = loss_batch.problem_id.tolist(), (loss_batch.lengths > 0).tolist()
+    others = [j for j in range(len(u)) if problem_id[j] != problem_id[i] and nonempty[j]]
     similarities = torch.stack([cosine_similarity(u[i], u[j], dim=0) for j in [pivot, *others]])
     return -torch.log_softmax(similarities / settings.infonce_temperature, dim=0)[0]

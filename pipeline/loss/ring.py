@@ -1,15 +1,16 @@
-"""The other way to divide the loss: each rank keeps its own rows, and the head's shards pass by on a ring.
+"""Ring head: each rank keeps its own rows, and the shards of the head travel around a ring.
 
-It moves weights instead of activations, so it wins where the positions are many and the vocabulary is small:
+It moves weights instead of activations, so it is faster with many target tokens and a small vocabulary:
 
-    z = H W^T, softmax             a shard at a time, each on its way round: R - 1 hops
-    pooled                         all-to-all [n, v]: to the owners of the columns, who make the summaries as ever
-    directions                     all-to-all [m, v]: from the owners
-    dz W, dz^T H                   a shard at a time once more; a shard's gradient follows it: R hops in fp32
+    z = H W^T, softmax             one shard at a time while it travels: R - 1 hops
+    pooled probabilities           all-to-all [n, v]: to the owners of the columns, which compute the pooled
+                                   representations as with the vocabulary-parallel head
+    grad_probs                     all-to-all [m, v]: from the owners
+    dz W, dz^T H                   one shard at a time again; a shard's gradient follows it: R hops in fp32
 
-No rank ever holds more than two shards and their gradients. All ranks take part in every hop, also without rows.
-Shape letters: R ranks, V vocabulary, v rows of one shard, C own rows of a chunk, n sequences of the block, m moved
-ones, d hidden size.
+No rank ever holds more than two shards and their gradients. All ranks take part in every hop, even without rows.
+Shape letters: R ranks, V vocabulary, v rows of one shard, C rows of this rank in a subchunk, n sequences of the chunk,
+m of them whose pooled representations require a gradient, d hidden size.
 """
 
 from collections.abc import Iterator
@@ -18,39 +19,47 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.loss.comm import Group, all_gather, all_to_all, world_of
-from pipeline.loss.softmax import Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype, add_product_
+from pipeline.loss.comm import Group, all_gather, all_to_all, rank_and_size
+from pipeline.loss.softmax import ShardedSoftmax, accumulation_dtype, add_product_
+from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
 from pipeline.loss.vocabulary import Vocabulary
 
 
-class GatheredSoftmax(ShardedSoftmax):
-    """As its base, with this rank's rows against all columns."""
+class RingSoftmax(ShardedSoftmax):
+    """Vocabulary-sized work of one rank with the ring head: this rank's rows, all columns.
+
+    Args:
+        vocabulary: this rank's shards.
+        temperature: divisor of the logits in the soft tokens' softmax.
+        group: ranks that share the vocabulary; None for one process.
+    """
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
         super().__init__(vocabulary, temperature, group)
         weight = vocabulary.head.weight
-        self.rank, self.size = world_of(group)
+        self.rank, self.size = rank_and_size(group)
         counts = all_gather(torch.tensor([len(weight)], device=weight.device), group)
-        self.shares = counts.flatten().tolist()
-        self.starts = [sum(self.shares[:r]) for r in range(self.size)]
+        self.shard_sizes = counts.flatten().tolist()
+        self.starts = [sum(self.shard_sizes[:r]) for r in range(self.size)]
         self.start, self.columns, self.row_group = 0, vocabulary.size, None
         self._tied = False
         if vocabulary.bias is not None:
-            self.bias = torch.cat(self._everywhere(vocabulary.bias))
+            self.bias = self._gather_shards(vocabulary.bias)
         if vocabulary.bias_grad is not None:
             self.bias_grad = vocabulary.bias_grad.new_zeros(vocabulary.size)
 
-    def _everywhere(self, share: Tensor) -> list[Tensor]:
-        """[v] of each rank."""
-        padded = share.new_zeros(max(self.shares))
-        padded[: len(share)] = share
-        return [row[:v] for row, v in zip(all_gather(padded, self.group), self.shares, strict=True)]
+    def _gather_shards(self, local: Tensor) -> Tensor:
+        """Gather [v] of each rank into [V]."""
+        padded = local.new_zeros(max(self.shard_sizes))
+        padded[: len(local)] = local
+        return torch.cat([row[:v] for row, v in zip(all_gather(padded, self.group), self.shard_sizes, strict=True)])
 
     def _columns_of(self, owner: int) -> slice:
-        return slice(self.starts[owner], self.starts[owner] + self.shares[owner])
+        """Return the columns of the logits that belong to a rank's shard."""
+        return slice(self.starts[owner], self.starts[owner] + self.shard_sizes[owner])
 
-    def _pass_on(self, tensor: Tensor, rows: int) -> tuple[list[dist.Work], Tensor]:
-        """Send a shard to the next rank, and begin to receive one of that many rows from the one before."""
+    def _send_to_next(self, tensor: Tensor, rows: int) -> tuple[list[dist.Work], Tensor]:
+        """Start to send a shard to the next rank, and to receive one of `rows` rows from the previous rank."""
         received = tensor.new_empty(rows, tensor.shape[1])
         after, before = ((self.rank + step) % self.size for step in (1, -1))
         peers = [dist.get_global_rank(self.group, peer) for peer in (after, before)] if self.group else [0, 0]
@@ -62,13 +71,13 @@ class GatheredSoftmax(ShardedSoftmax):
         return dist.batch_isend_irecv(hops) if hops else [], received
 
     def _ring(self) -> Iterator[tuple[int, Tensor]]:
-        """(owner, [v, d]) of every shard of the head, this rank's own first; the next is on its way meanwhile."""
+        """Yield (owner, [v, d]) of every shard of the head, this rank's first, with the next one in flight."""
         weight = self.vocabulary.head.weight
         for step in range(self.size):
             owner = (self.rank - step) % self.size
             works: list[dist.Work] = []
             if step < self.size - 1:
-                works, following = self._pass_on(weight, self.shares[owner - 1])
+                works, following = self._send_to_next(weight, self.shard_sizes[owner - 1])
             yield owner, weight
             _wait(works)
             if step < self.size - 1:
@@ -78,45 +87,50 @@ class GatheredSoftmax(ShardedSoftmax):
         for owner, weight in self._ring():
             out[:, self._columns_of(owner)] = hidden @ weight.T
 
-    def _products(self, chunk: Chunk, weighted: Tensor, soft: SoftGradient | None, gain: float, unit: float) -> Tensor:
-        head, dz = self.vocabulary.head, chunk.e
+    def _products(
+        self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float
+    ) -> Tensor:
+        head, dz = self.vocabulary.head, state.e
         if soft is not None:
             self._soft.append(soft)
-        product = torch.zeros_like(chunk.hidden, dtype=accumulation_dtype(dz.dtype))
+        product = torch.zeros_like(state.hidden, dtype=accumulation_dtype(dz.dtype))
         works: list[dist.Work] = []
         grad = None if head.grad is None else torch.zeros_like(head.grad)
         for owner, weight in self._ring():
-            mine = dz[:, self._columns_of(owner)]
-            product += mine @ weight
+            dz_of_shard = dz[:, self._columns_of(owner)]
+            product += dz_of_shard @ weight
             _wait(works)
             if grad is not None:
-                add_product_(grad, mine.T, weighted, unit)
-                works, grad = self._pass_on(grad, self.shares[owner - 1])
+                add_product_(grad, dz_of_shard.T, weighted, grad_scale)
+                works, grad = self._send_to_next(grad, self.shard_sizes[owner - 1])
         _wait(works)
         if head.grad is not None and grad is not None:
             head.grad += grad
         return product
 
-    def to_owners(self, pooled: Tensor, members: tuple[int, ...]) -> Tensor:
-        own = members[self.rank]
-        sent = torch.cat([part.flatten() for part in pooled.split(self.shares, dim=1)])
-        received = [n * self.shares[self.rank] for n in members]
-        return all_to_all(sent, [own * v for v in self.shares], received, self.group).view(sum(members), -1)
+    def to_column_owners(self, pooled: Tensor, sequence_counts: tuple[int, ...]) -> Tensor:
+        own = sequence_counts[self.rank]
+        sent = torch.cat([part.flatten() for part in pooled.split(self.shard_sizes, dim=1)])
+        received = [n * self.shard_sizes[self.rank] for n in sequence_counts]
+        parts = all_to_all(sent, [own * v for v in self.shard_sizes], received, self.group)
+        return parts.view(sum(sequence_counts), -1)
 
-    def from_owners(self, directions: Tensor, moved: list[int]) -> Tensor:
-        sent = [m * directions.shape[1] for m in moved]
-        received = [moved[self.rank] * v for v in self.shares]
-        parts = all_to_all(directions.flatten(), sent, received, self.group).split(received)
-        return torch.cat([part.view(moved[self.rank], v) for part, v in zip(parts, self.shares, strict=True)], dim=1)
+    def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: list[int]) -> Tensor:
+        own = requires_grad_of_rank[self.rank]
+        sent = [m * grad_probs.shape[1] for m in requires_grad_of_rank]
+        received = [own * v for v in self.shard_sizes]
+        parts = all_to_all(grad_probs.flatten(), sent, received, self.group).split(received)
+        return torch.cat([part.view(own, v) for part, v in zip(parts, self.shard_sizes, strict=True)], dim=1)
 
-    def finish(self, unit: float) -> None:
-        super().finish(unit)
+    def finish(self, grad_scale: float) -> None:
+        super().finish(grad_scale)
         if self.vocabulary.bias_grad is not None and self.bias_grad is not None:
-            sent, own = self.shares, self.shares[self.rank]
-            parts = all_to_all(self.bias_grad, sent, [own] * self.size, self.group)
+            own = self.shard_sizes[self.rank]
+            parts = all_to_all(self.bias_grad, self.shard_sizes, [own] * self.size, self.group)
             self.vocabulary.bias_grad += parts.view(self.size, own).sum(0)
 
 
 def _wait(works: list[dist.Work]) -> None:
+    """Wait for all transfers."""
     for work in works:
         work.wait()

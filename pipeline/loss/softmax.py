@@ -1,257 +1,268 @@
-"""One chunk of logits on this rank's vocabulary rows: softmax, pooling, and the products that carry gradients.
+"""Vocabulary-sized work on the logits of one subchunk: softmax, pooling, and the products that carry gradients.
 
-Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones
-(whose summaries have a gradient), R ranks, d hidden size.
+Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank (columns of the logits),
+n sequences of the chunk, m of them whose pooled representations require a gradient, R ranks, d hidden size.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.loss.comm import Group, all_gather, all_reduce
-from pipeline.loss.kernels import Rows, cap_, inner_products, pool, softmax_, tilt_, times_embedding
+from pipeline.loss.kernels import (
+    SubchunkTokens,
+    inner_products,
+    pool,
+    softcap_,
+    softmax_,
+    softmax_backward_,
+    times_embedding,
+)
 from pipeline.loss.settings import LossSettings
+from pipeline.loss.softmax_state import RowStatistics, SoftGradient, SoftmaxState
 from pipeline.loss.vocabulary import Vocabulary
 
-# fp16 cannot hold e next to its row sum; there dz is normalised, and kept this much larger against underflow.
+# In fp16, dz is normalized, because e next to its row sum would exceed the range. This factor prevents underflow.
 FP16_GAIN = 64.0
-# Of a rank's share of a row's probability, its logarithm: below it, dz at the target would leave fp32's range.
-SMALLEST_LOG_SHARE = -60.0
+# Lower bound of the logarithm of a rank's part of a row's probability: below it, dz at the target would exceed fp32.
+SMALLEST_LOG_SCALE = -60.0
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for half precisions, else the dtype itself."""
+    """Return fp32 for half precisions, else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
-    """Rows of each rank in one chunk. A shared chunk has R times as many, on a vocabulary R times smaller."""
+    """Return the target tokens of each rank that fit one subchunk.
+
+    With the vocabulary-parallel head a subchunk has R times as many rows, of a vocabulary R times smaller.
+    """
     weight = vocabulary.head.weight
     row_bytes = vocabulary.size * weight.element_size()
     return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda)
 
 
 def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool) -> int:
-    """The same from numbers alone; `row_bytes`: of one row of logits over the whole vocabulary."""
+    """Return the target tokens of each rank that fit one subchunk, from sizes alone.
+
+    Args:
+        settings: give the memory budget, and whether a second softmax is needed.
+        row_bytes: bytes of one row of logits over the whole vocabulary.
+        softcap: whether the logits are soft-capped.
+        gpu: whether the default budget is that of a GPU.
+    """
     tensors = 1 + (settings.softmax_temperature != 1) + softcap
     budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
     return max(1, int(budget_mb * 2**20 / (row_bytes * tensors)))
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Of a chunk's rows, [C] each.
-
-    Attributes:
-        cross_entropy: -log p(target) over the whole vocabulary.
-        scale, tilted_scale: e * scale is the softmax over the whole vocabulary; likewise for `tilted`.
-        target, tilted_target: e and `tilted` at the target before rounding, where this rank owns it.
-    """
-
-    cross_entropy: Tensor
-    scale: Tensor
-    tilted_scale: Tensor
-    target: Tensor
-    tilted_target: Tensor
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A softmax in work: `e` [C, v] in proportion to exp(z), `tilted` to exp(z / temperature), the same tensor at 1.
-
-    `cap_slope` [C, v] is the derivative of a soft cap. `whole` [C + n, v] is e and, where head
-    and embedding are one, room for as many rows as there are sequences.
-    """
-
-    rows: Rows
-    hidden: Tensor
-    e: Tensor
-    whole: Tensor
-    tilted: Tensor
-    cap_slope: Tensor | None
-    statistics: Statistics
-
-
-@dataclass(frozen=True)
-class SoftGradient:
-    """What the embedding's gradient pooled^T grad_u is made of: [m, v] and [m, d] of a block's moved sequences."""
-
-    pooled: Tensor
-    grad_u: Tensor
-
-
 class ShardedSoftmax:
-    """The vocabulary-sized work of the loss for one rank: all ranks' rows against its own columns."""
+    """Vocabulary-sized work of one rank with the vocabulary-parallel head: all ranks' rows, this rank's columns.
+
+    Args:
+        vocabulary: this rank's shards.
+        temperature: divisor of the logits in the soft tokens' softmax.
+        group: ranks that share the vocabulary; None for one process.
+    """
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
-        # The columns of a chunk, and the ranks that have its other columns.
+        # The columns of the logits on this rank, and the ranks that hold the other columns of its rows.
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
         self._tied = vocabulary.embedding is vocabulary.head
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
 
-    def softmax(self, rows: Rows, hidden: Tensor, known: Statistics | None) -> Chunk:
-        """Logits (product 1) and their softmax; one small all-gather unless the statistics are known."""
+    def softmax(self, tokens: SubchunkTokens, hidden: Tensor, statistics: RowStatistics | None) -> SoftmaxState:
+        """Compute logits (product 1) and their softmax.
+
+        Args:
+            tokens: the target tokens of the subchunk.
+            hidden: [C, d] their hidden states.
+            statistics: those of an earlier pass over the subchunk. If None, they are computed with one all-gather.
+        """
         vocabulary = self.vocabulary
-        room = len(rows.moved_of) if self._tied else 0
-        whole = self._buffer("z", len(hidden) + room, hidden)
-        z = whole[: len(hidden)]
+        extra_rows = len(tokens.grad_index_of_sequence) if self._tied else 0
+        e_buffer = self._buffer("z", len(hidden) + extra_rows, hidden)
+        z = e_buffer[: len(hidden)]
         if vocabulary.logit_scale != 1:
             hidden = hidden * vocabulary.logit_scale
         self._logits(hidden, z)
         if self.bias is not None:
             z.add_(self.bias)
-        cap_slope = None
+        cap_derivative = None
         if vocabulary.softcap is not None:
-            cap_slope = cap_(z, vocabulary.softcap, self._buffer("slope", len(z), z))
+            cap_derivative = softcap_(z, vocabulary.softcap, self._buffer("cap_derivative", len(z), z))
 
-        columns, owned = self._columns(rows)
-        target = torch.where(owned, z.gather(1, columns).squeeze(1).to(rows.ce.dtype), 0) if z.numel() else owned * 0.0
-        tilted = z
+        columns, local = self._target_columns(tokens)
+        dtype = tokens.ce_weights.dtype
+        target = torch.where(local, z.gather(1, columns).squeeze(1).to(dtype), 0) if z.numel() else local * 0.0
+        tempered = z
         if self.temperature != 1:
-            tilted = self._buffer("tilted", len(z), z).copy_(z)
-        log_sum, total = softmax_(z, 1.0)
-        tilted_log_sum, tilted_total = softmax_(tilted, self.temperature) if tilted is not z else (log_sum, total)
-        if known is None:
-            known = self._statistics(target, log_sum, total, tilted_log_sum, tilted_total)
-        return Chunk(rows, hidden, z, whole, tilted, cap_slope, known)
+            tempered = self._buffer("tempered", len(z), z).copy_(z)
+        sums = softmax_(z, 1.0)
+        tempered_sums = softmax_(tempered, self.temperature) if tempered is not z else sums
+        if statistics is None:
+            statistics = self._statistics(target, *sums, *tempered_sums)
+        return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics)
 
     def _logits(self, hidden: Tensor, out: Tensor) -> None:
+        """Fill `out` [C, v] with hidden W^T."""
         torch.mm(hidden, self.vocabulary.head.weight.T, out=out)
 
     def _statistics(
-        self, target: Tensor, log_sum: Tensor, total: Tensor, tilted_log_sum: Tensor, tilted_total: Tensor
-    ) -> Statistics:
-        """All arguments [C], of this rank's columns; `target` is the logit, 0 where another rank has it."""
-        ranks = all_gather(torch.stack([log_sum, tilted_log_sum, target]), self.row_group)
-        everywhere, tilted_everywhere = ranks[:, :2].logsumexp(0)
-        return Statistics(
-            cross_entropy=everywhere - ranks[:, 2].sum(0),
-            scale=(log_sum - everywhere).clamp_min(SMALLEST_LOG_SHARE).exp() / total,
-            tilted_scale=(tilted_log_sum - tilted_everywhere).exp() / tilted_total,
+        self, target: Tensor, log_sum: Tensor, total: Tensor, tempered_log_sum: Tensor, tempered_total: Tensor
+    ) -> RowStatistics:
+        """Combine the ranks' statistics. All arguments are [C]; `target` is the logit, 0 if on another rank."""
+        ranks = all_gather(torch.stack([log_sum, tempered_log_sum, target]), self.row_group)
+        global_log_sum, tempered_global_log_sum = ranks[:, :2].logsumexp(0)
+        return RowStatistics(
+            cross_entropy=global_log_sum - ranks[:, 2].sum(0),
+            scale=(log_sum - global_log_sum).clamp_min(SMALLEST_LOG_SCALE).exp() / total,
+            tempered_scale=(tempered_log_sum - tempered_global_log_sum).exp() / tempered_total,
             target=(target - log_sum).exp() * total,
-            tilted_target=(target / self.temperature - tilted_log_sum).exp() * tilted_total,
+            tempered_target=(target / self.temperature - tempered_log_sum).exp() * tempered_total,
         )
 
-    def pool(self, chunk: Chunk) -> Tensor:
-        """[n, v] sum over each sequence's rows of pooling weight * probability."""
-        return pool(chunk.tilted, chunk.rows.pooling * chunk.statistics.tilted_scale, chunk.rows)
+    def pool(self, state: SoftmaxState) -> Tensor:
+        """Return [n, v]: the sum over each sequence's rows of pooling weight * probability."""
+        weights = state.tokens.pooling_weights * state.statistics.tempered_scale
+        return pool(state.tempered, weights, state.tokens)
 
-    def summaries(self, pooled: Tensor) -> Tensor:
-        """[n, v] mean probabilities to [n, d] soft-token summaries, over all ranks' vocabulary rows."""
+    def pooled_representations(self, pooled: Tensor) -> Tensor:
+        """Turn [n, v] pooled probabilities into [n, d] pooled representations, summed over all ranks' columns."""
         embedding = self.vocabulary.embedding.weight
         return all_reduce(
-            times_embedding(self._weigh(pooled).to(embedding.dtype), embedding).to(pooled.dtype), self.group
+            times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding).to(pooled.dtype), self.group
         )
 
-    def directions(self, grad_u: Tensor) -> Tensor:
-        """[m, d] gradient of the summaries to [m, v], that of each sequence's pooled probabilities, in E's dtype."""
+    def grad_probs(self, grad_u: Tensor) -> Tensor:
+        """Turn the [m, d] gradient of pooled representations into that of pooled probabilities, [m, v] in E's dtype."""
         embedding = self.vocabulary.embedding.weight
-        # In this order a CPU reads E once, at the speed of its memory.
-        directions = (embedding @ grad_u.to(embedding.dtype).T).T.contiguous()
+        # In this order a CPU reads E only once, at memory bandwidth.
+        grad_probs = (embedding @ grad_u.to(embedding.dtype).T).T.contiguous()
         weights = self.vocabulary.weights
-        return directions if weights is None else (directions * weights).to(directions.dtype)
+        return grad_probs if weights is None else (grad_probs * weights).to(grad_probs.dtype)
 
-    def backward(self, chunk: Chunk, directions: Tensor | None, soft: SoftGradient | None, unit: float) -> Tensor:
-        """dz in place of e, then products 2 and 3.
+    def backward(
+        self, state: SoftmaxState, grad_probs: Tensor | None, soft: SoftGradient | None, grad_scale: float
+    ) -> Tensor:
+        """Compute dz in place of e, then products 2 and 3.
 
-        `soft`, where given, goes into the embedding's accumulator: along with product 3 where it is the head's, else
-        in `finish`.
+        Adds the exact grad_scale * dz^T H to the head's accumulator.
 
-        Returns [C, d] this rank's part of dH, divided by `unit` (and times `gain` of its dtype); adds to the head's
-        accumulator the exact unit * dz^T H.
+        Args:
+            state: softmax of the subchunk; consumed.
+            grad_probs: [m, v] gradient of the pooled probabilities, or None.
+            soft: factors of the embedding's gradient, or None. If head and embedding are tied, they are added along
+                with product 3, else in `finish`.
+            grad_scale: scale of the gradients, see `vocab_parallel`.
+
+        Returns:
+            [C, d] this rank's part of dH / grad_scale, times FP16_GAIN if it is in fp16.
         """
-        rows, s = chunk.rows, chunk.statistics
-        # dz = scale * (e' - target's share), where e' is e times `ce`, tilted by the alignment gradient.
-        scale, at_target = s.scale * rows.ce, s.target - 1 / s.scale
-        if directions is not None:
-            moved = rows.moved >= 0
-            scale = torch.where(moved, s.scale, scale)
-            at_target = torch.where(moved, self._tilt(chunk, directions, rows.ce * at_target), at_target)
-        dz = chunk.e
+        tokens, s = state.tokens, state.statistics
+        # dz = scale * (e' - 1 / scale at the target), where e' is ce_weights * e plus the alignment gradient.
+        scale, at_target = s.scale * tokens.ce_weights, s.target - 1 / s.scale
+        if grad_probs is not None:
+            with_grad = tokens.grad_index >= 0
+            scale = torch.where(with_grad, s.scale, scale)
+            aligned = self._add_alignment(state, grad_probs, tokens.ce_weights * at_target)
+            at_target = torch.where(with_grad, aligned, at_target)
+        dz = state.e
         if dz.dtype == torch.float16:
             scale = scale * FP16_GAIN
             dz.mul_(scale[:, None])
             at_target, scale = at_target * scale, torch.ones_like(scale)
-        columns, owned = self._columns(rows)
+        columns, local = self._target_columns(tokens)
         if dz.numel():
-            dz.scatter_(1, columns, torch.where(owned[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
-        if chunk.cap_slope is not None:
-            dz.mul_(chunk.cap_slope)
+            dz.scatter_(1, columns, torch.where(local[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
+        if state.cap_derivative is not None:
+            dz.mul_(state.cap_derivative)
 
         gain = FP16_GAIN if dz.dtype == torch.float16 else 1.0
         if self.bias_grad is not None:
-            self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=unit / gain)
-        weighted = (chunk.hidden * scale[:, None]).to(dz.dtype)
-        product = self._products(chunk, weighted, soft, gain, unit / gain)
+            self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=grad_scale / gain)
+        weighted = (state.hidden * scale[:, None]).to(dz.dtype)
+        product = self._products(state, weighted, soft, gain, grad_scale / gain)
         return (product * (scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
 
-    def _products(self, chunk: Chunk, weighted: Tensor, soft: SoftGradient | None, gain: float, unit: float) -> Tensor:
-        """head's gradient += unit * dz^T weighted (and `soft`); returns dz W. `chunk.e` is dz by now."""
-        head, dz = self.vocabulary.head, chunk.e
+    def _add_alignment(self, state: SoftmaxState, grad_probs: Tensor, at_target: Tensor) -> Tensor:
+        """Set e <- ce_weights * e + k * tempered * (grad_probs - <p, grad_probs>) in rows that require a gradient.
+
+        Returns:
+            [C] `at_target`, ce_weights times the value at the target, plus the alignment gradient there.
+        """
+        tokens, s = state.tokens, state.statistics
+        inner = all_reduce(inner_products(state.tempered, grad_probs, tokens) * s.tempered_scale, self.row_group)
+        k = tokens.pooling_weights * s.tempered_scale / (s.scale * self.temperature)
+        softmax_backward_(state.e, state.tempered, tokens.ce_weights, k, inner, grad_probs, tokens)
+        if grad_probs.numel() == 0:
+            return at_target
+        columns, _ = self._target_columns(tokens)
+        grad_at_target = grad_probs[tokens.grad_index.clamp_min(0), columns.squeeze(1)]
+        return at_target + k * s.tempered_target * (grad_at_target - inner)
+
+    def _products(
+        self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float
+    ) -> Tensor:
+        """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient; return dz W. `state.e` holds dz."""
+        head, dz = self.vocabulary.head, state.e
         if soft is not None and not self._tied:
             self._soft.append(soft)
         elif soft is not None:
-            dz = chunk.whole[: len(chunk.e) + len(soft.pooled)]
-            dz[len(chunk.e) :] = self._weigh(soft.pooled) * gain
+            dz = state.e_buffer[: len(state.e) + len(soft.pooled)]
+            dz[len(state.e) :] = self._apply_weights(soft.pooled) * gain
             weighted = torch.cat([weighted, soft.grad_u.to(weighted.dtype)])
         if head.grad is not None:
-            add_product_(head.grad, dz.T, weighted, unit)
-        return chunk.e @ head.weight
+            add_product_(head.grad, dz.T, weighted, grad_scale)
+        return state.e @ head.weight
 
-    def to_owners(self, pooled: Tensor, members: tuple[int, ...]) -> Tensor:
-        """Pooled probabilities of this rank's columns and all ranks' sequences, [n, v]: what `pool` gives."""
+    def to_column_owners(self, pooled: Tensor, sequence_counts: tuple[int, ...]) -> Tensor:
+        """Return the pooled probabilities of all ranks' sequences for this rank's embedding rows, [n, v].
+
+        Args:
+            pooled: result of `pool`.
+            sequence_counts: sequences of each rank.
+        """
         return pooled
 
-    def from_owners(self, directions: Tensor, moved: list[int]) -> Tensor:
-        """Directions for the rows and columns of this rank's chunks, [m, v]: what `directions` gives."""
-        return directions
+    def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: list[int]) -> Tensor:
+        """Return grad_probs for the rows and columns of this rank's logits, [m, v].
 
-    def finish(self, unit: float) -> None:
-        """dE += unit * pooled^T g of all blocks, where the embedding is not the head."""
+        Args:
+            grad_probs: result of `grad_probs`.
+            requires_grad_of_rank: sequences of each rank that require a gradient.
+        """
+        return grad_probs
+
+    def finish(self, grad_scale: float) -> None:
+        """Add grad_scale * pooled^T grad_u of all chunks to the embedding's gradient if it is not yet included."""
         if self._soft and self.vocabulary.embedding.grad is not None:
-            pooled = self._weigh(torch.cat([soft.pooled for soft in self._soft]))
-            add_product_(
-                self.vocabulary.embedding.grad, pooled.T, torch.cat([soft.grad_u for soft in self._soft]), unit
-            )
+            pooled = self._apply_weights(torch.cat([soft.pooled for soft in self._soft]))
+            grad_u = torch.cat([soft.grad_u for soft in self._soft])
+            add_product_(self.vocabulary.embedding.grad, pooled.T, grad_u, grad_scale)
 
-    def _weigh(self, pooled: Tensor) -> Tensor:
+    def _apply_weights(self, pooled: Tensor) -> Tensor:
         return pooled if self.vocabulary.weights is None else pooled * self.vocabulary.weights
 
-    def _tilt(self, chunk: Chunk, directions: Tensor, at_target: Tensor) -> Tensor:
-        """e <- ce * e + k * tilted * (direction - <p, direction>) in rows of moved sequences.
-
-        `at_target` [C]: ce times the value at the target; returns it with the alignment's part.
-        """
-        rows, s = chunk.rows, chunk.statistics
-        inner = all_reduce(inner_products(chunk.tilted, directions, rows) * s.tilted_scale, self.row_group)
-        k = rows.pooling * s.tilted_scale / (s.scale * self.temperature)
-        tilt_(chunk.e, chunk.tilted, rows.ce, k, inner, directions, rows)
-        if directions.numel() == 0:
-            return at_target
-        columns, _ = self._columns(rows)
-        here = directions[rows.moved.clamp_min(0), columns.squeeze(1)]
-        return at_target + k * s.tilted_target * (here - inner)
-
-    def _columns(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """[C, 1] the target's column here, and [C] whether it is here; some column where it is not."""
-        columns = rows.targets - self.start
+    def _target_columns(self, tokens: SubchunkTokens) -> tuple[Tensor, Tensor]:
+        """Return the target's column [C, 1] on this rank, and whether it is here [C]; if not, some valid column."""
+        columns = tokens.targets - self.start
         return columns.clamp(0, max(0, self.columns - 1))[:, None], (columns >= 0) & (columns < self.columns)
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
-        """[rows, v], reused by every chunk of the call."""
+        """Return a [rows, v] buffer that all subchunks of the call reuse."""
         size = rows * self.columns
-        held = self._buffers.get(name)
-        if held is None or held.numel() < size:
-            held = self._buffers[name] = like.new_empty(size)
-        return held[:size].view(rows, self.columns)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(rows, self.columns)
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
-    """total += alpha * a @ b, summed in total's dtype."""
+    """Add alpha * a @ b to `total`, in total's dtype."""
     if a.dtype == total.dtype:
         total.addmm_(a, b, alpha=alpha)
     elif a.is_cuda:

@@ -1,7 +1,7 @@
-"""How many bytes a rank receives in one micro-step, either way to divide the loss; counted, not measured.
+"""Bytes that a rank receives in one micro-step with either head, computed from the collectives' sizes.
 
-An all-reduce of n bytes counts as 2 (R - 1) / R * n, as on a ring. Shards, and the ranks' numbers of positions and
-sequences, are taken as equal.
+An all-reduce of n bytes counts as 2 (R - 1) / R * n, as on a ring. Shards, and the ranks' numbers of target tokens
+and sequences, are taken as equal.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the counts depend on.
+    """Sizes that determine the traffic of the loss, and the traffic in bytes.
 
     Attributes:
         ranks: R. vocab: V. hidden: d. element_size: bytes of a weight or hidden state.
-        positions: of all ranks together. padded: of the rank that has most, summed over the pieces.
-        pieces: how often the buffer is filled. recomputed: how many of these are filled twice; padded_recomputed:
-            their share of `padded`.
-        sequences, moved: of all ranks, and those of them whose summaries have a gradient.
+        positions: target tokens of all ranks.
+        padded: target tokens of the rank that has most, summed over the subchunks.
+        subchunks: how often the buffer is filled.
+        recomputed: how many subchunks are filled twice.
+        padded_recomputed: the part of `padded` in those subchunks.
+        sequences: sequences of all ranks.
+        requires_grad: sequences of all ranks whose pooled representations have a gradient.
     """
 
     ranks: int
@@ -25,36 +28,45 @@ class Traffic:
     element_size: int
     positions: int
     padded: int
-    pieces: int
+    subchunks: int
     recomputed: int
     padded_recomputed: int
     sequences: int
-    moved: int
+    requires_grad: int
 
     @property
-    def _share(self) -> float:
+    def _remote_fraction(self) -> float:
         return (self.ranks - 1) / self.ranks
 
     @property
     def _layout(self) -> float:
-        """Target, pooling and cross-entropy weight of each position; four integers of each sequence."""
-        return self._share * (self.positions * 16 + self.sequences * 32)
+        """Bytes of target, pooling and cross-entropy weight per target token and four integers per sequence."""
+        return self._remote_fraction * (self.positions * 16 + self.sequences * 32)
 
     @property
     def vocab_parallel(self) -> float:
-        """Hidden states out (again for pieces filled twice), gradients back, statistics, inner products, summaries."""
+        """Bytes received by a rank with the vocabulary-parallel head.
+
+        Hidden states are gathered (again for recomputed subchunks) and their gradients reduced. Softmax statistics,
+        inner products and pooled representations are small.
+        """
         rows = 2 * self.padded + self.padded_recomputed
         activations = (self.ranks - 1) * rows * self.hidden * self.element_size
-        statistics = (self.ranks - 1) * self.positions * 3 * 4 + 2 * self._share * self.positions * 4
-        return self._layout + activations + statistics + 2 * self._share * self.sequences * self.hidden * 4
+        statistics = (self.ranks - 1) * self.positions * 3 * 4 + 2 * self._remote_fraction * self.positions * 4
+        pooled = 2 * self._remote_fraction * self.sequences * self.hidden * 4
+        return self._layout + activations + statistics + pooled
 
     @property
     def gathered(self) -> float:
-        """The head in for each softmax and for the gradients, its fp32 gradient round, soft tokens to the owners."""
-        passes = 2 * self.pieces + self.recomputed
-        head = self._share * passes * self.vocab * self.hidden * self.element_size
-        gradient = self.pieces * self.vocab * self.hidden * 4
-        columns = self._share * self.vocab / self.ranks
-        soft = columns * (self.sequences * 4 + self.moved * self.element_size)
-        sums = 2 * self._share * (self.positions * 4 + self.sequences * self.hidden * 4)
+        """Bytes received by a rank with the ring head.
+
+        The head is sent around for each softmax and for the gradients, and its fp32 gradient once per subchunk.
+        Pooled probabilities go to the owners of the columns, and their gradients back.
+        """
+        passes = 2 * self.subchunks + self.recomputed
+        head = self._remote_fraction * passes * self.vocab * self.hidden * self.element_size
+        gradient = self.subchunks * self.vocab * self.hidden * 4
+        columns = self._remote_fraction * self.vocab / self.ranks
+        soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size)
+        sums = 2 * self._remote_fraction * (self.positions * 4 + self.sequences * self.hidden * 4)
         return self._layout + head + gradient + soft + sums

@@ -1,7 +1,8 @@
-"""The passes of `elementwise` as GPU kernels: each reads or writes a chunk of logits once, and sums in fp32.
+"""The passes of `kernels` as Triton kernels: each reads or writes the logits of a subchunk once, and sums in fp32.
 
-Nothing is added up through atomics, so that two runs agree bit for bit.
-Shape letters: C rows (positions) of the chunk, v vocabulary rows of this rank, n sequences of the block, m moved ones.
+No kernel sums through atomics, so two runs agree bit for bit.
+Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank, n sequences of the chunk,
+m of them whose pooled representations require a gradient.
 """
 
 import torch
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LINE = 4096  # columns that one program holds at a time
+LINE = 4096  # columns that a program holds at a time
 POOL_ROWS, POOL_LINE = 8, 512
 
 
@@ -17,9 +18,10 @@ POOL_ROWS, POOL_LINE = 8, 512
 def _softmax(
     z_ptr, log_sum_ptr, total_ptr, columns, inverse_temperature, SLACK: tl.constexpr, LINE: tl.constexpr
 ):  # fmt: skip
-    """One read and one write: exponentials are relative to a reference that follows the row's largest logit.
+    """Replace one row of logits by exponentials, with one read and one write.
 
-    It may lag SLACK behind, which the dtype has range for; past that, what is already written is scaled down.
+    The exponentials are relative to a reference that follows the row's largest logit. The reference may be up to SLACK
+    below it, which the dtype has range for. Beyond that, the part of the row already written is scaled down.
     """
     row = tl.program_id(0)
     z_ptr += row.to(tl.int64) * columns
@@ -46,6 +48,7 @@ def _softmax(
 
 @triton.jit
 def _pool(p_ptr, weight_ptr, edge_ptr, pooled_ptr, columns, ROWS: tl.constexpr, LINE: tl.constexpr):
+    """Sum weight * p over the rows of one sequence, for LINE columns."""
     sequence = tl.program_id(1)
     column = tl.program_id(0) * LINE + tl.arange(0, LINE)
     inside = column < columns
@@ -61,44 +64,47 @@ def _pool(p_ptr, weight_ptr, edge_ptr, pooled_ptr, columns, ROWS: tl.constexpr, 
 
 
 @triton.jit
-def _inner_products(p_ptr, direction_ptr, moved_ptr, inner_ptr, columns, LINE: tl.constexpr):
+def _inner_products(p_ptr, grad_probs_ptr, grad_index_ptr, inner_ptr, columns, LINE: tl.constexpr):
+    """Compute <p, grad_probs> of one row."""
     row = tl.program_id(0)
-    moved = tl.load(moved_ptr + row)
+    index = tl.load(grad_index_ptr + row)
     total = tl.zeros((LINE,), tl.float32)
-    if moved >= 0:
+    if index >= 0:
         p_ptr += row.to(tl.int64) * columns
-        direction_ptr += moved * columns
+        grad_probs_ptr += index * columns
         for start in range(0, columns, LINE):
             column = start + tl.arange(0, LINE)
             p = tl.load(p_ptr + column, mask=column < columns, other=0.0)
-            direction = tl.load(direction_ptr + column, mask=column < columns, other=0.0)
-            total += p.to(tl.float32) * direction.to(tl.float32)
+            grad = tl.load(grad_probs_ptr + column, mask=column < columns, other=0.0)
+            total += p.to(tl.float32) * grad.to(tl.float32)
     tl.store(inner_ptr + row, tl.sum(total, 0))
 
 
 @triton.jit
-def _tilt(
-    e_ptr, q_ptr, base_ptr, slope_ptr, inner_ptr, direction_ptr, moved_ptr, columns, SAME: tl.constexpr,
+def _softmax_backward(
+    e_ptr, q_ptr, base_ptr, slope_ptr, inner_ptr, grad_probs_ptr, grad_index_ptr, columns, SAME: tl.constexpr,
     LINE: tl.constexpr,
 ):  # fmt: skip
+    """Replace e by base * e + slope * q * (grad_probs - inner) in one row."""
     row = tl.program_id(0)
-    moved = tl.load(moved_ptr + row)
-    if moved >= 0:
+    index = tl.load(grad_index_ptr + row)
+    if index >= 0:
         base, slope, inner = tl.load(base_ptr + row), tl.load(slope_ptr + row), tl.load(inner_ptr + row)
         e_ptr += row.to(tl.int64) * columns
         q_ptr += row.to(tl.int64) * columns
-        direction_ptr += moved * columns
+        grad_probs_ptr += index * columns
         for start in range(0, columns, LINE):
             column = start + tl.arange(0, LINE)
             inside = column < columns
             e = tl.load(e_ptr + column, mask=inside, other=0.0).to(tl.float32)
             q = e if SAME else tl.load(q_ptr + column, mask=inside, other=0.0).to(tl.float32)
-            direction = tl.load(direction_ptr + column, mask=inside, other=0.0).to(tl.float32)
-            e = e * base + q * (slope * (direction - inner))
+            grad = tl.load(grad_probs_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            e = e * base + q * (slope * (grad - inner))
             tl.store(e_ptr + column, e.to(e_ptr.dtype.element_ty), mask=inside)
 
 
 def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Implement `kernels.softmax_` on a GPU."""
     log_sum, total = (torch.empty(len(z_Cv), dtype=torch.float32, device=z_Cv.device) for _ in range(2))
     slack = 8 if z_Cv.dtype == torch.float16 else 40
     _softmax[(len(z_Cv),)](z_Cv, log_sum, total, z_Cv.shape[1], 1 / temperature, SLACK=slack, LINE=LINE, num_warps=8)
@@ -106,32 +112,41 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def pool(p_Cv: Tensor, weight_C: Tensor, sequence_C: Tensor, sequences: int) -> Tensor:
+    """Implement `kernels.pool` on a GPU. `sequence_C` [C] is sorted; `sequences` is n."""
     columns = p_Cv.shape[1]
     pooled = torch.empty(sequences, columns, dtype=torch.float32, device=p_Cv.device)
-    # Rows of one sequence are consecutive, in the order of the sequences.
+    # Rows are ordered by sequence.
     edges = torch.searchsorted(sequence_C, torch.arange(sequences + 1, device=p_Cv.device))
     grid = (triton.cdiv(columns, POOL_LINE), sequences)
     _pool[grid](p_Cv, weight_C, edges, pooled, columns, ROWS=POOL_ROWS, LINE=POOL_LINE, num_warps=4)
     return pooled
 
 
-def inner_products(p_Cv: Tensor, direction_mv: Tensor, moved_C: Tensor) -> Tensor:
+def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, grad_index_C: Tensor) -> Tensor:
+    """Implement `kernels.inner_products` on a GPU. `grad_index_C` [C] is -1 in rows without a gradient."""
     inner = torch.empty(len(p_Cv), dtype=torch.float32, device=p_Cv.device)
-    _inner_products[(len(p_Cv),)](p_Cv, direction_mv, moved_C, inner, p_Cv.shape[1], LINE=LINE, num_warps=8)
+    _inner_products[(len(p_Cv),)](p_Cv, grad_probs_mv, grad_index_C, inner, p_Cv.shape[1], LINE=LINE, num_warps=8)
     return inner
 
 
-def tilt_(
-    e_Cv: Tensor, q_Cv: Tensor, base_C: Tensor, slope_C: Tensor, inner_C: Tensor, direction_mv: Tensor, moved_C: Tensor
+def softmax_backward_(
+    e_Cv: Tensor,
+    q_Cv: Tensor,
+    base_C: Tensor,
+    slope_C: Tensor,
+    inner_C: Tensor,
+    grad_probs_mv: Tensor,
+    grad_index_C: Tensor,
 ) -> None:
-    _tilt[(len(e_Cv),)](
+    """Implement `kernels.softmax_backward_` on a GPU. `grad_index_C` [C] is -1 in rows without a gradient."""
+    _softmax_backward[(len(e_Cv),)](
         e_Cv,
         q_Cv,
         base_C,
         slope_C,
         inner_C,
-        direction_mv,
-        moved_C,
+        grad_probs_mv,
+        grad_index_C,
         e_Cv.shape[1],
         SAME=q_Cv is e_Cv,
         LINE=LINE,

@@ -1,20 +1,22 @@
 """The SOLAR loss on vocabulary shards: three matrix products in all, alignment included, gradients taken in forward.
 
-Every rank holds rows of head and embedding and sees all ranks' hidden states, chunk after chunk:
+With the vocabulary-parallel head, every rank holds rows of LM head and embedding and receives the hidden states of all
+ranks, subchunk after subchunk:
 
-    gather H                       [C, d]   all-gather, one chunk ahead
+    gather H                       [C, d]   all-gather, one subchunk ahead
     z = H W^T                      [C, v]   product 1
     softmax over these columns              in place
     log-sum-exp, target logits              all-gather [C, 3] -> cross entropy, p = scale * e
     pooled = pooling p             [n, v]   per sequence; p itself is never stored
-    u = pooled E                   [n, d]   all-reduce: the summaries, so the distances and their gradient g [n, d]
+    u = pooled E                   [n, d]   all-reduce: pooled representations -> distances, their gradient g [n, d]
     c = g E^T, <p_t, c>            [C]      all-reduce
     dz = p (1/N + w_t (c - <p_t, c>)) - onehot/N    in place of e
     dH = dz W                      [C, d]   product 2, reduce-scatter
     dW += dz^T H                   [v, d]   product 3
 
-A unit that does not fit the buffer (schedule.py) recomputes its logits once its summaries are known.
-Shape letters: T supervised positions of this rank, A of all ranks, C of a chunk, S sequences, n of a block,
+An alignment group that does not fit the buffer (see chunking.py) is a chunk of several subchunks. Their logits are
+recomputed once the pooled representations are known. The ring head is in ring.py.
+Shape letters: T target tokens of this rank, A of all ranks, C of a subchunk, S sequences, n of a chunk,
 v vocabulary rows of this rank, d hidden size, L languages.
 """
 
@@ -25,27 +27,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loss.alignment import RunningMeans, SummaryTable
-from pipeline.loss.chunking import Block, Unit, schedule
-from pipeline.loss.comm import Group, HiddenExchange, all_reduce, world_of
-from pipeline.loss.kernels import Rows
-from pipeline.loss.layout import Layout, gather_layout, upload
+from pipeline.loss.alignment import PooledRepresentations, RunningMeans
+from pipeline.loss.chunking import AlignmentGroup, Chunk, schedule
+from pipeline.loss.comm import Group, HiddenExchange, all_reduce, rank_and_size
+from pipeline.loss.kernels import SubchunkTokens
+from pipeline.loss.layout import GlobalLayout, gather_layout, upload
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
-from pipeline.loss.ring import GatheredSoftmax
+from pipeline.loss.ring import RingSoftmax
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.softmax import FP16_GAIN, Chunk, ShardedSoftmax, SoftGradient, accumulation_dtype, rows_that_fit
+from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax, accumulation_dtype, rows_that_fit
+from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
+from pipeline.loss.subchunk_tokens import subchunk_tokens
 from pipeline.loss.traffic import Traffic
 from pipeline.loss.vocabulary import Vocabulary
 
 
 @dataclass
 class SolarLoss:
-    """The loss of one micro-step and its parts, all summed over ranks and equal on them.
+    """The loss of one micro-step and its parts, summed over ranks and equal on all of them.
 
     Attributes:
-        loss: scalar, differentiable in `hidden`; its head and embedding gradients are in the shards already.
-        ce_sum, distance_sum, cosine_sum: sums over positions and pairs; divide by the totals.
-        language_ce, language_tokens: [L] cross entropy (without sequence weights) and positions by language.
+        loss: scalar, differentiable with respect to `hidden`. The gradients of head and embedding are already in the
+            shards' accumulators.
+        ce_sum, distance_sum, cosine_sum: sums over target tokens and pairs, to be divided by the normalizers.
+        language_ce: [L] cross entropy by language, without sequence weights.
+        language_tokens: [L] target tokens by language.
     """
 
     loss: Tensor
@@ -67,54 +73,66 @@ def solar_loss(
     running_means: RunningMeans | None = None,
     group: Group = None,
 ) -> SolarLoss:
-    """CE / totals.tokens + alignment_weight * alignment / totals.pairs over the micro-step of all ranks.
+    """Compute CE / normalizers.tokens + alignment_weight * alignment / normalizers.pairs over all ranks (collective).
+
+    The gradient of `hidden` is that of the global loss. If the caller's optimizer averages over ranks, the loss must
+    be multiplied by their number before backward.
 
     Args:
-        hidden: [T, d] final hidden states of this rank's supervised positions.
-        supervised: best on the host, whatever the device of `hidden`: it is read there first.
-        vocabulary: this rank's shards. Where their `grad` is given, the exact gradient of the loss (summed over
-            ranks, no factor) is added to it during this call, unless autograd is off.
-        totals: counts of the global batch. languages: L.
-        centres: running means to subtract, updated here with this micro-step's summaries; None: no centring.
+        hidden: [T, d] final hidden states that predict this rank's target tokens.
+        loss_batch: layout of the target tokens. It should be on the host, whatever the device of `hidden`, because it
+            is first read there.
+        vocabulary: this rank's shards. If a shard has a `grad`, the exact gradient of the loss (summed over ranks,
+            without a factor) is added to it during this call, unless autograd is disabled.
+        settings: settings of the loss.
+        alignment_weight: factor of the alignment term at this step.
+        normalizers: counts of the global batch.
+        languages: L.
+        running_means: means to subtract from the pooled representations, updated here with this micro-step's; None
+            to disable centering.
         group: the ranks that share the vocabulary; None for one process.
 
-    The gradient of `hidden` is that of the global loss; a caller whose optimizer averages over ranks multiplies
-    the loss by their number before backward.
+    Raises:
+        ValueError: pooling is `weights` and `loss_batch` has no token weights.
     """
     grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
     step = _Step(vocabulary, settings, normalizers, group)
     result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
     if grad is not None:
         gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
-        result.loss = _WithGradient.apply(hidden, result.loss, grad, step.unit / gain)
+        result.loss = _WithGradient.apply(hidden, result.loss, grad, step.grad_scale / gain)
     return result
 
 
 class _WithGradient(torch.autograd.Function):
-    """Gives a loss its gradient unit * grad with respect to `hidden`, computed along with it."""
+    """Attach the precomputed gradient grad_scale * grad with respect to `hidden` to a loss."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor, unit: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor, grad_scale: float) -> Tensor:
         ctx.save_for_backward(grad)
-        ctx.unit = unit
+        ctx.grad_scale = grad_scale
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        # The factor may be a loss scale beyond fp16's range: multiply in at least fp32.
-        factor = (grad_outputs[0] * ctx.unit).to(accumulation_dtype(grad.dtype))
+        # The factor may include a loss scale beyond fp16's range: multiply in at least fp32.
+        factor = (grad_outputs[0] * ctx.grad_scale).to(accumulation_dtype(grad.dtype))
         return (grad * factor[None, None]).to(grad.dtype), None, None, None
 
 
 class _Step:
-    """One call of `solar_loss`. Gradients in work are in units of `unit`, so that fp16 does not underflow."""
+    """One call of `solar_loss`.
+
+    Attributes:
+        grad_scale: 1 / normalizers.tokens. Intermediate gradients are divided by it, so that fp16 does not underflow.
+    """
 
     def __init__(
         self, vocabulary: Vocabulary, settings: LossSettings, normalizers: LossNormalizers, group: Group
     ) -> None:
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
-        self.unit = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
+        self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
 
     @torch.no_grad()
     def run(
@@ -122,143 +140,139 @@ class _Step:
         hidden: Tensor,
         grad: Tensor | None,
         loss_batch: LossBatch,
-        weight: float,
+        alignment_weight: float,
         languages: int,
         running_means: RunningMeans | None,
     ) -> SolarLoss:
-        """All blocks in order. `grad` [T, d], where given, receives the gradient of the hidden states."""
+        """Process all chunks in order.
+
+        `grad` [T, d], if given, receives the gradient of the hidden states. The other arguments are those of
+        `solar_loss`.
+        """
         settings, dtype, device = self.settings, accumulation_dtype(hidden.dtype), hidden.device
         layout = gather_layout(loss_batch, settings.pooling, dtype, device, self.group)
         buffer_rows = rows_that_fit(self.vocabulary, settings)
-        blocks, order = schedule(layout.lengths, layout.pivots, buffer_rows, _unit(settings))
-        layout = layout.ordered(blocks, order)
-        table = SummaryTable(layout, blocks, hidden.shape[1], device, settings)
-        shared = self._rows_are_shared(blocks, layout, table)
-        make = ShardedSoftmax if shared else GatheredSoftmax
-        softmax = make(self.vocabulary, settings.softmax_temperature, self.group)
-        rows = _rows_of_pieces(layout, blocks, table, None if shared else world_of(self.group)[0], device)
+        chunks, order = schedule(layout.rank_lengths, layout.rank_pivots, buffer_rows, _alignment_group(settings))
+        layout = layout.in_chunk_order(chunks, order)
+        table = PooledRepresentations(layout, chunks, hidden.shape[1], device, settings)
+        gather_rows = self._gathers_rows(chunks, layout, table)
+        softmax_class = ShardedSoftmax if gather_rows else RingSoftmax
+        softmax = softmax_class(self.vocabulary, settings.softmax_temperature, self.group)
+        own_rank = None if gather_rows else rank_and_size(self.group)[0]
+        tokens = subchunk_tokens(layout, chunks, table, own_rank, device)
         ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
-        factor = weight / self.normalizers.pairs / self.unit if self.normalizers.pairs and grad is not None else 0.0
-        exchange = HiddenExchange(hidden, grad, self.group, shared)
-        stream = exchange.stream([p for block in blocks for p in block.passes(backward=grad is not None)])
+        pairs = self.normalizers.pairs
+        factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
+        exchange = HiddenExchange(hidden, grad, self.group, gather_rows)
+        stream = exchange.stream([s for chunk in chunks for s in chunk.passes(backward=grad is not None)])
 
-        for index, block in enumerate(blocks):
-            pooled, chunks = self._forward(softmax, block, rows[index], stream, ce)
+        for index, chunk in enumerate(chunks):
+            pooled, states = self._forward(softmax, chunk, tokens[index], stream, ce)
             soft = None
             if pooled is not None:
-                grad_u = table.align(index, softmax.summaries(pooled), running_means, factor)
-                soft = None if grad_u is None else SoftGradient(pooled[table.moved[index]], grad_u)
-            if grad is None:
-                continue
-            directions = None
-            if soft is not None and "probabilities" not in settings.detach:
-                directions = softmax.from_owners(softmax.directions(soft.grad_u), table.moved_of_rank[index])
-            if "embeddings" in settings.detach:
-                soft = None
-            for piece, chunk in zip(block.pieces, chunks, strict=True):
-                if len(chunks) > 1:  # a later piece has overwritten its logits
-                    chunk = softmax.softmax(chunk.rows, next(stream), chunk.statistics)
-                exchange.reduce(piece, softmax.backward(chunk, directions, soft, self.unit))
-                soft = None
+                grad_u = table.align(index, softmax.pooled_representations(pooled), running_means, factor)
+                soft = None if grad_u is None else SoftGradient(pooled[table.requires_grad[index]], grad_u)
+            if grad is not None:
+                self._backward(softmax, chunk, states, soft, table.requires_grad_of_rank[index], stream, exchange)
         exchange.finish()
-        softmax.finish(self.unit)
-        if not shared:
+        softmax.finish(self.grad_scale)
+        if not gather_rows:
             all_reduce(ce, self.group)
-        if running_means is not None and self.normalizers.pairs:
-            running_means.update(table.values, table.language, table.length > 0, settings.centring_momentum)
-        return self._result(layout, table, ce, weight, languages)
+        if running_means is not None and pairs:
+            running_means.update(table.values, table.language, table.lengths > 0, settings.centring_momentum)
+        return self._result(layout, table, ce, alignment_weight, languages)
 
-    def _rows_are_shared(self, blocks: list[Block], layout: Layout, table: SummaryTable) -> bool:
-        """Whether to divide the loss by columns; the same on every rank."""
-        _, ranks = world_of(self.group)
+    def _gathers_rows(self, chunks: list[Chunk], layout: GlobalLayout, table: PooledRepresentations) -> bool:
+        """Return whether to use the vocabulary-parallel head instead of the ring head; the same on every rank."""
+        _, ranks = rank_and_size(self.group)
         if self.settings.head != "auto" or ranks == 1:
             return self.settings.head != "gathered" or ranks == 1
         weight = self.vocabulary.head.weight
-        pieces = [piece for block in blocks for piece in block.pieces]
-        again = [piece for block in blocks if len(block.pieces) > 1 for piece in block.pieces]
+        subchunks = [subchunk for chunk in chunks for subchunk in chunk.subchunks]
+        recomputed = [subchunk for chunk in chunks if len(chunk.subchunks) > 1 for subchunk in chunk.subchunks]
         traffic = Traffic(
             ranks=ranks,
             vocab=self.vocabulary.size,
             hidden=weight.shape[1],
             element_size=weight.element_size(),
             positions=len(layout.targets),
-            padded=sum(piece.longest for piece in pieces),
-            pieces=len(pieces),
-            recomputed=len(again),
-            padded_recomputed=sum(piece.longest for piece in again),
-            sequences=len(layout.length),
-            moved=sum(map(sum, table.moved_of_rank)),
+            padded=sum(subchunk.max_count for subchunk in subchunks),
+            subchunks=len(subchunks),
+            recomputed=len(recomputed),
+            padded_recomputed=sum(subchunk.max_count for subchunk in recomputed),
+            sequences=len(layout.lengths),
+            requires_grad=sum(map(sum, table.requires_grad_of_rank)),
         )
         return traffic.vocab_parallel <= traffic.gathered
 
     def _forward(
         self,
         softmax: ShardedSoftmax,
-        block: Block,
-        rows: list[tuple[slice, Rows]],
+        chunk: Chunk,
+        tokens: list[tuple[slice, SubchunkTokens]],
         stream: Iterator[Tensor],
         ce: Tensor,
-    ) -> tuple[Tensor | None, list[Chunk]]:
-        """Softmax of each piece; [n, v] pooled probabilities of the block, if there are pairs. Fills `ce` [A]."""
-        pooled, chunks = None, []
-        for positions, rows_of_piece in rows:
-            chunk = softmax.softmax(rows_of_piece, next(stream), None)
-            ce[positions] = chunk.statistics.cross_entropy
-            if self.normalizers.pairs:
-                part = softmax.pool(chunk)
-                pooled = part if pooled is None else pooled.add_(part)
-            chunks.append(chunk if len(rows) == 1 else replace(chunk, hidden=chunk.hidden[:0]))
-        return None if pooled is None else softmax.to_owners(pooled, block.members), chunks
+    ) -> tuple[Tensor | None, list[SoftmaxState]]:
+        """Compute the softmax of each subchunk and fill `ce` [A].
 
-    def _result(self, layout: Layout, table: SummaryTable, ce: Tensor, weight: float, languages: int) -> SolarLoss:
-        everyone = torch.arange(languages, device=ce.device)[:, None]
-        mine = everyone == upload([layout.language[layout.sequence]], ce.device)[0]
-        ce_sum = (ce * upload([layout.ce], ce.device)[0]).sum()
-        loss = ce_sum * self.unit
-        if weight and self.normalizers.pairs:
-            loss = loss + table.distance_sum * (weight / self.normalizers.pairs)
+        Returns:
+            [n, v] pooled probabilities of the chunk, or None if the global batch has no pairs; and the subchunks'
+            states, without hidden states if there are several.
+        """
+        pooled, states = None, []
+        for in_layout, tokens_of_subchunk in tokens:
+            state = softmax.softmax(tokens_of_subchunk, next(stream), None)
+            ce[in_layout] = state.statistics.cross_entropy
+            if self.normalizers.pairs:
+                part = softmax.pool(state)
+                pooled = part if pooled is None else pooled.add_(part)
+            states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0]))
+        return None if pooled is None else softmax.to_column_owners(pooled, chunk.sequence_counts), states
+
+    def _backward(
+        self,
+        softmax: ShardedSoftmax,
+        chunk: Chunk,
+        states: list[SoftmaxState],
+        soft: SoftGradient | None,
+        requires_grad_of_rank: list[int],
+        stream: Iterator[Tensor],
+        exchange: HiddenExchange,
+    ) -> None:
+        """Compute all gradients of a chunk; `soft` holds those of its pooled representations, if it has pairs."""
+        grad_probs = None
+        if soft is not None and "probabilities" not in self.settings.detach:
+            grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u), requires_grad_of_rank)
+        if "embeddings" in self.settings.detach:
+            soft = None
+        for subchunk, state in zip(chunk.subchunks, states, strict=True):
+            if len(states) > 1:  # a later subchunk has overwritten the logits
+                state = softmax.softmax(state.tokens, next(stream), state.statistics)
+            exchange.reduce(subchunk, softmax.backward(state, grad_probs, soft, self.grad_scale))
+            soft = None
+
+    def _result(
+        self, layout: GlobalLayout, table: PooledRepresentations, ce: Tensor, alignment_weight: float, languages: int
+    ) -> SolarLoss:
+        """Combine the cross entropy [A] of all target tokens and the sums over pairs."""
+        all_languages = torch.arange(languages, device=ce.device)[:, None]
+        has_language = all_languages == upload([layout.language[layout.sequence]], ce.device)[0]
+        ce_sum = (ce * upload([layout.ce_weights], ce.device)[0]).sum()
+        loss = ce_sum * self.grad_scale
+        if alignment_weight and self.normalizers.pairs:
+            loss = loss + table.distance_sum * (alignment_weight / self.normalizers.pairs)
         return SolarLoss(
             loss=loss,
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=(mine * ce).sum(1),
-            language_tokens=mine.sum(1),
+            language_ce=(has_language * ce).sum(1),
+            language_tokens=has_language.sum(1),
         )
 
 
-def _rows_of_pieces(
-    layout: Layout, blocks: list[Block], table: SummaryTable, rank: int | None, device: torch.device
-) -> list[list[tuple[slice, Rows]]]:
-    """Of each block, its pieces' positions and rows; those of one rank where it is given, numbered from its own first.
-
-    Everything goes to the device at once.
-    """
-    first, place = torch.zeros_like(layout.length), table.place.clone()
-    sequences = []
-    for block, moved in zip(blocks, table.moved_of_rank, strict=True):
-        mine = block.sequences if rank is None else block.of_rank(rank)
-        first[mine] = mine.start
-        place[mine] = torch.where(place[mine] < 0, -1, place[mine] - (0 if rank is None else sum(moved[:rank])))
-        sequences.append(mine)
-    integers = [layout.targets, layout.sequence - first[layout.sequence], place[layout.sequence]]
-    targets, sequence, moved_at = upload(integers, device)
-    pooling, ce = upload([layout.pooling, layout.ce], device)
-    moved_of = place.tolist()
-
-    found: list[list[tuple[slice, Rows]]] = []
-    for block, mine in zip(blocks, sequences, strict=True):
-        found.append([])
-        for piece in block.pieces:
-            at, runs = piece.positions, piece.runs
-            if rank is not None:
-                at, runs = piece.of_rank(rank, mine.start - block.first)
-            rows = Rows(targets[at], pooling[at], ce[at], sequence[at], moved_at[at], runs, moved_of[mine])
-            found[-1].append((at, rows))
-    return found
-
-
-def _unit(settings: LossSettings) -> Unit:
+def _alignment_group(settings: LossSettings) -> AlignmentGroup:
+    """Return the sequences whose pooled representations are needed before any of their gradients."""
     if settings.distance == "infonce":
         return "all"
-    return "sequence" if "pivot" in settings.detach else "group"
+    return "sequence" if "pivot" in settings.detach else "pair_group"

@@ -1,6 +1,6 @@
-"""Which rows of the vocabulary a rank holds, and the views of head and embedding on them.
+"""The vocabulary rows of one rank, and its shards of LM head and input embeddings.
 
-Shape letters: V vocabulary, R ranks, d hidden size.
+Shape letters: V vocabulary, v vocabulary rows of this rank, R ranks, d hidden size.
 """
 
 from dataclasses import dataclass
@@ -9,28 +9,36 @@ from torch import Tensor
 
 
 def vocabulary_range(vocab_size: int, padded_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """[start, end) of the real (unpadded) vocabulary rows in rank's ZeRO-3 piece; end - start may be 0.
+    """Return [start, end) of the real (unpadded) vocabulary rows in a rank's ZeRO-3 shard; it may be empty.
 
-    ZeRO-3 cuts a [padded_size, d] parameter into equal flat pieces, so rank r has rows [r*P/R, (r+1)*P/R).
+    ZeRO-3 cuts a parameter of P rows into equal flat shards, so rank r holds rows [r*P/R, (r+1)*P/R).
+
+    Args:
+        vocab_size: real rows over all ranks.
+        padded_size: P, rows of the parameter including padding.
+        rank: r.
+        world_size: R.
 
     Raises:
         ValueError: the world size does not divide the padded size.
     """
     rows, remainder = divmod(padded_size, world_size)
     if remainder:
-        raise ValueError(f"{world_size} ranks do not divide a padded vocabulary of {padded_size}")
+        raise ValueError(
+            f"a padded vocabulary of {padded_size} rows is not divisible by {world_size} ranks: change either"
+        )
     start = min(rank * rows, vocab_size)
     return start, min(start + rows, vocab_size)
 
 
 @dataclass
 class VocabularyShard:
-    """Consecutive rows of a vocabulary matrix on this rank, and where their gradient is summed up.
+    """Consecutive rows of a vocabulary matrix on this rank, and the accumulator of their gradient.
 
     Attributes:
-        weight: [rows, d], real rows only (no padding), in the compute dtype.
+        weight: [v, d], real rows only (no padding), in the compute dtype.
         start: vocabulary id of row 0.
-        grad: [rows, d] accumulator in fp32 (or the dtype of the oracle), or None where none is wanted.
+        grad: [v, d] accumulator in fp32 (fp64 if the weight is), or None if no gradient is needed.
     """
 
     weight: Tensor
@@ -40,14 +48,15 @@ class VocabularyShard:
 
 @dataclass
 class Vocabulary:
-    """Head and input embedding of one model on this rank's rows.
+    """LM head and input embeddings of one model, restricted to this rank's rows.
 
     Attributes:
         size: V, the real vocabulary size over all ranks.
-        head, embedding: shards with the same rows; the same object where the model ties them.
-        bias, bias_grad: [rows] head bias and its accumulator, for families that have one.
-        logit_scale: factor of the logits. softcap: z -> softcap * tanh(z / softcap), where given.
-        weights: [rows] vocabulary weights of the soft tokens, or None for 1.
+        head, embedding: shards with the same rows; the same object if the model ties them.
+        bias, bias_grad: [v] head bias and its accumulator, or None.
+        logit_scale: factor of the logits.
+        softcap: z -> softcap * tanh(z / softcap), or None.
+        weights: [v] vocabulary weights of the soft tokens, or None for 1.
     """
 
     size: int

@@ -1,28 +1,32 @@
-"""Supported model families and what each does around its vocabulary. Admit a new family here."""
+"""Supported model families, and what each does around its vocabulary. Admit a new family here.
+
+The loss replaces the model's own head, so it must know every operation between the decoder's output and the logits,
+and between the embedding matrix and the decoder's input. `HeadConfig` lists the ones it can reproduce.
+tests/pipeline/models compares the loss with the model's own `forward(labels=...)` for every family.
+"""
 
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 
-# What a family does to its hidden states after the decoder is known for these; any other might do more.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "granite", "cohere")
 
-
-# Factor of the logits, where a family has one.
+# Families that scale their logits, with the factor as a function of the model's configuration.
 LOGIT_SCALES = {"granite": lambda config: 1 / config.logits_scaling, "cohere": lambda config: config.logit_scale}
-
-
-def vocabulary_parameter(module: nn.Module | None) -> nn.Parameter:
-    """The [V, d] weight of an input embedding or a head."""
-    weight = getattr(module, "weight", None)
-    assert isinstance(weight, nn.Parameter)
-    return weight
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a family does between the decoder's output and the logits, and at the input."""
+    """Operations of a model family around its vocabulary matrices.
+
+    Attributes:
+        tied: head and input embedding are one parameter.
+        bias: bias of the head, or None.
+        logit_scale: factor of the logits.
+        softcap: soft cap of the logits, z -> softcap * tanh(z / softcap), or None.
+        embed_scale: factor of the input embeddings.
+    """
 
     tied: bool
     bias: nn.Parameter | None
@@ -32,7 +36,7 @@ class HeadConfig:
 
 
 def head_config(model: PreTrainedModel) -> HeadConfig:
-    """Read off a model of one of FAMILIES."""
+    """Read the head configuration of a model of one of `FAMILIES`."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return HeadConfig(
         tied=vocabulary_parameter(head) is vocabulary_parameter(embedding),
@@ -41,3 +45,10 @@ def head_config(model: PreTrainedModel) -> HeadConfig:
         softcap=getattr(model.config, "final_logit_softcapping", None),
         embed_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
     )
+
+
+def vocabulary_parameter(module: nn.Module | None) -> nn.Parameter:
+    """Return the [V, d] weight of an input embedding or a head."""
+    weight = getattr(module, "weight", None)
+    assert isinstance(weight, nn.Parameter)
+    return weight

@@ -1,7 +1,4 @@
-"""Load or build a Hugging Face causal language model, and run it with its vocabulary kept apart.
-
-Shape letters: B rows, N tokens of a row, T supervised positions, V vocabulary, d hidden size.
-"""
+"""Load a Hugging Face causal language model, or build one from random weights."""
 
 import math
 from typing import Any
@@ -17,10 +14,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTrainedConfig:
-    """The model's configuration, its vocabulary as the model has it (not yet padded).
+    """Load the model's configuration, with its own vocabulary size (not padded yet).
+
+    Args:
+        settings: the model section of a recipe.
+        tokenizer_size: number of tokens; the vocabulary of a model that is built from `model.config`.
 
     Raises:
-        UserError: no such model, a bad configuration, a family that is not supported, a vocabulary too small.
+        UserError: the model does not exist, its configuration is invalid, its family is not supported, or its
+            vocabulary is smaller than the tokenizer's.
     """
     name = settings.path or "model.config"
     try:
@@ -33,24 +35,28 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
     if config.model_type not in FAMILIES:
-        raise UserError(
-            f"{name}: model_type {config.model_type!r} is not supported; its head is not known here "
-            f"(supported: {', '.join(FAMILIES)})"
-        )
+        raise UserError(f"{name}: model_type {config.model_type!r} is not supported (supported: {', '.join(FAMILIES)})")
     if config.vocab_size < tokenizer_size:
         raise UserError(
             f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "
-            "take the tokenizer that belongs to the model"
+            "use the model's own tokenizer"
         )
     return config
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
+    """Round a vocabulary size up to a multiple."""
     return math.ceil(vocab_size / multiple) * multiple
 
 
 def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its vocabulary padded to the multiple; under ZeRO-3 where transformers has been told of it."""
+    """Load or build the model in training mode, its vocabulary padded to `vocab_multiple`.
+
+    If an `HfDeepSpeedConfig` is alive, transformers partitions the parameters as it creates them (ZeRO-3).
+
+    Raises:
+        UserError: the weights cannot be loaded, or the attention implementation is not available.
+    """
     padded = padded_vocab_size(config.vocab_size, settings.vocab_multiple)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attn_implementation}
     try:
@@ -71,6 +77,6 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model's shapes without its weights."""
+    """Build the model on the meta device: shapes without weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

@@ -7,16 +7,23 @@ from torch import nn
 from pipeline.config.settings import TrainingSettings
 
 
-def adamw_arguments(module: nn.Module, t: TrainingSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Groups of parameters and options for AdamW: weight decay on matrices, none on vectors. Also under ZeRO-3."""
+def adamw_arguments(module: nn.Module, training: TrainingSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the parameter groups and the keyword arguments of AdamW.
+
+    Matrices get weight decay; vectors (norms, biases) get none. Works for plain and for ZeRO-3 parameters.
+    """
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (matrices if len(shape) > 1 else vectors).append(parameter)
     groups = [
-        {"params": matrices, "weight_decay": t.weight_decay},
+        {"params": matrices, "weight_decay": training.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    options = {"lr": t.learning_rate, "betas": (t.adam_beta1, t.adam_beta2), "eps": t.adam_epsilon}
+    options = {
+        "lr": training.learning_rate,
+        "betas": (training.adam_beta1, training.adam_beta2),
+        "eps": training.adam_epsilon,
+    }
     return [group for group in groups if group["params"]], options

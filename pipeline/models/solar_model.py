@@ -1,6 +1,6 @@
-"""Run a Hugging Face decoder and the SOLAR loss in one forward pass.
+"""A Hugging Face decoder and the SOLAR loss as one module.
 
-Shape letters: B rows, N tokens of a row, T supervised positions, V vocabulary, d hidden size.
+Shape letters: B rows, N tokens of a row, T target tokens, d hidden size.
 """
 
 import torch
@@ -22,13 +22,19 @@ from pipeline.models.families import head_config
 
 
 class SolarModel(nn.Module):
-    """Decoder and loss in one forward pass, as DeepSpeed needs it; the vocabulary comes in as shards."""
+    """Embedding lookup, decoder and loss in one forward pass.
 
-    def __init__(self, model: PreTrainedModel, settings: LossSettings, padded_size: int, languages: int) -> None:
+    DeepSpeed requires that the wrapped module's forward computes the loss. Head and input embedding are not used as
+    modules: `forward` receives their local rows as a `Vocabulary`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, settings: LossSettings, padded_vocab_size: int, num_languages: int
+    ) -> None:
         super().__init__()
-        self.model, self.settings, self.padded_size, self.languages = model, settings, padded_size, languages
+        self.model, self.settings = model, settings
+        self.padded_vocab_size, self.num_languages = padded_vocab_size, num_languages
         self.embed_scale = head_config(model).embed_scale
-        self.parts: SolarLoss | None = None
 
     def forward(
         self,
@@ -39,33 +45,55 @@ class SolarModel(nn.Module):
         running_means: RunningMeans | None,
         group: dist.ProcessGroup | None,
         grad_factor: float,
-    ) -> Tensor:
-        """The global loss of this micro-step; its parts stay in `self.parts`. grad_factor: see embedding_lookup."""
-        embeddings = embedding_lookup(batch.input_ids, vocabulary.embedding, self.padded_size, group, grad_factor)
+    ) -> tuple[Tensor, SolarLoss]:
+        """Compute the loss of one micro-step over all ranks. A collective.
+
+        Args:
+            batch: this rank's micro-batch.
+            vocabulary: this rank's rows of head and input embedding, with their gradient accumulators.
+            alignment_weight: factor of the alignment term.
+            normalizers: counts over the global batch that the two terms are divided by.
+            running_means: pooled representations to subtract, or None without centering.
+            group: the ranks that share the vocabulary, or None for one process.
+            grad_factor: factor of the embedding's gradient, see `embedding_lookup`.
+
+        Returns:
+            The scalar to call backward on, and the loss with its parts. DeepSpeed attaches its hooks to the former.
+        """
+        embeddings = embedding_lookup(batch.input_ids, vocabulary.embedding, self.padded_vocab_size, group, grad_factor)
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)
-        hidden = decode(self.model, embeddings, batch.position_ids)
-        selected = hidden.flatten(0, 1).index_select(0, batch.positions)
-        self.parts = solar_loss(
-            selected,
+        hidden_BNd = decode(self.model, embeddings, batch.position_ids)
+        hidden_Td = hidden_BNd.flatten(0, 1).index_select(0, batch.positions)
+        result = solar_loss(
+            hidden_Td,
             batch.loss_batch,
             vocabulary,
             self.settings,
             alignment_weight,
             normalizers,
-            self.languages,
+            self.num_languages,
             running_means,
             group,
         )
-        return self.parts.loss
+        return result.loss, result
 
 
 def decode(model: PreTrainedModel, embeddings: Tensor, position_ids: Tensor) -> Tensor:
-    """[B, N, d] embeddings to [B, N, d] final hidden states; sequences of a row are told apart by their positions."""
-    # With a cache, transformers takes no notice of restarting positions and sequences would see each other.
+    """Run the decoder on packed rows.
+
+    Args:
+        model: a causal language model.
+        embeddings: [B, N, d] input embeddings.
+        position_ids: [B, N] int64; restarting positions separate the sequences of a row in attention.
+
+    Returns:
+        [B, N, d] final hidden states.
+    """
+    # With a cache, transformers ignores that positions restart, and sequences would attend to each other.
     options = {"use_cache": False}
     if model.config._attn_implementation == "flash_attention_2":
-        # Its variable-length kernel takes one long row.
+        # The variable-length kernel needs all rows as one long row.
         shape = embeddings.shape
         embeddings, position_ids = embeddings.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
         return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0].view(shape)

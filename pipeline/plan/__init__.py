@@ -1,1 +1,1 @@
-"""What a run will hold, send and take, from its configuration alone: no weights, no GPU, no process group."""
+"""Predict memory, communication and step time of a run from its configuration: no weights, no GPU, no process group."""

@@ -1,4 +1,4 @@
-"""Compute and show the plan of a recipe, or the fastest settings that fit."""
+"""Predict a run from its recipe, show the prediction, or suggest the fastest settings that fit."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed reads a configuration here, no more
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only reads a configuration here
 
 from data_prep.shards.format import MANIFEST, read_manifest
 from pipeline.common.errors import UserError
@@ -20,16 +20,25 @@ from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
 from pipeline.models.loading import load_model_config, padded_vocab_size
 from pipeline.plan.gathers import ZeroSettings
-from pipeline.plan.model_facts import model_facts
-from pipeline.plan.prediction import GIB, Cluster, Plan
-from pipeline.plan.suggest import OFFLOADS, Choice, nearest_fit, reasons, suggest
+from pipeline.plan.model_facts import model_stats
+from pipeline.plan.prediction import GIB, Cluster, Prediction
+from pipeline.plan.suggest import OFFLOADS, TunableSettings, nearest_fit, reasons, suggest
 from pipeline.plan.tables import memory_table, time_table, traffic_table
-from pipeline.plan.workload import Run, Workload
+from pipeline.plan.workload import PlannedRun, Workload
 from pipeline.training.preflight import check_ranks
 
+PACKING_EFFICIENCY = 0.985  # of best-fit packing of whole groups, if there are no shards yet
 
-def workload(config: Config, options: argparse.Namespace) -> tuple[Workload, int]:
-    """Of the recipe's shards, or of the command line; and the tokenizer's size, 1 where it is not known."""
+
+def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload, int]:
+    """Read the workload from the recipe's shards, or compute it from command-line options.
+
+    Returns:
+        The workload, and the size of the tokenizer's vocabulary, or 1 if it is unknown.
+
+    Raises:
+        UserError: the shards are empty, or there are neither shards nor the options that replace them.
+    """
     shards = Path(config.data.shards)
     if (shards / MANIFEST).exists() and options.max_seq_length is None:
         manifest = read_manifest(shards)
@@ -38,24 +47,27 @@ def workload(config: Config, options: argparse.Namespace) -> tuple[Workload, int
         return Workload.of_manifest(manifest), manifest["tokenizer"]["vocab_size"]
     if options.max_seq_length is None or options.rows is None:
         raise UserError(f"{shards}: no packed shards; give --max_seq_length and --rows, or pack first")
-    tokens = 0.985 * options.max_seq_length  # what best-fit packing of whole groups reaches
+    tokens = PACKING_EFFICIENCY * options.max_seq_length
     sequences = tokens / options.sequence_tokens
     pairs = sequences * (options.languages - 1) / options.languages
-    share = options.supervised_share
-    return Workload(options.max_seq_length, tokens, tokens * share, sequences, pairs, options.rows), 1
+    target_tokens = tokens * options.supervised_share
+    return Workload(options.max_seq_length, tokens, target_tokens, sequences, pairs, options.rows), 1
 
 
-def make_plan(options: argparse.Namespace, keys: list[str]) -> tuple[Plan, dict[str, Any]]:
-    """The plan and the DeepSpeed configuration that it is for.
+def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, dict[str, Any]]:
+    """Predict the run of `options` and of the recipe with the overrides `keys`.
+
+    Returns:
+        The prediction, and the complete DeepSpeed configuration of the run.
 
     Raises:
-        UserError: whatever does not fit together, in one line.
+        UserError: the recipe, the shards, the model or the cluster is invalid, or they do not fit together.
     """
     config = load_config(options.config, keys)
     cluster = Cluster(options.nodes, options.gpus_per_node, load_device(options.gpu))
-    work, tokenizer_size = workload(config, options)
+    workload, tokenizer_size = load_workload(config, options)
     if config.model.config is not None and tokenizer_size == 1 and "vocab_size" not in config.model.config:
-        raise UserError(f"{options.config}: set model.config.vocab_size; there are no shards that would say it")
+        raise UserError(f"{options.config}: set model.config.vocab_size; without shards it is unknown")
     model_config = load_model_config(config.model, tokenizer_size)
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
     check_ranks(config.training, model_config.vocab_size, cluster.ranks)
@@ -63,118 +75,125 @@ def make_plan(options: argparse.Namespace, keys: list[str]) -> tuple[Plan, dict[
     from pipeline.zero3.ds_config import deepspeed_config
 
     ds = deepspeed_config(config, cluster.ranks, device="cuda")
-    device = cluster.device
-    run = Run(
+    run = PlannedRun(
         config,
-        model_facts(model_config),
-        ZeroSettings.read(ds),
-        work,
+        model_stats(model_config),
+        ZeroSettings.from_config(ds),
+        workload,
         cluster.ranks,
-        mask_copies=device.attention_copies_mask,
+        mask_copies=cluster.device.attention_copies_mask,
     )
-    return Plan(run, cluster), ds
+    return Prediction(run, cluster), ds
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Memory, messages, time."""
-    run, device = plan.run, plan.cluster.device
+def show(prediction: Prediction, console: Console) -> None:
+    """Print memory, traffic and time, whether the run fits, and otherwise the nearest settings that fit."""
+    run, cluster, device = prediction.run, prediction.cluster, prediction.cluster.device
     console.print(
-        f"{run.facts.config.model_type}, {run.facts.parameters:,} parameters, on {plan.cluster.nodes} x "
-        f"{plan.cluster.per_node} {device.name}: {run.rows} x {run.work.width} tokens per rank and micro-step, "
-        f"{run.accumulation} micro-steps, head {run.head}"
+        f"{run.stats.config.model_type}, {run.stats.parameters:,} parameters, on {cluster.nodes} x "
+        f"{cluster.per_node} {device.name}: {run.micro_batch_size} x {run.workload.padded_tokens} tokens per rank and "
+        f"micro-step, {run.gradient_accumulation_steps} micro-steps, head {run.head}"
     )
-    console.print(memory_table(run, plan.memory))
-    if plan.transfers:
-        console.print(traffic_table(run, plan.cluster.per_node, plan.time.messages))
-    console.print(time_table(plan))
-    need, room = plan.memory.peak / GIB, plan.available / GIB
-    if plan.host_bytes:
-        console.print(f"The host of each node holds {plan.host_bytes / GIB:.0f} GiB.")
-    if plan.fits:
-        console.print(f"It fits: {need:.1f} of {room:.1f} GiB ({device.reserve_gib:g} GiB of each GPU kept free).")
+    console.print(memory_table(run, prediction.memory))
+    if prediction.transfers:
+        console.print(traffic_table(run, cluster.per_node, prediction.time.messages))
+    console.print(time_table(prediction))
+    needed, available = prediction.memory.peak / GIB, prediction.available / GIB
+    if prediction.host_bytes:
+        console.print(f"Each node needs {prediction.host_bytes / GIB:.0f} GiB of CPU memory.")
+    if prediction.fits:
+        reserve = f"{device.reserve_gib:g} GiB of each GPU are reserved"
+        console.print(f"It fits: {needed:.1f} of {available:.1f} GiB ({reserve}).")
         return
-    if need > room:
-        phase = plan.memory.peak_phase
-        console.print(f"It does not fit: {need:.1f} GiB where {room:.1f} are free, at its highest in the {phase}.")
+    if needed > available:
+        phase = prediction.memory.peak_phase
+        console.print(
+            f"It does not fit: {needed:.1f} GiB of {available:.1f} GiB available; the peak is in the {phase}."
+        )
     else:
-        host = f"{plan.host_bytes / GIB:.0f} GiB where it has {device.host_memory_gib:g}"
-        console.print(f"It does not fit: what is offloaded takes {host} on each node's host.")
-    nearest = nearest_fit(plan)
+        host = f"{prediction.host_bytes / GIB:.0f} GiB of {device.host_memory_gib:g} GiB"
+        console.print(f"It does not fit: offloading needs {host} of CPU memory on each node.")
+    nearest = nearest_fit(prediction)
     if nearest is None:
-        console.print("No setting of this recipe fits, on up to 4096 GPUs; take a larger GPU or a smaller model.")
+        console.print("No setting of this recipe fits on up to 4096 GPUs; take a larger GPU or a smaller model.")
         return
-    change, other = nearest
-    ratio = other.time.overlapped / plan.time.overlapped
-    console.print(f"Nearest that fits: {change} ({other.memory.peak / GIB:.1f} GiB, {ratio:.2f} x the time).")
+    changes, other = nearest
+    ratio = other.time.overlapped / prediction.time.overlapped
+    console.print(f"Nearest settings that fit: {changes} ({other.memory.peak / GIB:.1f} GiB, {ratio:.2f} x the time).")
 
 
-def suggestion(plan: Plan, ds: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """The recipe and DeepSpeed file of the fastest settings that fit.
+def make_suggestion(prediction: Prediction, ds: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe and the DeepSpeed configuration of the fastest settings that fit, with reasons.
 
     Raises:
         UserError: nothing fits.
     """
-    found = suggest(plan)
-    if found is None:
-        nearest = nearest_fit(plan)
+    result = suggest(prediction)
+    if result is None:
+        nearest = nearest_fit(prediction)
         hint = f"; {nearest[0]} would fit" if nearest else ""
-        raise UserError(f"no setting fits {plan.cluster.ranks} x {plan.cluster.device.name}{hint}")
-    choice, chosen = found
+        raise UserError(f"no setting fits {prediction.cluster.ranks} x {prediction.cluster.device.name}{hint}")
+    settings, chosen = result
     return {
-        "recipe": _recipe(tree, choice),
-        "deepspeed": _deepspeed(ds, choice),
-        "reasons": reasons(choice, chosen),
-    } | {"plan": chosen.as_json()}
+        "recipe": _suggested_recipe(recipe, settings),
+        "deepspeed": _suggested_deepspeed(ds, settings),
+        "reasons": reasons(settings, chosen),
+        "plan": chosen.as_json(),
+    }
 
 
-def _recipe(tree: dict[str, Any], choice: Choice) -> dict[str, Any]:
-    recipe = json.loads(json.dumps(tree))
-    recipe.setdefault("model", {})["activation_checkpointing"] = choice.checkpointing
-    recipe.setdefault("loss", {}).update(head=choice.head, memory_budget_mb=choice.budget_mb)
-    recipe.setdefault("training", {})["train_micro_batch_size_per_gpu"] = choice.micro
-    return recipe
+def _suggested_recipe(recipe: dict[str, Any], settings: TunableSettings) -> dict[str, Any]:
+    result = json.loads(json.dumps(recipe))
+    result.setdefault("model", {})["activation_checkpointing"] = settings.checkpointing
+    result.setdefault("loss", {}).update(head=settings.head, memory_budget_mb=settings.budget_mb)
+    result.setdefault("training", {})["train_micro_batch_size_per_gpu"] = settings.micro_batch_size
+    return result
 
 
-def _deepspeed(ds: dict[str, Any], choice: Choice) -> dict[str, Any]:
-    """Without what the trainer fills in from the recipe."""
-    filled = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    result = {key: value for key, value in ds.items() if key not in (*filled, "data_types")}
+def _suggested_deepspeed(ds: dict[str, Any], settings: TunableSettings) -> dict[str, Any]:
+    """Return the DeepSpeed file without the keys that the trainer fills in from the recipe."""
+    filled_in = (
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+        *("gradient_clipping", "data_types"),
+    )
+    result = {key: value for key, value in ds.items() if key not in filled_in}
     zero = {key: v for key, v in ds["zero_optimization"].items() if not key.startswith("offload")}
     cpu = {"device": "cpu", "pin_memory": True}
-    if choice.offload != OFFLOADS[0]:
+    if settings.offload != OFFLOADS[0]:
         zero["offload_optimizer"] = cpu
-    if choice.offload == OFFLOADS[2]:
+    if settings.offload == OFFLOADS[2]:
         zero["offload_param"] = cpu
     return result | {"zero_optimization": zero}
 
 
-def show_suggestion(found: dict[str, Any], console: Console) -> None:
-    table = Table("setting", "value", "instead")
+def show_suggestion(suggestion: dict[str, Any], console: Console) -> None:
+    """Print the reasons, the prediction, the recipe and the DeepSpeed file of a suggestion."""
+    table = Table("setting", "value", "alternatives")
     table.columns[0].overflow = "fold"
-    for row in found["reasons"]:
+    for row in suggestion["reasons"]:
         table.add_row(*row)
     console.print(table)
-    plan = found["plan"]
+    plan = suggestion["plan"]
     console.print(
         f"{plan['seconds']['overlapped']:.3f} s per step, {plan['tokens_per_second']:,.0f} tokens/s, "
         f"MFU {100 * plan['mfu']:.1f} %, {plan['memory_bytes']['peak'] / GIB:.1f} GiB per GPU"
     )
-    console.print("# the recipe", yaml.safe_dump(found["recipe"], sort_keys=False), sep="\n", highlight=False)
-    console.print("# its DeepSpeed file", json.dumps(found["deepspeed"], indent=2), sep="\n", highlight=False)
+    console.print("# the recipe", yaml.safe_dump(suggestion["recipe"], sort_keys=False), sep="\n", highlight=False)
+    console.print("# its DeepSpeed file", json.dumps(suggestion["deepspeed"], indent=2), sep="\n", highlight=False)
 
 
 def recipe_tree(config: Config) -> dict[str, Any]:
-    """All keys that differ from the defaults, as a recipe has them."""
+    """Return the keys that differ from the defaults, nested as in a recipe."""
 
     def differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for key, value in values.items():
             if isinstance(value, dict) and isinstance(defaults.get(key), dict):
                 value = differing(value, defaults[key])
                 if value:
-                    found[key] = value
+                    result[key] = value
             elif value != defaults.get(key):
-                found[key] = list(value) if isinstance(value, tuple) else value
-        return found
+                result[key] = list(value) if isinstance(value, tuple) else value
+        return result
 
     return differing(asdict(config), asdict(Config()))

@@ -1,29 +1,33 @@
-"""Preprocessing at scale: files, disk, memory and time of `python -m data_prep pack` for a number of pairs.
+"""Estimate files, disk and time of `python -m data_prep pack` for a number of pairs.
 
-Tokenizing, the rows of a shard and their writing are cut into independent parts, so their time divides by the ranks.
-One term does not scale with the data but with its square: each window of groups looks into the index of each piece.
+Tokenization, packing and shard writing are cut into independent parts, so their time divides by the number of ranks.
+One term grows with the square of the data: each packing window reads the index of each piece.
 """
 
 import math
 from dataclasses import dataclass
 
-# Measured; docs/data.md and docs/scaling.md say how.
-RECORD_BYTES = 724  # a line of JSON: a word problem with its chain of thought, mean of ten languages
-RECORD_TOKENS = 136  # in a vocabulary of 16k
-TOKENS_PER_SECOND = 1.11e6  # of one core, everything included
-INDEX_SECONDS = 1.0e-4  # to open a piece's index and take a window's batch, from the page cache
-SHARD_BYTES = 2.34  # of Parquet, per token
-WORK_BYTES = 4.0  # of a token in the work folder
-RANK_BYTES = 480e6  # of one rank, whatever the input
-FILL = 0.995
+from data_prep.packing.settings import WINDOW_BYTES, WINDOWS, PackSettings
+from data_prep.readers import SPLIT_BYTES, SPLITS
 
-# Of data_prep: bytes of a piece and of a window at most, rows of a shard.
-PIECE_BYTES, WINDOW_BYTES, SHARD_ROWS = 16 << 20, 64 << 20, 1024
+# Measured as described in docs/data.md and docs/scaling.md.
+RECORD_BYTES = 724  # a JSON line: a word problem with its chain of thought, mean of ten languages
+RECORD_TOKENS = 136  # with a vocabulary of 16k
+TOKENS_PER_SECOND = 1.11e6  # of one core, end to end
+INDEX_SECONDS = 1.0e-4  # to open the index of an input split and read the entries of a window, from the page cache
+SHARD_BYTES = 2.34  # of Parquet per token
+WORK_BYTES = 4.0  # of the work folder per token
+RANK_BYTES = 480e6  # memory of a rank; it does not depend on the input
+PACKING_EFFICIENCY = 0.995
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """A packing run. `sequences_per_group`: of one problem, its pivot included."""
+class PackingRun:
+    """A packing run on a number of ranks.
+
+    Attributes:
+        sequences_per_group: languages of an example, pivot included.
+    """
 
     pairs: float
     ranks: int
@@ -44,33 +48,39 @@ class Corpus:
 
     @property
     def rows(self) -> int:
-        return math.ceil(self.tokens / FILL / self.max_seq_length)
+        return math.ceil(self.tokens / PACKING_EFFICIENCY / self.max_seq_length)
 
     @property
     def pieces(self) -> int:
-        """Files of the work folder: two for each, and one for each window and shard."""
-        return math.ceil(self.input_bytes / min(max(self.input_bytes / 64, 1 << 20), PIECE_BYTES))
+        """Input splits. The work folder has two files for each, and one for each window and shard."""
+        return math.ceil(self.input_bytes / min(max(self.input_bytes / SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1]))
 
     @property
     def windows(self) -> int:
-        return math.ceil(self.input_bytes / min(max(self.input_bytes / 16, 8 << 20), WINDOW_BYTES))
+        """Packing windows: parts of the input whose groups are packed together."""
+        return math.ceil(self.input_bytes / min(max(self.input_bytes / WINDOWS, WINDOW_BYTES[0]), WINDOW_BYTES[1]))
 
     @property
     def shards(self) -> int:
-        return math.ceil(self.rows / SHARD_ROWS)
+        return math.ceil(self.rows / PackSettings.rows_per_shard)
 
     @property
     def disk_bytes(self) -> float:
-        """Work folder and shards together, at the end of the run."""
+        """Bytes of the work folder and the shards at the end of the run."""
         return self.tokens * (SHARD_BYTES + WORK_BYTES)
 
     @property
+    def memory_bytes(self) -> float:
+        """Memory of all ranks together."""
+        return self.ranks * RANK_BYTES
+
+    @property
     def index_seconds(self) -> float:
-        """Of all ranks together."""
+        """Time of the index reads, summed over all ranks."""
         return self.pieces * self.windows * INDEX_SECONDS
 
     @property
     def seconds(self) -> float:
-        """With one core for each rank; whole parts only, so the last round counts in full."""
+        """Duration with one core per rank. Ranks process complete pieces, so the last round counts in full."""
         rounds = math.ceil(self.pieces / self.ranks) * self.ranks / self.pieces
         return (self.tokens / TOKENS_PER_SECOND * rounds + self.index_seconds) / self.ranks

@@ -1,4 +1,4 @@
-"""`--dry_run`: what a run would be, from its recipe, shards and model configuration alone; no weights, no GPU."""
+"""Describe a run from its recipe, shards and model configuration alone (`--dry_run`): no weights, no GPU."""
 
 from typing import Any
 
@@ -8,37 +8,36 @@ from rich.table import Table
 
 from pipeline.common.hardware import device_called
 from pipeline.plan.gathers import ZeroSettings
-from pipeline.plan.memory import memory
-from pipeline.plan.model_facts import model_facts
+from pipeline.plan.memory import estimate_memory
+from pipeline.plan.model_facts import model_stats
 from pipeline.plan.tables import memory_table, traffic_table
-from pipeline.plan.workload import Run, Workload
-from pipeline.training.preflight import Prepared, describe
+from pipeline.plan.workload import PlannedRun, Workload
+from pipeline.training.preflight import PreparedRun, workload_summary
 
 
-def dry_run(prepared: Prepared, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
+def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
     """Print parameter counts, tokens and pairs per step, steps, memory per rank and bytes per step."""
     prepared.model_config.vocab_size = prepared.padded_size
-    facts = model_facts(prepared.model_config)
+    stats = model_stats(prepared.model_config)
     gpu = torch.cuda.is_available()
     device = device_called(torch.cuda.get_device_name()) if gpu else None
-    run = Run(
+    run = PlannedRun(
         prepared.config,
-        facts,
-        ZeroSettings.read(ds),
+        stats,
+        ZeroSettings.from_config(ds),
         Workload.of_manifest(prepared.shards.manifest),
         ranks,
         gpu=gpu,
         mask_copies=device.attention_copies_mask if device else True,
     )
-    vocabulary = sum(facts.vocabulary)
     table = Table(title=f"dry run: {prepared.config.output_dir}", show_header=False)
-    table.add_row("model", f"{prepared.model_config.model_type}, {facts.parameters:,} parameters")
-    table.add_row("  of which vocabulary", f"{vocabulary:,} ({prepared.padded_size:,} rows)")
+    table.add_row("model", f"{prepared.model_config.model_type}, {stats.parameters:,} parameters")
+    table.add_row("  of which vocabulary", f"{sum(stats.vocabulary):,} ({prepared.padded_size:,} rows)")
     table.add_row("ranks", f"{ranks} ({prepared.padded_size // ranks:,} vocabulary rows each)")
-    for key, value in describe(prepared, ranks).items():
+    for key, value in workload_summary(prepared, ranks).items():
         table.add_row(key, f"{value:,}")
     console = Console()
     console.print(table)
-    console.print(memory_table(run, memory(run)))
+    console.print(memory_table(run, estimate_memory(run)))
     if ranks > 1:
         console.print(traffic_table(run, ranks_per_node))

@@ -1,8 +1,9 @@
-"""Which parameters ZeRO-3 gathers, releases and keeps, step by step: DeepSpeed's own bookkeeping, played on sizes.
+"""Simulate which parameters ZeRO-3 gathers, keeps and releases in a micro-step.
 
-A parameter is gathered when a module needs it or ahead of that (prefetch), and released after the module unless it
-comes again within `stage3_max_reuse_distance` elements. It follows deepspeed 0.19's PartitionedParameterCoordinator
-in its steady state, where the order of modules is known. The vocabulary never takes part: its shards stay at home.
+A parameter is gathered when a module needs it, or earlier by prefetch. It is released after the module unless it is
+used again within `stage3_max_reuse_distance` elements. The simulation follows PartitionedParameterCoordinator of
+DeepSpeed 0.19 (runtime/zero/partitioned_param_coordinator.py) in its steady state, in which the order of modules is
+known. The vocabulary matrices are left out because the trainer never gathers them.
 """
 
 from collections import deque
@@ -10,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipeline.plan.model_facts import ModelFacts
+from pipeline.plan.model_facts import ModelStats
 
-# DeepSpeed's defaults for what a configuration file leaves out (runtime/zero/config.py).
-DEFAULTS = {
+# DeepSpeed's defaults for keys that a configuration file leaves out (runtime/zero/config.py).
+DEEPSPEED_DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
     "stage3_max_live_parameters": 1_000_000_000,
@@ -25,7 +26,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """The part of a DeepSpeed configuration that decides sizes; numbers in elements."""
+    """The part of a DeepSpeed configuration that determines sizes. Numbers are in elements."""
 
     reduce_bucket_size: int
     prefetch_bucket_size: int
@@ -39,9 +40,10 @@ class ZeroSettings:
     offload_param: bool
 
     @classmethod
-    def read(cls, ds: dict) -> "ZeroSettings":
+    def from_config(cls, ds: dict) -> "ZeroSettings":
+        """Read the settings from a DeepSpeed configuration."""
         zero = ds["zero_optimization"]
-        number = {key: int(zero.get(key, default)) for key, default in DEFAULTS.items()}
+        number = {key: int(zero.get(key, default)) for key, default in DEEPSPEED_DEFAULTS.items()}
         return cls(
             reduce_bucket_size=number["reduce_bucket_size"],
             prefetch_bucket_size=number["stage3_prefetch_bucket_size"],
@@ -51,170 +53,181 @@ class ZeroSettings:
             sub_group_size=number["sub_group_size"],
             contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
             overlap_comm=bool(zero.get("overlap_comm", True)),
-            offload_optimizer=_offloaded(zero.get("offload_optimizer")),
-            offload_param=_offloaded(zero.get("offload_param")),
+            offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
+            offload_param=_is_offloaded(zero.get("offload_param")),
         )
 
 
-def _offloaded(section: dict | None) -> bool:
+def _is_offloaded(section: dict | None) -> bool:
     return (section or {}).get("device", "none") != "none"
 
 
 @dataclass(frozen=True)
-class Gathers:
-    """Of one micro-step, in elements of full parameters.
+class GatherSimulation:
+    """Parameter gathers of one micro-step.
 
     Attributes:
-        sizes: of each parameter gathered, once for every time it is. live: most that are there at once, buffers
-            included. persistent: sizes of those that always are.
+        gathered_sizes: elements of each gathered parameter, once per gather.
+        peak_live: most elements of full parameters and gather buffers at any moment.
         calls: collectives.
+        persistent_sizes: elements of each parameter that is never released.
     """
 
-    sizes: tuple[int, ...]
-    live: int
+    gathered_sizes: tuple[int, ...]
+    peak_live: int
     calls: int
-    persistent: tuple[int, ...]
+    persistent_sizes: tuple[int, ...]
 
-    def elements(self, ranks: int) -> int:
-        """Gathered in all, each parameter padded to a multiple of the ranks."""
-        return sum(-(-size // ranks) * ranks for size in self.sizes)
-
-
-Module = tuple[tuple[int, int], ...]  # (parameter, size) of its own parameters
+    def gathered_elements(self, ranks: int) -> int:
+        """Return the elements of all gathers, each parameter padded to a multiple of the ranks."""
+        return sum(-(-size // ranks) * ranks for size in self.gathered_sizes)
 
 
-@lru_cache(maxsize=256)
-def module_trace(facts: "Shape", checkpointing: bool) -> tuple[Module, ...]:
-    """Modules in the order in which forward and then backward come to them."""
-    number = 0
-    layers: list[list[Module]] = []
-    for layer in facts.layers:
-        modules = []
-        for sizes in layer:
-            modules.append(tuple((number + i, size) for i, size in enumerate(sizes)))
-            number += len(sizes)
-        layers.append(modules)
-    final = []
-    for sizes in facts.final:
-        final.append(tuple((number + i, size) for i, size in enumerate(sizes)))
-        number += len(sizes)
+Module = tuple[tuple[int, int], ...]  # (parameter id, elements) of the parameters that a module owns
+
+
+@dataclass(frozen=True)
+class ModuleSizes:
+    """Parameter sizes of each module: layer by layer, and of the modules after the last layer."""
+
+    layers: tuple[tuple[tuple[int, ...], ...], ...]
+    final: tuple[tuple[int, ...], ...]
+
+
+def module_trace(sizes: ModuleSizes, checkpointing: bool) -> tuple[Module, ...]:
+    """Return the modules in the order in which forward and then backward run them."""
+    count = 0
+
+    def number(modules: tuple[tuple[int, ...], ...]) -> list[Module]:
+        """Give each parameter the next id."""
+        nonlocal count
+        numbered = []
+        for module in modules:
+            numbered.append(tuple((count + i, size) for i, size in enumerate(module)))
+            count += len(module)
+        return numbered
+
+    layers = [number(layer) for layer in sizes.layers]
+    final = number(sizes.final)
     trace = [module for layer in layers for module in layer] + final + final[::-1]
     for modules in layers[::-1]:
         trace += (modules if checkpointing else []) + modules[::-1]
     return tuple(trace)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the trace depends on."""
-
-    layers: tuple[tuple[tuple[int, ...], ...], ...]
-    final: tuple[tuple[int, ...], ...]
-
-
-def gathers(facts: ModelFacts, settings: ZeroSettings, checkpointing: bool) -> Gathers:
-    """Of one micro-step in steady state."""
-    return _play(Shape(facts.layers, facts.final), settings, checkpointing)
+def simulate_gathers(stats: ModelStats, settings: ZeroSettings, checkpointing: bool) -> GatherSimulation:
+    """Simulate one micro-step in steady state."""
+    return _simulate(ModuleSizes(stats.layers, stats.final), settings, checkpointing)
 
 
 @lru_cache(maxsize=256)
-def _play(shape: Shape, settings: ZeroSettings, checkpointing: bool) -> Gathers:
-    trace = module_trace(shape, checkpointing)
-    coordinator = _Coordinator(trace, settings)
+def _simulate(sizes: ModuleSizes, settings: ZeroSettings, checkpointing: bool) -> GatherSimulation:
+    trace = module_trace(sizes, checkpointing)
+    coordinator = _SimulatedCoordinator(trace, settings)
     for step, module in enumerate(trace):
         coordinator.fetch(step, module)
         coordinator.release(step + 1, module)
-    sizes = {p: size for module in trace for p, size in module}
-    persistent = tuple(size for size in sizes.values() if size <= settings.persistence_threshold)
-    return Gathers(tuple(coordinator.gathered), coordinator.peak, coordinator.calls, persistent)
+    parameters = {p: size for module in trace for p, size in module}
+    persistent = tuple(size for size in parameters.values() if size <= settings.persistence_threshold)
+    return GatherSimulation(tuple(coordinator.gathered_sizes), coordinator.peak_live, coordinator.calls, persistent)
 
 
-class _Coordinator:
-    """State of the parameters; names follow DeepSpeed's."""
+class _SimulatedCoordinator:
+    """State of DeepSpeed's PartitionedParameterCoordinator. Names follow DeepSpeed's."""
 
     def __init__(self, trace: tuple[Module, ...], settings: ZeroSettings) -> None:
         self.trace, self.settings = trace, settings
-        self.queue = deque((p, size, step) for step, module in enumerate(trace) for p, size in module)
-        self.fetched_for: dict[int, int] = {}
+        self.param_queue = deque((p, size, step) for step, module in enumerate(trace) for p, size in module)
+        self.most_recent_fetch: dict[int, int] = {}  # parameter -> step of the trace that it was fetched for
         self.available = {p for module in trace for p, size in module if size <= settings.persistence_threshold}
-        self.inflight: dict[int, _Group] = {}
-        # At the start of a forward pass DeepSpeed counts from 0, whatever is there already.
-        self.counted = self.live = self.peak = self.calls = 0
-        self.gathered: list[int] = []
+        self.inflight: dict[int, _CoalescedGather] = {}
+        # DeepSpeed counts from 0 at the start of a forward pass, even if parameters are available already.
+        self.n_available = self.live = self.peak_live = self.calls = 0
+        self.gathered_sizes: list[int] = []
 
     def fetch(self, step: int, module: Module) -> None:
-        self._gather(module)
+        """Make the parameters of a module available, and prefetch later ones."""
+        self._all_gather(module)
         for p, _ in module:
-            group = self.inflight.pop(p, None)
-            if group is not None:
-                self._wait(group)
-                group.left -= 1
-                self.live -= 0 if group.left else group.buffer
-        expected = {p for p, _ in module if self.fetched_for.get(p, -1) < step}
-        while expected and self.queue:
-            p, _, used = self.queue.popleft()
-            self.fetched_for[p] = used
+            gather = self.inflight.pop(p, None)
+            if gather is not None:
+                self._wait(gather)
+                gather.not_waited_for -= 1
+                self.live -= 0 if gather.not_waited_for else gather.buffer
+        expected = {p for p, _ in module if self.most_recent_fetch.get(p, -1) < step}
+        while expected and self.param_queue:
+            p, _, used_at = self.param_queue.popleft()
+            self.most_recent_fetch[p] = used_at
             expected.discard(p)
         self._prefetch()
 
     def _prefetch(self) -> None:
         s = self.settings
-        room = min(s.max_live_parameters - self.counted, s.prefetch_bucket_size)
-        ahead: dict[int, int] = {}
-        while self.queue and sum(ahead.values()) < room:
-            p, size, used = self.queue.popleft()
+        limit = min(s.max_live_parameters - self.n_available, s.prefetch_bucket_size)
+        bucket: dict[int, int] = {}
+        while self.param_queue and sum(bucket.values()) < limit:
+            p, size, used_at = self.param_queue.popleft()
             if p not in self.available and p not in self.inflight:
-                ahead[p] = size
-            self.fetched_for[p] = max(self.fetched_for.get(p, -1), used)
-        self._gather(tuple(ahead.items()))
+                bucket[p] = size
+            self.most_recent_fetch[p] = max(self.most_recent_fetch.get(p, -1), used_at)
+        self._all_gather(tuple(bucket.items()))
 
-    def _gather(self, wanted: Iterable[tuple[int, int]]) -> None:
-        new = [(p, size) for p, size in wanted if p not in self.available and p not in self.inflight]
-        if not new:
+    def _all_gather(self, parameters: Iterable[tuple[int, int]]) -> None:
+        absent = [(p, size) for p, size in parameters if p not in self.available and p not in self.inflight]
+        if not absent:
             return
-        total = sum(size for _, size in new)
-        # One parameter is gathered in place; several through a flat buffer, out of which each is copied.
-        group = _Group(dict(new), buffer=total if len(new) > 1 else 0, left=len(new))
-        self.inflight |= {p: group for p, _ in new}
-        self.gathered += [size for _, size in new]
-        self.counted += total
+        total = sum(size for _, size in absent)
+        # A single parameter is gathered in place. Several go through a flat buffer, from which each is copied.
+        buffer = total if len(absent) > 1 else 0
+        gather = _CoalescedGather(dict(absent), buffer, not_waited_for=len(absent))
+        self.inflight |= {p: gather for p, _ in absent}
+        self.gathered_sizes += [size for _, size in absent]
+        self.n_available += total
         self.calls += 1
-        self._hold(total)
+        self._allocate(total)
 
-    def _wait(self, group: "_Group") -> None:
-        """All its parameters become available; the buffer stays until each has been waited for."""
-        if not group.complete:
-            group.complete = True
-            self.available |= set(group.sizes)
-            self._hold(group.buffer)
+    def _wait(self, gather: "_CoalescedGather") -> None:
+        """Make all parameters of the gather available. The buffer lives until each has been waited for."""
+        if not gather.complete:
+            gather.complete = True
+            self.available |= set(gather.sizes)
+            self._allocate(gather.buffer)
 
-    def _hold(self, elements: int) -> None:
+    def _allocate(self, elements: int) -> None:
         self.live += elements
-        self.peak = max(self.peak, self.live)
+        self.peak_live = max(self.peak_live, self.live)
 
     def release(self, step: int, module: Module) -> None:
-        """What is not persistent, not fetched for a later step, and not used again soon."""
+        """Release parameters that are not persistent, not fetched for a later step, and not reused soon."""
         s = self.settings
-        free = {p: size for p, size in module if size > s.persistence_threshold}
-        free = {p: size for p, size in free.items() if self.fetched_for.get(p, -1) <= step}
-        traversed = 0
+        released = {
+            p: size
+            for p, size in module
+            if size > s.persistence_threshold and self.most_recent_fetch.get(p, -1) <= step
+        }
+        distance = 0
         for later in self.trace[step:]:
-            if traversed >= s.max_reuse_distance or not free:
+            if distance >= s.max_reuse_distance or not released:
                 break
             for p, size in later:
-                free.pop(p, None)
-                traversed += size
-        for p, size in free.items():
+                released.pop(p, None)
+                distance += size
+        for p, size in released.items():
             self.available.discard(p)
-            self.counted -= size
+            self.n_available -= size
             self.live -= size
 
 
 @dataclass
-class _Group:
-    """Parameters of one collective; `left` of them have not been waited for."""
+class _CoalescedGather:
+    """The parameters of one collective.
+
+    Attributes:
+        buffer: elements of the flat buffer.
+        not_waited_for: parameters that have not been waited for.
+    """
 
     sizes: dict[int, int]
     buffer: int
-    left: int
+    not_waited_for: int
     complete: bool = False

@@ -1,25 +1,29 @@
-"""Bytes on one rank at the worst moment of a step.
+"""Estimate the peak memory of a rank in an optimizer step, in bytes.
 
-The sum of what stays (pieces of the parameters and of the optimizer's state, buffers) and of the largest of three
-passing needs: in the loss, in the layers, in the optimizer's step. What libraries keep for themselves (CUDA context,
-NCCL, allocator slack) is not counted; `Device.reserve` makes room for it.
+The peak is the sum of the states, which stay allocated (partitions of parameters and optimizer state, buffers), and of
+the largest of three temporary needs: in the loss, in the layers, in the optimizer step. Memory that libraries allocate
+for themselves (CUDA context, NCCL, allocator overhead) is not included; `Device.reserve_gib` is set aside for it.
 
-Shape letters: C rows of a rank in a chunk, R ranks, v = V/R vocabulary rows, d hidden size, n sequences, m moved ones.
+Shape letters: C target tokens of a rank in a subchunk, R ranks, v = V/R vocabulary rows, d hidden size, n sequences,
+m sequences with a gradient.
 """
 
 from dataclasses import dataclass
 
 from pipeline.loss.kernels import CACHE_BYTES
-from pipeline.plan.workload import Run
+from pipeline.plan.workload import PlannedRun
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one rank.
+class MemoryEstimate:
+    """Bytes of one rank, by name.
 
     Attributes:
-        states: what stays from step to step, by name. activations: kept when the loss begins.
-        loss, layers, step: needs of the three phases beyond the states, by name. host: in CPU memory, by name.
+        states: allocated from step to step.
+        loss: allocated beyond the states in the loss, activations included.
+        layers: allocated beyond the states in the layers.
+        step: allocated beyond the states in the optimizer step.
+        host: in CPU memory.
     """
 
     states: dict[str, int]
@@ -30,10 +34,12 @@ class Memory:
 
     @property
     def resident(self) -> int:
+        """Bytes of all states."""
         return sum(self.states.values())
 
     @property
     def phases(self) -> dict[str, int]:
+        """Temporary bytes by phase."""
         return {"loss": sum(self.loss.values()), "layers": sum(self.layers.values()), "step": sum(self.step.values())}
 
     @property
@@ -45,39 +51,39 @@ class Memory:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def memory(run: Run) -> Memory:
-    """Of one rank; all ranks are alike."""
+def estimate_memory(run: PlannedRun) -> MemoryEstimate:
+    """Estimate the memory of a rank; all ranks are equal."""
     states, host = _states(run)
-    gathered = run.gathers.live * run.element if run.ranks > 1 else 0
-    kept = run.activations.kept(run.facts.config.num_hidden_layers, run.checkpointing)
-    return Memory(
+    gathered = run.gathers.peak_live * run.element_size if run.ranks > 1 else 0
+    saved = run.activations.saved(run.stats.config.num_hidden_layers, run.checkpointing)
+    return MemoryEstimate(
         states=states,
-        loss={"activations": kept, "gathered parameters": gathered, **loss_chunk(run)},
+        loss={"activations": saved, "gathered parameters": gathered, **_loss_chunk(run)},
         layers=_layers(run, gathered),
-        step=_step(run),
+        step=_optimizer_step(run),
         host=host,
     )
 
 
-def _states(run: Run) -> tuple[dict[str, int], dict[str, int]]:
-    """What stays on the device and on the host."""
-    e, own = run.element, run.own
-    vocabulary = 0 if run.peer else run.shard(run.facts.vocabulary)
+def _states(run: PlannedRun) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the states on the device and on the host."""
+    e, local = run.element_size, run.local_elements
+    vocabulary = run.partition_elements(run.stats.vocabulary)
     optimizer = {
-        "fp32 parameters": 4 * own,  # beside the parameters even where these are fp32
-        "Adam moments": 8 * own,
-        "fp32 gradients": 4 * own,
+        "fp32 parameters": 4 * local,  # a copy, even if the parameters are fp32
+        "Adam moments": 8 * local,
+        "fp32 gradients": 4 * local,
     }
     states = {
-        "parameters": e * own,
-        "persistent parameters": e * sum(run.persistent) if run.ranks > 1 else 0,
+        "parameters": e * local,
+        "persistent parameters": e * sum(run.persistent_sizes) if run.ranks > 1 else 0,
         "vocabulary gradients": 4 * vocabulary,
         "reduce bucket": e * run.zero.reduce_bucket_size if run.zero.contiguous_gradients else 0,
     }
     host: dict[str, int] = {}
     if run.zero.offload_optimizer:
-        # DeepSpeed keeps the accumulated gradient and, beside it, the optimizer's own copy.
-        host |= {**optimizer, "optimizer's gradients": 4 * own}
+        # DeepSpeed keeps the accumulated gradient and the optimizer's own copy of it.
+        host |= {**optimizer, "optimizer's gradients": 4 * local}
     else:
         states |= optimizer
     if run.zero.offload_param:
@@ -86,96 +92,87 @@ def _states(run: Run) -> tuple[dict[str, int], dict[str, int]]:
     return states, host
 
 
-def loss_chunk(run: Run) -> dict[str, int]:
-    """At the worst moment of the loss: the buffer of logits and what goes with it."""
-    if run.head == "full_logits":
-        return _full_logits(run)
-    e, d, wide = run.element, run.facts.hidden, max(4, run.element)
-    c, ranks = run.chunks, run.ranks
-    shared = run.head == "vocab_parallel"
-    rows = c.rows * (ranks if shared else 1)
-    columns = run.facts.vocab / ranks if shared else run.facts.vocab
-    sequences = c.block_sequences * (ranks if shared else 1)
-    moved_share = run.work.pairs / max(1e-9, run.work.sequences) if "pivot" in run.config.loss.detach else 1.0
-    tensors = 1 + (run.config.loss.softmax_temperature != 1) + run.facts.softcap
-    room = sequences if run.facts.tied and shared else 0
-    # A chunk's states, weighted, their gradient before and after scaling; a CPU passes over the logits tile by tile,
-    # half precisions widened twice, and adds their products in a pass of its own.
-    passing = rows * d * (e + wide + (wide if e < 4 else 0))
+def _loss_chunk(run: PlannedRun) -> dict[str, int]:
+    """Return the temporary memory of the loss at its peak: the logits buffer and the tensors beside it."""
+    e, d, ranks, c = run.element_size, run.stats.hidden_size, run.ranks, run.chunking
+    accumulation_size = max(4, e)
+    vocab_parallel = run.head == "vocab_parallel"
+    rows = c.subchunk_tokens * (ranks if vocab_parallel else 1)
+    columns = run.stats.vocab_size / ranks if vocab_parallel else run.stats.vocab_size
+    sequences = c.chunk_sequences * (ranks if vocab_parallel else 1)
+    with_gradient = run.workload.pairs / max(1e-9, run.workload.sequences) if "pivot" in run.config.loss.detach else 1.0
+    buffers = 1 + (run.config.loss.softmax_temperature != 1) + run.stats.softcap
+    extra_rows = sequences if run.stats.tied and vocab_parallel else 0
+    # Hidden states of a subchunk, their weighted copy, and their gradient before and after scaling.
+    temporary = rows * d * (e + accumulation_size + (accumulation_size if e < 4 else 0))
     if not run.gpu:
+        # CPU kernels read the logits tile by tile, convert half precision to fp32 twice, and accumulate its matrix
+        # products in a separate tensor.
         tile = min(rows * columns * e, CACHE_BYTES)
-        passing = max(passing, tile if e == 4 else 4 * tile, run.facts.vocab / ranks * d * e if e < 4 else 0)
+        product = run.stats.vocab_size / ranks * d * e if e < 4 else 0
+        temporary = max(temporary, tile if e == 4 else 4 * tile, product)
     parts = {
-        "logits": (rows * tensors + room) * columns * e,
-        # Sequences' mean probabilities, the moved ones' again, and their directions.
-        "pooled probabilities": sequences * columns * (wide + moved_share * (wide + e)),
-        "hidden states": 2 * c.positions * d * e,  # own positions and their gradient
-        "passing": passing,
+        "logits": (rows * buffers + extra_rows) * columns * e,
+        # Mean probabilities of all sequences, and again, with their gradients, of those with a gradient.
+        "pooled probabilities": sequences * columns * (accumulation_size + with_gradient * (accumulation_size + e)),
+        "hidden states": 2 * c.target_tokens * d * e,  # of this rank, and their gradient
+        "passing": temporary,
     }
-    if shared and ranks > 1:
-        parts["exchange buffers"] = rows * d * e * (1 if c.pieces == 1 else 3)
-    if not shared:
-        shard = run.facts.vocab / ranks * d
-        # Forward: logits of one shard before they are put in place; backward: its gradient, here and on its way.
-        parts["shards on their way"] = min(2, ranks - 1) * shard * e + max(rows * columns * e / ranks, 2 * shard * 4)
+    if vocab_parallel and ranks > 1:
+        parts["exchange buffers"] = rows * d * e * (1 if c.subchunks == 1 else 3)
+    if not vocab_parallel:
+        shard = run.stats.vocab_size / ranks * d
+        # Forward holds the logits of one shard before they are copied into the buffer. Backward holds the gradient of
+        # a shard twice: the local one and the one in transit.
+        in_transit = max(rows * columns * e / ranks, 2 * shard * 4)
+        parts["shards on their way"] = min(2, ranks - 1) * shard * e + in_transit
     return {name: round(size) for name, size in parts.items()}
 
 
-def _full_logits(run: Run) -> dict[str, int]:
-    """Of bench_plain, by autograd: whole logits, log-softmax and softmax, or in backward their gradients too."""
-    tokens, positions = run.rows * run.work.width, run.rows * run.work.supervised
-    v, e = run.facts.vocab, run.element
-    half = e if e < 4 else 0  # a copy in the compute dtype
-    forward = tokens * v * e + positions * v * (12 + half)
-    backward = positions * v * (20 + 2 * half)
-    gathered = v * run.facts.hidden * e * (1 if run.facts.tied else 2) if run.ranks > 1 else 0
-    # The head's gradient comes whole, before it is reduced.
-    gradient = v * run.facts.hidden * e
-    return {"logits": round(max(forward, backward)), "gathered vocabulary": gathered, "gradient of the head": gradient}
-
-
-def _layers(run: Run, gathered: int) -> dict[str, int]:
-    """The moment within backward where activations and the copy that a full reduce bucket makes are worst."""
-    moments = []
-    flushed = flushes(run)
-    for index in range(len(run.facts.layers)):
-        moments.append((run.activations.peak(index + 1, run.checkpointing), flushed.get(index, 0)))
+def _layers(run: PlannedRun, gathered: int) -> dict[str, int]:
+    """Return the temporary memory of the layers at the layer where activations and reduction copies peak."""
+    copies = _reduction_copies(run)
+    moments = [
+        (run.activations.peak(index + 1, run.checkpointing), copies.get(index, 0))
+        for index in range(len(run.stats.layers))
+    ]
     activations, copy = max(moments, key=sum)
     return {"activations": activations, "gathered parameters": gathered, "reduction": copy}
 
 
-def flushes(run: Run) -> dict[int, int]:
-    """Layer -> bytes of the copy that reducing the bucket makes while that layer's gradients come."""
-    found: dict[int, int] = {}
-    for index, sizes in reductions(run):
+def _reduction_copies(run: PlannedRun) -> dict[int, int]:
+    """Return, by layer in whose backward it happens, the bytes that DeepSpeed copies to reduce the bucket."""
+    copies: dict[int, int] = {}
+    for index, sizes in reduce_scatters(run):
         full = sum(-(-size // run.ranks) * run.ranks for size in sizes)
-        # Copied rank by rank unless it is one even parameter; then this rank's part in fp32.
-        copy = 0 if len(sizes) == 1 and sizes[0] % run.ranks == 0 else full * run.element
-        found[index] = max(found.get(index, 0), copy + (full // run.ranks * 4 if run.element < 4 else 0))
-    return found
+        # The bucket is copied rank by rank, unless it is one parameter without padding. The reduced part becomes fp32.
+        copy = 0 if len(sizes) == 1 and sizes[0] % run.ranks == 0 else full * run.element_size
+        fp32_part = full // run.ranks * 4 if run.element_size < 4 else 0
+        copies[index] = max(copies.get(index, 0), copy + fp32_part)
+    return copies
 
 
-def reductions(run: Run) -> list[tuple[int, list[int]]]:
-    """(layer during which it happens, parameters) of each reduce-scatter of a micro-step."""
-    found: list[tuple[int, list[int]]] = []
+def reduce_scatters(run: PlannedRun) -> list[tuple[int, list[int]]]:
+    """Return (layer in whose backward it happens, parameter sizes) of each reduce-scatter of a micro-step."""
+    result: list[tuple[int, list[int]]] = []
     bucket: list[int] = []
-    order = [(len(run.facts.layers) - 1, size) for module in run.facts.final for size in module]
-    for index in range(len(run.facts.layers) - 1, -1, -1):
-        order += [(index, size) for module in run.facts.layers[index][::-1] for size in module]
+    order = [(len(run.stats.layers) - 1, size) for module in run.stats.final for size in module]
+    for index in range(len(run.stats.layers) - 1, -1, -1):
+        order += [(index, size) for module in run.stats.layers[index][::-1] for size in module]
     for index, size in order:
         if bucket and sum(bucket) + size > run.zero.reduce_bucket_size:
-            found.append((index, bucket))
+            result.append((index, bucket))
             bucket = []
         bucket.append(size)
-    return [*found, (0, bucket)] if bucket else found
+    return [*result, (0, bucket)] if bucket else result
 
 
-def _step(run: Run) -> dict[str, int]:
-    """The gradient of a sub-group as the optimizer gets it; torch's AdamW on a CPU needs two more tensors."""
+def _optimizer_step(run: PlannedRun) -> dict[str, int]:
+    """Return the fp32 gradient of the largest sub-group, and two more such tensors for torch's AdamW on a CPU."""
     if run.zero.offload_optimizer:
         return {"gradients for the optimizer": 0}
     largest = 0
-    for sizes in (run.facts.matrices, run.facts.vectors):
+    for sizes in (run.stats.matrices, run.stats.vectors):
         group = 0
         for size in sizes:
             group += -(-size // run.ranks)

@@ -1,21 +1,25 @@
-"""A plan: memory, messages, arithmetic and time of one recipe on one cluster."""
+"""The prediction for a run on a cluster: memory, communication, computation and time."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from pipeline.common.hardware import Device
-from pipeline.plan.memory import Memory, memory
-from pipeline.plan.step_time import Flops, StepTime, flops, step_time
-from pipeline.plan.traffic import Transfer, transfers
-from pipeline.plan.workload import Run
+from pipeline.plan.memory import MemoryEstimate, estimate_memory
+from pipeline.plan.step_time import Flops, StepTime, StepWork, estimate_flops, estimate_loss_bytes, step_time
+from pipeline.plan.traffic import Transfer, estimate_transfers
+from pipeline.plan.workload import PlannedRun
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`nodes` with `per_node` GPUs each."""
+    """Nodes with equal GPUs.
+
+    Attributes:
+        per_node: GPUs of each node.
+    """
 
     nodes: int
     per_node: int
@@ -27,37 +31,41 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run would hold, send and take."""
+class Prediction:
+    """Prediction for a run on a cluster. Each estimate is computed at its first use."""
 
-    run: Run
+    run: PlannedRun
     cluster: Cluster
 
     @cached_property
-    def memory(self) -> Memory:
-        return memory(self.run)
+    def memory(self) -> MemoryEstimate:
+        return estimate_memory(self.run)
 
     @cached_property
+    def work(self) -> StepWork:
+        return StepWork(estimate_flops(self.run), estimate_loss_bytes(self.run), estimate_transfers(self.run))
+
+    @property
     def transfers(self) -> list[Transfer]:
-        return transfers(self.run)
+        return self.work.transfers
 
-    @cached_property
+    @property
     def flops(self) -> Flops:
-        return flops(self.run)
+        return self.work.flops
 
     @cached_property
     def time(self) -> StepTime:
-        return step_time(self.run, self.cluster.device, self.cluster.per_node)
+        return step_time(self.run, self.work, self.cluster.device, self.cluster.per_node)
 
     @property
     def available(self) -> float:
-        """Bytes of one GPU that may be planned with."""
+        """Bytes of one GPU without the reserve."""
         device = self.cluster.device
         return (device.memory_gib - device.reserve_gib) * GIB
 
     @property
     def host_bytes(self) -> int:
-        """What a node's host holds of its ranks."""
+        """Bytes of CPU memory that all ranks of a node need together."""
         return sum(self.memory.host.values()) * self.cluster.per_node
 
     @property
@@ -67,39 +75,39 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens of the whole cluster."""
-        return self.run.config.training.train_batch_size * self.run.work.tokens / self.time.overlapped
+        """Tokens of the whole cluster, without padding."""
+        return self.run.config.training.train_batch_size * self.run.workload.tokens / self.time.overlapped
 
     @property
     def mfu(self) -> float:
-        """As metrics.jsonl has it: 6 x parameters x tokens per second over the peak, attention not counted."""
+        """Model FLOPs utilization as in metrics.jsonl: 6 x parameters x tokens per second over the peak."""
         peak = self.cluster.device.flops(self.run.precision) * self.run.ranks
-        return 6 * self.run.facts.parameters * self.tokens_per_second / peak
+        return 6 * self.run.stats.parameters * self.tokens_per_second / peak
 
     @property
     def hours(self) -> float:
         return self.run.max_steps * self.time.overlapped / 3600
 
     def between_nodes(self) -> float:
-        """Bytes that a rank receives from other nodes in a step."""
+        """Return the bytes that a rank receives from other nodes in an optimizer step."""
         return sum(t.between_nodes(self.run.ranks, self.cluster.per_node) for t in self.transfers)
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, in bytes, seconds, FLOPs."""
+        """Return all estimates in bytes, seconds and FLOPs."""
         m, run = self.memory, self.run
         return {
-            "parameters": run.facts.parameters,
+            "parameters": run.stats.parameters,
             "ranks": run.ranks,
             "gpu": asdict(self.cluster.device),
-            "micro_batch_rows": run.rows,
-            "tokens_per_row": run.work.width,
-            "gradient_accumulation_steps": run.accumulation,
+            "micro_batch_rows": run.micro_batch_size,
+            "tokens_per_row": run.workload.padded_tokens,
+            "gradient_accumulation_steps": run.gradient_accumulation_steps,
             "max_steps": run.max_steps,
             "head": run.head,
             "memory_bytes": asdict(m) | {"peak": m.peak, "peak_phase": m.peak_phase, "available": int(self.available)},
             "activation_bytes": {
-                "checkpointing": run.activations.kept(len(run.facts.layers), True),
-                "no_checkpointing": run.activations.kept(len(run.facts.layers), False),
+                "checkpointing": run.activations.saved(len(run.stats.layers), True),
+                "no_checkpointing": run.activations.saved(len(run.stats.layers), False),
             },
             "fits": self.fits,
             "transfers": [

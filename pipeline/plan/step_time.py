@@ -1,26 +1,34 @@
-"""Seconds of an optimizer step: arithmetic, memory passes, messages, and what of them runs at the same time.
+"""Estimate the seconds of an optimizer step: computation, memory traffic, communication, and their overlap.
 
-A roofline: matrix products at a share of the peak, other operations at the memory's bandwidth, collectives at a share
-of the slowest link's, plus a latency for each hop of a ring and for its start. On a GPU the host's own work per module
-runs beside the device, and the slower of the two counts.
+The model is a roofline: matrix products run at a fraction of the peak, other operations at the memory bandwidth, and
+collectives at a fraction of the bandwidth of the slowest link, plus a latency for the start and for each hop of a ring.
+On a GPU the host's work per module overlaps with the device, and the slower of the two counts.
 """
 
 from dataclasses import dataclass
 
 from pipeline.common.hardware import Device
-from pipeline.plan.traffic import Transfer, transfers
-from pipeline.plan.workload import Run
+from pipeline.plan.traffic import Transfer
+from pipeline.plan.workload import PlannedRun
 
-# Reads and writes of fp32 gradient, both moments and parameter, the copy in the compute dtype, norm and clipping.
+# Bytes per parameter that the update reads and writes: fp32 gradient, two moments, fp32 parameter, the copy in the
+# compute dtype, gradient norm and clipping.
 OPTIMIZER_BYTES = 44
-# Passes over the buffer of logits: products write and read it, softmax, pooling, inner products and tilt go over it.
+# Passes over the logits: two products, softmax, pooling, inner products, softmax backward.
 LOSS_PASSES = 8
-LAUNCH_HOPS = 3  # what it takes to start a collective, in hops: of 0 to 4 those that fit the rows of bench_plan best
+# Latency of the start of a collective, in hops. Of 0 to 4, the value that fits the rows of benchmarks.plan best.
+LAUNCH_HOPS = 3
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one rank and micro-step. `layers`: matrix products outside attention, recomputation included."""
+    """FLOPs of one rank and micro-step.
+
+    Attributes:
+        layers: matrix products outside attention, recomputation included.
+        attention: scores and their products with the values.
+        loss: matrix products with the vocabulary matrices.
+    """
 
     layers: float
     attention: float
@@ -32,12 +40,29 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class StepWork:
+    """The work of a rank from which the step time is computed.
+
+    Attributes:
+        flops: FLOPs of one micro-step.
+        loss_bytes: bytes that the loss of one micro-step reads and writes.
+        transfers: communication of one optimizer step.
+    """
+
+    flops: Flops
+    loss_bytes: float
+    transfers: list[Transfer]
+
+
+@dataclass(frozen=True)
 class StepTime:
     """Seconds of one optimizer step.
 
     Attributes:
-        compute: by part: layers, loss, optimizer, host (the hooks' own time, within which the layers run).
-        messages: by transfer. serial: without any overlap; overlapped: with all that the schedule allows.
+        compute: by part: layers, loss, optimizer, and host (the time in module hooks, which overlaps with the layers).
+        messages: by transfer.
+        serial: total without overlap.
+        overlapped: total with all overlap that the schedule allows.
     """
 
     compute: dict[str, float]
@@ -46,80 +71,83 @@ class StepTime:
     overlapped: float
 
 
-def flops(run: Run) -> Flops:
-    """2 per multiplication and addition; backward twice forward, attention's 2.5 times (it recomputes its scores)."""
-    config, tokens = run.facts.config, run.rows * run.work.width
-    again = 1 if run.checkpointing else 0
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kind = run.config.model.attn_implementation
-    # With a mask kernels go over whole rows; the variable-length one over half the square of each sequence.
-    span = run.work.tokens / max(1.0, run.work.sequences) / 2 if kind == "flash_attention_2" else run.work.width
-    scores = 4 * tokens * span * head * config.num_attention_heads * len(run.facts.layers)
-    positions = run.rows * run.work.supervised
-    product = 2.0 * run.facts.vocab * run.facts.hidden
-    if run.peer:
-        loss = 3 * product * tokens + (3 * product * positions if run.config.loss.alignment_weight else 0)
+def estimate_flops(run: PlannedRun) -> Flops:
+    """Count 2 FLOPs per multiply-add, and backward as 2 times forward (2.5 for fused attention, which recomputes)."""
+    config, tokens = run.stats.config, run.micro_batch_tokens
+    recomputed = 1 if run.checkpointing else 0
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = run.config.model.attn_implementation
+    if attention == "flash_attention_2":
+        # The variable-length kernel computes half the square of each sequence.
+        keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     else:
-        loss = 3 * product * positions + (product * positions if run.chunks.recomputed else 0)
-    backward = 2.0 if kind == "eager" else 2.5
-    return Flops(2.0 * run.facts.decoder_matrices * tokens * (3 + again), scores * (1 + backward + again), loss)
+        keys = run.workload.padded_tokens  # kernels with a mask compute full rows
+    scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
+    target_tokens = run.micro_batch_size * run.workload.target_tokens
+    product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
+    loss = 3 * product * target_tokens + (product * target_tokens if run.chunking.recomputed else 0)
+    backward = 2.0 if attention == "eager" else 2.5
+    layers = 2.0 * run.stats.decoder_matrix_elements * tokens * (3 + recomputed)
+    return Flops(layers, scores * (1 + backward + recomputed), loss)
 
 
-def step_time(run: Run, device: Device, per_node: int) -> StepTime:
-    """On `run.ranks` ranks, `per_node` on each node."""
-    steps, rate, bandwidth = run.accumulation, device.flops(run.precision), device.memory_gb_s * 1e9
-    work, reached = flops(run), rate * device.compute_efficiency
-    moved = run.activations.moved * len(run.facts.layers) * (4 / 3 if run.checkpointing else 1)
-    modules = sum(len(layer) for layer in run.facts.layers) * (1.5 if run.checkpointing else 1)
+def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) -> StepTime:
+    """Estimate the step time of `run.ranks` ranks, `per_node` on each node."""
+    steps, bandwidth = run.gradient_accumulation_steps, device.memory_gb_s * 1e9
+    flops, rate = work.flops, device.flops(run.precision) * device.compute_efficiency
+    elementwise = run.activations.elementwise * len(run.stats.layers) * (4 / 3 if run.checkpointing else 1)
+    modules = sum(len(layer) for layer in run.stats.layers) * (1.5 if run.checkpointing else 1)
     compute = {
-        "layers": steps * ((work.layers + work.attention) / reached + moved / bandwidth),
-        "loss": steps * (work.loss / reached + _loss_bytes(run) / bandwidth),
-        "optimizer": _optimizer(run, device),
+        "layers": steps * ((flops.layers + flops.attention) / rate + elementwise / bandwidth),
+        "loss": steps * (flops.loss / rate + work.loss_bytes / bandwidth),
+        "optimizer": _optimizer_seconds(run, device),
         "host": steps * modules * device.module_seconds,
     }
-    found = transfers(run)
-    messages = {t.name: seconds(t, run.ranks, per_node, device) for t in found}
-    behind = {phase: sum(messages[t.name] for t in found if t.phase == phase) for phase in ("layers", "loss", "alone")}
+    messages = {t.name: transfer_seconds(t, run.ranks, per_node, device) for t in work.transfers}
+    by_phase = {
+        phase: sum(messages[t.name] for t in work.transfers if t.phase == phase)
+        for phase in ("layers", "loss", "alone")
+    }
     layers = max(compute["layers"], compute["host"])
     serial = layers + compute["loss"] + compute["optimizer"] + sum(messages.values())
     overlapped = (
-        (max(layers, behind["layers"]) if run.zero.overlap_comm else layers + behind["layers"])
-        + max(compute["loss"], behind["loss"])
-        + behind["alone"]
+        (max(layers, by_phase["layers"]) if run.zero.overlap_comm else layers + by_phase["layers"])
+        + max(compute["loss"], by_phase["loss"])
+        + by_phase["alone"]
         + compute["optimizer"]
     )
     return StepTime(compute, messages, serial, overlapped)
 
 
-def _loss_bytes(run: Run) -> float:
-    """Of a micro-step: passes over the logits, and over head and embedding for each piece and block of them.
+def estimate_loss_bytes(run: PlannedRun) -> float:
+    """Return the bytes that the loss of a micro-step reads and writes.
 
-    A piece reads the head twice (three times where its logits are computed twice) and adds to its gradient in fp32; a
-    block reads the embedding for its summaries and for the directions of their gradients.
+    Beside the passes over the logits, a subchunk reads the head twice (three times if its logits are recomputed) and
+    adds to its fp32 gradient. A chunk reads the embedding for the pooled representations and for their gradients.
     """
-    matrix, e, c = run.facts.vocab * run.facts.hidden, run.element, run.chunks
-    logits = LOSS_PASSES * run.rows * run.work.supervised * run.facts.vocab * e
-    if run.peer:
-        return logits
-    columns = 1 if run.head == "gathered" else run.ranks
-    head = matrix / columns * (c.pieces * (2 * e + 8) + c.recomputed * e)
-    return logits + head + matrix / run.ranks * c.blocks * 2 * e
+    matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
+    logits = LOSS_PASSES * run.micro_batch_size * run.workload.target_tokens * run.stats.vocab_size * e
+    head_shards = 1 if run.head == "gathered" else run.ranks
+    head = matrix / head_shards * (c.subchunks * (2 * e + 8) + c.recomputed * e)
+    return logits + head + matrix / run.ranks * c.chunks * 2 * e
 
 
-def _optimizer(run: Run, device: Device) -> float:
+def _optimizer_seconds(run: PlannedRun, device: Device) -> float:
     if not run.zero.offload_optimizer:
-        return OPTIMIZER_BYTES * run.own / (device.memory_gb_s * 1e9)
-    # Each micro-step's gradients go to the host and back, the updated weights come at the end.
-    over = run.own * (run.accumulation * 8 + run.element) / (device.host_gb_s * 1e9)
-    return over + OPTIMIZER_BYTES * run.own / (device.host_optimizer_gb_s * 1e9)
+        return OPTIMIZER_BYTES * run.local_elements / (device.memory_gb_s * 1e9)
+    # The gradients of each micro-step go to the host and back. The updated weights come back at the end.
+    copied = run.local_elements * (run.gradient_accumulation_steps * 8 + run.element_size)
+    update = OPTIMIZER_BYTES * run.local_elements / (device.host_optimizer_gb_s * 1e9)
+    return copied / (device.host_gb_s * 1e9) + update
 
 
-def seconds(transfer: Transfer, ranks: int, per_node: int, device: Device) -> float:
-    """The slower of the two kinds of link, and the latency of the messages that follow each other."""
+def transfer_seconds(transfer: Transfer, ranks: int, per_node: int, device: Device) -> float:
+    """Return the time of the slower kind of link, plus the latency of starts and hops."""
     outside = transfer.between_nodes(ranks, per_node)
     network = device.network_gb_s * 1e9 * device.link_efficiency
-    inside = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
-    # On a chain one rank of each node takes everything that comes in, and all wait for it at every hop.
-    alone = transfer.pattern == "chain" and ranks > per_node
-    between = (transfer.received if alone else outside) / network
-    return max(inside, between) + (transfer.hops + LAUNCH_HOPS * transfer.calls) * device.hop_seconds
+    inside_seconds = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
+    # On a chain one rank of each node receives all data from outside, and the others wait for it at every hop.
+    one_card = transfer.pattern == "chain" and ranks > per_node
+    outside_seconds = (transfer.received if one_card else outside) / network
+    latency = (transfer.hops + LAUNCH_HOPS * transfer.calls) * device.hop_seconds
+    return max(inside_seconds, outside_seconds) + latency

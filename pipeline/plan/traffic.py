@@ -1,22 +1,25 @@
-"""Bytes that a rank receives in one optimizer step, by purpose and by link.
+"""Estimate the bytes that a rank receives in one optimizer step, by purpose and by link.
 
-A ring passes the data of a collective from rank to rank. Ranks of a node are neighbours, and NCCL lays rings through
-all network cards of a node, so each card carries 1/g of what enters the node. In an all-to-all each pair of ranks talks
-on its own. A chain is one ring of single messages (the head's shards in `gathered`): the pair of ranks at a node's
-border share one card.
+A ring passes the data of a collective from rank to rank. Ranks of a node are neighbors, and NCCL builds rings through
+all network cards of a node, so each card carries 1/g of the data that enters the node. In an all-to-all each pair of
+ranks communicates directly. A chain is one ring of single messages (the head shards of the ring head): the ranks at
+the border of two nodes share one card.
 
-Shape letters: R ranks, g of a node, U distinct token ids of a micro-batch, d hidden size.
+Shape letters: R ranks, g ranks of a node, U distinct token ids of a micro-batch, d hidden size.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.plan.memory import reductions
-from pipeline.plan.workload import Run
+from pipeline.plan.memory import reduce_scatters
+from pipeline.plan.workload import PlannedRun
 
 Pattern = Literal["ring", "all-to-all", "chain"]
 Phase = Literal["layers", "loss", "alone"]
-SUMS = 3  # all-reduces of a step: its totals, and a norm for each of the optimizer's two groups; fp16 has one more
+
+# Scalar all-reduces of a step: the loss normalizers, and a norm for each of the optimizer's two groups. fp16 has one
+# more, which is not counted.
+SCALAR_ALL_REDUCES = 3
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class Transfer:
     """One kind of communication in an optimizer step.
 
     Attributes:
-        received: bytes that each rank receives. calls: collectives, or messages of a chain. hops: messages that
-            follow each other, R - 1 for a collective on a ring, twice that for an all-reduce.
-        phase: what it can overlap with: the layers' computation, the loss's, or nothing.
+        received: bytes that each rank receives.
+        calls: collectives, or messages of a chain.
+        hops: consecutive messages: R - 1 for a collective on a ring, twice that for an all-reduce.
+        pattern: how the ranks communicate.
+        phase: the computation that it can overlap with: the layers', the loss's, or none.
     """
 
     name: str
@@ -37,7 +42,7 @@ class Transfer:
     phase: Phase
 
     def between_nodes(self, ranks: int, per_node: int) -> float:
-        """Of the received bytes, those from other nodes, as a mean over the ranks of a node."""
+        """Return the received bytes that come from other nodes, averaged over the ranks of a node."""
         if ranks <= per_node:
             return 0.0
         if self.pattern == "all-to-all":
@@ -47,63 +52,54 @@ class Transfer:
         return self.received * (ranks - per_node) / (ranks - 1) / per_node
 
 
-def transfers(run: Run) -> list[Transfer]:
-    """All of one optimizer step; of the sums of a few numbers only the hops count."""
+def estimate_transfers(run: PlannedRun) -> list[Transfer]:
+    """Estimate all communication of one optimizer step. Scalar all-reduces count by their hops only."""
     if run.ranks == 1:
         return []
-    others, steps, share, e = run.ranks - 1, run.accumulation, (run.ranks - 1) / run.ranks, run.element
-    reduced = reductions(run)
-    padded = sum(-(-size // run.ranks) for _, sizes in reduced for size in sizes) * run.ranks
-    persistent = sum(-(-size // run.ranks) for size in run.persistent) * run.ranks
-    # DeepSpeed gathers them one by one after the update, we all together.
-    alone = len(run.persistent) if run.peer or run.one_by_one else min(1, len(run.persistent))
+    steps, e = run.gradient_accumulation_steps, run.element_size
+    others, fraction = run.ranks - 1, (run.ranks - 1) / run.ranks
+    reductions = reduce_scatters(run)
+    reduced = run.partition_elements(tuple(size for _, sizes in reductions for size in sizes)) * run.ranks
+    persistent = run.partition_elements(run.persistent_sizes) * run.ranks
+    persistent_calls = min(1, len(run.persistent_sizes))  # one collective gathers all of them after the update
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
         return Transfer(name, received, calls, others * calls, "ring", phase)
 
-    gathered = steps * share * run.gathers.elements(run.ranks) * e
-    found = [
-        ring("parameters", gathered, steps * run.gathers.calls, "layers"),
-        ring("gradients", steps * share * padded * e, steps * len(reduced), "layers"),
-        ring("persistent parameters", share * persistent * e, alone, "alone"),
-        Transfer("sums", 0.0, SUMS, 2 * others * SUMS, "ring", "alone"),
-    ]
-    if run.peer:
-        vocabulary = sum(run.facts.vocabulary)
-        uses = 4 if run.facts.tied else 2  # a tied matrix is used at both ends
-        gathered = steps * share * vocabulary * e
-        return [*found, ring("vocabulary", gathered * (uses + 1), steps * (uses + 1), "layers")]
-    rows = distinct(run.facts.vocab, run.rows * run.work.width)
-    lookup = steps * rows * (run.facts.hidden * (e + 4) + 8) * share
+    gathered = steps * fraction * run.gathers.gathered_elements(run.ranks) * e
+    distinct_ids = expected_distinct_ids(run.stats.vocab_size, run.micro_batch_tokens)
+    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + 4) + 8) * fraction
     return [
-        *found,
-        _loss(run),
-        Transfer("input embeddings", lookup, 4 * steps, 4 * steps * others, "all-to-all", "alone"),
+        ring("parameters", gathered, steps * run.gathers.calls, "layers"),
+        ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
+        ring("persistent parameters", fraction * persistent * e, persistent_calls, "alone"),
+        Transfer("sums", 0.0, SCALAR_ALL_REDUCES, 2 * others * SCALAR_ALL_REDUCES, "ring", "alone"),
+        _loss_transfer(run),
+        Transfer("input embeddings", looked_up, 4 * steps, 4 * steps * others, "all-to-all", "alone"),
     ]
 
 
-def _loss(run: Run) -> Transfer:
-    """Of all micro-steps; the collectives are those of `pipeline.loss`, where summaries have a gradient."""
-    steps, others, c = run.accumulation, run.ranks - 1, run.chunks
+def _loss_transfer(run: PlannedRun) -> Transfer:
+    """Estimate the loss of all micro-steps. The counts follow `pipeline.loss` with a non-zero alignment weight."""
+    steps, others, c = run.gradient_accumulation_steps, run.ranks - 1, run.chunking
     if run.head == "gathered":
-        rings, sums, exchanges = 4, c.blocks + 1, 2 * c.blocks
-        chain = others * (c.pieces + c.recomputed) + (2 * run.ranks - 1) * c.pieces
-        calls = steps * (rings + sums + exchanges + chain)
-        # In backward a shard's gradient travels beside the next shard.
-        follow = others * (c.pieces + c.recomputed) + run.ranks * c.pieces
-        hops = steps * (others * (rings + 2 * sums + exchanges) + follow)
+        rings, all_reduces, all_to_alls = 4, c.chunks + 1, 2 * c.chunks
+        messages = others * (c.subchunks + c.recomputed) + (2 * run.ranks - 1) * c.subchunks
+        calls = steps * (rings + all_reduces + all_to_alls + messages)
+        # In backward the gradient of a shard travels together with the next shard.
+        consecutive = others * (c.subchunks + c.recomputed) + run.ranks * c.subchunks
+        hops = steps * (others * (rings + 2 * all_reduces + all_to_alls) + consecutive)
         return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "chain", "loss")
-    # Layout; hidden states, statistics and gradients of each piece. Summaries of each block; inner products of each
-    # piece with moved sequences, which a block has not where it is a pivot on every rank (taken as aligned).
-    alone = c.block_sequences <= 1 and "pivot" in run.config.loss.detach
-    moved = c.pieces * (run.work.pairs / run.work.sequences if alone else 1.0)
-    gathers, reduces = 3 + 3 * c.pieces + c.recomputed, c.blocks + moved
+    # Gathers: layout; hidden states, statistics and gradients of each subchunk. All-reduces: pooled representations of
+    # each chunk; inner products of each subchunk that has sequences with a gradient. A chunk of one pivot has none;
+    # such chunks are assumed to coincide on all ranks.
+    single = c.chunk_sequences <= 1 and "pivot" in run.config.loss.detach
+    with_gradient = c.subchunks * (run.workload.pairs / run.workload.sequences if single else 1.0)
+    gathers, sums = 3 + 3 * c.subchunks + c.recomputed, c.chunks + with_gradient
     received = steps * run.loss_traffic.vocab_parallel
-    return Transfer(
-        "loss", received, steps * (gathers + reduces), steps * others * (gathers + 2 * reduces), "ring", "loss"
-    )
+    return Transfer("loss", received, steps * (gathers + sums), steps * others * (gathers + 2 * sums), "ring", "loss")
 
 
-def distinct(vocab: int, tokens: float) -> float:
-    """Expected distinct ids among tokens drawn evenly; text repeats itself more, so it is an upper bound."""
-    return vocab * (1 - (1 - 1 / vocab) ** tokens)
+def expected_distinct_ids(vocab_size: int, tokens: float) -> float:
+    """Return the expected number of distinct ids among uniform random tokens, an upper bound for text."""
+    return vocab_size * (1 - (1 - 1 / vocab_size) ** tokens)

@@ -1,82 +1,88 @@
-"""What a plan is made for: the run as numbers."""
+"""The inputs of a prediction: a recipe, the sizes of its model, and its data as averages."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from pipeline.config.settings import Config
-from pipeline.loss import LossSettings
 from pipeline.loss.softmax import rows_in_budget
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
-from pipeline.plan.gathers import Gathers, ZeroSettings, gathers
-from pipeline.plan.model_facts import Activations, ModelFacts, activations
+from pipeline.plan.gathers import GatherSimulation, ZeroSettings, simulate_gathers
+from pipeline.plan.model_facts import Activations, ModelStats, trace_activations
 
-# `full_logits` is the peer: plain ZeRO-3, whole logits in memory, gradients by autograd.
-HeadWay = Literal["vocab_parallel", "gathered", "full_logits"]
+ResolvedHead = Literal["vocab_parallel", "gathered"]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A packed row, on average; padding included in `width` alone.
+    """An average packed row, and the number of rows.
 
     Attributes:
-        width: tokens of a row as computed. tokens, supervised, sequences, pairs: real ones in it.
-        rows: of the data set.
+        padded_tokens: tokens of a row in the computation, padding included.
+        tokens: tokens of a row without padding.
+        target_tokens: tokens of a row that enter the cross entropy.
+        sequences: sequences of a row.
+        pairs: aligned pairs of a row.
+        dataset_rows: packed rows of the data set.
     """
 
-    width: int
+    padded_tokens: int
     tokens: float
-    supervised: float
+    target_tokens: float
     sequences: float
     pairs: float
-    rows: int
+    dataset_rows: int
 
     @classmethod
     def of_manifest(cls, manifest: dict) -> "Workload":
+        """Compute the averages from the manifest of packed shards."""
         totals, rows = manifest["totals"], manifest["totals"]["rows"]
-        mean = {key: totals[key] / rows for key in totals}
-        # A micro-batch is padded to its longest row, and packed rows nearly fill the limit.
         return cls(
-            manifest["max_seq_length"],
-            mean["tokens"],
-            mean["supervised_tokens"],
-            mean["sequences"],
-            mean["pairs"],
-            rows,
+            # A micro-batch is padded to its longest row, and packed rows nearly fill the limit.
+            padded_tokens=manifest["max_seq_length"],
+            tokens=totals["tokens"] / rows,
+            target_tokens=totals["supervised_tokens"] / rows,
+            sequences=totals["sequences"] / rows,
+            pairs=totals["pairs"] / rows,
+            dataset_rows=rows,
         )
 
 
 @dataclass(frozen=True)
-class Run:
-    """A recipe on a number of ranks.
+class PlannedRun:
+    """A recipe with its model and data on a number of ranks.
 
     Attributes:
-        gpu: on GPUs; else on CPUs, whose kernels hold more. mask_copies: sdpa turns the mask of packed rows into
-            numbers anew in each layer (all but cuDNN's attention).
-        peer: plan for plain ZeRO-3 with full logits instead. one_by_one: gather persistent parameters as it does.
+        gpu: whether the run is on GPUs; the CPU kernels hold more memory.
+        mask_copies: whether sdpa converts the bool mask of packed rows to numbers in each layer. All kernels but
+            cuDNN's attention do.
     """
 
     config: Config
-    facts: ModelFacts
+    stats: ModelStats
     zero: ZeroSettings
-    work: Workload
+    workload: Workload
     ranks: int
     gpu: bool = True
     mask_copies: bool = False
-    peer: bool = False
-    one_by_one: bool = False
 
     @property
-    def rows(self) -> int:
+    def micro_batch_size(self) -> int:
+        """Packed rows per rank and micro-step."""
         return self.config.training.train_micro_batch_size_per_gpu
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens per rank and micro-step, padding included."""
+        return self.micro_batch_size * self.workload.padded_tokens
 
     @property
     def precision(self) -> str:
         return self.config.training.precision
 
     @property
-    def element(self) -> int:
+    def element_size(self) -> int:
         """Bytes of a weight in forward and backward."""
         return DTYPES[self.precision].itemsize
 
@@ -85,104 +91,111 @@ class Run:
         return self.config.model.activation_checkpointing
 
     @property
-    def accumulation(self) -> int:
-        return max(1, self.config.training.train_batch_size // (self.rows * self.ranks))
+    def gradient_accumulation_steps(self) -> int:
+        return max(1, self.config.training.train_batch_size // (self.micro_batch_size * self.ranks))
 
     @cached_property
     def max_steps(self) -> int:
         t = self.config.training
-        return t.max_steps or max(1, round(t.num_train_epochs * self.work.rows / t.train_batch_size))
+        return t.max_steps or max(1, round(t.num_train_epochs * self.workload.dataset_rows / t.train_batch_size))
 
     @cached_property
     def activations(self) -> Activations:
-        kind = self.config.model.attn_implementation
-        shared_mask = kind == "sdpa" and not self.mask_copies
-        return activations(
-            self.facts.config, self.rows, self.work.width, self.precision, "sdpa_shared" if shared_mask else kind
+        attention: str = self.config.model.attn_implementation
+        if attention == "sdpa" and not self.mask_copies:
+            attention = "sdpa_shared"
+        return trace_activations(
+            self.stats.config, self.micro_batch_size, self.workload.padded_tokens, self.precision, attention
         )
 
     @cached_property
-    def gathers(self) -> Gathers:
-        return gathers(self.facts, self.zero, self.checkpointing)
+    def gathers(self) -> GatherSimulation:
+        return simulate_gathers(self.stats, self.zero, self.checkpointing)
 
     @cached_property
-    def persistent(self) -> tuple[int, ...]:
-        """Sizes of the parameters that ZeRO-3 keeps whole between steps; a small vocabulary is among them."""
-        ends = tuple(size for size in self.facts.vocabulary if size <= self.zero.persistence_threshold)
-        return self.gathers.persistent + ends
+    def persistent_sizes(self) -> tuple[int, ...]:
+        """Sizes of the parameters that ZeRO-3 does not partition between steps, small vocabularies included."""
+        vocabulary = tuple(size for size in self.stats.vocabulary if size <= self.zero.persistence_threshold)
+        return self.gathers.persistent_sizes + vocabulary
 
-    def shard(self, sizes: tuple[int, ...]) -> int:
-        """Elements of a rank's pieces of parameters; ZeRO-3 pads each to a multiple of the ranks."""
+    def partition_elements(self, sizes: tuple[int, ...]) -> int:
+        """Return the elements of one rank's partition; ZeRO-3 pads each parameter to a multiple of the ranks."""
         return sum(-(-size // self.ranks) for size in sizes)
 
     @cached_property
-    def own(self) -> int:
+    def local_elements(self) -> int:
         """Elements of all parameters on one rank."""
-        return self.shard(self.facts.matrices + self.facts.vectors)
+        return self.partition_elements(self.stats.matrices + self.stats.vectors)
 
     @cached_property
-    def head(self) -> HeadWay:
-        """How the loss is divided: the setting, or what `auto` would choose."""
-        if self.peer:
-            return "full_logits"
-        setting: str = self.config.loss.head
-        if setting == "auto":
-            setting = "vocab_parallel" if self.loss_traffic.vocab_parallel <= self.loss_traffic.gathered else "gathered"
-        return "gathered" if setting == "gathered" and self.ranks > 1 else "vocab_parallel"
+    def head(self) -> ResolvedHead:
+        """The configured head, or the one that `auto` would select."""
+        head: str = self.config.loss.head
+        if head == "auto":
+            head = "vocab_parallel" if self.loss_traffic.vocab_parallel <= self.loss_traffic.gathered else "gathered"
+        return "gathered" if head == "gathered" and self.ranks > 1 else "vocab_parallel"
 
     @cached_property
-    def chunks(self) -> "Chunks":
-        return Chunks.of(self.config.loss, self.facts, self.work, self.rows, self.element, self.gpu)
+    def chunking(self) -> "Chunking":
+        return Chunking.of(self)
 
     @cached_property
     def loss_traffic(self) -> Traffic:
-        """Of one micro-step."""
-        c, sequences = self.chunks, self.rows * self.work.sequences
-        moved = sequences if "pivot" not in self.config.loss.detach else self.rows * self.work.pairs
+        """Traffic of the loss in one micro-step."""
+        c, sequences = self.chunking, self.micro_batch_size * self.workload.sequences
+        pairs = self.micro_batch_size * self.workload.pairs
+        with_gradient = pairs if "pivot" in self.config.loss.detach else sequences
         return Traffic(
             ranks=self.ranks,
-            vocab=self.facts.vocab,
-            hidden=self.facts.hidden,
-            element_size=self.element,
-            positions=round(c.positions * self.ranks),
-            padded=round(c.positions),
-            pieces=c.pieces,
+            vocab=self.stats.vocab_size,
+            hidden=self.stats.hidden_size,
+            element_size=self.element_size,
+            positions=round(c.target_tokens * self.ranks),
+            padded=round(c.target_tokens),
+            subchunks=c.subchunks,
             recomputed=c.recomputed,
-            padded_recomputed=round(c.positions) if c.recomputed else 0,
+            padded_recomputed=round(c.target_tokens) if c.recomputed else 0,
             sequences=round(sequences * self.ranks),
-            moved=round(moved * self.ranks),
+            requires_grad=round(with_gradient * self.ranks),
         )
 
 
 @dataclass(frozen=True)
-class Chunks:
-    """How the supervised positions of one rank's micro-batch are cut (schedule.py), with units of average length.
+class Chunking:
+    """How pipeline.loss.chunking cuts one rank's micro-batch, if all alignment groups have the average length.
 
     Attributes:
-        positions: of the rank. rows: of a full piece. pieces: in all; recomputed: those filled twice.
-        blocks: of whole units. block_sequences: of the rank's sequences in a block.
+        target_tokens: target tokens of the rank.
+        subchunk_tokens: target tokens of a full subchunk.
+        subchunks: subchunks of the micro-batch.
+        recomputed: subchunks whose logits are computed twice.
+        chunks: chunks, which hold whole alignment groups.
+        chunk_sequences: sequences of the rank in a chunk.
     """
 
-    positions: float
-    rows: float
-    pieces: int
+    target_tokens: float
+    subchunk_tokens: float
+    subchunks: int
     recomputed: int
-    blocks: int
-    block_sequences: float
+    chunks: int
+    chunk_sequences: float
 
     @classmethod
-    def of(cls, loss: LossSettings, facts: ModelFacts, work: Workload, micro: int, element: int, gpu: bool) -> "Chunks":
-        positions, sequences = micro * work.supervised, micro * work.sequences
-        fit = rows_in_budget(loss, facts.vocab * element, facts.softcap, gpu)
-        if positions <= fit:
-            return cls(positions, positions, 1, 0, 1, sequences)
-        groups = max(1.0, sequences - micro * work.pairs)
-        units = 1.0 if loss.distance == "infonce" else sequences if "pivot" in loss.detach else groups
-        unit = positions / max(1.0, units)
-        if unit <= fit:
-            whole = int(fit / unit)
-            blocks = -int(-units // whole)
-            return cls(positions, whole * unit, blocks, 0, blocks, whole * sequences / units)
-        blocks = max(1, round(units))
-        pieces = -int(-unit // fit) * blocks
-        return cls(positions, fit, pieces, pieces, blocks, sequences / units)
+    def of(cls, run: PlannedRun) -> "Chunking":
+        """Cut the micro-batch so that the logits of a subchunk fit in the memory budget."""
+        loss, workload, rows = run.config.loss, run.workload, run.micro_batch_size
+        target_tokens, sequences = rows * workload.target_tokens, rows * workload.sequences
+        budget = rows_in_budget(loss, run.stats.vocab_size * run.element_size, run.stats.softcap, run.gpu)
+        if target_tokens <= budget:
+            return cls(target_tokens, target_tokens, 1, 0, 1, sequences)
+        examples = max(1.0, sequences - rows * workload.pairs)
+        groups = 1.0 if loss.distance == "infonce" else sequences if "pivot" in loss.detach else examples
+        group_tokens = target_tokens / max(1.0, groups)
+        if group_tokens <= budget:
+            groups_per_chunk = int(budget / group_tokens)
+            chunks = -int(-groups // groups_per_chunk)
+            chunk_sequences = groups_per_chunk * sequences / groups
+            return cls(target_tokens, groups_per_chunk * group_tokens, chunks, 0, chunks, chunk_sequences)
+        chunks = max(1, round(groups))
+        subchunks = -int(-group_tokens // budget) * chunks
+        return cls(target_tokens, budget, subchunks, subchunks, chunks, sequences / groups)

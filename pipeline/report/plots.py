@@ -9,7 +9,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pipeline.common.plotting import (
-    ARMS,
     BLUE,
     GREEN,
     GREY,
@@ -17,6 +16,7 @@ from pipeline.common.plotting import (
     LIGHT,
     NAVY,
     ORANGE,
+    RUN_COLORS,
     axes_of,
     figure_of,
     heat_map,
@@ -80,7 +80,7 @@ def smooth(values: list[float], window: int) -> list[float]:
 
 
 def arm_color(runs: Sequence[Run], run: Run) -> str:
-    return ARMS[list(runs).index(run) % len(ARMS)]
+    return RUN_COLORS[list(runs).index(run) % len(RUN_COLORS)]
 
 
 def _draw_curve(axes: Axes, runs: Sequence[Run], key: str) -> None:

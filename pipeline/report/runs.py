@@ -61,7 +61,7 @@ def read_run(path: Path, name: str) -> Run:
         name,
         path,
         read_metrics(path),
-        _read_result(path / "evaluation.json", "pipeline.evaluation.generation", _check_evaluation),
+        _read_result(path / "evaluation.json", "pipeline.evaluation", _check_evaluation),
         _read_result(path / "representations.json", "pipeline.representations", _check_representations),
         config.read_text(encoding="utf-8").strip() if config.is_file() else None,
     )

@@ -1,1 +1,1 @@
-"""Do translations lie together in a model's hidden states, and do languages lie apart? Start in `__main__.py`."""
+"""Cross-lingual similarity and language separability of a model's hidden states."""

@@ -1,9 +1,9 @@
-"""Cross-lingual similarity and separability of a model's states on problems with their written-out answers.
+"""Measure cross-lingual similarity and separability of a model's states on questions with written-out answers.
 
     python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
-Each question and gold answer is read as in training, no text is generated. Writes `representations.json`, `.md` and
-`.png`. Only problems that exist in every language count, so that all languages are measured on the same ones.
+Each question and gold answer is encoded as in training; no text is generated. Writes `representations.json`, `.md` and
+`.png`. Only questions that exist in every language are used, so that all languages are measured on the same ones.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from data_prep.records import Record, plan_pieces, read_piece
+from data_prep.records import Record, read_records
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
@@ -27,20 +27,22 @@ from pipeline.evaluation.generation import load_model
 from pipeline.models.families import FAMILIES
 from pipeline.representations.plots import draw, label
 from pipeline.representations.separability import principal_components, separability
-from pipeline.representations.similarity import Figure, compare
+from pipeline.representations.similarity import Metric, similarity_metrics
 from pipeline.representations.states import FINAL, SOFT, encode, layer_name, pooled_states
 
-MANY_LAYERS = 9  # of a deep model so many are measured, evenly spaced
-FEW_PROBLEMS = 5
+DEFAULT_LAYERS = 9  # of a deeper model, so many layers are measured by default, evenly spaced
+MIN_GROUPS = 5
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Run the model, compute all figures, write the three files.
+def measure_model(args: argparse.Namespace) -> None:
+    """Run the model, compute all metrics, and write the three files.
 
-    Raises UserError for an unusable model, a bad record, too few problems, a layer that does not exist.
+    Raises:
+        UserError: the model cannot be used, a record is malformed, there are too few questions, or a layer does not
+            exist.
     """
-    import_optional("sklearn.metrics")  # before the model runs
-    records, languages, left_out = read_parallel(Path(args.data), args.limit)
+    import_optional("sklearn.metrics")  # fail before the model runs
+    records, languages, left_out = read_parallel_records(Path(args.data), args.limit)
     output = Path(args.output or args.model)
     model, tokenizer = load_model(Path(args.model), args.dtype)
     if model.config.model_type not in FAMILIES:
@@ -55,92 +57,119 @@ def measure(args: argparse.Namespace) -> None:
         "languages": languages,
         "problems": len(records) // len(languages),
         "problems_left_out": left_out,
-        "representations": describe(states, languages, args.pivot, {layer_name(layers[-1]), FINAL, SOFT}),
+        "representations": representation_metrics(states, languages, args.pivot, {layer_name(layers[-1]), FINAL, SOFT}),
     }
+    tables = metrics_tables(result)
     write_atomically(output / "representations.png", png(draw(result)))
-    text = f"# Representations of {args.model}\n\n{tables(result)}\n"
-    write_atomically(output / "representations.md", text.encode())
+    write_atomically(output / "representations.md", f"# Representations of {args.model}\n\n{tables}\n".encode())
     write_atomically(output / "representations.json", (json.dumps(result, ensure_ascii=False) + "\n").encode())
-    print(f"{tables(result)}\n\nwritten: {output}/representations.json, representations.md, representations.png")
+    print(f"{tables}\n\nwritten: {output}/representations.json, representations.md, representations.png")
 
 
-def read_parallel(path: Path, limit: int | None) -> tuple[list[Record], list[str], int]:
-    """Records of the problems that exist in every language, language by language and in one order of problems.
+def read_parallel_records(path: Path, limit: int | None) -> tuple[list[Record], list[str], int]:
+    """Read the records of the questions that exist in every language.
 
-    Returns them, the languages in alphabetical order, and how many problems were left out for want of a language.
+    Args:
+        path: JSON Lines or Parquet file of canonical records with written-out answers.
+        limit: use only this many questions, the first ones.
+
+    Returns:
+        The records, language by language with the questions in the same order; the languages in alphabetical order;
+        and how many questions were left out because a language lacks them.
+
+    Raises:
+        UserError: a record is malformed, there is only one language, or too few questions exist in every language.
     """
     by_lang: dict[str, dict[str, Record]] = {}
     order: dict[str, None] = {}
-    for piece in plan_pieces([path]):
-        for _, record in read_piece(piece):
-            by_lang.setdefault(record.lang, {}).setdefault(record.pair_id, record)
-            order.setdefault(record.pair_id)
+    for record in read_records([path]):
+        by_lang.setdefault(record.lang, {}).setdefault(record.pair_id, record)
+        order.setdefault(record.pair_id)
     if len(by_lang) < 2:
-        raise UserError(f"{path}: only one language; similarity needs the same problems in two or more")
-    complete = [pair_id for pair_id in order if all(pair_id in found for found in by_lang.values())]
-    if limit is not None and limit < FEW_PROBLEMS:
-        raise UserError(f"--limit {limit}: at least {FEW_PROBLEMS} problems are needed")
-    if len(complete) < FEW_PROBLEMS:
+        raise UserError(f"{path}: only one language; similarity needs the same questions in two or more")
+    complete = [pair_id for pair_id in order if all(pair_id in records for records in by_lang.values())]
+    if limit is not None and limit < MIN_GROUPS:
+        raise UserError(f"--limit {limit}: at least {MIN_GROUPS} questions are needed")
+    if len(complete) < MIN_GROUPS:
         least = min(by_lang, key=lambda lang: len(by_lang[lang]))
         raise UserError(
-            f"{path}: {len(complete)} problems are there in every language, at least {FEW_PROBLEMS} are needed; "
+            f"{path}: {len(complete)} questions exist in every language, at least {MIN_GROUPS} are needed; "
             f"{least} has the fewest records ({len(by_lang[least])})"
         )
     languages, kept = sorted(by_lang), complete[:limit]
     return [by_lang[lang][pair_id] for lang in languages for pair_id in kept], languages, len(order) - len(complete)
 
 
-def choose_layers(depth: int, wanted: Sequence[int] | None) -> list[int]:
-    """The wanted layers and always the last; by default all, or nine evenly spaced of a deeper model."""
-    if wanted is None:
-        return sorted({round(i) for i in np.linspace(0, depth, min(depth + 1, MANY_LAYERS))})
-    if beyond := [layer for layer in wanted if not 0 <= layer <= depth]:
-        raise UserError(f"--layers {beyond[0]}: the model has layers 0 (its embeddings) to {depth}")
-    return sorted({*wanted, depth})
+def choose_layers(depth: int, requested: Sequence[int] | None) -> list[int]:
+    """Return the layers to measure, always including the last.
+
+    Args:
+        depth: number of layers of the model.
+        requested: layers of the command line; by default all of them, or nine evenly spaced ones of a deeper model.
+
+    Raises:
+        UserError: a requested layer does not exist.
+    """
+    if requested is None:
+        return sorted({round(i) for i in np.linspace(0, depth, min(depth + 1, DEFAULT_LAYERS))})
+    if missing := [layer for layer in requested if not 0 <= layer <= depth]:
+        raise UserError(f"--layers {missing[0]}: the model has layers 0 (its embeddings) to {depth}")
+    return sorted({*requested, depth})
 
 
-def describe(
+def representation_metrics(
     states: dict[str, np.ndarray], languages: list[str], pivot: str, scattered: set[str]
 ) -> dict[str, dict[str, Any]]:
-    """All figures of each representation [languages * problems, d]; coordinates for a scatter of those in `scattered`.
+    """Compute all metrics of each representation.
 
-    Under `similarity`, `all` is the mean over all pairs of languages and `with_pivot` over those with the pivot.
+    Args:
+        states: [languages * G, d] by name, language by language with the G questions in the same order.
+        languages: the language codes.
+        pivot: language of the `with_pivot` means.
+        scattered: names of the representations that also get coordinates for a scatter plot.
+
+    Returns:
+        By name: `similarity`, mean over all pairs of languages (`all`) and over those with the pivot (`with_pivot`);
+        `separability`; `pairs`, the similarity metrics of each pair of languages; and maybe `scatter`.
+
+    Raises:
+        UserError: a state is not finite.
     """
-    described = {}
+    metrics = {}
     for name, points in states.items():
         if not np.isfinite(points).all():
             raise UserError(f"{name}: not finite; the model's states overflow, give another --dtype")
         per_language = dict(zip(languages, np.split(points, len(languages)), strict=True))
-        pairs = {(a, b): compare(per_language[a], per_language[b]) for a, b in combinations(languages, 2)}
-        problems = np.tile(np.arange(len(points) // len(languages)), len(languages))
-        owners = np.repeat(languages, len(points) // len(languages))
-        described[name] = {
+        pairs = {(a, b): similarity_metrics(per_language[a], per_language[b]) for a, b in combinations(languages, 2)}
+        groups = np.tile(np.arange(len(points) // len(languages)), len(languages))
+        point_languages = np.repeat(languages, len(points) // len(languages))
+        metrics[name] = {
             "similarity": {
-                "all": _mean(list(pairs.values())),
-                "with_pivot": _mean([found for pair, found in pairs.items() if pivot in pair]),
+                "all": _mean_metrics(list(pairs.values())),
+                "with_pivot": _mean_metrics([pair_metrics for pair, pair_metrics in pairs.items() if pivot in pair]),
             },
-            "separability": separability(points, owners, problems),
-            "pairs": _nested(pairs),
+            "separability": separability(points, point_languages, groups),
+            "pairs": _nested_values(pairs),
         }
         if name in scattered:
-            described[name]["scatter"] = _scatter(points, languages)
-    return described
+            metrics[name]["scatter"] = _scatter(points, languages)
+    return metrics
 
 
-def _mean(found: Sequence[dict[str, Figure]]) -> dict[str, dict[str, float]] | None:
-    """Mean values and floors of several pairs of languages; None of none."""
-    if not found:
+def _mean_metrics(pairs: Sequence[dict[str, Metric]]) -> dict[str, dict[str, float]] | None:
+    """Average values and floors over pairs of languages; None if there are no pairs."""
+    if not pairs:
         return None
     return {
-        metric: {"value": fmean(one[metric].value for one in found), "floor": fmean(one[metric].floor for one in found)}
-        for metric in found[0]
+        name: {"value": fmean(pair[name].value for pair in pairs), "floor": fmean(pair[name].floor for pair in pairs)}
+        for name in pairs[0]
     }
 
 
-def _nested(pairs: dict[tuple[str, str], dict[str, Figure]]) -> dict[str, dict[str, dict[str, float]]]:
+def _nested_values(pairs: dict[tuple[str, str], dict[str, Metric]]) -> dict[str, dict[str, dict[str, float]]]:
     nested: dict[str, dict[str, dict[str, float]]] = {}
-    for (first, second), found in pairs.items():
-        nested.setdefault(first, {})[second] = {metric: figure.value for metric, figure in found.items()}
+    for (first, second), metrics in pairs.items():
+        nested.setdefault(first, {})[second] = {name: metric.value for name, metric in metrics.items()}
     return nested
 
 
@@ -151,48 +180,51 @@ def _scatter(points: np.ndarray, languages: list[str]) -> dict[str, Any]:
     return {"variance": variance, "points": {lang: part.tolist() for lang, part in zip(languages, parts, strict=True)}}
 
 
-def tables(result: dict[str, Any]) -> str:
-    """Two Markdown tables: similarity with floors in brackets, and separability."""
-    metrics = ("cosine", "centred_cosine", "cka", "retrieval", "xsim_error")
+def metrics_tables(result: dict[str, Any]) -> str:
+    """Format similarity (with floors in parentheses) and separability as two Markdown tables."""
+    names = ("cosine", "centred_cosine", "cka", "retrieval", "xsim_error")
     lines = [
         f"{result['problems']} problems in {len(result['languages'])} languages, mean over all pairs of languages; in "
-        "brackets the figure for shuffled pairs.",
+        "parentheses the metric for shuffled pairs.",
         "",
         "| states | cosine | centred cosine | linear CKA | P@1 | xSIM error |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, found in result["representations"].items():
-        figures = [found["similarity"]["all"][metric] for metric in metrics]
-        cells = [f"{figure['value']:.3f} ({figure['floor']:.3f})" for figure in figures]
+    for name, metrics in result["representations"].items():
+        similarity = [metrics["similarity"]["all"][metric] for metric in names]
+        cells = [f"{metric['value']:.3f} ({metric['floor']:.3f})" for metric in similarity]
         lines.append(f"| {label(name)} | {' | '.join(cells)} |")
     lines += [
         "",
         "| states | silhouette | Davies-Bouldin | k-means NMI | language probe (chance) |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, found in result["representations"].items():
-        apart = found["separability"]
+    for name, metrics in result["representations"].items():
+        separation = metrics["separability"]
         lines.append(
-            f"| {label(name)} | {apart['silhouette']:.3f} | {apart['davies_bouldin']:.2f} | "
-            f"{apart['kmeans_nmi']:.3f} | {apart['probe']:.3f} ({apart['probe_chance']:.3f}) |"
+            f"| {label(name)} | {separation['silhouette']:.3f} | {separation['davies_bouldin']:.2f} | "
+            f"{separation['kmeans_nmi']:.3f} | {separation['probe']:.3f} ({separation['probe_chance']:.3f}) |"
         )
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command-line parser."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.representations", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--model", required=True, help="directory of a Hugging Face causal LM")
     parser.add_argument("--data", required=True, help="records with written-out answers, JSON Lines or Parquet")
-    parser.add_argument("--output", help="where the files go; the model's directory if not given")
-    parser.add_argument("--layers", type=int, nargs="+", help="0 is the embeddings; nine evenly spaced if not given")
+    parser.add_argument("--output", help="directory of the result files; by default the model's directory")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", help="0 is the embeddings; by default all, or nine evenly spaced ones"
+    )
     parser.add_argument("--pivot", default="en", help="language of the with_pivot means")
-    parser.add_argument("--batch_size", type=PositiveInt, default=16, help="sequences read at once")
-    parser.add_argument("--limit", type=int, help="take only the first so many problems")
+    parser.add_argument("--batch_size", type=PositiveInt, default=16, help="sequences per batch")
+    parser.add_argument("--limit", type=int, help="use only this many questions, the first ones")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     return parser
 
 
 if __name__ == "__main__":
-    exit_cleanly(lambda: measure(parser().parse_args()))
+    exit_cleanly(lambda: measure_model(build_parser().parse_args()))

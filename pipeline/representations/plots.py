@@ -1,4 +1,4 @@
-"""Pictures of what `python -m pipeline.representations` found, drawn from the content of its JSON file."""
+"""Plots of the metrics of `python -m pipeline.representations`, from the content of `representations.json`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline.common.plotting import (
     GREEN,
     GREY,
     INK,
-    LANGUAGES,
+    LANGUAGE_COLORS,
     NAVY,
     ORANGE,
     axes_of,
@@ -27,20 +27,20 @@ LABELS = {"cosine": "cosine", "centred_cosine": "centred cosine", "cka": "linear
 
 
 def label(name: str) -> str:
-    """A representation's name for people: `layer_3` is layer 3."""
+    """Return a representation's display name: `layer_3` is layer 3."""
     return TITLES.get(name, name.replace("_", " "))
 
 
 def layers_of(result: dict[str, Any]) -> list[int]:
-    """The layers measured, in order."""
+    """Return the numbers of the measured layers in ascending order."""
     return sorted(int(name.removeprefix("layer_")) for name in result["representations"] if name.startswith("layer_"))
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Scatters above; similarity by layer and the languages' heat map below."""
+    """Plot scatters in the upper row, similarity by layer and the heat map of languages in the lower row."""
     figure = figure_of(13.8, 8.6)
     grid = figure.add_gridspec(2, 3, height_ratios=[1, 1.1])
-    scattered = [name for name, found in result["representations"].items() if "scatter" in found]
+    scattered = [name for name, metrics in result["representations"].items() if "scatter" in metrics]
     for column, name in enumerate(scattered):
         draw_scatter(axes_of(figure, grid[0, column]), result, name, label(name))
     draw_layers(axes_of(figure, grid[1, :2]), result)
@@ -54,11 +54,12 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 def color_of(result: dict[str, Any], lang: str) -> str:
-    return LANGUAGES[result["languages"].index(lang) % len(LANGUAGES)]
+    """Return the color of a language in all plots of a result."""
+    return LANGUAGE_COLORS[result["languages"].index(lang) % len(LANGUAGE_COLORS)]
 
 
 def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) -> None:
-    """The first two principal components, a colour for each language."""
+    """Plot the first two principal components, with one color per language."""
     scatter = result["representations"][name]["scatter"]
     for lang, points in scatter["points"].items():
         xs, ys = zip(*points, strict=True)
@@ -72,19 +73,19 @@ def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) ->
 
 
 def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
-    """Similarity of the pairs by layer, floors dotted; behind the layers, the normed state and the soft tokens."""
+    """Plot similarity by layer, with dotted floors; right of the layers the normed state and the soft tokens."""
     layers = layers_of(result)
     names = [f"layer_{layer}" for layer in layers]
-    behind = ["final", "soft_tokens"]
-    places = range(len(names))
+    others = ["final", "soft_tokens"]
+    xs = range(len(names))
     for metric, color in CURVES.items():
-        found = [result["representations"][name]["similarity"]["all"][metric] for name in [*names, *behind]]
-        values, floors = [one["value"] for one in found], [one["floor"] for one in found]
-        axes.plot(places, values[: len(names)], color=color, linewidth=1.9, marker="o", markersize=4)
-        axes.plot(places, floors[: len(names)], color=color, linewidth=1, linestyle=(0, (2, 2)))
-        extra = [len(names) + i for i in range(len(behind))]
-        axes.scatter(extra, values[len(names) :], color=color, s=32, marker="D", label=LABELS[metric], zorder=3)
-        axes.scatter(extra, floors[len(names) :], color=color, s=30, marker="_", zorder=3)
+        metrics = [result["representations"][name]["similarity"]["all"][metric] for name in [*names, *others]]
+        values, floors = [m["value"] for m in metrics], [m["floor"] for m in metrics]
+        axes.plot(xs, values[: len(names)], color=color, linewidth=1.9, marker="o", markersize=4)
+        axes.plot(xs, floors[: len(names)], color=color, linewidth=1, linestyle=(0, (2, 2)))
+        other_xs = [len(names) + i for i in range(len(others))]
+        axes.scatter(other_xs, values[len(names) :], color=color, s=32, marker="D", label=LABELS[metric], zorder=3)
+        axes.scatter(other_xs, floors[len(names) :], color=color, s=30, marker="_", zorder=3)
     ticks = [str(layer) for layer in layers] + ["normed", "soft\ntokens"]
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlabel("layer (0 is the embeddings)", fontsize=9, color=INK)
@@ -95,12 +96,12 @@ def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
 
 
 def draw_languages(axes: Axes, result: dict[str, Any], name: str) -> None:
-    """Centred cosine of every pair of languages."""
+    """Plot the centered cosine of every pair of languages as a heat map."""
     languages, pairs = result["languages"], result["representations"][name]["pairs"]
     values: list[list[float | None]] = [[None] * len(languages) for _ in languages]
     for i, first in enumerate(languages):
         for j, second in enumerate(languages[i + 1 :], start=i + 1):
             values[i][j] = values[j][i] = pairs[first][second]["centred_cosine"]
-    found = [value for row in values for value in row if value is not None]
-    heat_map(axes, languages, values, min(0.0, *found), max(found))
+    cosines = [value for row in values for value in row if value is not None]
+    heat_map(axes, languages, values, min(0.0, *cosines), max(cosines))
     title(axes, f"Centred cosine, {label(name)}")

@@ -1,6 +1,6 @@
-"""How far languages lie apart: clusters by language, and whether a linear probe can tell languages.
+"""Separability of languages: clustering by language, and accuracy of a linear probe that predicts the language.
 
-Shape letters: N points (a problem in a language each), d their size. Needs scikit-learn, of the extra `evaluation`.
+Shape letters: N points (each a question in one language), d their size. Requires scikit-learn (extra `evaluation`).
 """
 
 import warnings
@@ -13,15 +13,25 @@ from pipeline.representations.similarity import unit_rows
 FOLDS = 5
 
 
-def separability(points: np.ndarray, languages: np.ndarray, problems: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Figures of [N, d] points with [N] languages and [N] problems.
+def separability(points: np.ndarray, languages: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Compute how well the points of different languages are separated.
 
-    `silhouette`: cosine silhouette by language, -1 to 1. `davies_bouldin`: 0 is apart, large is mixed. `kmeans_nmi`:
-    normalised mutual information of k-means clusters (k the number of languages) with languages, 0 to 1. `probe` and
-    `probe_chance`: accuracy of a linear probe, see `probe_accuracy`, and of the most frequent language. Silhouette,
-    Davies-Bouldin and k-means see unit rows, that is directions, as the cosine does.
+    Silhouette, Davies-Bouldin and k-means are computed on rows of unit length, so that only directions count.
 
-    Raises UserError where scikit-learn is missing.
+    Args:
+        points: [N, d] representations.
+        languages: [N] language of each point.
+        groups: [N] example group of each point.
+        seed: of k-means.
+
+    Returns:
+        `silhouette`: cosine silhouette by language (Rousseeuw 1987), -1 to 1. `davies_bouldin`: index by language
+        (Davies and Bouldin 1979), 0 if separated, large if mixed. `kmeans_nmi`: normalized mutual information of the
+        languages and as many k-means clusters, 0 to 1. `probe` and `probe_chance`: accuracy of a linear probe, see
+        `probe_accuracy`, and of always predicting the most frequent language.
+
+    Raises:
+        UserError: scikit-learn is not installed.
     """
     metrics, cluster = import_optional("sklearn.metrics"), import_optional("sklearn.cluster")
     names, labels = np.unique(languages, return_inverse=True)
@@ -33,29 +43,42 @@ def separability(points: np.ndarray, languages: np.ndarray, problems: np.ndarray
         "silhouette": float(metrics.silhouette_score(rows, labels, metric="cosine")),
         "davies_bouldin": float(metrics.davies_bouldin_score(rows, labels)),
         "kmeans_nmi": float(metrics.normalized_mutual_info_score(labels, clusters)),
-        "probe": probe_accuracy(points, labels, problems),
+        "probe": probe_accuracy(points, labels, groups),
         "probe_chance": float(np.bincount(labels).max() / len(labels)),
     }
 
 
-def probe_accuracy(points: np.ndarray, labels: np.ndarray, problems: np.ndarray) -> float:
-    """Cross-validated accuracy of logistic regression on standardised features [N, d].
+def probe_accuracy(points: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
+    """Cross-validate logistic regression on standardized features.
 
-    Folds are grouped by problem: a probe must tell the language of problems it has seen in no language.
+    All translations of a question are in the same fold, so that the probe is tested on questions that it was not
+    trained on in any language.
+
+    Args:
+        points: [N, d] features.
+        labels: [N] language of each point.
+        groups: [N] example group of each point.
+
+    Returns:
+        The mean accuracy over folds.
     """
     selection, pipeline = import_optional("sklearn.model_selection"), import_optional("sklearn.pipeline")
     logistic = import_optional("sklearn.linear_model").LogisticRegression(max_iter=1000)
     probe = pipeline.make_pipeline(import_optional("sklearn.preprocessing").StandardScaler(), logistic)
-    folds = selection.GroupKFold(min(FOLDS, len(np.unique(problems))))
-    scores = selection.cross_val_score(probe, points.astype(np.float64), labels, groups=problems, cv=folds)
+    folds = selection.GroupKFold(min(FOLDS, len(np.unique(groups))))
+    scores = selection.cross_val_score(probe, points.astype(np.float64), labels, groups=groups, cv=folds)
     return float(scores.mean())
 
 
 def principal_components(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """[N, 2] coordinates on the first two principal components, and their shares of the variance."""
+    """Project [N, d] points onto their first two principal components.
+
+    Returns:
+        The [N, 2] coordinates, and the fraction of the variance that each component explains.
+    """
     pca = import_optional("sklearn.decomposition").PCA(
         2, svd_solver="full" if min(points.shape) < 500 else "randomized"
     )
     pca.set_params(random_state=0)
     coordinates = pca.fit_transform(points.astype(np.float64))
-    return coordinates, [float(share) for share in pca.explained_variance_ratio_]
+    return coordinates, [float(fraction) for fraction in pca.explained_variance_ratio_]

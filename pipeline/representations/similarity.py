@@ -1,30 +1,41 @@
-"""How alike two languages' representations of the same problems are, each figure beside its shuffled-pairs floor.
+"""Similarity of two languages' representations of the same questions, each metric with its shuffled-pairs floor.
 
-Shape letters: P problems, d size of a representation. Row i of both languages' matrices [P, d] is the same problem.
+Shape letters: G example groups, d size of a representation. Row i of both languages' matrices [G, d] belongs to the
+same question.
 
-The floor of a figure is its mean over all P! ways to pair one language's rows with the other's. It has a closed form
-for each, so nothing is drawn at random: what a figure shows about the pairs is what it has above its floor.
+The floor of a metric is its mean over all G! ways to pair one language's rows with the other's. It has a closed form
+for each metric, so nothing is sampled. Only the difference from the floor is evidence that translations are similar.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-NEIGHBOURS = 4  # k of the margin, as xSIM has it
+NEIGHBORS = 4  # k of the margin, as in xSIM
 
 
-class Figure(NamedTuple):
-    """A measured value and its mean over all shufflings of the pairs."""
+class Metric(NamedTuple):
+    """A metric of the pairs.
+
+    Attributes:
+        value: its value.
+        floor: its mean over all permutations of the pairs.
+    """
 
     value: float
     floor: float
 
 
-def compare(x: np.ndarray, y: np.ndarray) -> dict[str, Figure]:
-    """All figures of two languages, [P, d] each, P > 1, computed in float64.
+def similarity_metrics(x: np.ndarray, y: np.ndarray) -> dict[str, Metric]:
+    """Compute all similarity metrics of two languages in float64.
 
-    `cosine` and `centred_cosine`: mean cosine of the pairs, the latter after each language's mean was subtracted.
-    `cka`: linear centred kernel alignment. `retrieval`: see there. `xsim_error`: see there.
+    Args:
+        x: [G, d] representations in one language, G > 1.
+        y: [G, d] those of the same questions in the other language.
+
+    Returns:
+        `cosine`: mean cosine of the pairs. `centred_cosine`: the same after subtracting each language's mean. `cka`,
+        `retrieval` and `xsim_error`: see `linear_cka`, `retrieval` and `xsim_error`.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     cosines = cosine_matrix(x, y)
@@ -38,51 +49,60 @@ def compare(x: np.ndarray, y: np.ndarray) -> dict[str, Figure]:
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; a row of zeros stays."""
+    """Scale rows to length 1; rows of zeros stay zero."""
     lengths = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(lengths > 0, lengths, 1.0)
 
 
 def cosine_matrix(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[P, P] cosines of every row of x with every row of y."""
+    """Return the [G, G] cosines of every row of x with every row of y."""
     return unit_rows(x) @ unit_rows(y).T
 
 
-def _mean_of_pairs(cosines: np.ndarray) -> Figure:
-    return Figure(float(np.diagonal(cosines).mean()), float(cosines.mean()))
+def _mean_of_pairs(cosines: np.ndarray) -> Metric:
+    return Metric(float(np.diagonal(cosines).mean()), float(cosines.mean()))
 
 
-def linear_cka(x: np.ndarray, y: np.ndarray) -> Figure:
-    """Linear CKA (Kornblith et al. 2019, arXiv 1905.00414, section 3); the floor is E over permutations of tr(K PLP').
+def linear_cka(x: np.ndarray, y: np.ndarray) -> Metric:
+    """Compute linear centered kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, section 3).
 
-    With few problems and a large d the floor is high, since K and L then both come near the centring matrix.
+    The floor is the mean of tr(K P L P') over all permutations P, with the same denominator. With few example groups
+    and a large d it is high, since K and L are then both close to the centering matrix.
     """
     x, y = x - x.mean(0), y - y.mean(0)
     k, el = x @ x.T, y @ y.T
     scale = np.linalg.norm(k) * np.linalg.norm(el)
     if scale == 0:
-        return Figure(0.0, 0.0)
-    # The centred K and L sum to 0: off the diagonal to -tr. Hence tr K tr L (1/P + 1/(P (P-1))).
+        return Metric(0.0, 0.0)
+    # The elements of the centered K and L sum to 0, those off the diagonal to -tr. Hence the mean over permutations is
+    # tr K tr L (1/G + 1/(G (G-1))) = tr K tr L / (G-1).
     floor = np.trace(k) * np.trace(el) / (len(x) - 1)
-    return Figure(float((k * el).sum() / scale), float(floor / scale))
+    return Metric(float((k * el).sum() / scale), float(floor / scale))
 
 
-def retrieval(cosines: np.ndarray) -> Figure:
-    """P@1: share of problems whose translation is the most similar of all P, mean of both directions."""
-    places = np.arange(len(cosines))
-    forth, back = cosines.argmax(1) == places, cosines.argmax(0) == places
-    return Figure(float((forth.mean() + back.mean()) / 2), 1 / len(cosines))
+def retrieval(cosines: np.ndarray) -> Metric:
+    """Compute P@1: the fraction of rows whose translation is the most similar of all G, mean of both directions.
 
-
-def xsim_error(cosines: np.ndarray) -> Figure:
-    """xSIM: error rate of retrieval by ratio margin (Artetxe and Schwenk 2019, arXiv 1811.01136), both directions.
-
-    The margin is a cosine over the mean cosine of both sides' k nearest neighbours; candidates are the k nearest. It
-    forgives hubs, which are near to everything, where plain retrieval does not. Its ratio wants positive cosines.
+    Args:
+        cosines: [G, G] cosines of x (rows) and y (columns).
     """
-    k = min(NEIGHBOURS, len(cosines))
+    indices = np.arange(len(cosines))
+    forward, backward = cosines.argmax(1) == indices, cosines.argmax(0) == indices
+    return Metric(float((forward.mean() + backward.mean()) / 2), 1 / len(cosines))
+
+
+def xsim_error(cosines: np.ndarray) -> Metric:
+    """Compute xSIM: the error rate of ratio-margin retrieval (Artetxe and Schwenk 2019, arXiv 1811.01136).
+
+    The margin is a cosine divided by the mean cosine of both sides' k nearest neighbors; candidates are the k nearest.
+    Unlike plain retrieval it is robust to hubs, which are close to everything. The ratio assumes positive cosines.
+
+    Args:
+        cosines: [G, G] cosines of x (rows) and y (columns). The result is the mean of both directions.
+    """
+    k = min(NEIGHBORS, len(cosines))
     errors = [_margin_errors(matrix, k) for matrix in (cosines, cosines.T)]
-    return Figure(float(np.mean(errors)), 1 - 1 / len(cosines))
+    return Metric(float(np.mean(errors)), 1 - 1 / len(cosines))
 
 
 def _margin_errors(cosines: np.ndarray, k: int) -> float:

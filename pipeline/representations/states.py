@@ -1,9 +1,9 @@
 """Hidden states and soft tokens of written-out answers, pooled over each response.
 
-Shape letters: B sequences of a batch, N its longest, T response positions, V vocabulary, d hidden size.
+Shape letters: B sequences of a batch, N length of the longest, T response positions, V vocabulary, d hidden size.
 
-The response positions are training's: those at which a response token is predicted, so that the first is the last
-token of the prompt. Only pooled states are kept, and probabilities exist for a few positions at a time.
+Response positions are those of the training loss: the positions at which a response token is predicted, starting at the
+last token of the prompt. Only pooled states are kept, and probabilities are computed for a few positions at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,133 +18,145 @@ from tqdm import tqdm
 from data_prep.records import Record
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
+from pipeline.loss.soft_tokens import head_logits, mean_soft_tokens
 from pipeline.models.families import HeadConfig, head_config
 
-CHUNK_ELEMENTS = 1 << 26  # logits held at once: [chunk, V] in float32 is 256 MB
+CHUNK_ELEMENTS = 1 << 26  # of the largest temporary, such as logits [chunk, V]: 256 MB in float32
 
-Model = Any  # transformers' annotations do not tell that a causal LM has a decoder
+EncodedRecord = tuple[list[int], list[int]]  # token ids, response positions
+Model = Any  # transformers' annotations do not say that a causal LM has a decoder
 FINAL, SOFT = "final", "soft_tokens"
 
 
 def layer_name(layer: int) -> str:
-    """`layer_0` is the input embeddings, `layer_L` the output of the last of L layers, before the final norm."""
+    """Return the name of a layer's output: `layer_0` is the embeddings, `layer_i` the output of the i-th layer."""
     return f"layer_{layer}"
 
 
-def encode(tokenizer: Any, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each conversation, and the positions at which its response tokens are predicted.
+def encode(tokenizer: Any, records: Sequence[Record]) -> list[EncodedRecord]:
+    """Return each conversation's token ids and response positions.
 
-    Raises UserError naming pair_id and language where the chat template refuses a conversation.
+    Raises:
+        UserError: the chat template rejects a conversation; the message names pair_id and language.
     """
     encoded = []
     tokens = ChatEncoder(tokenizer).encode([record.messages for record in records])
-    for record, found in zip(records, tokens, strict=True):
-        if isinstance(found, UserError):
-            raise UserError(f"pair_id {record.pair_id!r}, {record.lang}: {found}")
-        ids = [token if token >= 0 else ~token for token in found]
-        encoded.append((ids, [place - 1 for place, token in enumerate(found) if token < 0]))
+    for record, result in zip(records, tokens, strict=True):
+        if isinstance(result, UserError):
+            raise UserError(f"pair_id {record.pair_id!r}, {record.lang}: {result}")
+        ids = [token if token >= 0 else ~token for token in result]  # response tokens are inverted bitwise
+        encoded.append((ids, [position - 1 for position, token in enumerate(result) if token < 0]))
     return encoded
 
 
 @torch.inference_mode()
 def pooled_states(
-    model: Model, encoded: Sequence[tuple[list[int], list[int]]], layers: Sequence[int], batch_size: int
+    model: Model, encoded: Sequence[EncodedRecord], layers: Sequence[int], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Means over response positions, float32 [records, d] by name: `layer_i`, `final` and `soft_tokens`.
+    """Compute each record's representations, averaged over its response positions.
 
-    `final` is the decoder's output, after the final norm; `soft_tokens` is the mean of softmax(logits) E.
-    Raises UserError where memory runs out.
+    Args:
+        model: a causal LM of a supported family.
+        encoded: the records, see `encode`.
+        layers: layers whose output is pooled; 0 is the embeddings.
+        batch_size: number of sequences in a forward pass.
+
+    Returns:
+        float32 [records, d] by name: `layer_i`; `final`, the decoder's output after the final norm; `soft_tokens`, the
+        mean of softmax(logits) E, with E the input embeddings.
+
+    Raises:
+        UserError: out of GPU memory.
     """
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
-    pooled: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(encoded) for name in _names(layers)}
+    names = [*map(layer_name, layers), FINAL, SOFT]
+    pooled: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(encoded) for name in names}
     head = head_config(model)
-    with tqdm(total=len(encoded), desc="states", unit="record") as progress, _watched(model, layers) as seen:
+    progress = tqdm(total=len(encoded), desc="states", unit="record")
+    with progress, _capture_layer_outputs(model, layers) as layer_outputs:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             try:
-                found = _batch(model, head, [encoded[i] for i in batch], seen)
+                rows_by_name = _pool_batch(model, head, [encoded[i] for i in batch], layer_outputs)
             except torch.OutOfMemoryError:
-                raise UserError(f"out of GPU memory at --batch_size {batch_size}; take a smaller one") from None
-            for name, rows in found.items():
+                raise UserError(f"out of GPU memory at --batch_size {batch_size}; use a smaller one") from None
+            for name, rows in rows_by_name.items():
                 for i, row in zip(batch, rows, strict=True):
                     pooled[name][i] = row
             progress.update(len(batch))
     return {name: torch.stack(rows).numpy() for name, rows in pooled.items()}
 
 
-def _names(layers: Sequence[int]) -> list[str]:
-    return [*map(layer_name, layers), FINAL, SOFT]
-
-
 @contextmanager
-def _watched(model: Model, layers: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-    """What the layers put out in the last forward pass, [B, N, d] by name.
+def _capture_layer_outputs(model: Model, layers: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+    """Register hooks that store the layers' outputs of the latest forward pass, [B, N, d] by name.
 
-    transformers' own `output_hidden_states` gives the last layer's only after the final norm.
+    `output_hidden_states` of transformers returns the last layer's output only after the final norm.
     """
-    blocks, seen = model.get_decoder().layers, {}
+    blocks, outputs = model.get_decoder().layers, {}
     handles = []
 
-    def keep(name: str, output: Any) -> None:
-        seen[name] = output[0] if isinstance(output, tuple) else output
+    def store(name: str, output: Any) -> None:
+        outputs[name] = output[0] if isinstance(output, tuple) else output
 
     for layer in layers:
         name = layer_name(layer)
         if layer == 0:
-            handles.append(blocks[0].register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0])))
+            handles.append(blocks[0].register_forward_pre_hook(lambda _, args, name=name: store(name, args[0])))
         else:
             hook = blocks[layer - 1].register_forward_hook
-            handles.append(hook(lambda _, args, output, name=name: keep(name, output)))
+            handles.append(hook(lambda _, args, output, name=name: store(name, output)))
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _batch(
-    model: Model, head: HeadConfig, batch: Sequence[tuple[list[int], list[int]]], seen: dict[str, Tensor]
+def _pool_batch(
+    model: Model, head: HeadConfig, batch: Sequence[EncodedRecord], layer_outputs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Pooled rows [B, d] of one batch, on the CPU."""
+    """Run one batch and return its pooled representations, [B, d] by name, on the CPU."""
     width = max(len(ids) for ids, _ in batch)
     tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
     mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
     device = model.device
     final = model.get_decoder()(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False)[0]
-    flat = [row * width + place for row, (_, places) in enumerate(batch) for place in places]
-    positions = torch.tensor(flat, device=device)
-    counts = torch.tensor([len(places) for _, places in batch], device=device)
+    flat = [row * width + position for row, (_, positions) in enumerate(batch) for position in positions]
+    indices = torch.tensor(flat, device=device)
+    counts = torch.tensor([len(positions) for _, positions in batch], device=device)
     sequence = torch.repeat_interleave(torch.arange(len(batch), device=device), counts)
 
     def mean(states: Tensor) -> Tensor:
-        selected = states.flatten(0, 1).index_select(0, positions).float()
+        selected = states.flatten(0, 1).index_select(0, indices).float()
         sums = torch.zeros(len(batch), selected.shape[-1], device=device).index_add_(0, sequence, selected)
         return sums / counts[:, None]
 
-    rows = {name: mean(states) for name, states in (seen | {FINAL: final}).items()}
-    hidden = final.flatten(0, 1).index_select(0, positions)
-    rows[SOFT] = soft_summaries(model, head, hidden, sequence, len(batch))
-    return {name: row.cpu() for name, row in rows.items()}
+    pooled = {name: mean(states) for name, states in (layer_outputs | {FINAL: final}).items()}
+    hidden = final.flatten(0, 1).index_select(0, indices)
+    pooled[SOFT] = _pool_soft_tokens(model, head, hidden, sequence, len(batch))
+    return {name: rows.cpu() for name, rows in pooled.items()}
 
 
-def soft_summaries(model: Model, head: HeadConfig, hidden: Tensor, sequence: Tensor, sequences: int) -> Tensor:
-    """[sequences, d] means of softmax(logits) E over each sequence's positions: training's u, at temperature 1.
+def _pool_soft_tokens(model: Model, head: HeadConfig, hidden: Tensor, sequence: Tensor, sequences: int) -> Tensor:
+    """Compute the mean of softmax(logits) E over each sequence's positions: the soft-token summary at temperature 1.
 
-    hidden: [T, d] final states at response positions; sequence: [T] the sequence of each. The mean of the probabilities
-    times E is the mean of the products, so E is multiplied with one row per sequence.
+    Args:
+        model: provides the head's weight and the input embeddings E, [V, d] each.
+        head: what the family applies to the logits.
+        hidden: [T, d] final states at response positions.
+        sequence: [T] index of the sequence that each position belongs to.
+        sequences: number of sequences, B.
+
+    Returns:
+        [B, d] in float32.
     """
     weight = model.get_output_embeddings().weight
     chunk = max(1, CHUNK_ELEMENTS // len(weight))
-    pooled = torch.zeros(sequences, len(weight), device=hidden.device)
-    for rows, owners in zip(hidden.split(chunk), sequence.split(chunk), strict=True):
-        logits = (rows @ weight.T).float() * head.logit_scale
-        if head.bias is not None:
-            logits += head.bias
-        if head.softcap is not None:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
-        pooled.index_add_(0, owners, torch.softmax(logits, dim=-1))
-    pooled /= torch.bincount(sequence, minlength=sequences)[:, None]
-    embeddings = model.get_input_embeddings().weight
-    rows_at_once = max(1, CHUNK_ELEMENTS // embeddings.shape[1])
-    parts = zip(pooled.split(rows_at_once, dim=1), embeddings.split(rows_at_once), strict=True)
-    return sum((p @ e.float() for p, e in parts), torch.zeros(sequences, embeddings.shape[1], device=hidden.device))
+    logit_chunks = (
+        head_logits(rows, weight, head.bias, head.logit_scale, head.softcap, torch.float32)
+        for rows in hidden.split(chunk)
+    )
+    embedding = model.get_input_embeddings().weight
+    rows_at_once = max(1, CHUNK_ELEMENTS // embedding.shape[1])
+    return mean_soft_tokens(logit_chunks, sequence, sequences, embedding, rows_at_once)

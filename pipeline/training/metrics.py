@@ -1,9 +1,11 @@
-"""One line of figures per optimizer step: metrics.jsonl, TensorBoard, and a bar or, in a log, a line now and then.
+"""Compute the metrics of each optimizer step and write them.
 
-Rank 0 writes.
+Rank 0 writes metrics.jsonl, TensorBoard events, and a progress bar or, if standard error is not a terminal, a line
+every half minute.
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -16,35 +18,69 @@ from tqdm import tqdm
 
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.hardware import device_called
+from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training.metrics_reader import METRICS, read_metrics
+from pipeline.training.state import TrainState
 
-LOG_SECONDS = 30.0  # between lines where no person watches
+LOG_SECONDS = 30.0  # between two lines if there is no progress bar
+
+
+def cross_entropy(results: list[SolarLoss], normalizers: LossNormalizers) -> float:
+    """Return the cross entropy of a global batch, in nats per target token."""
+    return sum(float(result.ce_sum) for result in results) / max(normalizers.tokens, 1)
+
+
+def step_metrics(
+    state: TrainState, results: list[SolarLoss], normalizers: LossNormalizers, languages: list[str]
+) -> dict[str, Any]:
+    """Return the losses of the optimizer step just done, in total and per language.
+
+    The alignment metrics are null if the global batch has no pair.
+    """
+    pairs = normalizers.pairs or math.nan
+    distance = sum(float(result.distance_sum) for result in results) / pairs
+    cosine = sum(float(result.cosine_sum) for result in results) / pairs
+    metrics = {
+        "step": state.step,
+        "loss": sum(float(result.loss.detach()) for result in results),
+        "ce_loss": cross_entropy(results, normalizers),
+        "align_loss": distance if normalizers.pairs else None,
+        "align_cos": cosine if normalizers.pairs else None,
+        "num_tokens": state.num_tokens,
+    }
+    sums = torch.stack([result.language_ce for result in results]).sum(0).tolist()
+    counts = torch.stack([result.language_tokens for result in results]).sum(0).tolist()
+    return metrics | {f"ce_loss_{lang}": s / n for lang, s, n in zip(languages, sums, counts, strict=True) if n}
 
 
 def peak_memory_gb() -> float:
-    """Of this process so far, in GiB: allocated on its GPU, or resident where it has none."""
+    """Return this process's peak memory in GiB: allocated on its GPU, or resident if it uses none."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-class Metrics:
-    """Writes one record per step. On ranks other than 0 it does nothing.
+class MetricsWriter:
+    """Writer of one record per optimizer step. Only the main process writes.
 
     Args:
-        directory: of the run. first_step: steps already done; later lines of an interrupted run are dropped.
-        flops_per_token: 6 x parameters, for MFU.
+        directory: output directory of the run.
+        is_main: this is rank 0.
+        first_step: steps already done. Records of later steps, left by an interrupted run, are dropped.
+        max_steps: last step of the run.
+        flops_per_token: floating-point operations per token for MFU: 6 x parameters.
+        ranks: the world size.
     """
 
     def __init__(
-        self, directory: Path, main: bool, first_step: int, max_steps: int, flops_per_token: float, ranks: int
+        self, directory: Path, is_main: bool, first_step: int, max_steps: int, flops_per_token: float, ranks: int
     ):
-        self.main, self.flops_per_token = main, flops_per_token
+        self.is_main, self.flops_per_token = is_main, flops_per_token
         device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self.peak = device.flops("bf16") * ranks if device else None  # MFU is null on a device without known peak
+        self.peak_flops = device.flops("bf16") * ranks if device else None  # MFU is null on an unknown device
         self._last = time.perf_counter()
         self.path = path = directory / METRICS
-        if not main:
+        if not is_main:
             return
         keep = [record for record in read_metrics(directory) if record["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
@@ -60,16 +96,24 @@ class Metrics:
             disable=not sys.stderr.isatty(),
         )
 
-    def log(self, record: dict[str, Any], step_tokens: float) -> None:
-        """Add rate, MFU and memory to a record and write it. `step_tokens`: real tokens of the step, all ranks."""
+    def log(self, record: dict[str, Any], num_tokens: float) -> None:
+        """Add throughput, MFU and memory to a record and write it.
+
+        Args:
+            record: the metrics of a step; extended in place.
+            num_tokens: tokens of the step over all ranks, without padding.
+
+        Raises:
+            OSError: metrics.jsonl cannot be written.
+        """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        rate = step_tokens / seconds
-        if not self.main:
+        rate = num_tokens / seconds
+        if not self.is_main:
             return
         record["step_seconds"] = round(seconds, 4)
         record["tokens_per_second"] = round(rate, 1)
-        record["mfu"] = round(rate * self.flops_per_token / self.peak, 4) if self.peak else None
+        record["mfu"] = round(rate * self.flops_per_token / self.peak_flops, 4) if self.peak_flops else None
         record["peak_memory_gb"] = round(peak_memory_gb(), 3)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -82,11 +126,12 @@ class Metrics:
         self._bar.update()
         if self._bar.disable and (now - self._logged > LOG_SECONDS or record["step"] == self._max_steps):
             self._logged = now
-            figures = "  ".join(f"{key} {value}" for key, value in shown.items())
-            print(f"step {record['step']}/{self._max_steps}  {figures}", flush=True)
+            values = "  ".join(f"{key} {value}" for key, value in shown.items())
+            print(f"step {record['step']}/{self._max_steps}  {values}", flush=True)
 
     def close(self) -> None:
-        if self.main:
+        """Close all outputs."""
+        if self.is_main:
             self._file.close()
             self._board.close()
             self._bar.close()

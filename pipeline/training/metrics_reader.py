@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run, read: one record per optimizer step."""
+"""Read the metrics.jsonl of a run: one record per optimizer step."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The records of a run in the order of their steps; empty where there are none yet.
+    """Return the records of a run in the order of their steps, or an empty list if there are none yet.
 
-    A last line that a kill cut short is left out.
+    An incomplete last line, left by a killed process, is ignored.
 
     Raises:
-        UserError: another line is damaged; names file and row.
+        UserError: another line is damaged; the message names the file and the row.
     """
     path = directory / METRICS
     if not path.is_file():

@@ -1,48 +1,68 @@
-"""Stop before an update if the loss is not finite or has jumped, and locate the cause."""
+"""Stop before an update if the loss or its gradients are not finite, or the loss has jumped."""
 
 import statistics
+from collections.abc import Sequence
+from typing import NoReturn
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossNormalizers
-from pipeline.training.state import TrainState
 from pipeline.zero3.engine import ZeroEngine
 
-LOSSES_NEEDED = 20
+MIN_LOSSES = 20  # losses needed before a jump can be detected
 
 
-def blame(
-    what: str, zero: ZeroEngine, window: list[MicroBatch], weight: float, normalizers: LossNormalizers, step: int
-) -> None:
-    """Repeat the step to find the first micro-batches whose own gradients are not finite, and end with their names.
+def raise_nonfinite(
+    what: str,
+    engine: ZeroEngine,
+    micro_batches: Sequence[MicroBatch],
+    weight: float,
+    normalizers: LossNormalizers,
+    step: int,
+) -> NoReturn:
+    """Repeat the step to locate the first micro-batches with non-finite gradients, and raise. A collective.
+
+    Args:
+        what: the quantity that is not finite, for the message.
+        micro_batches: this rank's micro-batches of the step.
+        weight: the alignment weight of the step.
 
     Raises:
-        AgreedError: always.
+        AgreedError: always; the message names ranks and pair ids.
     """
     culprits: list[str] = []
-    for batch in window:
-        mine = None
-        if not zero.gradients_finite(batch, weight, normalizers):
-            mine = f"{distributed.rank_label()}, problems {', '.join(batch.pair_ids)}"
-        culprits = [text for text in distributed.all_gather_object(mine) if text is not None]
+    for batch in micro_batches:
+        local = None
+        if not engine.local_gradients_finite(batch, weight, normalizers):
+            local = f"{distributed.rank_label()}, pair ids {', '.join(batch.pair_ids)}"
+        culprits = [text for text in distributed.all_gather_object(local) if text is not None]
         if culprits:
             break
-    where = "; ".join(culprits) or "repeating the step gave finite gradients, which speaks for a fault of the hardware"
+    location = "; ".join(culprits) or "repeating the step gave finite gradients, which suggests a hardware fault"
     raise AgreedError(
-        f"step {step}: the {what} is not finite; stopped before the update. {where}. "
-        "Lower the learning rate or look at these records"
+        f"step {step}: the {what} is not finite; stopped before the update. {location}. "
+        "Lower the learning rate or inspect these records"
     )
 
 
-def check_jump(ce: float, state: TrainState, max_jump: float | None) -> None:
-    """Raises UserError where the cross entropy is `max_jump` above the median of the last steps."""
-    if max_jump is None or len(state.recent_ce) < LOSSES_NEEDED:
+def check_loss_jump(ce: float, recent_ce: Sequence[float], step: int, max_jump: float | None) -> None:
+    """Check that the cross entropy of a step is close to that of the steps before.
+
+    Args:
+        ce: cross entropy of the step, in nats per target token.
+        recent_ce: cross entropies of the steps before.
+        max_jump: the largest difference to their median that is allowed; None: no check.
+
+    Raises:
+        UserError: the cross entropy exceeds the median by more than `max_jump`.
+    """
+    if max_jump is None or len(recent_ce) < MIN_LOSSES:
         return
-    usual = statistics.median(state.recent_ce)
-    if ce > usual + max_jump:
+    median = statistics.median(recent_ce)
+    if ce > median + max_jump:
         raise UserError(
-            f"step {state.step + 1}: the cross entropy jumped to {ce:.3f} from a median of {usual:.3f} over the last "
-            f"{len(state.recent_ce)} steps; stopped before the update. Lower the learning rate, or raise "
-            "training.max_loss_jump, and start again from the newest checkpoint"
+            f"step {step}: the cross entropy jumped to {ce:.3f} from a median of {median:.3f} over the last "
+            f"{len(recent_ce)} steps; stopped before the update. Lower the learning rate, or raise "
+            "training.max_loss_jump, and restart from the newest checkpoint"
         )

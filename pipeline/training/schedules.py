@@ -6,18 +6,24 @@ from pipeline.config.settings import TrainingSettings
 from pipeline.loss import LossSettings
 
 
-def learning_rate(t: TrainingSettings, step: int, max_steps: int) -> float:
-    """Of optimizer step `step` (from 0): linear warm-up, then constant, linear or half-cosine decay to 0."""
-    warmup = round(t.warmup_ratio * max_steps)
-    if step < warmup:
-        return t.learning_rate * (step + 1) / warmup
-    if t.lr_scheduler_type == "constant":
-        return t.learning_rate
-    done = (step - warmup) / max(1, max_steps - warmup)
-    return t.learning_rate * ((1 - done) if t.lr_scheduler_type == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+def learning_rate(training: TrainingSettings, step: int, max_steps: int) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0.
+
+    Linear warm-up, then constant, or linear or half-cosine decay to 0, as in `transformers.get_scheduler`.
+    """
+    warmup_steps = round(training.warmup_ratio * max_steps)
+    peak = training.learning_rate
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if training.lr_scheduler_type == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    if training.lr_scheduler_type == "linear":
+        return peak * (1 - progress)
+    return peak * (0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def alignment_weight(settings: LossSettings, step: int, max_steps: int) -> float:
-    """Of optimizer step `step` (from 0): rises linearly from 0 over the warm-up."""
-    warmup = round(settings.alignment_warmup_ratio * max_steps)
-    return settings.alignment_weight * min(1.0, step / warmup if warmup else 1.0)
+def alignment_weight(loss: LossSettings, step: int, max_steps: int) -> float:
+    """Return the alignment weight of optimizer step `step`, counted from 0: a linear warm-up from 0."""
+    warmup_steps = round(loss.alignment_warmup_ratio * max_steps)
+    return loss.alignment_weight * min(1.0, step / warmup_steps if warmup_steps else 1.0)

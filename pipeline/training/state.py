@@ -1,14 +1,16 @@
-"""The state of a run beside weights and data position."""
+"""The progress of a run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class TrainState:
-    """What a run needs beside weights and loader to go on where it was.
+    """What a checkpoint stores beside weights, optimizer state and data position.
 
     Attributes:
-        step: steps done. num_tokens: real tokens seen. recent_ce: cross entropies of the last steps.
+        step: number of optimizer steps done.
+        num_tokens: number of tokens trained on, without padding.
+        recent_ce: cross entropies of the last steps, against which a jump is measured.
     """
 
     step: int = 0

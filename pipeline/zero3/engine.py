@@ -1,8 +1,8 @@
-"""Everything DeepSpeed: its configuration, the ZeRO-3 engine, the vocabulary shards in it and their gradients home.
+"""The ZeRO-3 engine: local vocabulary rows for the loss, and their gradients handed to DeepSpeed.
 
-ZeRO-3 cuts a [P, d] parameter into R equal flat pieces, so rank r's piece is rows [r*P/R, (r+1)*P/R) of it. The
-loss and the embedding lookup work on these rows in place; what they add up is handed to DeepSpeed between backward
-and step, so that clipping, offload and overflow checks see it like any other gradient.
+ZeRO-3 partitions a [P, d] parameter into R equal flat pieces, so rank r's piece is rows [r*P/R, (r+1)*P/R). The loss
+and the embedding lookup work on these rows in place and accumulate their gradients in fp32. Between backward and step
+the accumulated gradients are handed to DeepSpeed, so clipping, offload and overflow checks treat them like any other.
 
 Shape letters: P padded vocabulary, R ranks, d hidden size.
 """
@@ -33,9 +33,10 @@ from pipeline.zero3.persistent_parameters import gather_together_after_steps
 
 
 def start_process_group(timeout: float = 1800) -> None:
-    """Join the ranks that the launcher (deepspeed, srun with torchrun's variables, mpirun) has started.
+    """Initialize the process group of the ranks that the launcher has started.
 
-    `timeout`: seconds that a collective may take; a minute is added, so that the watchdog speaks first.
+    Args:
+        timeout: seconds that a collective may take. One minute is added, so that the watchdog reports a hang first.
     """
     device = local_device()
     if device.type == "cuda":
@@ -44,153 +45,158 @@ def start_process_group(timeout: float = 1800) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout + 60))
 
 
-def build_sharded(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Build or load a model so that each rank keeps only its pieces; the full model exists nowhere."""
-    # transformers looks for a live object of this class, and builds under deepspeed.zero.Init while there is one.
-    live = HfDeepSpeedConfig(ds)
+def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Call `build` so that transformers partitions each parameter over the ranks as soon as it is created."""
+    # transformers enters deepspeed.zero.Init while an object of this class is alive.
+    alive = HfDeepSpeedConfig(ds)
     model = build()
-    del live
+    del alive
     return model
 
 
 class StateCollector(TorchCheckpointEngine):
-    """In place of DeepSpeed's own writer: keeps what a save would write, {path: state}, for the saver."""
+    """Checkpoint engine that collects what DeepSpeed would write, as {path: state}, for `pipeline.checkpoint.saver`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.files: dict[str, Any] = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing touches the disk here: a full one on one rank would leave the others waiting."""
+        """Do nothing: a failed write on one rank must not leave the others waiting in a collective."""
 
     def save(self, state_dict: Any, path: str) -> None:
+        """Keep the state instead of writing it."""
         self.files[path] = state_dict
 
 
 class ZeroEngine:
-    """A model under ZeRO-3 whose head and input embedding never leave their ranks.
+    """A model under ZeRO-3 whose head and input embedding stay partitioned in forward and backward.
 
     Attributes:
-        engine: the DeepSpeed engine. vocab_size, padded_size: rows of the vocabulary, real and padded.
-        centres: running mean summaries, where the settings centre.
+        ds_engine: the DeepSpeed engine.
+        device: device of this rank.
+        vocab_size: number of vocabulary entries. padded_size: number of rows of the padded vocabulary.
+        tied: head and input embedding are one parameter.
+        running_means: running means of the pooled representations, or None without centering.
     """
 
     def __init__(
-        self,
-        config: Config,
-        ds: dict[str, Any],
-        model: PreTrainedModel,
-        vocab_size: int,
-        languages: int,
-        gather_together: bool = True,
-    ):
-        """`gather_together`: the persistent parameters after a step; False, for comparison: as DeepSpeed does it."""
+        self, config: Config, ds: dict[str, Any], model: PreTrainedModel, vocab_size: int, num_languages: int
+    ) -> None:
+        """Initialize DeepSpeed.
+
+        Args:
+            config: the recipe.
+            ds: the complete DeepSpeed configuration.
+            model: the partitioned model.
+            vocab_size: number of vocabulary entries, without padding.
+            num_languages: number of languages in the data.
+        """
         embedding = vocabulary_parameter(model.get_input_embeddings())
         shape = getattr(embedding, "ds_shape", embedding.shape)
-        self.padded_size, self.hidden_size = int(shape[0]), int(shape[1])
+        self.padded_size, hidden_size = int(shape[0]), int(shape[1])
         self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
         self.group = dist.group.WORLD if self.ranks > 1 else None
-        module = SolarModel(model, config.loss, self.padded_size, languages)
+        module = SolarModel(model, config.loss, self.padded_size, num_languages)
         optimizer = _optimizer(config, ds, module)
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
-        if gather_together:
-            gather_together_after_steps(self.engine.optimizer.persistent_parameters)
-        self.device = self.engine.device
-        self.engine.checkpoint_engine = StateCollector()
-        self.engine._copy_recovery_script = lambda path: None  # pipeline.export does what that script does
-        self._facts = head_config(model)
+        self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
+        gather_together_after_steps(self.ds_engine.optimizer.persistent_parameters)
+        self.device = self.ds_engine.device
+        self.ds_engine.checkpoint_engine = StateCollector()
+        self.ds_engine._copy_recovery_script = lambda path: None  # `pipeline.export` replaces that script
+        self._head = head_config(model)
+        self.tied = self._head.tied
         self._parameters = {"embedding": embedding}
-        if not self._facts.tied:
+        if not self.tied:
             self._parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
-        if self._facts.bias is not None:
-            self._parameters["bias"] = self._facts.bias
-        self._grad_accumulators = {name: self._accumulator(p) for name, p in self._parameters.items()}
-        self._weights = self._own_rows(
-            load_token_table(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
-        )
+        if self._head.bias is not None:
+            self._parameters["bias"] = self._head.bias
+        self._grad_accumulators = {name: self._new_accumulator(p) for name, p in self._parameters.items()}
+        weights = load_token_table(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
+        self._start, self._end = vocabulary_range(vocab_size, self.padded_size, self.rank, self.ranks)
+        self._weights = None if weights is None else weights[self._start : self._end].to(self.device)
         self.running_means = (
-            RunningMeans.zeros(languages, self.hidden_size, self.device) if config.loss.centring else None
+            RunningMeans.zeros(num_languages, hidden_size, self.device) if config.loss.centring else None
         )
 
-    def _accumulator(self, parameter: nn.Parameter) -> Tensor:
-        """fp32 zeros in the shape of this rank's rows; checks that the piece is whole rows."""
+    def _new_accumulator(self, parameter: nn.Parameter) -> Tensor:
+        """Return fp32 zeros in the shape of this rank's rows."""
         piece, columns = parameter.ds_tensor, parameter.ds_shape[1:].numel()  # type: ignore[attr-defined]
         rows = self.padded_size // self.ranks
         if piece.numel() != rows * columns:
-            raise RuntimeError(f"ZeRO-3 piece of {piece.numel()} elements where {rows} x {columns} were expected")
+            raise RuntimeError(f"ZeRO-3 holds {piece.numel()} elements of a parameter; {rows} x {columns} expected")
         return torch.zeros(rows, *parameter.ds_shape[1:], device=self.device)  # type: ignore[attr-defined]
 
-    def _own_rows(self, weights: Tensor | None) -> Tensor | None:
-        start, end = vocabulary_range(self.vocab_size, self.padded_size, self.rank, self.ranks)
-        return None if weights is None else weights[start:end].to(self.device)
-
     def vocabulary(self) -> Vocabulary:
-        """This rank's rows as they are now, with their accumulators."""
-        start, end = vocabulary_range(self.vocab_size, self.padded_size, self.rank, self.ranks)
+        """Return this rank's current rows of head and embedding, with their gradient accumulators."""
 
-        def rows(name: str) -> tuple[Tensor, Tensor]:
-            piece, total = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
-            return piece.detach().to(self.device).view(total.shape)[: end - start], total[: end - start]
+        def local_rows(name: str) -> tuple[Tensor, Tensor]:
+            piece, grad = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
+            rows = self._end - self._start
+            return piece.detach().to(self.device).view(grad.shape)[:rows], grad[:rows]
 
         def shard(name: str) -> VocabularyShard:
-            weight, total = rows(name)
-            return VocabularyShard(weight, start, total)
+            weight, grad = local_rows(name)
+            return VocabularyShard(weight, self._start, grad)
 
         embedding = shard("embedding")
-        head = embedding if self._facts.tied else shard("head")
-        bias, bias_grad = rows("bias") if self._facts.bias is not None else (None, None)
+        head = embedding if self.tied else shard("head")
+        bias, bias_grad = local_rows("bias") if self._head.bias is not None else (None, None)
         return Vocabulary(
             self.vocab_size,
             head,
             embedding,
             bias=bias,
             bias_grad=bias_grad,
-            logit_scale=self._facts.logit_scale,
-            softcap=self._facts.softcap,
+            logit_scale=self._head.logit_scale,
+            softcap=self._head.softcap,
             weights=self._weights,
         )
 
     @property
     def loss_scale(self) -> float:
-        """fp16's factor on the loss; 1 otherwise."""
-        return float(self.engine.optimizer.loss_scale) if self.engine.fp16_enabled() else 1.0
+        """The loss scale of fp16, or 1."""
+        return float(self.ds_engine.optimizer.loss_scale) if self.ds_engine.fp16_enabled() else 1.0
 
     def forward_backward(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> SolarLoss:
-        """One micro-step: all ranks' loss, this rank's gradients."""
-        loss = self.engine(
+        """Run one micro-step. A collective.
+
+        Returns:
+            The loss over all ranks and its parts; this rank's gradients are accumulated.
+        """
+        loss, result = self.ds_engine(
             batch.to(self.device),
             self.vocabulary(),
             alignment_weight,
             normalizers,
             self.running_means,
             self.group,
-            # DeepSpeed averages over ranks and scales for fp16; the shards' gradients are exact as they are.
+            # DeepSpeed averages over ranks and applies the loss scale; the vocabulary gradients need neither.
             1.0 / (self.ranks * self.loss_scale),
         )
-        self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        parts = self.engine.module.parts
-        assert parts is not None
-        return parts
+        self.ds_engine.backward(loss * self.ranks, scale_wrt_gas=False)
+        return result
 
     def end_micro_step(self) -> bool:
-        """Tell DeepSpeed; at the accumulation boundary hand over the vocabulary's gradients and update the weights.
+        """End a micro-step; at the gradient accumulation boundary, update the weights.
 
-        Returns False, on all ranks, where the gradients' norm is not finite: DeepSpeed has left the weights as they
-        were. With fp16 that is no fault: it lowers the loss scale and goes on.
+        Returns:
+            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. With fp16 the
+            result is always True: there DeepSpeed lowers the loss scale, and training continues.
         """
-        if self.engine.is_gradient_accumulation_boundary():
+        if self.ds_engine.is_gradient_accumulation_boundary():
             for name, parameter in self._parameters.items():
                 safe_set_local_grad(parameter, self._grad_accumulators[name].mul_(self.loss_scale).flatten())
                 self._grad_accumulators[name].zero_()
-        self.engine.step()
-        return self.engine.fp16_enabled() or not self.engine.optimizer.overflow
+        self.ds_engine.step()
+        return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 
-    def gradients_finite(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> bool:
-        """Repeat a micro-step on all ranks: are this rank's own gradients of the decoder, before their sum, finite?"""
+    def local_gradients_finite(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> bool:
+        """Repeat a micro-step and check this rank's decoder gradients before they are reduced. A collective."""
         finite: list[Tensor] = []
         hooks = [
             p.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
-            for p in self.engine.module.parameters()
+            for p in self.ds_engine.module.parameters()
             if p.requires_grad
         ]
         try:
@@ -200,24 +206,32 @@ class ZeroEngine:
                 hook.remove()
         return all(bool(one) for one in finite)
 
-    def state_files(self, directory: Path, tag: str) -> dict[str, Any]:
-        """What DeepSpeed saves of this rank under directory/tag: {name within directory: state}; not copies."""
-        collector = self.engine.checkpoint_engine
-        self.engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+    def checkpoint_files(self, directory: Path, tag: str) -> dict[str, Any]:
+        """Collect the files that DeepSpeed would save for this rank in directory/tag.
+
+        Returns:
+            {path relative to `directory`: state}. The states are references, not copies.
+        """
+        collector = self.ds_engine.checkpoint_engine
+        self.ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
         files, collector.files = collector.files, {}
         return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
 
-    def load(self, directory: Path, tag: str) -> bool:
-        """Weights and optimizer from DeepSpeed's files in directory/tag; False where it finds none."""
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.engine.optimizer.param_groups]
-        loaded, _ = self.engine.load_checkpoint(str(directory), tag=tag)
-        if loaded is not None and self.engine.load_universal_checkpoint():
-            self._mend_universal(groups)
+    def load_checkpoint(self, directory: Path, tag: str) -> bool:
+        """Load weights and optimizer state from directory/tag. Returns False if DeepSpeed finds no checkpoint there."""
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.ds_engine.optimizer.param_groups]
+        loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
+        if loaded is not None and self.ds_engine.load_universal_checkpoint():
+            self._repair_universal_state(groups)
         return loaded is not None
 
-    def _mend_universal(self, groups: list[dict[str, Any]]) -> None:
-        """DeepSpeed 0.19 gives all groups the first one's settings, and all parameters one and the same step count."""
-        optimizer = self.engine.optimizer.optimizer
+    def _repair_universal_state(self, groups: list[dict[str, Any]]) -> None:
+        """Restore what DeepSpeed 0.19 loses in a universal checkpoint.
+
+        It gives all parameter groups the settings of the first, and stores step counts in a type that the optimizer
+        does not accept.
+        """
+        optimizer = self.ds_engine.optimizer.optimizer
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group.update(own)
         fused = bool(optimizer.param_groups[0].get("fused"))
@@ -228,31 +242,28 @@ class ZeroEngine:
             else:
                 state["step"] = torch.tensor(step, device=parameter.device if fused else "cpu")
 
-    @property
-    def tied(self) -> bool:
-        return self._facts.tied
-
     def vocabulary_names(self) -> list[str]:
-        """Names of the parameters whose rows are vocabulary entries."""
+        """Return the names of the parameters whose rows are vocabulary entries."""
         ids = {id(p) for p in self._parameters.values()}
-        return [name for name, p in self.engine.module.named_parameters() if id(p) in ids]
+        return [name for name, p in self.ds_engine.module.named_parameters() if id(p) in ids]
 
     def num_parameters(self) -> int:
-        """Of the whole model, vocabulary padding included."""
-        return sum(p.ds_numel for p in self.engine.module.parameters())
+        """Count the parameters of the whole model, vocabulary padding included."""
+        return sum(p.ds_numel for p in self.ds_engine.module.parameters())
 
     def set_learning_rate(self, value: float) -> None:
-        for group in self.engine.optimizer.param_groups:
+        """Set the learning rate of all parameter groups."""
+        for group in self.ds_engine.optimizer.param_groups:
             group["lr"] = value
 
     def grad_norm(self) -> float | None:
-        """Global gradient norm of the last step, before clipping; None where DeepSpeed skipped it (fp16 overflow)."""
-        norm = self.engine.get_global_grad_norm()
+        """Return the global gradient norm of the last step before clipping, or None if fp16 overflowed."""
+        norm = self.ds_engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
 
 def _optimizer(config: Config, ds: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW without weight decay on vectors; DeepSpeed's own on the CPU where the optimizer is offloaded."""
+    """Build AdamW, or DeepSpeed's CPU version if the optimizer is offloaded."""
     groups, options = adamw_arguments(module, config.training)
     if ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)

@@ -1,4 +1,4 @@
-"""Small demo data and a tokenizer trained on it, made once."""
+"""Session fixtures: small demo data and a tokenizer trained on it."""
 
 from pathlib import Path
 
@@ -9,21 +9,22 @@ from data_prep.demo.problems import write_demo
 from data_prep.tokenization.sampling import sample_texts
 from data_prep.tokenization.tokenizer import save, train
 
-settings.register_profile("busy machines too", deadline=None)
-settings.load_profile("busy machines too")
+settings.register_profile("no_deadline", deadline=None)  # a loaded machine must not fail tests
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")
 def demo_file(tmp_path_factory) -> Path:
-    """40 training problems in four languages, 10 of them in Swahili; the test problems beside it."""
+    """Write 40 training problems in four languages, of which Swahili has only 10."""
     folder = tmp_path_factory.mktemp("demo")
     languages = ["en", "fr", "zh", "sw"]
-    write_demo(folder / "train.jsonl", folder / "test.jsonl", languages, ["sw"], 40, 10, 5)
+    write_demo(folder / "train.jsonl", folder / "test.jsonl", languages, ["sw"], 40, 10, 5, seed=0)
     return folder / "train.jsonl"
 
 
 @pytest.fixture(scope="session")
 def tokenizer_dir(demo_file, tmp_path_factory) -> Path:
+    """Train a tokenizer of 512 tokens on the demo data."""
     folder = tmp_path_factory.mktemp("tokenizer") / "tok"
     save(train(sample_texts([demo_file], 0.5, 1_000_000), 512), folder)
     return folder

@@ -1,3 +1,5 @@
+"""The commands of `python -m data_prep`, run as a user runs them."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -6,12 +8,12 @@ import pytest
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "data_prep", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.slow
-def test_demo_to_inspection(tmp_path):
+def test_commands_prepare_demo_data(tmp_path):
     train, tok, out = tmp_path / "train.jsonl", tmp_path / "tok", tmp_path / "shards"
     steps = [
         ("demo", "--output", train, "--languages", "en", "sw", "--low_resource", "sw", "--train_problems", 40),
@@ -23,12 +25,12 @@ def test_demo_to_inspection(tmp_path):
     ]
     steps[0] += ("--low_resource_problems", 5)
     for step in steps:
-        done = run(*step)
-        assert done.returncode == 0, done.stderr
+        result = run(*step)
+        assert result.returncode == 0, result.stderr
         if step[0] == "inspect":
-            assert "⟦<s><|user|>" in done.stdout and "The answer is" in done.stdout.split("⟧")[1]
+            assert "⟦<s><|user|>" in result.stdout and "The answer is" in result.stdout.split("⟧")[1]
         if step[0] == "pack":
-            assert "fill" in done.stdout and "supervised" in done.stdout
+            assert "packing efficiency" in result.stdout and "supervised" in result.stdout
     assert (tmp_path / "train.test.jsonl").is_file()
 
 
@@ -48,14 +50,14 @@ def test_demo_to_inspection(tmp_path):
         (("pack", "--inputs", "x"), "--input"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
+def test_commands_report_user_errors_in_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bad.jsonl").write_text('{"pair_id": 1,\n')
     (tmp_path / "bad.parquet").write_text("PAR1 no")
     before = sorted(tmp_path.iterdir())
-    done = run(*arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith(("error: ", "python -m data_prep"))
+    result = run(*arguments)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith(("error: ", "python -m data_prep"))
     assert sorted(tmp_path.iterdir()) == before

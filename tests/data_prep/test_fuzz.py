@@ -1,4 +1,4 @@
-"""Mangled input: accepted rightly or refused with one line; never a traceback, never a partial output."""
+"""Corrupted input is accepted correctly or rejected with a one-line error, without traceback or partial output."""
 
 import json
 import random
@@ -9,8 +9,9 @@ import pytest
 
 from data_prep.convert.conversion import convert
 from data_prep.convert.input_formats import Source
-from data_prep.packing import packer as pack_module
-from data_prep.packing.packer import PackSettings, pack
+from data_prep.packing import packer
+from data_prep.packing.packer import pack
+from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
 from data_prep.records import parse_record
 from data_prep.shards.verification import verify
@@ -53,10 +54,10 @@ JUNK = [
 
 
 def flip_bytes(rng: random.Random, data: bytes) -> bytes:
-    mangled = bytearray(data)
+    corrupted = bytearray(data)
     for _ in range(rng.choice([1, 1, 3, 20])):
-        mangled[rng.randrange(len(mangled))] ^= 1 << rng.randrange(8)
-    return bytes(mangled)
+        corrupted[rng.randrange(len(corrupted))] ^= 1 << rng.randrange(8)
+    return bytes(corrupted)
 
 
 def cut(rng: random.Random, data: bytes) -> bytes:
@@ -65,20 +66,20 @@ def cut(rng: random.Random, data: bytes) -> bytes:
 
 
 def insert(rng: random.Random, data: bytes) -> bytes:
-    place = rng.randrange(len(data) + 1)
-    return data[:place] + rng.choice(JUNK) + data[place:]
+    position = rng.randrange(len(data) + 1)
+    return data[:position] + rng.choice(JUNK) + data[position:]
 
 
 def change_type(rng: random.Random, data: bytes) -> bytes:
     lines = data.split(b"\n")
-    place = rng.randrange(len(lines) - 1)
-    record = json.loads(lines[place])
+    position = rng.randrange(len(lines) - 1)
+    record = json.loads(lines[position])
     key = rng.choice([*record, "messages", "system", "new"])
     if rng.random() < 0.3:
         record.pop(key, None)
     else:
         record[key] = rng.choice(WRONG)
-    lines[place] = json.dumps(record).encode()
+    lines[position] = json.dumps(record).encode()
     return b"\n".join(lines)
 
 
@@ -94,17 +95,17 @@ def encode(rng: random.Random, data: bytes) -> bytes:
     return data[:half] + data[half:].decode().encode(encoding, "replace")
 
 
-MANGLERS = [flip_bytes, cut, insert, change_type, shuffle_lines, encode]
+CORRUPTIONS = [flip_bytes, cut, insert, change_type, shuffle_lines, encode]
 
 
 def outcome(work) -> str:
-    """What became of one input; anything but success or a one-line UserError propagates."""
+    """Return "accepted" or "rejected" for one input. Anything except success or a one-line UserError propagates."""
     try:
         work()
     except UserError as error:
         message = str(error)
         assert message and "\n" not in message and len(message) < 2000, message[:300]
-        return "refused"
+        return "rejected"
     return "accepted"
 
 
@@ -115,34 +116,35 @@ def original(demo_file) -> bytes:
 
 @pytest.fixture
 def loaded_once(monkeypatch, tokenizer_dir):
+    """Make `pack` use one loaded tokenizer instead of loading it for every input."""
     tokenizer = load_tokenizer(tokenizer_dir)
-    monkeypatch.setattr(pack_module, "load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(packer, "load_tokenizer", lambda name: tokenizer)
 
 
 @pytest.mark.slow
-def test_pack(original, loaded_once, tmp_path):
-    seen = {"accepted": 0, "refused": 0}
+def test_pack_survives_corrupted_json_lines(original, loaded_once, tmp_path):
+    counts = {"accepted": 0, "rejected": 0}
     for number in range(1600):
         rng = random.Random(number)
-        data = rng.choice(MANGLERS)(rng, original)
+        data = rng.choice(CORRUPTIONS)(rng, original)
         if rng.random() < 0.3:
-            data = rng.choice(MANGLERS[:3])(rng, data) if data else data
+            data = rng.choice(CORRUPTIONS[:3])(rng, data) if data else data
         source, output = tmp_path / f"{number}.jsonl", tmp_path / f"out-{number}"
         source.write_bytes(data)
         settings = PackSettings(
             max_seq_length=512, truncate=rng.random() < 0.5, max_sequences_per_row=rng.choice([0, 2])
         )
-        found = outcome(lambda: pack([source], "", output, settings, Ranks()))  # noqa: B023
-        seen[found] += 1
-        assert output.exists() == (found == "accepted"), number
+        result = outcome(lambda: pack([source], "", output, settings, Ranks()))  # noqa: B023
+        counts[result] += 1
+        assert output.exists() == (result == "accepted"), number
         assert not output.with_name(f"out-{number}.partial").exists()
-        if found == "accepted":
+        if result == "accepted":
             verify(output)
-    assert min(seen.values()) > 100, seen
+    assert min(counts.values()) > 100, counts
 
 
 @pytest.mark.slow
-def test_pack_parquet(original, loaded_once, tmp_path):
+def test_pack_survives_corrupted_parquet(original, loaded_once, tmp_path):
     good = tmp_path / "good.parquet"
     pq.write_table(pa.Table.from_pylist([json.loads(line) for line in original.splitlines()]), good)
     for number in range(300):
@@ -150,14 +152,14 @@ def test_pack_parquet(original, loaded_once, tmp_path):
         data = rng.choice([flip_bytes, cut, insert])(rng, good.read_bytes())
         source, output = tmp_path / f"{number}.parquet", tmp_path / f"out-{number}"
         source.write_bytes(data)
-        found = outcome(lambda: pack([source], "", output, PackSettings(max_seq_length=512), Ranks()))  # noqa: B023
-        assert output.exists() == (found == "accepted"), number
+        result = outcome(lambda: pack([source], "", output, PackSettings(max_seq_length=512), Ranks()))  # noqa: B023
+        assert output.exists() == (result == "accepted"), number
         assert not output.with_name(f"out-{number}.partial").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["canonical", "mcot", "msvamp", "mgsm", "mathoctopus", "parallel"])
-def test_convert(form, original, tmp_path):
+@pytest.mark.parametrize("format_name", ["canonical", "mcot", "msvamp", "mgsm", "mathoctopus", "parallel"])
+def test_convert_survives_corrupted_input(format_name, original, tmp_path):
     rows = [json.loads(line) for line in original.splitlines()]
     names = {"mcot": "{}.jsonl", "msvamp": "test_{}.json", "mgsm": "mgsm_{}.tsv", "parallel": "a.{}"}
     for number in range(150):
@@ -165,38 +167,38 @@ def test_convert(form, original, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         for lang, name in (("en", "English"), ("fr", "French")):
-            mine = [row for row in rows if row["lang"] == lang]
-            data = "".join(spell(form, row, name) for row in mine).encode()
+            selected = [row for row in rows if row["lang"] == lang]
+            data = "".join(format_row(format_name, row, name) for row in selected).encode()
             if lang == "fr" or rng.random() < 0.3:
-                mangle = rng.choice([m for m in MANGLERS if form not in ("mgsm", "parallel") or m is not change_type])
-                data = mangle(rng, data)
-            spelt = names.get(form, "{}.jsonl").format(name if form == "msvamp" else lang)
-            (folder / spelt).write_bytes(data)
+                is_text = format_name in ("mgsm", "parallel")
+                data = rng.choice([c for c in CORRUPTIONS if not is_text or c is not change_type])(rng, data)
+            name_in_format = names.get(format_name, "{}.jsonl").format(name if format_name == "msvamp" else lang)
+            (folder / name_in_format).write_bytes(data)
         output = tmp_path / f"{number}.out"
-        found = outcome(lambda: convert(form, Source([str(folder)], {}, "en"), output))  # noqa: B023
-        assert output.exists() == (found == "accepted")
-        if found == "accepted":
+        result = outcome(lambda: convert(format_name, Source([str(folder)], {}, "en"), output))  # noqa: B023
+        assert output.exists() == (result == "accepted")
+        if result == "accepted":
             for line in output.read_bytes().splitlines():
                 parse_record(json.loads(line))
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp") or path.name.startswith(".convert")]
 
 
-def spell(form: str, row: dict, name: str) -> str:
-    """A demo record in the schema of a format."""
+def format_row(format_name: str, row: dict, name: str) -> str:
+    """Return a demo record in the schema of another format."""
     question, answer, gold = row["question"], row["answer"], row["gold"]
-    if form == "mgsm":
+    if format_name == "mgsm":
         return f"{question}\t{gold}\n"
-    if form == "parallel":
+    if format_name == "parallel":
         return answer + "\n"
     prompt = f"... in {name}. Please answer in {name}.\n\n### Instruction:\n{question}\n\n### Response:"
-    spelt = {
+    rows = {
         "canonical": row,
         "mcot": {"question": f"Question:\n{question}\nAnswer:\n", "response": answer, "answer": gold, "result": True},
         "msvamp": {"m_query": question, "response": gold},
         "mathoctopus": {"prompt": prompt, "chosen": answer},
     }
-    return json.dumps(spelt[form], ensure_ascii=False) + "\n"
+    return json.dumps(rows[format_name], ensure_ascii=False) + "\n"
 
 
-def test_every_mangler_changes_something(original):
-    assert {mangle(random.Random(1), original) == original for mangle in MANGLERS} == {False}
+def test_corruptions_change_the_input(original):
+    assert {corrupt(random.Random(1), original) == original for corrupt in CORRUPTIONS} == {False}

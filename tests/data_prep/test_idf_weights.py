@@ -1,4 +1,4 @@
-"""Inverse document frequencies against a count by hand, and the command."""
+"""Inverse document frequencies, compared with values computed by hand, and the command that writes them."""
 
 import json
 import math
@@ -14,27 +14,28 @@ from tests.runs import python, refuses
 
 
 def row(*responses):
+    """Return a packed row with one sequence per response, after a prompt of one token."""
     labels = np.concatenate([[IGNORE, *response] for response in responses]).astype(np.int32)
     lengths = np.array([len(response) + 1 for response in responses], np.int32)
     return PackedRow(labels.clip(0), labels, lengths, [], [], [])
 
 
-def test_a_token_of_all_responses_weighs_nothing_and_one_of_a_single_one_all():
+def test_idf_weights_match_manual_computation():
     weights = inverse_document_frequency([row([1, 2, 2], [1, 3]), row([1, 2]), row([1])], 6)
     assert weights.dtype == np.float32
     expected = [1, 0, math.log(4 / 2) / math.log(4), 1, 1, 1]
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
-def test_bad_input_is_one_line():
-    with pytest.raises(UserError, match="1 responses cannot tell"):
+def test_idf_weights_reject_few_responses_and_large_ids():
+    with pytest.raises(UserError, match="1 responses are too few"):
         inverse_document_frequency([row([1])], 4)
     with pytest.raises(UserError, match="token id 9 does not fit a vocabulary of 9"):
         inverse_document_frequency([row([1], [9])], 9)
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_the_trainer_reads(prepared, tmp_path):
+def test_weights_command_writes_weights_of_model_size(prepared, tmp_path):
     output = tmp_path / "w.safetensors"
     command = ["-m", "data_prep", "weights", prepared.shards, "--output", output]
     result = python(*command, "--model", prepared.tokenizer)

@@ -1,20 +1,18 @@
+"""Checking, reading and writing of canonical records."""
+
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.records import Piece, parse_record, plan_pieces, read_piece
+from data_prep.records import format_record, parse_record, read_records, to_json_line
 from pipeline.common.errors import UserError
 
 GOOD = {"pair_id": "p", "lang": "en", "question": "q", "answer": "a", "gold": 3}
 
 
-def read(paths, size=1 << 20):
-    return [record for piece in plan_pieces(paths, size) for _, record in read_piece(piece)]
-
-
-def test_question_and_answer_or_messages_with_or_without_system():
+def test_parse_record_accepts_question_and_answer_or_messages():
     user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     system = {"role": "system", "content": "s"}
     assert parse_record(GOOD) == ("p", "en", [user, assistant], "3")
@@ -38,40 +36,38 @@ def test_question_and_answer_or_messages_with_or_without_system():
         ({"gold": [1]}, "gold"),
     ],
 )
-def test_what_is_not_canonical_is_refused(change, message):
+def test_parse_record_rejects_malformed_record(change, message):
     with pytest.raises(UserError, match=message):
         parse_record({**GOOD, **change})
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 1000])
-def test_pieces_give_every_line_once_wherever_they_are_cut(size, tmp_path):
+@pytest.mark.parametrize(("line", "message"), [("[]", "not a JSON object"), ('{"pair_id": 1e999999}', "no `pair_id`")])
+def test_read_records_names_row_of_bad_record(line, message, tmp_path):
     path = tmp_path / "a.jsonl"
-    lines = [json.dumps({**GOOD, "pair_id": str(i), "question": "é" * (i % 9)}, ensure_ascii=False) for i in range(50)]
-    path.write_text("\ufeff" + "\n".join(lines) + "\n\n", "utf-8")
-    assert [record.pair_id for record in read([path], size)] == [str(i) for i in range(50)]
+    path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
+    with pytest.raises(UserError, match=f"^{path} row 3: {message}"):
+        list(read_records([path]))
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"pair_id": 1e999999}', b"nul"])
-def test_a_bad_line_is_named_by_its_row(line, tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps(GOOD).encode() + b"\n\n" + line + b"\n")
-    with pytest.raises(UserError, match=f"{path} row 3: "):
-        read([path], 16)
-
-
-def test_parquet_is_read_by_row_groups_and_rows_named(tmp_path):
+def test_read_records_reads_json_lines_and_parquet_alike(tmp_path):
     rows = [{**GOOD, "pair_id": str(i), "gold": "3", "system": None} for i in range(10)]
-    rows[7]["lang"] = None
+    (tmp_path / "a.jsonl").write_text("".join(map(to_json_line, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=3)
-    pieces = plan_pieces([tmp_path / "a.parquet"])
-    assert [piece.start for piece in pieces] == [0, 1, 2, 3]
-    assert [record.pair_id for _, record in read_piece(pieces[1])] == ["3", "4", "5"]
-    with pytest.raises(UserError, match="row 8: no `lang`"):
-        list(read_piece(pieces[2]))
+    records = list(read_records([tmp_path / "a.parquet"]))
+    assert [record.pair_id for record in records] == [str(i) for i in range(10)]
+    assert records == list(read_records([tmp_path / "a.jsonl"]))
 
 
-def test_pieces_are_a_pure_function_of_the_files(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b"x" * 25)
-    assert plan_pieces([tmp_path / "a.jsonl"], 10) == [
-        Piece(tmp_path / "a.jsonl", s, min(s + 10, 25)) for s in (0, 10, 20)
-    ]
+def test_read_records_names_row_of_bad_parquet_record(tmp_path):
+    rows = [{**GOOD, "lang": None if i == 7 else "en"} for i in range(10)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=3)
+    with pytest.raises(UserError, match=r"a\.parquet row 8: no `lang`"):
+        list(read_records([tmp_path / "a.parquet"]))
+
+
+@pytest.mark.parametrize("gold", ["3", None])
+def test_format_record_is_canonical(gold):
+    messages = [{"role": "user", "content": "é"}, {"role": "assistant", "content": "a"}]
+    line = to_json_line(format_record("p", "en", {"messages": messages}, gold))
+    assert parse_record(json.loads(line)) == ("p", "en", messages, gold)
+    assert "é" in line and line.endswith("}\n")

@@ -1,11 +1,15 @@
-"""The trainer's command line: the dry run, and each mistake a user can make."""
+"""The command line of the trainer: help, dry run, and every mistake that a user can make."""
 
+import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.config.settings import Config
 from tests.conftest import Prepared
 from tests.runs import TINY, python, refuses, train, write_recipe
 
@@ -14,7 +18,7 @@ def recipe_for(prepared: Prepared, tmp_path: Path, **changes: object) -> Path:
     return write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
 
 
-def test_dry_run(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_dry_run(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path)
     result = python("pipeline/train.py", "--config", recipe, "--dry_run")
     assert result.returncode == 0, result.stderr
@@ -28,12 +32,30 @@ def test_dry_run(prepared: Prepared, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_missing_shards_name_the_command(tmp_path: Path) -> None:
+def test_train_help_explains_every_setting() -> None:
+    result = python("pipeline/train.py", "--help")
+    assert result.returncode == 0, result.stderr
+    assert set(known_keys()) <= set(re.findall(r"^  --([a-z_.0-9]+)", result.stdout, re.MULTILINE))
+    for part in ("default: 1e-05", "peak learning rate of AdamW", "--loss.alignment_weight", "--dry_run"):
+        assert part in " ".join(result.stdout.split())
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all settings; each must have an explanation in its class's docstring."""
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from known_keys(field.default_factory, f"{field.name}.")  # type: ignore[arg-type]
+        else:
+            assert f"\n        {field.name}: " in (cls.__doc__ or ""), f"{cls.__name__}.{field.name} is not explained"
+            yield prefix + field.name
+
+
+def test_train_refuses_missing_shards(tmp_path: Path) -> None:
     result = python("pipeline/train.py", "--data.shards", "runs/demo/no_such_shards")
     refuses(result, "no shards", "make demo")
 
 
-def test_other_tokenizer(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_refuses_other_tokenizer(prepared: Prepared, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer"
     result = python("-m", "data_prep", "tokenizer", "--input", prepared.data, "--output", other, "--vocab_size", 580)
     assert result.returncode == 0, result.stderr
@@ -41,7 +63,7 @@ def test_other_tokenizer(prepared: Prepared, tmp_path: Path) -> None:
     refuses(python("pipeline/train.py", "--config", recipe), "not the tokenizer", "tokenizer")
 
 
-def test_corrupted_shard(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_refuses_corrupted_shard(prepared: Prepared, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(prepared.shards, shards)
     file = shards / "shard-00000.parquet"
@@ -52,7 +74,7 @@ def test_corrupted_shard(prepared: Prepared, tmp_path: Path) -> None:
     refuses(python("pipeline/train.py", "--config", recipe), "shard-00000.parquet", "corrupted")
 
 
-def test_unknown_key_and_bad_number_of_ranks(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_refuses_unknown_key_and_rank_count(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path)
     refuses(python("pipeline/train.py", "--config", recipe, "--training.max_step", 3), "max_step", "max_steps")
     recipe = recipe_for(prepared, tmp_path, model__vocab_multiple=7, training__train_batch_size=6)
@@ -68,20 +90,20 @@ def test_unknown_key_and_bad_number_of_ranks(prepared: Prepared, tmp_path: Path)
     assert "RANK" not in os.environ
 
 
-def test_unknown_language_in_the_settings(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_refuses_unknown_language(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, data__language_weights={"sw": 2.0, "xx": 2.0})
     refuses(python("pipeline/train.py", "--config", recipe), "data.language_weights", "'xx'", "sw")
 
 
-def test_fp16_without_a_gpu(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_refuses_fp16_on_cpu(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path)
     refuses(python("pipeline/train.py", "--config", recipe, "--training.precision", "fp16"), "'fp16' needs a GPU")
 
 
-def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_train_refuses_unwritable_output_dir(prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
     recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
-    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "output_dir")
+    refuses(python("pipeline/train.py", "--config", recipe), "output directory", "change output_dir")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +117,7 @@ def test_output_directory_that_cannot_be_written(prepared: Prepared, tmp_path: P
     ],
     ids=["stage", "batch size", "hpZ", "nvme", "precision"],
 )
-def test_deepspeed_settings_that_cannot_be(content: dict, parts: list[str], tmp_path: Path) -> None:
+def test_deepspeed_config_refuses(content: dict, parts: list[str], tmp_path: Path) -> None:
     from pipeline.common.errors import UserError
     from pipeline.config.recipe import load_config
     from pipeline.zero3.ds_config import deepspeed_config
@@ -109,7 +131,7 @@ def test_deepspeed_settings_that_cannot_be(content: dict, parts: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_checkpoint_of_another_model(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_refuses_checkpoint_of_other_model(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, training__max_steps=1)
     train(2, "--config", recipe)
     (tmp_path / "other").mkdir()
@@ -125,7 +147,7 @@ def test_checkpoint_of_another_model(prepared: Prepared, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_nan_stops_before_the_update_and_names_the_records(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_stops_on_nonfinite_loss(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, training__learning_rate=1e30, training__max_grad_norm=0.0)
     output = train(2, "--config", recipe, expect=2)
     assert output.count("error: ") == 1 and "the loss is not finite" in output and "train-0" in output

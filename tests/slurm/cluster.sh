@@ -1,9 +1,10 @@
 #!/bin/bash
-# A real Slurm cluster of two nodes on this machine, for tests: cluster.sh up | down | kill-node NAME | start-node NAME
+# Run a real two-node Slurm cluster on this machine, for tests: cluster.sh up | down | kill-node NAME | start-node NAME
 #
-# Each node is a slurmd in network, host name, mount and process namespaces of its own, with its own address, /etc/hosts
-# and /dev/shm. Killing the namespace's first process is a power cut. Nodes declare 8 CPUs and 2 GPUs (links to
-# /dev/null), whatever the machine has. Needs root and, once, apt. Status 3: this machine cannot, with the reason.
+# Each node is a slurmd in its own network, host name, mount and process namespaces, with its own address, /etc/hosts
+# and /dev/shm. Killing the first process of a namespace simulates a power failure. Nodes declare 8 CPUs and 2 GPUs
+# (links to /dev/null), whatever the machine has. Requires root and, to install packages, apt. Exit status 3: this
+# machine cannot run a cluster; the message gives the reason.
 set -euo pipefail
 LAB=${CLUSTER:-/tmp/solar-train-cluster}
 NET=10.77.0 BRIDGE=solarbr0 NODES="node1 node2"
@@ -16,7 +17,7 @@ installed() {
 }
 
 install_packages() {
-  [ "$(id -u)" = 0 ] || cannot "needs root"
+  [ "$(id -u)" = 0 ] || cannot "root is required"
   if ! installed slurmctld slurmd munged sbatch ip unshare || ! compgen -G "/usr/lib/*/libpmix.so" >/dev/null; then
     command -v apt-get >/dev/null || cannot "Slurm is not installed and there is no apt-get"
     { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -28,7 +29,7 @@ install_packages() {
 }
 
 write_configuration() {
-  # No cgroups: CgroupPlugin is never used, but slurmd loads one, and that for v2 wants systemd.
+  # Cgroups are not used, but slurmd loads a plugin anyway, and the one for v2 requires systemd.
   echo "CgroupPlugin=cgroup/v1" >"$LAB/etc/cgroup.conf"
   echo "NodeName=node[1-2] Name=gpu Flags=nvidia_gpu_env File=$LAB/gpu[0-1]" >"$LAB/etc/gres.conf"
   for gpu in 0 1; do ln -s /dev/null "$LAB/gpu$gpu"; done
@@ -76,7 +77,7 @@ PartitionName=high Nodes=ALL DefaultTime=10 State=UP PriorityTier=10 PreemptMode
 CONF
 }
 
-start() { # name, command: detached, its process id kept
+start() { # NAME COMMAND: run detached and record the process id
   local name=$1
   shift
   setsid "$@" </dev/null >"$LAB/log/$name.out" 2>&1 &
@@ -93,7 +94,7 @@ start_node() {
              slurmd -D -N "$1" & while :; do wait; done' node "$1" "$LAB"
 }
 
-kill_launched() { # of a node: a power cut
+kill_launched() { # NAME: kill it at once; for a node, this is a power failure
   [ -e "$LAB/$1.launched" ] || return 0
   kill -KILL "$(cat "$LAB/$1.launched")" 2>/dev/null || true
   rm "$LAB/$1.launched"
@@ -134,7 +135,7 @@ up() {
   cannot "the nodes did not come up"
 }
 
-down() { # whatever is left of a cluster, too
+down() { # also removes the remains of an earlier cluster
   for name in $NODES slurmctld munged; do kill_launched "$name"; done
   for node in $NODES; do
     ip link del "so-$node" 2>/dev/null || true

@@ -1,4 +1,4 @@
-"""A real two-node Slurm cluster for the tests of this folder, and checkouts to submit from."""
+"""Fixtures: a real two-node Slurm cluster, and a checkout to submit jobs from."""
 
 import fcntl
 import os
@@ -20,53 +20,56 @@ FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 
 
 class Cluster:
-    """Slurm's commands, and what its jobs look like. Jobs get the interpreter of the tests and no DS_ACCELERATOR."""
+    """Slurm commands on the test cluster. Jobs use the interpreter of the tests, and no DS_ACCELERATOR is set."""
 
     def __init__(self) -> None:
         path = os.pathsep.join([str(Path(sys.executable).parent), ENVIRONMENT["PATH"], "/usr/sbin", "/sbin"])
         self.environment = {**ENVIRONMENT, "PATH": path, "SLURM_CONF": f"{LAB}/etc/slurm.conf", "CLUSTER": LAB}
         del self.environment["DS_ACCELERATOR"]  # the job scripts set it
 
-    def script(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([SCRIPT, *words], env=self.environment, capture_output=True, text=True, timeout=300)
+    def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run cluster.sh."""
+        return subprocess.run([SCRIPT, *arguments], env=self.environment, capture_output=True, text=True, timeout=300)
 
-    def run(self, *words: object, cwd: Path = ROOT, **variables: object) -> str:
-        """A command in `cwd` with more environment variables; returns its output."""
+    def run(self, *command: object, cwd: Path = ROOT, **variables: object) -> str:
+        """Run a command in `cwd` with additional environment variables; return its output."""
         environment = {**self.environment, **{name: str(value) for name, value in variables.items()}}
-        command = list(map(str, words))
-        result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+        arguments = list(map(str, command))
+        result = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
-    def sbatch(self, *words: object, cwd: Path, **variables: object) -> str:
-        return self.run("sbatch", "--parsable", *words, cwd=cwd, **variables).strip()
+    def sbatch(self, *arguments: object, cwd: Path, **variables: object) -> str:
+        """Submit a job and return its id."""
+        return self.run("sbatch", "--parsable", *arguments, cwd=cwd, **variables).strip()
 
     def job(self, job: str) -> dict[str, str]:
-        """The fields of `scontrol show job`."""
+        """Return the fields of `scontrol show job`."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "-o", "show", "job", job)))
 
     def state(self, job: str) -> str:
+        """Return a job's state."""
         return self.job(job)["JobState"]
 
     def end(self, job: str, timeout: float = 480) -> dict[str, str]:
-        """The job's fields, once it has ended for good."""
+        """Wait until a job has ended for good; return its fields."""
         until(lambda: self.state(job) in FINAL, timeout, lambda: f"job {job} is {self.job(job)}")
         return self.job(job)
 
     def requeued(self, job: str, restarts: int) -> None:
-        """Wait until the job is queued again, and spare it the two minutes that Slurm lets a requeued job wait."""
+        """Wait until a job is requeued, and skip the two minutes that Slurm holds a requeued job back."""
 
         def queued() -> bool:
             fields = self.job(job)
             return (fields["JobState"], fields["Restarts"]) == ("PENDING", str(restarts))
 
         def released() -> bool:
-            # Again and again, for Slurm may set the time anew when the last process of the earlier start is gone.
+            # Repeatedly, as Slurm may reset the start time when the last process of the previous start has ended.
             fields = self.job(job)
-            state, reason, number = fields["JobState"], fields["Reason"], fields["Restarts"]
-            if state != "PENDING" or reason not in ("None", "BeginTime") or number != str(restarts):
+            state, reason, count = fields["JobState"], fields["Reason"], fields["Restarts"]
+            if state != "PENDING" or reason not in ("None", "BeginTime") or count != str(restarts):
                 return True
-            time.sleep(2)  # a start within the second of the end before is refused: its credential counts as revoked
+            time.sleep(2)  # a start in the same second as the previous end is refused as a revoked credential
             command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
             subprocess.run(command, env=self.environment, capture_output=True)
             return False
@@ -75,24 +78,27 @@ class Cluster:
         until(released, 180, lambda: f"job {job} is {self.job(job)}")
 
 
-def until(met: Callable[[], bool], timeout: float, describe: Callable[[], str] = str) -> None:
+def until(condition: Callable[[], bool], timeout: float, describe: Callable[[], str] = str) -> None:
+    """Wait until a condition holds; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while not met():
+    while not condition():
         assert time.monotonic() < deadline, f"waited {timeout} s: {describe()}"
         time.sleep(0.1)
 
 
 def wait_for_steps(run: Path, steps: int) -> None:
+    """Wait until a run has done some optimizer steps."""
     until(lambda: (run / "metrics.jsonl").is_file() and len(losses(run)) >= steps, 300, lambda: log_of(run.parent))
 
 
 def log_of(checkout: Path) -> str:
+    """Return the ends of all job logs, for messages."""
     return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(checkout.glob("slurm-*.log")))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Up for all tests of this folder; one run of the tests at a time on a machine."""
+    """The cluster, up for all tests of this directory. A file lock admits one test run at a time on a machine."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("a Slurm cluster in namespaces needs Linux and root")
     with open(f"{LAB}.lock", "w") as lock:
@@ -108,7 +114,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def checkout(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree as a user has it, with records and a tokenizer."""
+    """A repository checkout with records and a tokenizer."""
     root = tmp_path_factory.mktemp("checkout")
     for name in ("pipeline", "data_prep", "ds_configs", "slurm"):
         (root / name).symlink_to(ROOT / name)

@@ -1,4 +1,4 @@
-"""The experiment on a model from the hub, whole, with a tiny model in its place: base, SFT and SOLAR compared."""
+"""The whole of slurm/experiment.sh with a tiny model: base, SFT and SOLAR are trained, evaluated and compared."""
 
 import json
 from pathlib import Path
@@ -20,9 +20,7 @@ ARGS = (
 )
 
 
-def test_base_sft_and_solar_are_trained_evaluated_and_compared(
-    cluster: Cluster, checkout: Path, prepared: Prepared
-) -> None:
+def test_experiment_trains_evaluates_and_compares(cluster: Cluster, checkout: Path, prepared: Prepared) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, vocab_size=600))
     model.save_pretrained(checkout / "model")
@@ -51,7 +49,7 @@ def test_base_sft_and_solar_are_trained_evaluated_and_compared(
     assert (output / "report" / "report.html").is_file()
 
 
-def test_what_is_missing_is_told_before_anything_is_submitted(cluster: Cluster, checkout: Path) -> None:
+def test_experiment_checks_variables_before_submitting(cluster: Cluster, checkout: Path) -> None:
     for variables, message in (
         ({"MODEL": "model"}, "RECIPE is not set"),
         ({"MODEL": "no", "RECIPE": "r", "INPUT": "i", "DATA": "d", "OUTPUT": "o"}, "no: no model there"),

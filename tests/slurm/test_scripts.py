@@ -1,4 +1,4 @@
-"""The job scripts around a probe in place of the trainer: what ranks see, and what becomes of their exit status."""
+"""The job scripts with a probe in place of the trainer: the environment of ranks and the handling of exit statuses."""
 
 import json
 import re
@@ -29,12 +29,11 @@ sys.exit(status)
 
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose trainer and evaluation note what they see and end with the status they are given."""
+    """A checkout whose trainer and evaluation record their environment and exit with the status they are given."""
     root = tmp_path_factory.mktemp("probes")
     (root / "slurm").symlink_to(ROOT / "slurm")
-    (root / "data_prep").symlink_to(ROOT / "data_prep")
     (root / "pipeline").mkdir()
-    (root / "pipeline" / "dist.py").symlink_to(ROOT / "pipeline" / "dist.py")
+    (root / "pipeline" / "common").symlink_to(ROOT / "pipeline" / "common")
     for name in ("train.py", "evaluation.py"):
         (root / "pipeline" / name).write_text(PROBE)
     (root / "recipe.yaml").touch()
@@ -42,7 +41,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def seen(checkout: Path, job: str) -> list[dict[str, str]]:
+def rank_environments(checkout: Path, job: str) -> list[dict[str, str]]:
     return [json.loads(path.read_text()) for path in sorted(checkout.glob(f"seen-{job}-*"))]
 
 
@@ -50,8 +49,8 @@ def log(checkout: Path, job: str) -> str:
     return next(checkout.glob(f"slurm-*-{job}.log")).read_text()
 
 
-def test_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
-    # sbatch's flags: nodes, ranks of each, CUDA_VISIBLE_DEVICES, threads of a rank (all CPUs of the job are used)
+def test_on_all_ranks_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
+    # sbatch flags: nodes, ranks per node, CUDA_VISIBLE_DEVICES, threads per rank (all CPUs of the job are used)
     cases = {
         "--nodes=2 --gpus-per-node=2 --cpus-per-gpu=3": (2, 2, "0,1", "3"),
         "--gpus-per-task=1 --ntasks-per-node=2": (1, 2, "0,1", "1"),
@@ -62,11 +61,11 @@ def test_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
     jobs = [cluster.sbatch(*flags.split(), *script, cwd=probes, **variables) for flags in cases]
     for job, (nodes, ranks_per_node, gpus, threads) in zip(jobs, cases.values(), strict=True):
         assert cluster.end(job)["JobState"] == "COMPLETED", log(probes, job)
-        found = seen(probes, job)
-        assert [rank.pop("SLURMD_NODENAME") == rank.pop("MASTER_ADDR") for rank in found] == [
+        ranks = rank_environments(probes, job)
+        assert [rank.pop("SLURMD_NODENAME") == rank.pop("MASTER_ADDR") for rank in ranks] == [
             rank < ranks_per_node for rank in range(nodes * ranks_per_node)
         ]
-        assert found == [
+        assert ranks == [
             {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank % ranks_per_node),
@@ -82,18 +81,18 @@ def test_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -> None:
 
 
 def outcome(cluster: Cluster, job: str, expected: tuple[str, str, str]) -> tuple[str, ...]:
-    """State, exit code and restarts of a job, once its restarts or its end are as expected."""
+    """State, exit code and restarts of a job, once its state and restarts are as expected (or after a minute)."""
 
-    def facts() -> tuple[str, ...]:
+    def current() -> tuple[str, ...]:
         fields = cluster.job(job)
         return fields["JobState"], fields["ExitCode"], fields["Restarts"]
 
-    until(lambda: facts()[::2] == expected[::2], 60, lambda: f"job {job} is {facts()}")
-    return facts()
+    until(lambda: current()[::2] == expected[::2], 60, lambda: f"job {job} is {current()}")
+    return current()
 
 
-def test_what_becomes_of_each_exit_status(cluster: Cluster, probes: Path) -> None:
-    """One node each, so that they run side by side."""
+def test_finish_ends_or_requeues_by_exit_status(cluster: Cluster, probes: Path) -> None:
+    """One node each, so that the jobs run in parallel."""
     cases = {
         (0, ""): ("COMPLETED", "0:0", "0"),
         (2, ""): ("FAILED", "2:0", "0"),
@@ -116,18 +115,18 @@ def test_what_becomes_of_each_exit_status(cluster: Cluster, probes: Path) -> Non
     assert "cannot be requeued" in log(probes, jobs[75, "--no-requeue"])
 
 
-def test_a_task_of_an_array_requeues_itself_alone(cluster: Cluster, probes: Path) -> None:
+def test_finish_requeues_single_array_task(cluster: Cluster, probes: Path) -> None:
     array = cluster.sbatch("--array=0-1", "slurm/train.sh", 75, cwd=probes, RECIPE="recipe.yaml")
 
     def restarts() -> list[str]:
         return re.findall(r"Restarts=(\d+)", cluster.run("scontrol", "-o", "show", "job", array))
 
-    until(lambda: restarts() == ["1", "1"], 60, lambda: str(restarts()))  # not one of them twice
+    until(lambda: restarts() == ["1", "1"], 60, lambda: str(restarts()))  # each exactly once
     cluster.run("scancel", array)
 
 
-def test_a_fault_of_evaluation_is_not_repeated_for_ever(cluster: Cluster, probes: Path) -> None:
-    """Training counts its own starts; the other stages are restarted three times."""
+def test_finish_limits_restarts_of_evaluation(cluster: Cluster, probes: Path) -> None:
+    """Training detects crash loops itself; the other stages are restarted at most three times."""
     (probes / "test.jsonl").touch()
     job = cluster.sbatch("slurm/evaluate.sh", 1, cwd=probes, RUN="run", DATA="test.jsonl")
     for restart in (1, 2, 3):
@@ -137,7 +136,7 @@ def test_a_fault_of_evaluation_is_not_repeated_for_ever(cluster: Cluster, probes
 
 
 @pytest.mark.parametrize(
-    ("script", "variables", "said"),
+    ("script", "variables", "message"),
     [
         ("train.sh", {"RECIPE": "missing.yaml"}, "error: missing.yaml: no such file; set RECIPE to a recipe"),
         ("prepare.sh", {"INPUT": "a.jsonl"}, "error: a.jsonl: no such file; set INPUT to files of records"),
@@ -145,20 +144,20 @@ def test_a_fault_of_evaluation_is_not_repeated_for_ever(cluster: Cluster, probes
         ("evaluate.sh", {"RUN": "missing"}, "error: missing: no such file; set RUN to the output_dir of a run"),
     ],
 )
-def test_what_is_missing_is_named(cluster: Cluster, probes: Path, script: str, variables: dict, said: str) -> None:
+def test_job_names_missing_input(cluster: Cluster, probes: Path, script: str, variables: dict, message: str) -> None:
     job = cluster.sbatch(f"slurm/{script}", cwd=probes, **variables)
     ended = cluster.end(job)
-    until(lambda: said in log(probes, job), 10, lambda: log(probes, job))
+    until(lambda: message in log(probes, job), 10, lambda: log(probes, job))
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
 
 
-def test_submitting_from_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_scripts_refuse_other_working_directory(tmp_path: Path) -> None:
     for script in ("train", "prepare", "evaluate", "submit"):
         result = subprocess.run([ROOT / "slurm" / f"{script}.sh"], cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 2 and "in the root of the repository" in result.stderr
+        assert result.returncode == 2 and "from the root of the repository" in result.stderr
 
 
-def test_submit_takes_back_what_it_submitted_when_a_later_job_is_refused(cluster: Cluster, probes: Path) -> None:
+def test_submit_cancels_jobs_when_sbatch_fails(cluster: Cluster, probes: Path) -> None:
     command = [ROOT / "slurm" / "submit.sh"]
     environment = {**cluster.environment, "PREPARE_FLAGS": "--hold", "TRAIN_FLAGS": "--partition=none"}
     result = subprocess.run(command, cwd=probes, env=environment, capture_output=True, text=True)
@@ -169,12 +168,12 @@ def test_submit_takes_back_what_it_submitted_when_a_later_job_is_refused(cluster
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/slurm.md"])
-def test_slurm_takes_the_commands_of_the_docs(cluster: Cluster, page: str) -> None:
-    """As they stand, but for the size of the cluster, and without starting anything."""
+def test_slurm_accepts_documented_commands(cluster: Cluster, page: str) -> None:
+    """Unchanged except for the size of the cluster, and without starting anything."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    found = [line for block in blocks for line in block.splitlines() if re.match(r"(\w+=\S+ )*sbatch ", line)]
-    assert len(found) >= 2
-    for line in found:
+    commands = [line for block in blocks for line in block.splitlines() if re.match(r"(\w+=\S+ )*sbatch ", line)]
+    assert len(commands) >= 2
+    for line in commands:
         line = line.replace("sbatch ", "sbatch --test-only ").replace("--nodes=4", "--nodes=2")
         line = line.replace("--gpus-per-node=8 --cpus-per-gpu=8", "--gpus-per-node=2 --cpus-per-gpu=2")
         cluster.run("bash", "-c", line)

@@ -1,4 +1,4 @@
-"""Jobs of two nodes on a real Slurm: the whole chain, and a run that is cancelled, signalled and preempted."""
+"""Two-node jobs on a real Slurm: the whole chain, and a run that is cancelled, signalled and preempted."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards.format import read_manifest
-from pipeline.fault_tolerance.restarts import read_starts
+from pipeline.fault_tolerance.restarts import read_restart_log
 from tests.conftest import Prepared
 from tests.runs import losses, metrics, write_recipe
 from tests.slurm.conftest import Cluster, log_of, until, wait_for_steps
@@ -24,7 +24,7 @@ def recipe(checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(cluster: Cluster, checkout: Path, recipe: Path) -> dict[str, str]:
-    """Job ids by name of slurm/submit.sh, all ended: two nodes throughout, two MPI ranks, two ranks of training."""
+    """Job ids of slurm/submit.sh by name, once all have ended; every stage has two ranks on two nodes."""
     variables = {
         "RECIPE": recipe, "INPUT": "train.jsonl", "TOKENIZER": "tokenizer", "SHARDS": "shards", "RUN": "run",
         "DATA": "test.jsonl", "PREPARE_FLAGS": "--nodes=2 --ntasks=2", "TRAIN_FLAGS": "--nodes=2",
@@ -37,24 +37,24 @@ def chain(cluster: Cluster, checkout: Path, recipe: Path) -> dict[str, str]:
     return jobs
 
 
-def test_chain_prepares_trains_and_evaluates(
+def test_submit_prepares_trains_and_evaluates(
     cluster: Cluster, chain: dict[str, str], checkout: Path, prepared: Prepared
 ) -> None:
     assert list(chain) == ["prepare", "train", "evaluate"]
     assert [cluster.state(job) for job in chain.values()] == ["COMPLETED"] * 3, log_of(checkout)
-    assert read_manifest(checkout / "shards") == read_manifest(prepared.shards)  # two MPI ranks, and one alone
-    assert "note:" not in log_of(checkout)  # neither MPI nor CPUs were missing
+    assert read_manifest(checkout / "shards") == read_manifest(prepared.shards)  # packed by two MPI ranks and by one
+    assert "note:" not in log_of(checkout)  # MPI and enough CPUs were available
     run = checkout / "run"
     assert [record["step"] for record in metrics(run)] == list(range(1, STEPS + 1))
     assert json.loads((run / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["ranks"] == 2
     assert json.loads((run / "evaluation.json").read_text())["settings"]["max_new_tokens"] == 8
     evaluated = (checkout / f"slurm-solar-evaluate-{chain['evaluate']}.log").read_text()
-    assert evaluated.count("written: run/evaluation.json") == 1  # ranks knew each other
+    assert evaluated.count("written: run/evaluation.json") == 1  # the ranks formed one process group
     assert (run / "report.md").is_file()
     assert (checkout / f"slurm-solar-train-{chain['train']}.log").is_file()
 
 
-def test_cancelled_signalled_and_preempted_run_is_bit_identical(
+def test_train_cancelled_signalled_preempted_is_bit_identical(
     cluster: Cluster, chain: dict[str, str], checkout: Path, recipe: Path
 ) -> None:
     run = checkout / "disturbed"
@@ -66,7 +66,7 @@ def test_cancelled_signalled_and_preempted_run_is_bit_identical(
     ended = cluster.end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), log_of(checkout)
     done = len(losses(run))
-    assert (run / f"checkpoint-{done}" / "COMPLETE").is_file(), log_of(checkout)  # it saved all the same
+    assert (run / f"checkpoint-{done}" / "COMPLETE").is_file(), log_of(checkout)  # saved before it ended
 
     job = cluster.sbatch(*submit, cwd=checkout, RECIPE=recipe)
     wait_for_steps(run, done + 2)
@@ -85,18 +85,18 @@ def test_cancelled_signalled_and_preempted_run_is_bit_identical(
     assert cluster.end(urgent)["JobState"] == "COMPLETED"
     assert cluster.end(job)["JobState"] == "COMPLETED", log_of(checkout)
     assert losses(run) == losses(checkout / "run")
-    starts = read_starts(run)
+    starts = read_restart_log(run)
     assert [event["status"] for event in starts if event["event"] == "end"] == [75, 75, 75, 0]
-    for key in ("seconds_since_signal", "seconds"):  # from the signal to the end; from a start to its first step
+    for key in ("seconds_since_signal", "seconds"):  # from signal to end; from process start to first step
         print(f"\n{key}: {[event[key] for event in starts if event.get(key) is not None]}")
 
 
-def test_a_signalled_evaluation_goes_on_where_it_was(cluster: Cluster, chain: dict[str, str], checkout: Path) -> None:
+def test_evaluate_resumes_after_signal(cluster: Cluster, chain: dict[str, str], checkout: Path) -> None:
     run = checkout / "evaluated"
     run.mkdir()
     (run / "hf").symlink_to(checkout / "run" / "hf")
-    words = ["--max_new_tokens", 64, "--batch_size", 1]  # many short batches, so that a signal falls between them
-    job = cluster.sbatch("--nodes=2", "slurm/evaluate.sh", *words, cwd=checkout, RUN="evaluated", DATA="test.jsonl")
+    arguments = ["--max_new_tokens", 64, "--batch_size", 1]  # many short batches, so that a signal arrives between two
+    job = cluster.sbatch("--nodes=2", "slurm/evaluate.sh", *arguments, cwd=checkout, RUN="evaluated", DATA="test.jsonl")
     partial = run / "generations.partial"
     until(lambda: any(f.stat().st_size for f in partial.glob("rank-*.jsonl")), 300, lambda: log_of(checkout))
     cluster.run("scancel", "--signal=USR1", job)

@@ -1,4 +1,4 @@
-"""GPUs and links, from YAML files: vendors' numbers, with their sources beside them, and what of them is reached."""
+"""GPUs and their links: vendors' numbers from YAML files, which name their sources, and achievable fractions."""
 
 import difflib
 from dataclasses import MISSING, dataclass, fields
@@ -14,20 +14,25 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator and its links; bandwidths in one direction, in GB/s (10^9 bytes).
+    """One accelerator and its links. Bandwidths are in one direction, in GB/s (10^9 bytes).
 
     Attributes:
-        name: part of what torch calls the device. memory_gib: GiB that a process can use.
-        bf16_tflops, fp32_tflops: dense peak; fp16 counts as bf16.
-        memory_gb_s: of its own memory. node_gb_s: to the GPUs of its node. network_gb_s: to other nodes. host_gb_s: to
-            the host's memory. host_memory_gib: of a node, for what is offloaded.
-        attention_copies_mask: sdpa turns the bool mask of packed rows into numbers in every layer.
-        compute_efficiency: share of the peak that large matrix products reach.
-        link_efficiency: share of the links' bandwidth that collectives reach.
-        module_seconds: host time of one module's forward and backward under ZeRO-3's hooks; a GPU cannot be faster.
-        hop_seconds: latency of one step of a ring; a collective's start is counted as some more.
-        host_optimizer_gb_s: memory bandwidth of the host for one rank's optimizer, where it is offloaded.
-        reserve_gib: kept free for the CUDA context, NCCL and the allocator.
+        name: a substring of torch's name of the device.
+        memory_gib: GiB that a process can use.
+        bf16_tflops: dense peak in bf16 and fp16.
+        fp32_tflops: dense peak in fp32.
+        memory_gb_s: bandwidth of its memory.
+        node_gb_s: bandwidth to the GPUs of its node.
+        network_gb_s: bandwidth to other nodes.
+        host_gb_s: bandwidth to CPU memory.
+        host_memory_gib: CPU memory of a node, for offloading.
+        attention_copies_mask: whether sdpa converts the bool mask of packed rows to numbers in every layer.
+        compute_efficiency: fraction of the peak that large matrix products reach.
+        link_efficiency: fraction of the link bandwidth that collectives reach.
+        module_seconds: host time of one module's forward and backward under ZeRO-3's hooks, a lower bound on a GPU.
+        hop_seconds: latency of one hop of a ring.
+        host_optimizer_gb_s: bandwidth of CPU memory for one rank's optimizer, if it is offloaded.
+        reserve_gib: memory set aside for the CUDA context, NCCL and the allocator.
     """
 
     name: str
@@ -48,26 +53,32 @@ class Device:
     reserve_gib: float = 4.0
 
     def flops(self, precision: str) -> float:
-        """Dense peak, FLOP/s."""
+        """Return the dense peak in FLOP/s."""
         return (self.fp32_tflops if precision == "fp32" else self.bf16_tflops) * 1e12
 
 
 def load_device(name: str) -> Device:
-    """`h100`, or the path of a YAML file with the fields of Device.
+    """Load a known GPU such as `h100`, or a YAML file with the fields of Device.
 
     Raises:
-        UserError: no such GPU or file, an unknown or missing field, a value that is no positive number.
+        UserError: no such GPU or file, an unknown or missing key, or an invalid value.
     """
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name.lower()}.yaml" if name.lower() in known else Path(name)
     if not path.is_file():
-        raise UserError(f"--gpu {name}: no such file, and the known GPUs are {', '.join(known)}")
+        raise UserError(f"--gpu {name}: no such file; the known GPUs are {', '.join(known)}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a mapping of keys to values is wanted; see {FOLDER / 'h100.yaml'}")
+        raise UserError(f"{path}: not a mapping of keys to values; see {FOLDER / 'h100.yaml'}")
+    _check_fields(path, tree)
+    return Device(**tree)
+
+
+def _check_fields(path: Path, tree: dict) -> None:
+    """Check the keys and values of a device file."""
     names = [f.name for f in fields(Device)]
     for key in tree:
         if key not in names:
@@ -78,19 +89,18 @@ def load_device(name: str) -> Device:
         raise UserError(f"{path}: {missing[0]!r} is missing; see {FOLDER / 'h100.yaml'}")
     for key, value in tree.items():
         if key == "name":
-            right, kind = isinstance(value, str), "text"
+            valid, kind = isinstance(value, str), "text"
         elif key == "attention_copies_mask":
-            right, kind = isinstance(value, bool), "true or false"
+            valid, kind = isinstance(value, bool), "true or false"
         else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            right, kind = number and 0 < value < float("inf"), "a number greater than 0"
-        if not right:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            valid, kind = is_number and 0 < value < float("inf"), "a number greater than 0"
+        if not valid:
             raise UserError(f"{path}: {key} is {value!r}; it must be {kind}")
-    return Device(**tree)
 
 
 @cache
 def device_called(torch_name: str) -> Device | None:
-    """The known GPU whose name is part of torch's name for it."""
+    """Return the known GPU whose name is a substring of torch's device name, or None."""
     devices = [load_device(path.stem) for path in sorted(FOLDER.glob("*.yaml"))]
     return next((device for device in devices if device.name in torch_name), None)

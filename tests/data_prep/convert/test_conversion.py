@@ -1,4 +1,4 @@
-"""Every format in its real schema, with fixtures written here."""
+"""Conversion of every format, from small inputs in its real schema."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,11 @@ def write_jsonl(path: Path, *rows: dict) -> Path:
     return path
 
 
-def run(form: str, *inputs: Path, output: Path, columns: dict | None = None):
-    report = convert(form, Source([str(path) for path in inputs], columns or {}, "en"), output)
+def run(format_name: str, *inputs: Path, output: Path, columns: dict | None = None):
+    report = convert(format_name, Source([str(path) for path in inputs], columns or {}, "en"), output)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     for row in rows:
-        parse_record(row)  # all that comes out is canonical
+        parse_record(row)  # every converted record is canonical
     return report, rows
 
 
@@ -32,7 +32,7 @@ def out(tmp_path):
     return tmp_path / "out" / "x.jsonl"
 
 
-def test_mgsm(tmp_path, out):
+def test_mgsm_pairs_rows_by_index(tmp_path, out):
     (tmp_path / "mgsm_en.tsv").write_text("Two apples and\tone?\t3\nA house for $70,000?\t70000\nSix?\t6\n", "utf-8")
     (tmp_path / "mgsm_sw.tsv").write_text("Matufaha mawili?\t3\nNyumba?\t70,000\nSita?\t7\n", "utf-8")
     report, rows = run("mgsm", tmp_path, output=out)
@@ -41,7 +41,7 @@ def test_mgsm(tmp_path, out):
     assert report.drops == {("gold_differs", "sw"): 1, ("no_translation", "en"): 1}
 
 
-def test_msvamp_pairs_by_the_english_question(tmp_path, out):
+def test_msvamp_pairs_rows_by_english_question(tmp_path, out):
     def row(question, gold, **more):
         return {**more, "equation": "- n0 n1", "response": gold, "m_query": question}
 
@@ -56,10 +56,10 @@ def test_msvamp_pairs_by_the_english_question(tmp_path, out):
     assert report.drops == {("other_english_question", "sw"): 1, ("no_translation", "en"): 1}
 
 
-def test_mcot_keeps_rows_right_in_both_and_strips_the_prompt(tmp_path, out):
-    def row(question, response, right, answer=8.0):
+def test_mcot_keeps_correct_rows_and_strips_prompt(tmp_path, out):
+    def row(question, response, correct, answer=8.0):
         prompt = f"Question:\n{question}\nAnswer:\nLet's think step by step.\n"
-        return {"question": prompt, "response": response, "prediction": 8.0, "answer": answer, "result": right}
+        return {"question": prompt, "response": response, "prediction": 8.0, "answer": answer, "result": correct}
 
     write_jsonl(tmp_path / "en.jsonl", row("a ?", "So 8.", True), row("b ?", "9", False), row("c ?", "8", True))
     write_jsonl(tmp_path / "sw.jsonl", row("A?", "Jibu 8.", True), row("B?", "8", True), row("C?", "9", False))
@@ -84,7 +84,7 @@ def octopus(lang: str, question: str, answer: str) -> dict:
     return {"prompt": prompt, "chosen": answer, "reject": ""}
 
 
-def test_mathoctopus_rebuilds_pairs_of_the_parallel_set(tmp_path, out):
+def test_mathoctopus_pairs_parallel_set_by_numbers(tmp_path, out):
     rows = [
         octopus("English", "Tom has 3 apples and 4 pears. How many?", "3 + 4 = 7\n#### 7"),
         octopus("English", "Ann had 9 and 2?", "9 - 2 = 7\n#### 7"),
@@ -94,20 +94,20 @@ def test_mathoctopus_rebuilds_pairs_of_the_parallel_set(tmp_path, out):
         octopus("German", "Ann hatte 9 und 2?", "9 - 2 = 7\n#### 7"),
         octopus("German", "Tom hat 3 und 4?", "3 + 4 = 8\n#### 8"),
     ]
-    report, found = run("mathoctopus", write_jsonl(tmp_path / "parallel.json", *rows), output=out)
-    assert [row["lang"] for row in found] == ["en", "bn", "sw"]
-    assert found[2]["question"] == "Tom ana matufaha 3 na mapeasi 4.\n\nNgapi?" and found[1]["gold"] == "7"
+    report, records = run("mathoctopus", write_jsonl(tmp_path / "parallel.json", *rows), output=out)
+    assert [row["lang"] for row in records] == ["en", "bn", "sw"]
+    assert records[2]["question"] == "Tom ana matufaha 3 na mapeasi 4.\n\nNgapi?" and records[1]["gold"] == "7"
     assert report.drops[("ambiguous_pair", "de")] == 1 and report.drops[("no_pair_found", "de")] == 1
 
 
-def test_mathoctopus_pairs_the_cross_set_by_question_and_checks_answers(tmp_path, out):
+def test_mathoctopus_pairs_cross_set_by_question(tmp_path, out):
     rows = [octopus("English", "q 1?", "5"), octopus("Thai", "q 1?", "5"), octopus("French", "q 1?", "6")]
-    report, found = run("mathoctopus", write_jsonl(tmp_path / "cross.json", *rows), output=out)
-    assert [row["lang"] for row in found] == ["en", "th"]
+    report, records = run("mathoctopus", write_jsonl(tmp_path / "cross.json", *rows), output=out)
+    assert [row["lang"] for row in records] == ["en", "th"]
     assert report.drops == {("gold_differs", "fr"): 1}
 
 
-def test_parallel_text(tmp_path, out):
+def test_parallel_pairs_lines_by_index(tmp_path, out):
     (tmp_path / "train.en").write_text("one\n\nthree\n", "utf-8")
     (tmp_path / "train.de").write_text("eins\r\nzwei\ndrei", "utf-8")
     report, rows = run("parallel", tmp_path / "train.en", tmp_path / "train.de", output=out)
@@ -120,19 +120,19 @@ def test_parallel_text(tmp_path, out):
     assert report.drops == {("empty_response", "en"): 1, ("no_pivot", "de"): 1}
 
 
-def test_scattered_records_and_chat_messages_of_both_kinds(tmp_path, out):
-    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    own = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+def test_canonical_groups_scattered_chats_of_both_kinds(tmp_path, out):
+    from_value = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    role_content = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows = [
-        {"id": 1, "language": "sw", "conversations": chat, "gold": None},
-        {"id": 2, "language": "sw", "conversations": own},
-        {"id": 1, "language": "en", "conversations": own},
-        {"id": 1, "language": "sw", "conversations": own},
-        {"id": 1, "language": "de", "conversations": own[:1]},
+        {"id": 1, "language": "sw", "conversations": from_value, "gold": None},
+        {"id": 2, "language": "sw", "conversations": role_content},
+        {"id": 1, "language": "en", "conversations": role_content},
+        {"id": 1, "language": "sw", "conversations": role_content},
+        {"id": 1, "language": "de", "conversations": role_content[:1]},
     ]
     columns = {"pair_id": "id", "lang": "language", "messages": "conversations"}
-    report, found = run("canonical", write_jsonl(tmp_path / "a.jsonl", *rows), output=out, columns=columns)
-    assert found == [{"pair_id": "1", "lang": lang, "messages": own} for lang in ("en", "sw")]
+    report, records = run("canonical", write_jsonl(tmp_path / "a.jsonl", *rows), output=out, columns=columns)
+    assert records == [{"pair_id": "1", "lang": lang, "messages": role_content} for lang in ("en", "sw")]
     assert report.drops == {("language_twice", "sw"): 1, ("no_response", "de"): 1, ("no_pivot", "sw"): 1}
 
 
@@ -142,7 +142,7 @@ ROWS = [
 ]
 
 
-def test_parquet_and_datasets_folders(tmp_path, out):
+def test_canonical_parquet_and_datasets_folder_convert_alike(tmp_path, out):
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     report, rows = run("canonical", tmp_path / "a.parquet", output=out)
     assert [row["answer"] for row in rows] == ["a en", "a sw"] and report.drops == {("gold_differs", "th"): 1}
@@ -153,20 +153,20 @@ def test_parquet_and_datasets_folders(tmp_path, out):
         convert("datasets", Source([str(tmp_path / "saved")], {}, "en", "test"), out)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_input_of_no_or_another_format_is_one_line_and_leaves_nothing(form, tmp_path, out):
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_convert_rejects_missing_and_foreign_input(format_name, tmp_path, out):
     junk = tmp_path / "junk"
     junk.mkdir()
     for name in ("mgsm_en.tsv", "test_English.json", "en.jsonl", "a.json"):
         (junk / name).write_text('{"some": "thing"}\n')
     for bad in (tmp_path / "missing", junk, junk / "en.jsonl"):
         with pytest.raises(UserError) as error:
-            convert(form, Source([str(bad)], {}, "en"), out)
+            convert(format_name, Source([str(bad)], {}, "en"), out)
         assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_rows_that_do_not_correspond_are_refused(tmp_path, out):
+def test_mgsm_rejects_files_of_different_length(tmp_path, out):
     (tmp_path / "mgsm_en.tsv").write_text("a\t1\nb\t2\n")
     (tmp_path / "mgsm_sw.tsv").write_text("a\t1\n")
     with pytest.raises(UserError, match=r"mgsm_sw.tsv: ends at row 1"):
@@ -174,7 +174,7 @@ def test_rows_that_do_not_correspond_are_refused(tmp_path, out):
 
 
 @pytest.mark.parametrize(("text", "number"), [("8.0", "8"), ("1,200", "1200"), (2.5, "2.5"), ("x", "x"), (None, None)])
-def test_number_text(text, number):
+def test_number_text_normalizes_numbers(text, number):
     assert number_text(text) == number
 
 
@@ -182,5 +182,5 @@ def test_number_text(text, number):
     ("text", "number"),
     [("= 7\n#### 1,234", "1234"), ("答案是12。", "12"), ("৭", "7"), ("-3.5.", "-3.5"), ("none", None)],
 )
-def test_last_number(text, number):
+def test_last_number_reads_digits_of_any_script(text, number):
     assert last_number(text) == number

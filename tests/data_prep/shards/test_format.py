@@ -1,9 +1,12 @@
+"""Shards are read as they were written, with few decoded row groups in memory."""
+
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from data_prep.shards.format import MANIFEST, ROW_GROUP, PackedRow, ShardSet, shard_name, write_shard
+from data_prep.shards.format import CACHED_GROUPS, MANIFEST, ROW_GROUP, PackedRow, ShardSet, shard_name, write_shard
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 
@@ -18,7 +21,7 @@ def row(number: int) -> PackedRow:
 
 @pytest.fixture
 def directory(tmp_path):
-    """Two shards of 40 rows each."""
+    """Write a shard directory of two shards with 40 rows each."""
     entries = [
         write_shard(tmp_path / shard_name(shard), [row(40 * shard + i) for i in range(40)]) for shard in range(2)
     ]
@@ -26,40 +29,55 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_reads_back_what_was_written_in_any_order(directory):
+def test_shard_set_reads_rows_in_any_order(directory):
     shards = ShardSet.open(directory)
     assert len(shards) == 80
     for number in [79, 0, 40, 39, ROW_GROUP, ROW_GROUP - 1, 5]:
-        found, expected = shards[number], row(number)
+        actual, expected = shards[number], row(number)
         for name in ("input_ids", "labels", "seq_lens"):
-            array = getattr(found, name)
+            array = getattr(actual, name)
             assert array.dtype == np.int32 and array.tolist() == getattr(expected, name).tolist()
-        assert (found.pair_id, found.lang, found.role) == (expected.pair_id, expected.lang, expected.role)
+        assert (actual.pair_id, actual.lang, actual.role) == (expected.pair_id, expected.lang, expected.role)
     with pytest.raises(IndexError):
         shards[80]
 
 
-def test_entry_counts(directory):
+def test_write_shard_counts_rows(directory):
     entry = json.loads((directory / MANIFEST).read_text())["shards"][0]
     counts = {key: entry[key] for key in ("rows", "tokens", "supervised_tokens", "sequences", "pairs")}
     assert counts == {"rows": 40, "tokens": 240, "supervised_tokens": 160, "sequences": 80, "pairs": 40}
 
 
-def test_same_rows_same_bytes(directory, tmp_path):
+def test_write_shard_is_reproducible(directory, tmp_path):
     write_shard(tmp_path / "again.parquet", [row(i) for i in range(40)])
     assert (tmp_path / "again.parquet").read_bytes() == (directory / shard_name(0)).read_bytes()
     assert not list(directory.glob("*.tmp"))
 
 
-def test_keeps_few_row_groups_in_memory(directory):
-    shards = ShardSet.open(directory)
-    shards._cached_groups = 2
-    assert [int(found.input_ids[0]) for found in shards] == list(range(80))
-    assert len(shards._groups) == 2
+def test_shard_set_caches_recent_row_groups(tmp_path, monkeypatch):
+    groups = CACHED_GROUPS + 1
+    entry = write_shard(tmp_path / shard_name(0), [row(i) for i in range(groups * ROW_GROUP)])
+    write_json(tmp_path / MANIFEST, {"format_version": 1, "shards": [entry]})
+    decoded = []
+    original = pq.ParquetFile.read_row_group
+
+    def read_row_group(self, group, *args, **kwargs):
+        decoded.append(group)
+        return original(self, group, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
+    shards = ShardSet.open(tmp_path)
+    assert [int(packed.input_ids[0]) for packed in shards] == list(range(groups * ROW_GROUP))
+    assert decoded == list(range(groups))  # each once
+    for group in (2, 1, 0, 1):  # reading group 0, the only one not in memory, evicts group 3
+        assert shards[group * ROW_GROUP].input_ids[0] == group * ROW_GROUP
+    assert decoded[groups:] == [0]
+    assert shards[3 * ROW_GROUP].input_ids[0] == 3 * ROW_GROUP
+    assert decoded[groups:] == [0, 3]
 
 
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("damage", "message"),
     [
         (lambda d: (d / MANIFEST).unlink(), "not a shard directory"),
         (lambda d: (d / MANIFEST).write_text("{"), "damaged manifest"),
@@ -68,12 +86,12 @@ def test_keeps_few_row_groups_in_memory(directory):
         (lambda d: (d / shard_name(1)).write_bytes(b"x"), "bytes differ"),
     ],
 )
-def test_damaged_directories_are_refused(directory, break_it, message):
-    break_it(directory)
+def test_shard_set_rejects_damaged_directory(directory, damage, message):
+    damage(directory)
     with pytest.raises(UserError, match=message):
         ShardSet.open(directory)
 
 
-def test_missing_directory_is_refused(tmp_path):
+def test_shard_set_rejects_missing_directory(tmp_path):
     with pytest.raises(UserError, match="no such shard directory"):
         ShardSet.open(tmp_path / "none")

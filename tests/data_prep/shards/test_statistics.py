@@ -1,6 +1,8 @@
+"""The report and the plot of a manifest."""
+
 import pytest
 
-from data_prep.shards.statistics import plot, report_lines
+from data_prep.shards.statistics import plot_statistics, report_lines
 from pipeline.common.errors import UserError
 
 MANIFEST = {
@@ -17,9 +19,9 @@ MANIFEST = {
 }
 
 
-def test_report_says_what_the_manifest_holds(tmp_path):
+def test_report_lines_show_manifest_counts(tmp_path):
     lines = report_lines(tmp_path, MANIFEST)
-    assert "2 rows, 150 tokens, 3 sequences, 1 pairs, fill 75.00%" in lines[0]
+    assert "2 rows, 150 tokens, 3 sequences, 1 pairs, packing efficiency 75.00%" in lines[0]
     assert [line.split() for line in lines[2:4]] == [
         ["en", "2", "100", "60.0%", "0.500"],
         ["sw", "1", "50", "40.0%", "0.250"],
@@ -27,8 +29,8 @@ def test_report_says_what_the_manifest_holds(tmp_path):
     assert lines[4:] == ["too_long: sw 1, th 3"]
 
 
-def test_plot_is_a_png_or_one_line(tmp_path):
-    plot(MANIFEST, tmp_path / "x.png")
+def test_plot_statistics_writes_png(tmp_path):
+    plot_statistics(MANIFEST, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="cannot be written"):
-        plot(MANIFEST, tmp_path / "none" / "x.png")
+        plot_statistics(MANIFEST, tmp_path / "none" / "x.png")

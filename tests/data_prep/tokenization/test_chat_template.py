@@ -1,3 +1,5 @@
+"""Tokens and masks of conversations."""
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -32,21 +34,21 @@ def encode(tokenizer, chat) -> np.ndarray:
 
 
 @pytest.mark.parametrize("chat", CHATS)
-def test_equals_transformers_own_tokens_and_mask(chat, tokenizer_dir):
+def test_encode_matches_transformers_tokens_and_mask(chat, tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     tokens = encode(tokenizer, chat)
-    own = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    assert np.where(tokens < 0, ~tokens, tokens).tolist() == own["input_ids"]
-    assert (tokens < 0).astype(int).tolist() == own["assistant_masks"]
+    expected = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    assert np.where(tokens < 0, ~tokens, tokens).tolist() == expected["input_ids"]
+    assert (tokens < 0).astype(int).tolist() == expected["assistant_masks"]
 
 
-def test_supervised_text_is_the_responses_with_their_ends(tokenizer_dir):
+def test_encode_supervises_responses_and_stop_tokens(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     tokens = encode(tokenizer, CHATS[2])
     assert tokenizer.decode((~tokens[tokens < 0]).tolist()) == " leading\nand more </s>last 🦒</s>"
 
 
-def test_a_span_ending_in_a_character_of_several_tokens_is_supervised_whole(tokenizer_dir):
+def test_encode_supervises_all_tokens_of_last_character(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] + '<|assistant|>' }}"
@@ -57,15 +59,15 @@ def test_a_span_ending_in_a_character_of_several_tokens_is_supervised_whole(toke
     assert tokens[-1] == tokenizer.eos_token_id
 
 
-def test_template_without_markers_supervises_what_follows_each_generation_prompt(tokenizer_dir):
+def test_encode_without_markers_supervises_after_generation_prompts(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.chat_template = CHATML
-    found = [encode(tokenizer, chat) for chat in CHATS]
-    texts = [tokenizer.decode((~tokens[tokens < 0]).tolist()) for tokens in found]
+    encoded = [encode(tokenizer, chat) for chat in CHATS]
+    texts = [tokenizer.decode((~tokens[tokens < 0]).tolist()) for tokens in encoded]
     assert texts == ["4.</s>", "答案是4。</s>", " leading\nand more </s>last 🦒</s>"]
 
 
-def test_a_prompt_that_melts_into_the_response_is_refused(tokenizer_dir):
+def test_encode_rejects_prompt_merged_with_response(tokenizer_dir):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }}"
@@ -73,17 +75,19 @@ def test_a_prompt_that_melts_into_the_response_is_refused(tokenizer_dir):
         "{% if add_generation_prompt %}{{ '' }}{% endif %}"
     )
     chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ow many"}]
-    (found,) = ChatEncoder(tokenizer).encode([chat])
-    assert isinstance(found, UserError) and "prefix" in str(found)
+    (error,) = ChatEncoder(tokenizer).encode([chat])
+    assert isinstance(error, UserError) and "prefix" in str(error)
 
 
-def test_what_cannot_be_encoded_is_an_error_in_its_place_and_spares_the_others(tokenizer_dir):
+def test_encode_returns_errors_for_bad_conversations_only(tokenizer_dir):
     encoder = ChatEncoder(load_tokenizer(tokenizer_dir))
     surrogate = [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "x"}]
     tool = [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "x"}]
     question = [{"role": "user", "content": "only asks"}]
-    found = encoder.encode([CHATS[0], surrogate, tool, question, CHATS[1]])
-    assert [isinstance(one, UserError) for one in found] == [False, True, True, True, False]
+    results = encoder.encode([CHATS[0], surrogate, tool, question, CHATS[1]])
+    assert [isinstance(result, UserError) for result in results] == [False, True, True, True, False]
     assert (
-        "Unicode" in str(found[1]) and "unknown role tool" in str(found[2]) and "no supervised token" in str(found[3])
+        "Unicode" in str(results[1])
+        and "unknown role tool" in str(results[2])
+        and "no supervised token" in str(results[3])
     )

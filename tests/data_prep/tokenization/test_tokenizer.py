@@ -1,3 +1,5 @@
+"""Training, loading, conversion and hashing of tokenizers, and sampling of their training text."""
+
 import io
 import json
 
@@ -13,7 +15,7 @@ from pipeline.common.errors import UserError
 TEXTS = ["hello world", "two\nlines", " a  b ", "١٢٣ 12 years", "สวัสดี", "🦒 never seen", "", "<s> no token"]
 
 
-def test_loads_through_transformers_and_gives_text_back(tokenizer_dir):
+def test_tokenizer_loads_with_transformers_and_restores_text(tokenizer_dir):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     for text in TEXTS[:-1]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -21,32 +23,50 @@ def test_loads_through_transformers_and_gives_text_back(tokenizer_dir):
         assert tokenizer.decode(ids) == text
 
 
-def test_special_tokens_are_distinct_single_tokens_and_digits_apart(tokenizer_dir):
+def test_tokenizer_has_distinct_special_tokens_and_single_digits(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *ROLES]
     ids = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in special]
-    assert all(len(one) == 1 for one in ids) and len({one[0] for one in ids}) == len(special)
+    assert all(len(tokens) == 1 for tokens in ids) and len({tokens[0] for tokens in ids}) == len(special)
     digits = [
         token for token in tokenizer.get_vocab() if any(c.isdigit() for c in token) and not token.startswith("<0x")
     ]
     assert digits and all(len(token) == 1 for token in digits)
 
 
-def test_same_text_same_fingerprint_and_the_template_counts(tokenizer_dir, demo_file, tmp_path):
-    one = load_tokenizer(tokenizer_dir)
+def test_fingerprint_depends_on_text_and_template(tokenizer_dir, demo_file, tmp_path):
+    first = load_tokenizer(tokenizer_dir)
     again = train(sample_texts([demo_file], 0.5, 1_000_000), 512)
     save(again, tmp_path / "again")
-    assert fingerprint(one) == fingerprint(again) == fingerprint(load_tokenizer(tmp_path / "again"))
-    one(["short", "longer text"], padding=True, truncation=True, max_length=8)  # calls leave state behind
-    assert fingerprint(one) == fingerprint(again)
-    one.chat_template += " "
-    assert fingerprint(one) != fingerprint(again)
+    assert fingerprint(first) == fingerprint(again) == fingerprint(load_tokenizer(tmp_path / "again"))
+    first(["short", "longer text"], padding=True, truncation=True, max_length=8)  # changes the state of the backend
+    assert fingerprint(first) == fingerprint(again)
+    first.chat_template += " "
+    assert fingerprint(first) != fingerprint(again)
+
+
+def test_load_tokenizer_next_to_a_model_config_keeps_its_rules(tokenizer_dir, tmp_path):
+    """For qwen2, AutoTokenizer would use the family's class, whose pre-tokenizer replaces the trained one."""
+    trained = load_tokenizer(tokenizer_dir)
+    trained.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    for for_training in (True, False):
+        assert fingerprint(load_tokenizer(tmp_path, for_training=for_training)) == fingerprint(trained)
+
+
+def test_load_tokenizer_not_for_training_accepts_what_training_refuses(tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.chat_template, tokenizer.pad_token = None, None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no chat template"):
+        load_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path, for_training=False).pad_token is None
 
 
 @pytest.mark.parametrize(
     "broken", ["missing", "empty", "no template", "broken template", "two templates", "pad is eos"]
 )
-def test_unusable_tokenizers_are_refused(broken, tokenizer_dir, tmp_path):
+def test_load_tokenizer_rejects_unusable_directory(broken, tokenizer_dir, tmp_path):
     folder = tmp_path / "tok"
     if broken != "missing":
         folder.mkdir()
@@ -65,14 +85,17 @@ def test_unusable_tokenizers_are_refused(broken, tokenizer_dir, tmp_path):
         load_tokenizer(folder)
 
 
-def test_training_refuses_no_text_and_writes_over_nothing(tokenizer_dir):
+def test_train_rejects_empty_text():
     with pytest.raises(UserError, match="SentencePiece"):
         train([], 512)
-    with pytest.raises(UserError, match="already there"):
+
+
+def test_save_rejects_existing_directory(tokenizer_dir):
+    with pytest.raises(UserError, match="already exists"):
         save(load_tokenizer(tokenizer_dir), tokenizer_dir)
 
 
-def test_alpha_gives_small_languages_more(tmp_path):
+def test_sample_texts_weights_languages_by_alpha(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [("en", "word" * 5)] * 90 + [("sw", "neno" * 5)] * 10
     lines = [
@@ -81,13 +104,13 @@ def test_alpha_gives_small_languages_more(tmp_path):
     ]
     path.write_text("\n".join(lines))
 
-    def share(alpha: float) -> float:
+    def fraction(alpha: float) -> float:
         texts = list(sample_texts([path], alpha, 10_000))
         return sum(text.startswith("neno") for text in texts) / len(texts)
 
-    assert share(1.0) == pytest.approx(0.1, abs=0.02)
-    assert share(0.5) == pytest.approx(0.25, abs=0.02)
-    assert share(0.0) == pytest.approx(0.5, abs=0.02)
+    assert fraction(1.0) == pytest.approx(0.1, abs=0.02)
+    assert fraction(0.5) == pytest.approx(0.25, abs=0.02)
+    assert fraction(0.0) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("settings", [
@@ -96,16 +119,16 @@ def test_alpha_gives_small_languages_more(tmp_path):
     {"model_type": "unigram", "split_by_whitespace": False, "user_defined_symbols": ["<tool>", "\n"]},
     {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
 ])  # fmt: skip
-def test_sentencepiece_models_of_many_kinds_keep_their_tokens(settings, demo_file, tmp_path):
+def test_load_tokenizer_converts_sentencepiece_models(settings, demo_file, tmp_path):
     texts = list(sample_texts([demo_file], 1.0, 1_000_000))
     model = io.BytesIO()
     settings = {"vocab_size": 500, "hard_vocab_limit": False, "minloglevel": 2, **settings}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **settings)
     (tmp_path / "some.model").write_bytes(model.getvalue())
     tokenizer = load_tokenizer(tmp_path / "some.model")
-    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for text in [*texts, "never seen 🦒", "a  b", "ﬁ"]:
-        assert tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
     (tokens,) = ChatEncoder(tokenizer).encode(
         [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
     )
@@ -114,7 +137,7 @@ def test_sentencepiece_models_of_many_kinds_keep_their_tokens(settings, demo_fil
     assert fingerprint(load_tokenizer(tmp_path / "saved")) == fingerprint(tokenizer)
 
 
-def test_what_is_no_sentencepiece_model_is_refused(tmp_path):
+def test_load_tokenizer_rejects_invalid_sentencepiece_model(tmp_path):
     for content in (b"", b"junk", b"\x0a\x03abc"):
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(UserError, match=r"bad\.model"):
@@ -123,11 +146,11 @@ def test_what_is_no_sentencepiece_model_is_refused(tmp_path):
         load_tokenizer(tmp_path / "none.model")
 
 
-def test_a_hub_id_is_asked_of_the_hub_and_a_missing_path_is_not(tmp_path, monkeypatch):
-    asked = []
+def test_load_tokenizer_distinguishes_hub_ids_from_paths(tmp_path, monkeypatch):
+    requested = []
 
     def from_pretrained(name, **settings):
-        asked.append((name, settings["trust_remote_code"]))
+        requested.append((name, settings["trust_remote_code"]))
         raise OSError("no such model\nand much more")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
@@ -136,7 +159,7 @@ def test_a_hub_id_is_asked_of_the_hub_and_a_missing_path_is_not(tmp_path, monkey
     for name in ("runs/tok", "./tok", "/none/tok", "a/b/c"):
         with pytest.raises(UserError, match="no such tokenizer directory"):
             load_tokenizer(name)
-    assert not asked
+    assert not requested
     with pytest.raises(UserError, match=r"^Some/Model: cannot be loaded as a tokenizer \(no such model\)$"):
         load_tokenizer("Some/Model")
-    assert asked == [("Some/Model", False)]
+    assert requested == [("Some/Model", False)]

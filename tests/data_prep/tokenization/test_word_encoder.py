@@ -1,12 +1,14 @@
+"""The word encoder gives the tokens of the `tokenizers` library or is not used."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.demo.languages import LANGUAGES
-from data_prep.demo.problems import draw_problems, tell
+from data_prep.demo.problems import draw_problems, format_problem
 from data_prep.tokenization.tokenizer import load_tokenizer
-from data_prep.tokenization.word_encoder import _PATTERNS, WordEncoder, fold
+from data_prep.tokenization.word_encoder import SPLIT_PATTERNS, WordEncoder, complement_spans
 
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
 PARTS = [
@@ -31,19 +33,18 @@ PARTS += ["apples", "12", "3456", "Anne ", "é", "e\u0301", " \u0301", "你好",
 TEXTS = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=5)), max_size=20).map("".join)
 
 
-def byte_level(cut: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None) -> Tokenizer:
+def byte_level(pre_tokenizer: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = cut
+    tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer:
         tokenizer.normalizer = normalizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=700, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
     )
-    told = [
-        text for problem in draw_problems(40, 0) for language in LANGUAGES.values() for text in tell(problem, language)
-    ]
-    tokenizer.train_from_iterator(told, trainer)
+    problems = draw_problems(40, 0)
+    pairs = [format_problem(problem, language) for problem in problems for language in LANGUAGES.values()]
+    tokenizer.train_from_iterator([text for pair in pairs for text in pair], trainer)
     return tokenizer
 
 
@@ -54,47 +55,47 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 @pytest.fixture(scope="module")
 def backends(tokenizer_dir) -> list[Tokenizer]:
-    """Ours, GPT-2's, Llama 3's and Qwen's rules."""
-    found = [load_tokenizer(tokenizer_dir).backend_tokenizer]
-    found.append(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), None))
-    return found + [byte_level(split(pattern), normalizers.NFC()) for pattern in sorted(_PATTERNS)]
+    """Tokenizers with the rules of `tokenizer.train`, GPT-2, Llama 3 and Qwen."""
+    result = [load_tokenizer(tokenizer_dir).backend_tokenizer]
+    result.append(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), None))
+    return result + [byte_level(split(pattern), normalizers.NFC()) for pattern in sorted(SPLIT_PATTERNS)]
 
 
 @given(TEXTS)
 @settings(max_examples=400, deadline=None)
-def test_same_tokens_as_the_library(backends, text):
+def test_word_encoder_matches_tokenizers_library(backends, text):
     for backend in backends:
-        encoder = WordEncoder.of(backend)
-        for _ in range(2):  # computed, then remembered
+        encoder = WordEncoder.for_backend(backend)
+        for _ in range(2):  # first computed, then cached
             assert encoder.encode(text, []) == backend.encode(text, add_special_tokens=False).ids
 
 
-def test_spans_between_cuts_become_complements_and_others_are_declined(backends):
+def test_word_encoder_complements_spans_between_added_tokens(backends):
     backend = backends[0]
-    encoder = WordEncoder.of(backend)
+    encoder = WordEncoder.for_backend(backend)
     text = "<s>one two<|assistant|>three</s>four"
     ids = backend.encode(text, add_special_tokens=False).ids
     start, end = text.index("three"), text.index("four")
     first = ids.index(backend.token_to_id("<|assistant|>")) + 1
-    assert encoder.encode(text, [(start, end)]) == fold(ids, [(first, ids.index(2) + 1)])
-    assert encoder.encode(text, [(start, len(text))]) == fold(ids, [(first, len(ids))])
+    assert encoder.encode(text, [(start, end)]) == complement_spans(ids, [(first, ids.index(2) + 1)])
+    assert encoder.encode(text, [(start, len(text))]) == complement_spans(ids, [(first, len(ids))])
     assert encoder.encode(text, [(start + 1, end)]) is None
 
 
-def test_tokenizers_with_other_rules_are_left_to_the_library(backends):
+def test_word_encoder_rejects_unsupported_rules(backends):
     plain = Tokenizer(models.BPE({"a": 0, "<s>": 1}, []))
     plain.add_special_tokens(["<s>"])
-    assert WordEncoder.of(plain) is None
+    assert WordEncoder.for_backend(plain) is None
     others = [
         pre_tokenizers.Metaspace(prepend_scheme="always"),
         pre_tokenizers.ByteLevel(add_prefix_space=True),
         pre_tokenizers.Whitespace(),
         split(r"\w+ \w+|."),
     ]
-    for cut in others:
-        plain.pre_tokenizer = cut
-        assert WordEncoder.of(plain) is None
+    for pre_tokenizer in others:
+        plain.pre_tokenizer = pre_tokenizer
+        assert WordEncoder.for_backend(plain) is None
     plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    assert WordEncoder.of(plain) is not None
+    assert WordEncoder.for_backend(plain) is not None
     plain.normalizer = normalizers.Lowercase()
-    assert WordEncoder.of(plain) is None
+    assert WordEncoder.for_backend(plain) is None

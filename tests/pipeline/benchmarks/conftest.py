@@ -1,4 +1,4 @@
-"""Fixtures of the packing benchmark's tests."""
+"""Fixtures of the benchmark tests."""
 
 from tests.data_prep.conftest import demo_file, tokenizer_dir
 

@@ -1,4 +1,4 @@
-"""Files written to a disk with no room; copies that later changes do not reach."""
+"""Writes to a full disk, and host copies that later changes to the state do not reach."""
 
 import os
 import subprocess
@@ -8,32 +8,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint.file_io import HostCopies, write
+from pipeline.checkpoint.file_io import HostCopies, write_file
 from pipeline.common.errors import UserError
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 @pytest.mark.parametrize("content", [bytes(2_000_000), {"weights": torch.zeros(500_000)}], ids=["bytes", "tensors"])
-def test_a_full_disk_is_one_line(tmp_path: Path, content: object) -> None:
+def test_write_file_full_disk(tmp_path: Path, content: object) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("mount is not permitted here")
+    message = r"cannot write .*part.pt: No space left on device; free disk space and restart"
     try:
-        with pytest.raises(UserError, match=r"cannot write .*part.pt: No space left on device; free space and start"):
-            write(tmp_path / "part.pt", content)
+        with pytest.raises(UserError, match=message):
+            write_file(tmp_path / "part.pt", content)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_copy_keeps_what_was_and_its_memory_is_used_again() -> None:
+def test_host_copies_keep_values_and_reuse_memory() -> None:
     copies = HostCopies()
     state = {"part": OrderedDict(a=torch.arange(6.0).view(2, 3).T), "list": [torch.ones(2, dtype=torch.int64), "x"]}
-    first = copies.take(state)
+    first = copies.copy_to_host(state)
     kept = first["part"]["a"]
     state["part"]["a"].add_(1)
     state["list"][0].zero_()
     assert type(first["part"]) is OrderedDict and torch.equal(kept, torch.arange(6.0).view(2, 3).T)
     assert first["list"][0].tolist() == [1, 1] and first["list"][1] == "x"
-    second = copies.take(state)
+    second = copies.copy_to_host(state)
     assert second["part"]["a"].data_ptr() == kept.data_ptr() and torch.equal(second["part"]["a"], state["part"]["a"])
-    assert copies.take({"other": torch.zeros(5)})["other"].shape == (5,)
+    assert copies.copy_to_host({"other": torch.zeros(5)})["other"].shape == (5,)

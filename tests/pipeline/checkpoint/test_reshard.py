@@ -1,4 +1,4 @@
-"""A run goes on with another number of ranks: same rows in the same order, same losses."""
+"""A run resumes on another number of ranks with the same rows in the same order and the same losses."""
 
 import shutil
 from pathlib import Path
@@ -19,58 +19,58 @@ SETTINGS = {
 
 
 def keep_up_to(directory: Path, step: int) -> None:
-    """As if the run had been killed after saving checkpoint-`step`."""
+    """Delete later checkpoints, as if the run had been killed after saving checkpoint-`step`."""
     for path in directory.glob("checkpoint-*"):
         if int(path.name[11:]) > step:
             shutil.rmtree(path)
 
 
-def figures(directory: Path) -> list[dict[str, float]]:
-    """What does not depend on time or on the number of ranks."""
-    own = ("tokens_per_second", "mfu", "peak_memory_gb", "save_seconds", "step_seconds")
-    return [{k: v for k, v in record.items() if k not in own} for record in metrics(directory)]
+def comparable_metrics(directory: Path) -> list[dict[str, float]]:
+    """Metrics that do not depend on time or on the number of ranks."""
+    dropped = ("tokens_per_second", "mfu", "peak_memory_gb", "save_seconds", "step_seconds")
+    return [{k: v for k, v in record.items() if k not in dropped} for record in metrics(directory)]
 
 
-def assert_same(directory: Path, undisturbed: Path) -> None:
-    got, expected = figures(directory), figures(undisturbed)
-    assert len(got) == len(expected) == SETTINGS["training__max_steps"]
-    for mine, theirs in zip(got, expected, strict=True):
-        assert mine["num_tokens"] == theirs["num_tokens"]
-        for key in theirs:
+def assert_same(directory: Path, uninterrupted: Path) -> None:
+    actual, expected = comparable_metrics(directory), comparable_metrics(uninterrupted)
+    assert len(actual) == len(expected) == SETTINGS["training__max_steps"]
+    for record, reference in zip(actual, expected, strict=True):
+        assert record["num_tokens"] == reference["num_tokens"]
+        for key in reference:
             bound = 1e-6 if key == "loss" or key.startswith("ce_loss") else 1e-4
-            # align_loss is 1 - cosine: near 0, rounding of the 1.
-            assert mine[key] == pytest.approx(theirs[key], rel=bound, abs=1e-7), (mine["step"], key)
+            # align_loss is 1 - cosine, so near 0 it has the rounding error of the 1.
+            assert record[key] == pytest.approx(reference[key], rel=bound, abs=1e-7), (record["step"], key)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("elastic") / "whole.yaml"
     recipe = write_recipe(path, prepared.shards, prepared.tokenizer, **SETTINGS)
     train(2, "--config", recipe)
     return recipe.with_suffix("")
 
 
-def test_one_run_on_two_one_two_four_and_three_ranks(prepared: Prepared, undisturbed: Path, tmp_path: Path) -> None:
-    """Each change of ranks is one start; the run on one rank has its optimizer in CPU memory."""
+def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Path, tmp_path: Path) -> None:
+    """One run on 2, 1, 2, 4 and 3 ranks in turn; the start on one rank offloads its optimizer to CPU memory."""
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **SETTINGS)
     run = tmp_path / "run"
-    shutil.copytree(undisturbed, run)
-    for saved, ranks, done, extra in [
+    shutil.copytree(uninterrupted, run)
+    for saved_ranks, ranks, step, extra in [
         (2, 1, 1, ["--deepspeed", "ds_configs/zero3_offload.json"]),
         (1, 2, 2, []),
         (2, 4, 3, []),
         (4, 3, 4, []),
     ]:
-        keep_up_to(run, done)
+        keep_up_to(run, step)
         output = train(ranks, "--config", recipe, *extra)
-        assert f"resumed from {run}/checkpoint-{done}, saved by {saved} ranks" in output
-        assert_same(run, undisturbed)
-        assert (run / f".checkpoint-{done}.universal").is_dir()
+        assert f"resumed from {run}/checkpoint-{step}, saved by {saved_ranks} ranks" in output
+        assert_same(run, uninterrupted)
+        assert (run / f".checkpoint-{step}.universal").is_dir()
         assert not list(run.glob(".*.partial"))
 
 
-def test_bf16_keeps_its_fp32_weights(prepared: Prepared, tmp_path: Path) -> None:
-    """Gradients are summed over ranks in bf16, so later losses agree only to its rounding."""
+def test_resume_bf16_keeps_fp32_weights(prepared: Prepared, tmp_path: Path) -> None:
+    """Gradients are summed over ranks in bf16, so later losses agree only within its rounding error."""
     changes = {**SETTINGS, "training__max_steps": 4, "training__precision": "bf16", "loss__centring": True}
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(2, "--config", whole)

@@ -1,4 +1,4 @@
-"""Recipes: what is read, and what is refused in one line."""
+"""Loading of recipes, and mistakes reported in one line."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ def load(tmp_path: Path, text: str, *overrides: str):
     return load_config(path, list(overrides))
 
 
-def test_every_recipe_of_the_project_loads() -> None:
+def test_load_config_all_recipes() -> None:
     paths = sorted(DEMO_RECIPE.parent.glob("*.yaml"))
     assert DEMO_RECIPE in paths and len(paths) > 1
     for path in paths:
         load_config(path, [])
 
 
-def test_overrides_win_and_types_hold(tmp_path: Path) -> None:
+def test_load_config_overrides(tmp_path: Path) -> None:
     text = MODEL + "training: {learning_rate: 1e-3, max_steps: 7}\nloss: {detach: [pivot, embeddings]}"
     config = load(tmp_path, text, "--training.max_steps", "9", "--loss.alignment_weight=0", "--loss.centring", "true")
     assert config.training.learning_rate == 1e-3
@@ -45,7 +45,7 @@ def test_overrides_win_and_types_hold(tmp_path: Path) -> None:
         ("loss: {distance: cos}", [], "loss.distance"),
         ("loss: {detach: [pivots]}", [], "loss.detach"),
         ("training: {max_steps: 0}", [], "training.max_steps is 0; it must be greater than 0"),
-        ("training: {warmup_ratio: 2}", [], "training.warmup_ratio is 2.0; it must lie between 0 and 1"),
+        ("training: {warmup_ratio: 2}", [], "training.warmup_ratio is 2.0; it must be between 0 and 1"),
         ("loss: {alignment_weight: -1}", [], "loss.alignment_weight is -1.0"),
         ("loss: {pooling: weights}", [], "loss.token_weights"),
         ("model: {path: x, config: {model_type: qwen2}}", [], "model.path"),
@@ -56,7 +56,7 @@ def test_overrides_win_and_types_hold(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_mistakes(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+def test_load_config_refuses(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     if text.startswith(("a: [", "- a", "!!")):
         MODEL_TEXT = ""
     else:
@@ -69,6 +69,6 @@ def test_mistakes(tmp_path: Path, text: str, overrides: list[str], message: str)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_recipe(tmp_path: Path) -> None:
+def test_load_config_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml: cannot read the recipe"):
         load_config(tmp_path / "none.yaml", [])

@@ -1,4 +1,4 @@
-"""The loader: world-size independent order, exact resume, and the layout handed to the loss."""
+"""The data loader: an order independent of the number of ranks, exact resume, and the layout of target tokens."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_prep.shards.format import PIVOT, ShardSet
-from pipeline.data.loader import Batches, Loader, epoch_order, row_weights
+from pipeline.data.loader import BatchSplit, Loader, epoch_order, row_weights
 from pipeline.data.micro_batch import MicroBatch, collate, local_normalizers
 from tests.conftest import Prepared
 
@@ -18,16 +18,16 @@ def shards(prepared: Prepared) -> ShardSet:
 
 
 def loader(shards: ShardSet, rank: int = 0, ranks: int = 1, micro: int = 1, seed: int = 5) -> Loader:
-    return Loader(shards, Batches(4, micro, rank, ranks), seed, 0, None)
+    return Loader(shards, BatchSplit(4, micro, rank, ranks), seed, 0, None)
 
 
-def contents(window: list[MicroBatch]) -> Iterator[tuple[int, ...]]:
-    for batch in window:
+def contents(micro_batches: list[MicroBatch]) -> Iterator[tuple[int, ...]]:
+    for batch in micro_batches:
         for row in batch.input_ids:
             yield tuple(row[row.nonzero().squeeze(1)].tolist())
 
 
-def test_every_number_of_ranks_sees_the_same_global_batches(shards: ShardSet) -> None:
+def test_loader_global_batches_independent_of_ranks(shards: ShardSet) -> None:
     for step_count in range(3 * len(shards) // 4 // 2):
         alone = loader(shards)
         alone.consumed = 4 * step_count
@@ -41,7 +41,7 @@ def test_every_number_of_ranks_sees_the_same_global_batches(shards: ShardSet) ->
             assert sorted(got) == expected
 
 
-def test_an_epoch_has_every_row_once_and_the_next_another_order(shards: ShardSet) -> None:
+def test_loader_epoch_order(shards: ShardSet) -> None:
     whole = loader(shards)
     rows = [row for _ in range(2 * len(shards)) for row in contents(whole.next())][: 2 * len(shards)]
     first, second = rows[: len(shards)], rows[len(shards) :]
@@ -49,18 +49,18 @@ def test_an_epoch_has_every_row_once_and_the_next_another_order(shards: ShardSet
     assert sorted(first) == sorted(tuple(row.input_ids.tolist()) for row in shards)
 
 
-def test_resume_neither_repeats_nor_skips(shards: ShardSet) -> None:
+def test_loader_resumes_mid_epoch(shards: ShardSet) -> None:
     whole, broken = loader(shards), loader(shards)
     expected = [list(contents(whole.next())) for _ in range(9)]
     got = [list(contents(broken.next())) for _ in range(4)]
     fresh = loader(shards, seed=99)
-    fresh.load_state(broken.state())
+    fresh.load_state_dict(broken.state_dict())
     got += [list(contents(fresh.next())) for _ in range(5)]
     assert got == expected
-    assert broken.state() == {"epoch": 16 // len(shards), "consumed": 16, "seed": 5}
+    assert broken.state_dict() == {"consumed": 16, "seed": 5}
 
 
-def test_positions_predict_the_labels(shards: ShardSet) -> None:
+def test_collate_positions_predict_labels(shards: ShardSet) -> None:
     rows = [shards[0], shards[1]]
     batch = collate(rows, shards.manifest["languages"], pad_token_id=0)
     flat = batch.input_ids.flatten()
@@ -80,7 +80,7 @@ def test_positions_predict_the_labels(shards: ShardSet) -> None:
     assert all(same)
 
 
-def test_language_weights_draw_rows_in_proportion(shards: ShardSet) -> None:
+def test_epoch_order_follows_language_weights(shards: ShardSet) -> None:
     weights = row_weights(shards, {"sw": 5.0, "th": 3.0})
     assert weights is not None
     row = shards[0]

@@ -1,11 +1,11 @@
-"""Agreement on planted answers, and the language of real sentences in eleven languages."""
+"""Agreement of planted answers, and the language of real sentences in eleven languages."""
 
 import sys
 
 import pytest
 
 from pipeline.evaluation.answer_extraction import LANGUAGES
-from pipeline.evaluation.consistency import agreement, beyond_accuracy, consistency_tables, output_languages
+from pipeline.evaluation.consistency import agreement, consistency_metrics, consistency_tables, output_languages
 
 SENTENCES = {
     "bn": "তিনি প্রতিদিন বাজারে বারোটি আপেল বিক্রি করেন, তাই উত্তর হল 12।",
@@ -27,7 +27,7 @@ def row(pair_id, lang, answer, gold="1", output="x"):
 
 
 def test_agreement_counts_planted_answers():
-    planted = {  # problem: answers in de, en, sw
+    planted = {  # pair_id: answers in de, en, sw
         "all right": ("1", "1", "1"),
         "all wrong alike": ("7", "7.0", "7"),
         "two alike": ("1", "1", "2"),
@@ -35,32 +35,32 @@ def test_agreement_counts_planted_answers():
     }
     rows = [
         row(name, lang, answer)
-        for name, found in planted.items()
-        for lang, answer in zip(("de", "en", "sw"), found, strict=True)
+        for name, answers in planted.items()
+        for lang, answer in zip(("de", "en", "sw"), answers, strict=True)
     ]
     rows.append(row("english only", "en", "1"))
-    found = agreement(rows)
-    assert found["pairwise"] == {"de": {"en": 0.75, "sw": 0.5}, "en": {"sw": 0.5}}
-    assert found["mean_pairwise"] == pytest.approx(1.75 / 3)
-    everywhere = found["all_languages"]
-    assert (everywhere["problems"], everywhere["same"], everywhere["correct"], everywhere["share"]) == (4, 2, 1, 0.5)
-    assert everywhere["low"] < 0.5 < everywhere["high"]
+    metrics = agreement(rows)
+    assert metrics["pairwise"] == {"de": {"en": 0.75, "sw": 0.5}, "en": {"sw": 0.5}}
+    assert metrics["mean_pairwise"] == pytest.approx(1.75 / 3)
+    total = metrics["all_languages"]
+    assert (total["problems"], total["same"], total["correct"], total["share"]) == (4, 2, 1, 0.5)
+    assert total["low"] < 0.5 < total["high"]
 
 
-def test_agreement_without_common_problems():
-    found = agreement([row("a", "en", "1"), row("b", "de", "1")])
-    assert found["pairwise"] == {"de": {"en": None}}
-    assert found["mean_pairwise"] is None and found["all_languages"]["share"] is None
+def test_agreement_without_common_questions():
+    metrics = agreement([row("a", "en", "1"), row("b", "de", "1")])
+    assert metrics["pairwise"] == {"de": {"en": None}}
+    assert metrics["mean_pairwise"] is None and metrics["all_languages"]["share"] is None
     assert agreement([row("a", "en", "1")])["all_languages"]["problems"] == 0
 
 
-def test_languages_of_outputs_are_told():
+def test_output_languages_of_real_sentences():
     assert set(SENTENCES) == set(LANGUAGES)
     rows = [row("a", lang, "12", output=text) for lang, text in SENTENCES.items()]
     rows += [row("b", "sw", "12", output=SENTENCES["en"]), row("c", "sw", "12", output="12 + 3 = 15")]
-    found = output_languages(rows)
-    assert {lang for lang, one in found.items() if one["share"] == 1} == set(LANGUAGES) - {"sw"}
-    assert found["sw"]["share"] == 0.5 and found["sw"]["found"] == {"sw": 1, "en": 1, "none": 1}
+    metrics = output_languages(rows)
+    assert {lang for lang, score in metrics.items() if score["share"] == 1} == set(LANGUAGES) - {"sw"}
+    assert metrics["sw"]["share"] == 0.5 and metrics["sw"]["found"] == {"sw": 1, "en": 1, "none": 1}
     assert output_languages([row("c", "sw", "12", output="12")])["sw"] == {
         "share": None,
         "low": None,
@@ -69,10 +69,10 @@ def test_languages_of_outputs_are_told():
     }
 
 
-def test_tables_say_what_was_found():
+def test_consistency_tables_format_all_metrics():
     rows = [row("a", lang, "12", "12", SENTENCES[lang]) for lang in ("de", "en")]
     rows += [row("b", "de", "3", "12", SENTENCES["en"]), row("b", "en", "12", "12", SENTENCES["en"])]
-    text = consistency_tables({"languages": {"de": {}, "en": {}}, **beyond_accuracy(rows)})
+    text = consistency_tables({"languages": {"de": {}, "en": {}}, **consistency_metrics(rows)})
     assert "same answer to a problem in 50.0 % on average" in text
     assert "one answer to 1 of 2 problems (50.0 %, 9.5 to 90.5), the right one to 1." in text
     assert "| de |  | 50.0 |" in text and "| en | 50.0 |  |" in text
@@ -80,8 +80,8 @@ def test_tables_say_what_was_found():
     assert consistency_tables({"languages": {"de": {}}}) == ""
 
 
-def test_without_lingua_the_rest_is_kept(monkeypatch, capsys):
+def test_consistency_metrics_without_lingua(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lingua", None)
-    found = beyond_accuracy([row("a", "en", "1"), row("a", "de", "1")])
-    assert found["output_languages"] is None and found["agreement"]["mean_pairwise"] == 1
+    metrics = consistency_metrics([row("a", "en", "1"), row("a", "de", "1")])
+    assert metrics["output_languages"] is None and metrics["agreement"]["mean_pairwise"] == 1
     assert "pip install lingua-language-detector" in capsys.readouterr().out

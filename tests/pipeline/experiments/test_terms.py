@@ -92,5 +92,5 @@ def test_shuffled_pairs_are_as_many_and_none_is_right(batch):
     assert (wrong.pivot[~translations] == right.pivot[~translations]).all()
     assert (wrong.pivot[translations] != right.pivot[translations]).all()
     assert sorted(wrong.pivot[translations].unique()) == sorted(right.pivot[translations].unique())
-    assert (right.problem[wrong.pivot[translations]] != right.problem[translations]).all()
-    assert (wrong.problem[translations] == right.problem[wrong.pivot[translations]]).all()
+    assert (right.problem_id[wrong.pivot[translations]] != right.problem_id[translations]).all()
+    assert (wrong.problem_id[translations] == right.problem_id[wrong.pivot[translations]]).all()

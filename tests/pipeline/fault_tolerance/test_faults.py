@@ -1,4 +1,4 @@
-"""Runs on two ranks that are stopped, killed and doubled, and end with the same losses all the same."""
+"""Two-rank runs that are suspended, killed or started twice: they fail cleanly and resume with the same losses."""
 
 import signal
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import RANK_FAILURE
-from pipeline.fault_tolerance.restarts import read_starts
+from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.training.nonfinite import check_jump
 from pipeline.training.state import TrainState
 from tests.conftest import Prepared
@@ -18,35 +18,37 @@ STEPS = 60
 
 
 def errors(output: str) -> list[str]:
+    """The error lines in an output."""
     return [line for line in output.splitlines() if line.startswith("error: ")]
 
 
-def end(processes: list[Fork]) -> tuple[list[int], list[str]]:
+def wait_for_exit(processes: list[Fork]) -> tuple[list[int], list[str]]:
+    """Exit statuses and outputs, once all processes have ended."""
     outputs = [process.communicate(timeout=180) for process in processes]
     return [process.returncode for process in processes], outputs
 
 
 @pytest.mark.slow
-def test_a_second_run_is_refused_and_a_stopped_rank_is_named(prepared: Prepared, tmp_path: Path) -> None:
+def test_run_refuses_second_run_and_reports_suspended_rank(prepared: Prepared, tmp_path: Path) -> None:
     settings = {"training__max_steps": STEPS, "training__save_steps": 5, "training__hang_timeout_s": 15}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
     run = tmp_path / "run"
     slow = ["--training.max_steps", 100_000, "--training.lr_scheduler_type", "constant"]
 
-    # A second run on the same directory is refused, once, and does not disturb the first.
+    # A second run on the same directory is refused with one message and does not disturb the first.
     first = start_ranks(2, "--config", recipe, *slow)
     wait_for_step(run, 2, first)
-    statuses, outputs = end(start_ranks(2, "--config", recipe))
+    statuses, outputs = wait_for_exit(start_ranks(2, "--config", recipe))
     assert statuses == [2, 2], outputs
     assert len(errors("\n".join(outputs))) == 1 and f"{run}: in use by process {first[0].pid} on" in outputs[0]
     assert "running" in python("-m", "pipeline.status", run).stdout
 
-    # A rank that stops holds all others up: they say which, leave their stacks, and end.
+    # A suspended rank blocks the others: they report it, write their stacks and exit.
     first[1].send_signal(signal.SIGSTOP)
     output = first[0].communicate(timeout=180)
     assert first[0].returncode == RANK_FAILURE
     assert len(errors(output)) == 1, output
-    assert "rank 1 on" in errors(output)[0] and "gives no sign of life" in errors(output)[0]
+    assert "rank 1 on" in errors(output)[0] and "sends no heartbeat" in errors(output)[0]
     assert "in fit" in (run / "ranks" / "rank-00000.stacks.txt").read_text()
     first[1].kill()
     first[1].wait()
@@ -54,7 +56,7 @@ def test_a_second_run_is_refused_and_a_stopped_rank_is_named(prepared: Prepared,
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_others_and_no_step_is_lost(prepared: Prepared, tmp_path: Path) -> None:
+def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_path: Path) -> None:
     settings = {"training__max_steps": STEPS, "training__save_steps": 5}
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
     train(2, "--config", whole)
@@ -64,14 +66,14 @@ def test_a_killed_rank_ends_the_others_and_no_step_is_lost(prepared: Prepared, t
         ranks = start_ranks(2, "--config", recipe)
         wait_for_step(run, step, ranks)
         ranks[victim].send_signal(signal.SIGKILL)
-        statuses, outputs = end(ranks)
+        statuses, outputs = wait_for_exit(ranks)
         assert statuses[1 - victim] == RANK_FAILURE, outputs
         lines = errors("\n".join(outputs))
         assert len(lines) == 1 and "lost contact" in lines[0] and f"rank {victim} on" in lines[0]
         assert "Traceback" not in "\n".join(outputs)
     train(2, "--config", recipe)
     assert losses(run) == losses(tmp_path / "whole")
-    steps = [event["step"] for event in read_starts(run) if event["event"] == "start"]
+    steps = [event["step"] for event in read_restart_log(run) if event["event"] == "start"]
     assert steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 15
     assert "done" in python("-m", "pipeline.status", run).stdout
 
@@ -80,10 +82,10 @@ def test_status_without_a_run(tmp_path: Path) -> None:
     refuses(python("-m", "pipeline.status", tmp_path), "no run has started there", "output_dir")
 
 
-def test_a_jump_of_the_loss_is_a_jump_above_the_usual_not_above_the_best() -> None:
+def test_check_jump_compares_with_median() -> None:
     state = TrainState(step=20, recent_ce=[1.0, 3.0] * 10)
     check_jump(4.9, state, 3.0)
     with pytest.raises(UserError, match=r"step 21: the cross entropy jumped to 5.100 from a median of 2.000"):
         check_jump(5.1, state, 3.0)
     check_jump(50.0, state, None)
-    check_jump(50.0, TrainState(step=3, recent_ce=[1.0] * 3), 3.0)  # too early to tell what is usual
+    check_jump(50.0, TrainState(step=3, recent_ce=[1.0] * 3), 3.0)  # too few losses for a median

@@ -1,4 +1,4 @@
-"""Who may have an output directory: nobody beside a living run, anybody after a dead one."""
+"""An output directory belongs to one live run; a new run replaces the lock of a dead one."""
 
 import json
 import os
@@ -22,38 +22,39 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.05)
 
 
-def leave_lock(directory: Path, **facts: object) -> None:
-    content = {"token": "other", "job": None, "host": "elsewhere", "pid": 1} | facts
+def leave_lock(directory: Path, **fields: object) -> None:
+    content = {"token": "other", "job": None, "host": "elsewhere", "pid": 1} | fields
     (directory / LOCK).write_text(json.dumps(content))
 
 
 def dead_process() -> int:
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
-def test_taken_released_and_taken_again(tmp_path: Path) -> None:
-    first = RunLock(tmp_path, tmp_path / "beat", 0.1)
-    assert first.held()
+def test_lock_acquired_released_and_acquired_again(tmp_path: Path) -> None:
+    first = RunLock(tmp_path, tmp_path / "heartbeat", 0.1)
+    assert first.is_held()
     first.release()
     assert not (tmp_path / LOCK).exists()
-    assert RunLock(tmp_path, tmp_path / "beat", 0.1).token != first.token
+    assert RunLock(tmp_path, tmp_path / "heartbeat", 0.1).token != first.token
 
 
-def test_a_living_holder_elsewhere_is_left_alone(tmp_path: Path) -> None:
+def test_lock_refuses_live_holder_on_other_host(tmp_path: Path) -> None:
     leave_lock(tmp_path, job="17")
-    beat, stop = tmp_path / "beat", threading.Event()
+    heartbeat, stop = tmp_path / "heartbeat", threading.Event()
 
-    def live() -> None:
+    def write_heartbeats() -> None:
         while not stop.wait(0.02):
-            beat.write_text(str(time.monotonic()))
+            heartbeat.write_text(str(time.monotonic()))
 
-    thread = threading.Thread(target=live)
+    thread = threading.Thread(target=write_heartbeats)
     thread.start()
     try:
         with pytest.raises(UserError, match=r"in use by job 17, process 1 on elsewhere.*output_dir"):
-            RunLock(tmp_path, beat, 5)
+            RunLock(tmp_path, heartbeat, 5)
     finally:
         stop.set()
         thread.join()
@@ -61,48 +62,48 @@ def test_a_living_holder_elsewhere_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clock", [-10_000_000, 10_000_000], ids=["long ago", "in the future"])
-def test_a_silent_holder_elsewhere_is_replaced_whatever_its_clock(tmp_path: Path, clock: int) -> None:
+def test_lock_replaces_silent_holder_with_any_clock(tmp_path: Path, clock: int) -> None:
     leave_lock(tmp_path)
-    beat = tmp_path / "beat"
-    beat.write_text("1")
-    os.utime(beat, (time.time() + clock,) * 2)
-    assert RunLock(tmp_path, beat, 0.2).held()
+    heartbeat = tmp_path / "heartbeat"
+    heartbeat.write_text("1")
+    os.utime(heartbeat, (time.time() + clock,) * 2)
+    assert RunLock(tmp_path, heartbeat, 0.2).is_held()
 
 
-def test_a_dead_process_of_this_host_is_replaced_without_waiting(tmp_path: Path) -> None:
+def test_lock_replaces_dead_local_process_without_waiting(tmp_path: Path) -> None:
     leave_lock(tmp_path, host=socket.gethostname(), pid=dead_process())
     begin = time.monotonic()
-    assert RunLock(tmp_path, tmp_path / "beat", 60).held()
+    assert RunLock(tmp_path, tmp_path / "heartbeat", 60).is_held()
     assert time.monotonic() - begin < 30
 
 
-def test_an_earlier_start_of_the_same_job_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_replaces_earlier_start_of_same_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     leave_lock(tmp_path, job="17")
-    assert RunLock(tmp_path, tmp_path / "beat", 60).held()
+    assert RunLock(tmp_path, tmp_path / "heartbeat", 60).is_held()
 
 
-def test_an_unreadable_lock_is_replaced(tmp_path: Path) -> None:
+def test_lock_replaces_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text('{"token": "oth')
-    assert RunLock(tmp_path, tmp_path / "beat", 60).held()
+    assert RunLock(tmp_path, tmp_path / "heartbeat", 60).is_held()
 
 
-def test_of_two_that_take_over_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_has_one_winner_after_concurrent_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.5)
     (tmp_path / LOCK).write_text("stale")
     outcomes: list[object] = []
 
-    def take() -> None:
+    def acquire() -> None:
         try:
-            outcomes.append(RunLock(tmp_path, tmp_path / "beat", 0.1))
+            outcomes.append(RunLock(tmp_path, tmp_path / "heartbeat", 0.1))
         except UserError as error:
             outcomes.append(str(error))
 
-    threads = [threading.Thread(target=take) for _ in range(2)]
+    threads = [threading.Thread(target=acquire) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    winners = [found for found in outcomes if isinstance(found, RunLock)]
-    assert len(outcomes) == 2 and len(winners) == 1 and winners[0].held()
-    assert any(isinstance(found, str) and "just taken by" in found for found in outcomes)
+    winners = [outcome for outcome in outcomes if isinstance(outcome, RunLock)]
+    assert len(outcomes) == 2 and len(winners) == 1 and winners[0].is_held()
+    assert any(isinstance(outcome, str) and "just taken by" in outcome for outcome in outcomes)

@@ -1,6 +1,6 @@
-"""Random SOLAR problems, solved by the sharded loss on this rank and by the dense float64 reference.
+"""Random inputs of the SOLAR loss, computed by the sharded loss and by the dense float64 reference.
 
-Shape letters: T supervised positions, S sequences, V vocabulary, d hidden size, L languages.
+Shape letters: T target tokens, S sequences, V vocabulary, d hidden size, L languages.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,14 +19,17 @@ from pipeline.loss import (
     solar_loss_reference,
     vocabulary_range,
 )
-from pipeline.loss.comm import Group, world_of
+from pipeline.loss.comm import Group, rank_and_size
 
 LANGUAGES = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem. `lengths[r]` is a list of pair groups, each a list of sequence lengths, the pivot's first."""
+    """Sizes and settings of one random input.
+
+    `lengths[r]` lists the pair groups of rank r, each a tuple of sequence lengths, the pivot's first.
+    """
 
     lengths: tuple[tuple[tuple[int, ...], ...], ...]
     settings: LossSettings = field(default_factory=LossSettings)
@@ -37,7 +40,7 @@ class Case:
     tied: bool = True
     dtype: torch.dtype = torch.float32
     seed: int = 0
-    centred: bool = False
+    centered: bool = False
     vocabulary_weights: bool = False
     ce_weights: bool = False
     bias: bool = False
@@ -46,7 +49,7 @@ class Case:
     device: str = "cpu"
 
     def with_rows(self, rows: int) -> "Case":
-        """The same case with room for that many rows of each rank in a chunk."""
+        """Return the case with a memory budget for that many rows of each rank in a subchunk."""
         size = torch.finfo(self.dtype).bits // 8
         tensors = 1 + (self.settings.softmax_temperature != 1) + (self.softcap is not None)
         budget = (rows + 0.5) * self.vocab_size * size * tensors / 2**20
@@ -54,8 +57,8 @@ class Case:
 
 
 def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[LossBatch, list[int]]:
-    """The supervised positions of one rank, or of all (None), and how many each rank has."""
-    lengths, pivot, problem, language = [], [], [], []
+    """Return the target tokens of one rank, or of all ranks if None, and the number of each rank."""
+    lengths, pivot, problem_id, language = [], [], [], []
     counts = []
     for r, groups in enumerate(case.lengths):
         counts.append(sum(map(sum, groups)))
@@ -66,23 +69,23 @@ def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[Lo
             for member, length in enumerate(group):
                 lengths.append(length)
                 pivot.append(begin)
-                problem.append(1000 * r + g // 2)  # two groups may state the same problem
+                problem_id.append(1000 * r + g // 2)  # two groups state the same problem
                 language.append(member % LANGUAGES)
     total = sum(counts)
     first = 0 if rank is None else sum(counts[:rank])
-    mine = slice(first, total if rank is None else first + counts[rank])
+    selected = slice(first, total if rank is None else first + counts[rank])
     n_all = sum(len(group) for groups in case.lengths for group in groups)
     n_before = 0 if rank is None else sum(len(group) for groups in case.lengths[:rank] for group in groups)
     targets = torch.randint(0, case.vocab_size, (total,), generator=generator)
     token_weights = torch.rand(total, generator=generator) + 0.1
     ce_weights = torch.rand(n_all, generator=generator)
     loss_batch = LossBatch(
-        targets=targets[mine],
+        targets=targets[selected],
         lengths=torch.tensor(lengths, dtype=torch.int64),
         pivot=torch.tensor(pivot, dtype=torch.int64),
-        problem=torch.tensor(problem, dtype=torch.int64),
+        problem_id=torch.tensor(problem_id, dtype=torch.int64),
         language=torch.tensor(language, dtype=torch.int64),
-        token_weights=token_weights[mine].double() if case.settings.pooling == "weights" else None,
+        token_weights=token_weights[selected].double() if case.settings.pooling == "weights" else None,
         ce_weights=ce_weights[n_before : n_before + len(lengths)].double() if case.ce_weights else None,
     )
     return loss_batch, counts
@@ -90,7 +93,7 @@ def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[Lo
 
 @dataclass(frozen=True)
 class Tensors:
-    """The random tensors of a case, float64; rounded to its dtype first, so that both sides see the same numbers."""
+    """Random tensors of a case in float64, rounded to its dtype first, so that both losses get the same numbers."""
 
     hidden: Tensor
     head: Tensor
@@ -101,6 +104,7 @@ class Tensors:
 
 
 def tensors(case: Case, generator: torch.Generator) -> Tensors:
+    """Draw the tensors of a case."""
     tokens = sum(sum(map(sum, groups)) for groups in case.lengths)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -118,10 +122,10 @@ def tensors(case: Case, generator: torch.Generator) -> Tensors:
     )
 
 
-def solve_reference(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Loss and gradients over all ranks' positions by autograd."""
+def reference_results(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Compute loss and gradients over all ranks' target tokens with the reference and autograd."""
     generator = torch.Generator().manual_seed(case.seed)
-    everything, _ = layout(case, None, generator)
+    global_batch, _ = layout(case, None, generator)
     t = tensors(case, generator)
     hidden, head = (x.to(dtype).requires_grad_() for x in (t.hidden, t.head))
     embedding = head if case.tied else t.embedding.to(dtype).requires_grad_()
@@ -130,11 +134,11 @@ def solve_reference(case: Case, dtype: torch.dtype = torch.float64) -> dict[str,
         hidden,
         head,
         embedding,
-        everything,
+        global_batch,
         case.settings,
         case.weight,
-        _normalizers(everything),
-        running_means=t.running_means.to(dtype) if case.centred else None,
+        _normalizers(global_batch),
+        running_means=t.running_means.to(dtype) if case.centered else None,
         vocabulary_weights=t.weights.to(dtype) if case.vocabulary_weights else None,
         head_bias=bias if case.bias else None,
         logit_scale=case.logit_scale,
@@ -154,15 +158,15 @@ def _normalizers(loss_batch: LossBatch) -> LossNormalizers:
     return replace(normalizers, tokens=normalizers.tokens or 1.0, pairs=normalizers.pairs or 1.0)
 
 
-def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
-    """The same on this rank's share; gradients of its own positions and vocabulary rows."""
-    rank, size = world_of(group)
+def sharded_results(group: Group, case: Case) -> dict[str, Tensor]:
+    """Compute the loss, and the gradients of this rank's target tokens and vocabulary rows, with the sharded loss."""
+    rank, size = rank_and_size(group)
     generator = torch.Generator().manual_seed(case.seed)
-    everything, counts = layout(case, None, generator)
+    global_batch, counts = layout(case, None, generator)
     t = tensors(case, generator)
-    mine, _ = layout(case, rank, torch.Generator().manual_seed(case.seed))
+    local, _ = layout(case, rank, torch.Generator().manual_seed(case.seed))
     first = sum(counts[:rank])
-    mine = mine.to(case.device)
+    local = local.to(case.device)
     hidden = t.hidden[first : first + counts[rank]].to(case.device, case.dtype).requires_grad_()
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, size)
     total = torch.promote_types(case.dtype, torch.float32)
@@ -183,17 +187,17 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
         weights=t.weights[start:end].to(case.device, total) if case.vocabulary_weights else None,
     )
     running_means = None
-    if case.centred:
+    if case.centered:
         running_means = RunningMeans(
             t.running_means.to(case.device, total), torch.ones(LANGUAGES, dtype=torch.bool, device=case.device)
         )
     result = solar_loss(
         hidden,
-        mine,
+        local,
         vocabulary,
         case.settings,
         case.weight,
-        _normalizers(everything),
+        _normalizers(global_batch),
         LANGUAGES,
         running_means,
         group,
@@ -201,22 +205,22 @@ def solve_sharded(group: Group, case: Case) -> dict[str, Tensor]:
     result.loss.backward()
     assert hidden.grad is not None
     assert head.grad is not None and vocabulary.embedding.grad is not None
-    found = {"loss": result.loss.detach(), "hidden": hidden.grad, "head": head.grad}
-    found["embedding"] = vocabulary.embedding.grad
+    results = {"loss": result.loss.detach(), "hidden": hidden.grad, "head": head.grad}
+    results["embedding"] = vocabulary.embedding.grad
     if vocabulary.bias_grad is not None:
-        found["bias"] = vocabulary.bias_grad
-    return {name: value.cpu() for name, value in found.items()}
+        results["bias"] = vocabulary.bias_grad
+    return {name: value.cpu() for name, value in results.items()}
 
 
-def errors(case: Case, shares: list[dict[str, Tensor]], reference: dict[str, Tensor]) -> dict[str, float]:
-    """Relative error ||got - expected|| / ||expected|| of loss and gradients, with the ranks' shares put together."""
-    found = {}
-    for name in shares[0].keys() & {"hidden", "head", "embedding", "bias"}:
-        got = torch.cat([share[name].double() for share in shares])
+def errors(case: Case, parts: list[dict[str, Tensor]], reference: dict[str, Tensor]) -> dict[str, float]:
+    """Return the relative errors ||actual - expected|| / ||expected|| of loss and gradients over all ranks."""
+    relative = {}
+    for name in parts[0].keys() & {"hidden", "head", "embedding", "bias"}:
+        actual = torch.cat([part[name].double() for part in parts])
         expected = reference[name]
         scale = float(expected.norm()) or 1.0
-        found[name] = float((got - expected).norm()) / scale
-    for share in shares:
-        error = abs(float(share["loss"]) - float(reference["loss"])) / (abs(float(reference["loss"])) or 1.0)
-        found["loss"] = max(found.get("loss", 0.0), error)
-    return found
+        relative[name] = float((actual - expected).norm()) / scale
+    for part in parts:
+        error = abs(float(part["loss"]) - float(reference["loss"])) / (abs(float(reference["loss"])) or 1.0)
+        relative["loss"] = max(relative.get("loss", 0.0), error)
+    return relative

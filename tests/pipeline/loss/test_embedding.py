@@ -1,4 +1,4 @@
-"""The sharded embedding lookup against torch's, in float64 and half precisions, on 1 to 4 ranks."""
+"""Compare the sharded embedding lookup with torch's, in float64 and half precisions, on 1 to 4 ranks."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from pipeline.loss import VocabularyShard, embedding_lookup, vocabulary_range
-from pipeline.loss.comm import Group, world_of
+from pipeline.loss.comm import Group, rank_and_size
 from tests.workers import Workers
 
 VOCAB, PADDED, HIDDEN, FACTOR = 37, 48, 5, 0.25
@@ -19,8 +19,8 @@ SHAPES = {
 }
 
 
-def problem(shapes: list[tuple[int, ...]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Table [V, d], and each rank's ids and gradient of its rows."""
+def random_inputs(shapes: list[tuple[int, ...]]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Draw a table [V, d], and for each rank its ids and the gradient of its rows."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=torch.float64)
     ids = [torch.randint(0, VOCAB, shape, generator=generator) for shape in shapes]
@@ -31,9 +31,9 @@ def problem(shapes: list[tuple[int, ...]]) -> tuple[Tensor, list[Tensor], list[T
 def look_up(
     group: Group, shapes: list[tuple[int, ...]], dtype: torch.dtype, checkpointed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """This rank's rows, and the gradient of its shard after two passes over them."""
-    rank, size = world_of(group)
-    table, ids, grads = problem(shapes)
+    """Return this rank's rows, and the gradient of its shard after two passes over them."""
+    rank, size = rank_and_size(group)
+    table, ids, grads = random_inputs(shapes)
     start, end = vocabulary_range(VOCAB, PADDED, rank, size)
     weight = table[start:end].to(dtype)
     shard = VocabularyShard(weight, start, torch.zeros(weight.shape, dtype=torch.promote_types(dtype, torch.float32)))
@@ -51,39 +51,39 @@ def look_up(
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", SHAPES)
-def test_equals_torch(workers: Workers, name: str, ranks: int) -> None:
+def test_embedding_lookup_equals_torch(workers: Workers, name: str, ranks: int) -> None:
     shapes = SHAPES[name][:ranks]
-    shares = workers.run(look_up, ranks, shapes, torch.float64)
-    table, ids, grads = problem(shapes)
+    parts = workers.run(look_up, ranks, shapes, torch.float64)
+    table, ids, grads = random_inputs(shapes)
     table.requires_grad_()
-    for (rows, _), own in zip(shares, ids, strict=True):
+    for (rows, _), own in zip(parts, ids, strict=True):
         assert torch.equal(rows, embedding(own, table))
     for own, grad in zip(ids, grads, strict=True):
         embedding(own, table).backward(2 * FACTOR * grad)
     expected = torch.zeros_like(table) if table.grad is None else table.grad
-    torch.testing.assert_close(torch.cat([share for _, share in shares]), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(torch.cat([grad for _, grad in parts]), expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_sums_in_fp32(workers: Workers, dtype: torch.dtype) -> None:
-    """Each id occurs about 20 times; a sum in bf16 would be off by more than 1e-3."""
+def test_embedding_lookup_sums_half_precision_in_fp32(workers: Workers, dtype: torch.dtype) -> None:
+    """Check a sum over about 20 tokens per id. In bf16 it would be off by more than 1e-3."""
     shapes = SHAPES["duplicates"]
-    got = torch.cat([share for _, share in workers.run(look_up, 4, shapes, dtype)])
-    assert got.dtype == torch.float32
-    table, ids, grads = problem(shapes)
+    actual = torch.cat([grad for _, grad in workers.run(look_up, 4, shapes, dtype)])
+    assert actual.dtype == torch.float32
+    table, ids, grads = random_inputs(shapes)
     expected = torch.zeros_like(table)
     for own, grad in zip(ids, grads, strict=True):
         expected.index_add_(0, own.flatten(), grad.to(dtype).double().view(-1, HIDDEN), alpha=2 * FACTOR)
-    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-5)
 
 
-def test_under_activation_checkpointing(workers: Workers) -> None:
+def test_embedding_lookup_under_activation_checkpointing(workers: Workers) -> None:
     plain, checkpointed = (workers.run(look_up, 2, SHAPES["uneven"][:2], torch.float32, on) for on in (False, True))
     for (_, a), (_, b) in zip(plain, checkpointed, strict=True):
         assert torch.equal(a, b)
 
 
-def test_no_gradient_without_autograd_or_accumulator() -> None:
+def test_embedding_lookup_without_accumulator_or_autograd() -> None:
     shard = VocabularyShard(torch.randn(VOCAB, HIDDEN), 0)
     embedding_lookup(torch.tensor([1, 1]), shard, VOCAB, None, 1.0).sum().backward()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_no_gradient_without_autograd_or_accumulator() -> None:
 
 
 @pytest.mark.parametrize("ids", [[0, PADDED], [-1, 3]])
-def test_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
+def test_embedding_lookup_rejects_ids_outside_vocabulary(ids: list[int]) -> None:
     shard = VocabularyShard(torch.randn(VOCAB, HIDDEN), 0)
     with pytest.raises(ValueError, match=f"token ids {ids[0]} to {ids[1]}"):
         embedding_lookup(torch.tensor(ids), shard, PADDED, None, 1.0)

@@ -1,4 +1,4 @@
-"""The same loss and lookup on a GPU, against the float64 reference on the CPU."""
+"""Compare the loss and the lookup on a GPU with the float64 reference on the CPU."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ import torch
 
 from pipeline.loss import VocabularyShard, embedding_lookup
 from pipeline.loss.kernels import softmax_
-from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
-from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, problem
+from tests.pipeline.loss.cases import Case, errors, reference_results, sharded_results
+from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, random_inputs
 from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, LAYOUTS, SETTINGS, UNEVEN, bound_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-# The kernels' exponentials are good to two units in the last place.
+# The exponentials of the kernels have errors of up to two units in the last place.
 FACTOR_OF_BOUND = 2
 
 
@@ -23,26 +23,27 @@ def exact_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(case: Case) -> None:
-    found = errors(case, [solve_sharded(None, case)], solve_reference(case))
-    assert all(error <= FACTOR_OF_BOUND * bound_of(case) for error in found.values()), found
+    """Assert that the errors of a case are within the bound."""
+    relative = errors(case, [sharded_results(None, case)], reference_results(case))
+    assert all(error <= FACTOR_OF_BOUND * bound_of(case) for error in relative.values()), relative
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("rows", [4, 100])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings(name: str, rows: int, dtype: torch.dtype) -> None:
+def test_gpu_loss_settings(name: str, rows: int, dtype: torch.dtype) -> None:
     check(Case(UNEVEN[:1], SETTINGS[name], tied=False, dtype=dtype, device="cuda").with_rows(rows))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout: str) -> None:
+def test_gpu_loss_layouts(layout: str) -> None:
     check(Case(LAYOUTS[layout][:1], device="cuda"))
 
 
 @pytest.mark.parametrize(
     "extra",
     [
-        {"centred": True},
+        {"centered": True},
         {"vocabulary_weights": True},
         {"ce_weights": True},
         {"bias": True, "logit_scale": 0.25},
@@ -51,30 +52,30 @@ def test_layouts(layout: str) -> None:
     ],
     ids=lambda extra: " ".join(extra),
 )
-def test_families_weights_and_many_lines(extra: dict[str, object]) -> None:
+def test_gpu_loss_families_and_weights(extra: dict[str, object]) -> None:
     case = Case(EMPTY_SEQUENCES[:1], tied=False, device="cuda", **extra)  # type: ignore[arg-type]
     check(case.with_rows(5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_half_precision_is_no_worse_than_plain_torch(dtype: torch.dtype) -> None:
-    ours, plain = {}, {}
+def test_gpu_loss_half_precision_no_worse_than_dense(dtype: torch.dtype) -> None:
+    sharded, dense = {}, {}
     for seed in range(5):
         case = Case(UNEVEN[:1], tied=False, dtype=dtype, vocab_size=301, padded_size=301, hidden_size=32, seed=seed)
-        oracle = solve_reference(case)
-        for total, share in (
-            (ours, solve_sharded(None, replace(case, device="cuda"))),
-            (plain, solve_reference(case, dtype)),
+        expected = reference_results(case)
+        for total, part in (
+            (sharded, sharded_results(None, replace(case, device="cuda"))),
+            (dense, reference_results(case, dtype)),
         ):
-            for name, error in errors(case, [share], oracle).items():
+            for name, error in errors(case, [part], expected).items():
                 total[name] = total.get(name, 0.0) + error / 5
-    assert all(ours[name] <= 1.1 * plain[name] + 1e-4 for name in ours), (ours, plain)
+    assert all(sharded[name] <= 1.1 * dense[name] + 1e-4 for name in sharded), (sharded, dense)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("direction", [1, -1])
-def test_softmax_of_rising_and_falling_logits(dtype: torch.dtype, direction: int) -> None:
-    """So that the reference of the exponentials has to follow the largest logit."""
+def test_gpu_softmax_of_sorted_logits(dtype: torch.dtype, direction: int) -> None:
+    """Use sorted logits, for which the reference of the exponentials has to follow the largest logit."""
     z = (torch.linspace(-150, 150, 20001, device="cuda") * direction).repeat(3, 1).to(dtype)
     expected = z.double()
     log_sum, total = softmax_(z, 0.5)
@@ -84,15 +85,15 @@ def test_softmax_of_rising_and_falling_logits(dtype: torch.dtype, direction: int
     assert error < 4 * torch.finfo(dtype).eps
 
 
-def test_two_runs_agree_bit_for_bit() -> None:
+def test_gpu_loss_is_deterministic() -> None:
     lengths = ((tuple([300, 500, 200]), (700, 44)),)
     case = Case(lengths, vocab_size=5000, padded_size=5000, hidden_size=64, dtype=torch.bfloat16, device="cuda")
-    first, second = solve_sharded(None, case.with_rows(900)), solve_sharded(None, case.with_rows(900))
+    first, second = sharded_results(None, case.with_rows(900)), sharded_results(None, case.with_rows(900))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_embedding_lookup() -> None:
-    table, (ids,), (grad,) = problem([(300, 20)])
+def test_gpu_embedding_lookup() -> None:
+    table, (ids,), (grad,) = random_inputs([(300, 20)])
     ids = ids.cuda()
     grads = []
     for _ in range(2):

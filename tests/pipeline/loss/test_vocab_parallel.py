@@ -1,4 +1,4 @@
-"""The sharded loss against the dense float64 reference: every setting, 1 to 4 ranks, uneven and empty inputs."""
+"""Compare the sharded loss with the dense float64 reference: every setting, 1 to 4 ranks, uneven and empty inputs."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
-from pipeline.loss.comm import Group, world_of
+from pipeline.loss.comm import Group, rank_and_size
 from pipeline.loss.settings import Head
-from tests.pipeline.loss.cases import Case, errors, solve_reference, solve_sharded
+from tests.pipeline.loss.cases import Case, errors, reference_results, sharded_results
 from tests.workers import Workers
 
-# Bounds on ||error|| / ||expected||. fp32 sums of this size lose a few units of 6e-8; InfoNCE divides cosines by 0.1.
+# Bounds on ||error|| / ||expected||. fp32 sums of this size lose a few units of 6e-8. InfoNCE divides cosines by 0.1.
 FP32, FP32_INFONCE, FP64 = 1e-6, 4e-6, 1e-12
 
 UNEVEN = (((3, 2, 5), (4,), (1, 3)), ((7, 1),), ((2, 2, 2, 2), (6, 5)), ((1, 1), (9, 4)))
@@ -49,13 +49,15 @@ SETTINGS = {
 
 
 def check(workers: Workers, ranks: int, case: Case, bound: float) -> None:
+    """Assert that the errors of a case on its first `ranks` ranks are within the bound."""
     case = replace(case, lengths=case.lengths[:ranks])
-    shares = workers.run(solve_sharded, ranks, case)
-    found = errors(case, shares, solve_reference(case))
-    assert all(error <= bound for error in found.values()), found
+    parts = workers.run(sharded_results, ranks, case)
+    relative = errors(case, parts, reference_results(case))
+    assert all(error <= bound for error in relative.values()), relative
 
 
 def bound_of(case: Case) -> float:
+    """Return the bound on the relative errors of a case."""
     if case.dtype == torch.float64:
         return FP64
     return FP32_INFONCE if case.settings.distance == "infonce" else FP32
@@ -64,14 +66,14 @@ def bound_of(case: Case) -> float:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(workers: Workers, layout: str, ranks: int, tied: bool) -> None:
+def test_loss_layouts(workers: Workers, layout: str, ranks: int, tied: bool) -> None:
     for head in HEADS:
         check(workers, ranks, Case(LAYOUTS[layout], LossSettings(head=head), tied=tied), FP32)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100], ids=["1 row", "4 rows", "one chunk"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
+def test_loss_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
     for head in HEADS:
         case = Case(UNEVEN, replace(SETTINGS[name], head=head), tied=False).with_rows(rows)
         check(workers, 3, case, bound_of(case))
@@ -81,7 +83,7 @@ def test_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        {"centred": True},
+        {"centered": True},
         {"vocabulary_weights": True},
         {"ce_weights": True},
         {"bias": True, "logit_scale": 0.25},
@@ -89,7 +91,7 @@ def test_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
     ],
     ids=lambda extra: " ".join(extra),
 )
-def test_families_weights_and_centring(workers: Workers, extra: dict[str, object], ranks: int) -> None:
+def test_loss_families_weights_and_centering(workers: Workers, extra: dict[str, object], ranks: int) -> None:
     for loss_settings, tied in ((LossSettings(), True), (LossSettings(softmax_temperature=2.0, detach=()), False)):
         for head in HEADS:
             case = Case(UNEVEN, replace(loss_settings, head=head), tied=tied, **extra)  # type: ignore[arg-type]
@@ -97,8 +99,8 @@ def test_families_weights_and_centring(workers: Workers, extra: dict[str, object
 
 
 @pytest.mark.parametrize("vocab_size", [12, 13, 5])
-def test_vocabulary_that_the_ranks_do_not_divide(workers: Workers, vocab_size: int) -> None:
-    """The last ranks have fewer rows, or none at all."""
+def test_loss_uneven_vocabulary(workers: Workers, vocab_size: int) -> None:
+    """Use vocabularies of which the last ranks have fewer rows, or none at all."""
     for head in HEADS:
         check(workers, 4, Case(UNEVEN, LossSettings(head=head), vocab_size=vocab_size, padded_size=16), FP32)
 
@@ -108,8 +110,8 @@ groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_combination(workers: Workers, data: st.DataObject) -> None:
-    """In float64, so that the bound leaves no room for anything but rounding."""
+def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None:
+    """Compare in float64, so that errors beyond rounding exceed the bound."""
     ranks = data.draw(st.integers(1, 4))
     case = Case(
         lengths=data.draw(st.lists(groups, min_size=ranks, max_size=ranks).map(tuple)),
@@ -124,7 +126,7 @@ def test_any_combination(workers: Workers, data: st.DataObject) -> None:
         padded_size=24,
         hidden_size=data.draw(st.integers(2, 9)),
         tied=data.draw(st.booleans()),
-        centred=data.draw(st.booleans()),
+        centered=data.draw(st.booleans()),
         vocabulary_weights=data.draw(st.booleans()),
         ce_weights=data.draw(st.booleans()),
         softcap=data.draw(st.sampled_from([None, 2.0])),
@@ -138,9 +140,9 @@ def test_any_combination(workers: Workers, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, temperature: float, dtype: torch.dtype) -> None:
-    """Against the float64 oracle on the same rounded inputs, next to autograd in that dtype."""
-    normalizers = {"ours": torch.zeros(4), "plain": torch.zeros(4)}
+def test_loss_half_precision_no_worse_than_dense(workers: Workers, temperature: float, dtype: torch.dtype) -> None:
+    """Check that errors are no larger than those of autograd in the same dtype, on the same rounded inputs."""
+    means = {"sharded": torch.zeros(4), "dense": torch.zeros(4)}
     for seed in range(6):
         case = Case(
             UNEVEN[:2],
@@ -152,25 +154,38 @@ def test_half_precision_is_no_worse_than_plain_torch(workers: Workers, temperatu
             hidden_size=32,
             seed=seed,
         )
-        oracle, plain = solve_reference(case), solve_reference(case, dtype)
-        ours = errors(case, workers.run(solve_sharded, 2, case), oracle)
-        theirs = errors(case, [plain], oracle)
+        expected = reference_results(case)
+        sharded = errors(case, workers.run(sharded_results, 2, case), expected)
+        dense = errors(case, [reference_results(case, dtype)], expected)
         for index, name in enumerate(["loss", "hidden", "head", "embedding"]):
-            normalizers["ours"][index] += ours[name] / 6
-            normalizers["plain"][index] += theirs[name] / 6
-    assert (normalizers["ours"] <= normalizers["plain"] * 1.1 + 1e-4).all(), normalizers
+            means["sharded"][index] += sharded[name] / 6
+            means["dense"][index] += dense[name] / 6
+    assert (means["sharded"] <= means["dense"] * 1.1 + 1e-4).all(), means
 
 
-def test_no_gradient_is_left_behind_without_autograd() -> None:
-    """Evaluation must not touch the accumulators."""
-    case = Case(UNEVEN[:1])
-    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
-        solve_sharded(None, case)
+def test_loss_without_autograd_leaves_accumulators_unchanged() -> None:
+    """Compute the loss as evaluation does: it has no gradient, and nothing is added to the shard's accumulator."""
+    head, hidden, targets = distant_logits()
+    shard = VocabularyShard(head, 0, torch.zeros_like(head))
+    sequence = torch.zeros(1, dtype=torch.int64)
+    loss_batch = LossBatch(targets, torch.tensor([3]), sequence, sequence, sequence)
+    with torch.no_grad():
+        result = solar_loss(
+            hidden.requires_grad_(),
+            loss_batch,
+            Vocabulary(8, shard, shard),
+            LossSettings(),
+            1.0,
+            LossNormalizers(3.0, 0.0),
+            1,
+        )
+    assert not result.loss.requires_grad
+    assert shard.grad is not None and not shard.grad.any()
 
 
 @pytest.mark.parametrize("what", ["weight", "tokens", "target", "pivot"])
-def test_the_bounds_can_fail(workers: Workers, what: str) -> None:
-    """A change of one part in 10^5 in a factor, or of one index, is seen."""
+def test_loss_bounds_detect_small_changes(workers: Workers, what: str) -> None:
+    """Check that a change of a factor by one part in 10^5, or of one index, exceeds the bounds."""
     case = Case(UNEVEN[:2], tied=False)
     changed = {
         "weight": replace(case, weight=case.weight * (1 + 1e-5)),
@@ -178,17 +193,20 @@ def test_the_bounds_can_fail(workers: Workers, what: str) -> None:
         "target": replace(case, seed=1),
         "pivot": replace(case, settings=LossSettings(detach=())),
     }[what]
-    shares = workers.run(solve_sharded, 2, case)
-    reference = solve_reference(changed)
+    parts = workers.run(sharded_results, 2, case)
+    reference = reference_results(changed)
     if what in ("weight", "pivot"):
-        assert errors(case, shares, reference)["hidden"] > FP32
+        assert errors(case, parts, reference)["hidden"] > FP32
     else:
-        assert abs(float(shares[0]["loss"]) - float(reference["loss"])) > FP32
+        assert abs(float(parts[0]["loss"]) - float(reference["loss"])) > FP32
 
 
-def far_from_the_maximum(group: Group) -> tuple[Tensor, Tensor]:
-    """One sequence of 3 positions on rank 0; the targets are on rank 1, 150 below the largest logits on rank 0."""
-    rank, _ = world_of(group)
+def distant_target_gradients(group: Group) -> tuple[Tensor, Tensor]:
+    """Return the gradients of hidden states and shard for `distant_logits`.
+
+    Rank 0 has one sequence of 3 target tokens. Their ids are on rank 1, with logits 150 below the largest on rank 0.
+    """
+    rank, _ = rank_and_size(group)
     head, hidden, targets = distant_logits()
     count = 3 if rank == 0 else 0
     own = hidden[:count].requires_grad_()
@@ -205,13 +223,14 @@ def far_from_the_maximum(group: Group) -> tuple[Tensor, Tensor]:
 
 
 def distant_logits() -> tuple[Tensor, Tensor, Tensor]:
+    """Return head [8, 2], hidden states [3, 2] and targets [3]."""
     head = torch.tensor([[1.0, 0.1 * i] for i in range(4)] + [[-1.0, 0.1 * i] for i in range(4)])
     return head, torch.tensor([[75.0, 1.0], [75.0, -2.0], [75.0, 0.5]]), torch.tensor([4, 6, 7])
 
 
-def test_targets_far_below_another_ranks_logits(workers: Workers) -> None:
-    """Their rank's share of the probability is beyond fp32, the gradient at them is not."""
-    (grad_hidden, grad_first), (_, grad_second) = workers.run(far_from_the_maximum, 2)
+def test_loss_target_far_below_logits_of_other_rank(workers: Workers) -> None:
+    """Check gradients at targets of which the target's rank holds a fraction of the probability below fp32's range."""
+    (grad_hidden, grad_first), (_, grad_second) = workers.run(distant_target_gradients, 2)
     head, hidden, targets = distant_logits()
     head.requires_grad_()
     hidden.requires_grad_()
@@ -220,12 +239,12 @@ def test_targets_far_below_another_ranks_logits(workers: Workers) -> None:
     torch.testing.assert_close(torch.cat([grad_first, grad_second]), head.grad)
 
 
-def test_weights_that_are_all_zero_pool_by_the_mean() -> None:
+def test_pooling_weights_all_zero_use_mean() -> None:
     loss_batch = LossBatch(
         targets=torch.zeros(5, dtype=torch.int64),
         lengths=torch.tensor([2, 3]),
         pivot=torch.tensor([0, 0]),
-        problem=torch.tensor([0, 0]),
+        problem_id=torch.tensor([0, 0]),
         language=torch.tensor([0, 1]),
         token_weights=torch.tensor([0.0, 0.0, 1.0, 3.0, 0.0]),
     )

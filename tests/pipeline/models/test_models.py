@@ -1,4 +1,4 @@
-"""Each supported family against the model's own forward pass, on a tiny instance."""
+"""Compare each supported family with the model's own forward pass, on a tiny instance."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def tiny(family: str, tied: bool = True) -> PreTrainedModel:
 
 
 def rows() -> list[PackedRow]:
-    """Two rows: pair groups of uneven length, and a lone pivot."""
+    """Make two rows: pair groups of uneven length, and a single pivot."""
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -61,24 +61,24 @@ def batch() -> MicroBatch:
 
 
 def own_loss(model: PreTrainedModel) -> torch.Tensor:
-    """The model's own mean cross entropy over the supervised tokens, sequence by sequence, never packed."""
+    """Compute the model's own mean cross entropy over the target tokens, one unpacked sequence at a time."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in rows():
         start = 0
         for length in row.seq_lens.tolist():
             ids = torch.from_numpy(row.input_ids[start : start + length]).long()[None]
             labels = torch.from_numpy(row.labels[start : start + length]).long()[None]
-            loss_batch = int((labels[:, 1:] != -100).sum())
-            if loss_batch:
-                total = total + model(input_ids=ids, labels=labels).loss.double() * loss_batch
-                count += loss_batch
+            targets = int((labels[:, 1:] != -100).sum())
+            if targets:
+                total = total + model(input_ids=ids, labels=labels).loss.double() * targets
+                count += targets
             start += length
     return total / count
 
 
 def our_loss(model: PreTrainedModel, micro: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Our loss without alignment and every gradient, in one process, so that the shard is the whole vocabulary."""
-    head, embedding, facts = model.get_output_embeddings(), model.get_input_embeddings(), head_config(model)
+    """Compute our loss without alignment, and every gradient, in one process whose shard is the whole vocabulary."""
+    head, embedding, config = model.get_output_embeddings(), model.get_input_embeddings(), head_config(model)
 
     def shard(weight: torch.Tensor) -> VocabularyShard:
         return VocabularyShard(weight.detach(), 0, torch.zeros_like(weight))
@@ -86,30 +86,30 @@ def our_loss(model: PreTrainedModel, micro: MicroBatch) -> tuple[torch.Tensor, d
     embedding_shard = shard(embedding.weight)
     vocabulary = Vocabulary(
         VOCAB,
-        embedding_shard if facts.tied else shard(head.weight),
+        embedding_shard if config.tied else shard(head.weight),
         embedding_shard,
-        bias=None if facts.bias is None else facts.bias.detach(),
-        bias_grad=None if facts.bias is None else torch.zeros_like(facts.bias),
-        logit_scale=facts.logit_scale,
-        softcap=facts.softcap,
+        bias=None if config.bias is None else config.bias.detach(),
+        bias_grad=None if config.bias is None else torch.zeros_like(config.bias),
+        logit_scale=config.logit_scale,
+        softcap=config.softcap,
     )
     module = SolarModel(model, LossSettings(), VOCAB, 3)
     normalizers = micro.loss_batch.normalizers()
-    loss = module(micro, vocabulary, 0.0, LossNormalizers(normalizers.tokens, 0), None, None, 1.0)
+    loss, _ = module(micro, vocabulary, 0.0, LossNormalizers(normalizers.tokens, 0), None, None, 1.0)
     model.zero_grad()
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     names = {id(p): name for name, p in model.named_parameters()}
     grads[names[id(embedding.weight)]] = embedding_shard.grad
     grads[names[id(head.weight)]] = vocabulary.head.grad
-    if facts.bias is not None:
-        grads[names[id(facts.bias)]] = vocabulary.bias_grad
+    if config.bias is not None:
+        grads[names[id(config.bias)]] = vocabulary.bias_grad
     return loss.detach(), grads
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_loss_and_gradients_are_the_models_own(family: str, tied: bool) -> None:
+def test_solar_model_matches_own_forward(family: str, tied: bool) -> None:
     model = tiny(family, tied)
     loss, grads = our_loss(model, batch())
     model.zero_grad()
@@ -125,7 +125,7 @@ def test_packed_loss_and_gradients_are_the_models_own(family: str, tied: bool) -
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
-def test_packed_hidden_states_are_the_unpacked_ones(family: str) -> None:
+def test_decode_isolates_packed_sequences(family: str) -> None:
     model, micro = tiny(family).float().eval(), batch()
     with torch.no_grad():
         packed = decode(model, model.get_input_embeddings()(micro.input_ids), micro.position_ids)
@@ -137,7 +137,7 @@ def test_packed_hidden_states_are_the_unpacked_ones(family: str) -> None:
                 start += length
 
 
-def test_activation_checkpointing_changes_nothing(tmp_path: Any) -> None:
+def test_load_model_with_activation_checkpointing(tmp_path: Any) -> None:
     tiny("qwen2").float().save_pretrained(tmp_path)
     results = []
     for checkpointing in (False, True):
@@ -150,7 +150,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Any) -> None:
         torch.testing.assert_close(results[1][1][name], grad)
 
 
-def test_the_vocabulary_is_padded_on_loading(tmp_path: Any) -> None:
+def test_load_model_pads_vocabulary(tmp_path: Any) -> None:
     original = tiny("qwen2", tied=False).float()
     original.save_pretrained(tmp_path)
     settings = ModelSettings(path=str(tmp_path), vocab_multiple=16)
@@ -174,7 +174,7 @@ def test_the_vocabulary_is_padded_on_loading(tmp_path: Any) -> None:
     ],
     ids=lambda value: "",
 )
-def test_models_that_cannot_be_used(settings: ModelSettings, message: str) -> None:
+def test_load_model_config_refuses(settings: ModelSettings, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_model_config(settings, VOCAB)
     assert "\n" not in str(caught.value)

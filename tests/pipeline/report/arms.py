@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.accuracy import summarise
-from pipeline.evaluation.consistency import beyond_accuracy
-from pipeline.evaluation.dataset import Problem
-from pipeline.representations.__main__ import describe
+from pipeline.evaluation.accuracy import score_by_language
+from pipeline.evaluation.consistency import consistency_metrics
+from pipeline.evaluation.dataset import Example
+from pipeline.representations.__main__ import representation_metrics
 
 LANGUAGES = ["en", "de", "sw"]
 PROBLEMS = 20
@@ -25,10 +25,10 @@ def write_arm(path: Path, weight: float, solved: dict[str, int], apart: float) -
         for i, lang in keys
     ]
     write_lines(path / "generations.jsonl", rows)
-    problems = [Problem(i, lang, [], Decimal(7)) for i, lang in keys]
-    scores = summarise(problems, [Decimal(row["answer"]) for row in rows], "en")
+    examples = [Example(i, lang, [], Decimal(7)) for i, lang in keys]
+    scores = score_by_language(examples, [Decimal(row["answer"]) for row in rows], "en")
     settings = {"model": f"{path.name}/hf", "data": "test.jsonl", "max_new_tokens": 64, "dtype": "auto"}
-    evaluation = {"settings": settings, "versions": {"torch": "9.9.9"}, **scores, **beyond_accuracy(rows)}
+    evaluation = {"settings": settings, "versions": {"torch": "9.9.9"}, **scores, **consistency_metrics(rows)}
     (path / "evaluation.json").write_text(json.dumps(evaluation))
 
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def write_arm(path: Path, weight: float, solved: dict[str, int], apart: float) -
     shifts = apart * np.eye(6)[: len(LANGUAGES)]
     points = np.concatenate([content + 0.5 * rng.normal(size=content.shape) + shift for shift in shifts])
     states = {name: points + i for i, name in enumerate(("layer_0", "layer_1", "final", "soft_tokens"))}
-    described = describe(states, sorted(LANGUAGES), "en", {"layer_1", "final", "soft_tokens"})
+    described = representation_metrics(states, sorted(LANGUAGES), "en", {"layer_1", "final", "soft_tokens"})
     result = {"pivot": "en", "languages": sorted(LANGUAGES), "problems": PROBLEMS, "representations": described}
     (path / "representations.json").write_text(json.dumps(result))
 

@@ -1,4 +1,4 @@
-"""Similarity figures: against hand computations in float64, floors against all shufflings, and planted data."""
+"""Similarity metrics: values against explicit computations, floors against all permutations, and planted data."""
 
 from itertools import permutations
 
@@ -7,11 +7,11 @@ import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
 from pipeline.representations.similarity import (
-    Figure,
-    compare,
+    Metric,
     cosine_matrix,
     linear_cka,
     retrieval,
+    similarity_metrics,
     unit_rows,
     xsim_error,
 )
@@ -26,14 +26,14 @@ def rotation(size, seed=1):
 
 
 def cka_by_hand(x, y):
-    """tr(KHLH) over the roots of tr(KHKH) tr(LHLH), with the centring matrix written out."""
-    centring = np.eye(len(x)) - np.ones((len(x), len(x))) / len(x)
-    k, el = (centring @ (z @ z.T) @ centring for z in (x, y))
+    """Compute tr(KHLH) / sqrt(tr(KHKH) tr(LHLH)) with an explicit centering matrix."""
+    centering = np.eye(len(x)) - np.ones((len(x), len(x))) / len(x)
+    k, el = (centering @ (z @ z.T) @ centering for z in (x, y))
     return np.trace(k @ el) / np.sqrt(np.trace(k @ k) * np.trace(el @ el))
 
 
 def xsim_by_hand(x, y, k):
-    """Errors of x to y, every margin in a loop, over candidates that are among x's k nearest."""
+    """Compute the error rate from x to y, every margin in a loop, over x's k nearest candidates."""
     cosines, wrong = cosine_similarity(x, y), 0
     for i in range(len(x)):
         nearest = sorted(range(len(y)), key=lambda j: -cosines[i, j])[:k]
@@ -45,38 +45,38 @@ def xsim_by_hand(x, y, k):
     return wrong / len(x)
 
 
-def test_figures_equal_hand_computations():
+def test_similarity_metrics_equal_explicit_computations():
     x = gaussian(30, 12, 2) + 1.5
     y = x + 1.5 * gaussian(30, 12, 3) - 0.7
-    found = compare(x, y)
+    metrics = similarity_metrics(x, y)
     cosines = cosine_similarity(x, y)
-    assert found["cosine"].value == pytest.approx(np.diagonal(cosines).mean(), rel=1e-12)
+    assert metrics["cosine"].value == pytest.approx(np.diagonal(cosines).mean(), rel=1e-12)
     centred = cosine_similarity(x - x.mean(0), y - y.mean(0))
-    assert found["centred_cosine"].value == pytest.approx(np.diagonal(centred).mean(), rel=1e-12)
-    assert found["cka"].value == pytest.approx(cka_by_hand(x, y), rel=1e-12)
+    assert metrics["centred_cosine"].value == pytest.approx(np.diagonal(centred).mean(), rel=1e-12)
+    assert metrics["cka"].value == pytest.approx(cka_by_hand(x, y), rel=1e-12)
     hits = [int(cosines[i].argmax() == i) + int(cosines[:, i].argmax() == i) for i in range(30)]
-    assert found["retrieval"].value == pytest.approx(sum(hits) / 60)
-    assert found["xsim_error"].value == pytest.approx((xsim_by_hand(x, y, 4) + xsim_by_hand(y, x, 4)) / 2)
-    assert 0 < found["retrieval"].value < 1 and 0 < found["xsim_error"].value < 1  # the case decides something
+    assert metrics["retrieval"].value == pytest.approx(sum(hits) / 60)
+    assert metrics["xsim_error"].value == pytest.approx((xsim_by_hand(x, y, 4) + xsim_by_hand(y, x, 4)) / 2)
+    assert 0 < metrics["retrieval"].value < 1 and 0 < metrics["xsim_error"].value < 1
 
 
 @pytest.mark.parametrize("metric", ["cosine", "centred_cosine", "cka", "retrieval"])
-def test_floors_are_means_over_all_shufflings(metric):
+def test_floor_is_mean_over_all_permutations(metric):
     x, y = gaussian(5, 3, 4) + 1, gaussian(5, 3, 5) - 0.5
-    shuffled = [compare(x, y[list(order)])[metric].value for order in permutations(range(5))]
-    assert compare(x, y)[metric].floor == pytest.approx(np.mean(shuffled), rel=1e-10)
+    shuffled = [similarity_metrics(x, y[list(order)])[metric].value for order in permutations(range(5))]
+    assert similarity_metrics(x, y)[metric].floor == pytest.approx(np.mean(shuffled), rel=1e-10)
 
 
-def test_the_floor_of_xsim_is_the_mean_over_all_shufflings():
+def test_xsim_floor_is_mean_over_all_permutations():
     cosines = cosine_matrix(gaussian(5, 3, 4) + 2, gaussian(5, 3, 5) + 2)
     shuffled = [xsim_error(cosines[:, list(order)]).value for order in permutations(range(5))]
     assert xsim_error(cosines).floor == pytest.approx(np.mean(shuffled), rel=1e-10)
 
 
-def test_equal_representations_are_alike_in_every_way():
+def test_similarity_metrics_of_equal_representations():
     x = gaussian(40, 16) + 2.0
-    found = compare(x, x)
-    assert {name: round(figure.value, 12) for name, figure in found.items()} == {
+    metrics = similarity_metrics(x, x)
+    assert {name: round(metric.value, 12) for name, metric in metrics.items()} == {
         "cosine": 1,
         "centred_cosine": 1,
         "cka": 1,
@@ -85,33 +85,33 @@ def test_equal_representations_are_alike_in_every_way():
     }
 
 
-def test_a_rotated_language_is_seen_by_cka_alone():
+def test_rotation_leaves_only_cka_high():
     x = gaussian(200, 16)
-    found = compare(x, x @ rotation(16))
-    assert found["cka"].value == pytest.approx(1, abs=1e-12)
-    assert abs(found["centred_cosine"].value) < 0.2
-    assert found["retrieval"].value < 0.1 and found["xsim_error"].value > 0.9
+    metrics = similarity_metrics(x, x @ rotation(16))
+    assert metrics["cka"].value == pytest.approx(1, abs=1e-12)
+    assert abs(metrics["centred_cosine"].value) < 0.2
+    assert metrics["retrieval"].value < 0.1 and metrics["xsim_error"].value > 0.9
 
 
-def test_a_shifted_language_lowers_the_raw_cosine_alone():
+def test_shift_lowers_only_raw_cosine():
     x = gaussian(60, 16)
-    found = compare(x, x + 20 * unit_rows(gaussian(1, 16, 7)))
-    assert found["cosine"].value < 0.5
-    assert found["centred_cosine"].value == pytest.approx(1, abs=1e-12)
-    assert found["cka"].value == pytest.approx(1, abs=1e-12)
+    metrics = similarity_metrics(x, x + 20 * unit_rows(gaussian(1, 16, 7)))
+    assert metrics["cosine"].value < 0.5
+    assert metrics["centred_cosine"].value == pytest.approx(1, abs=1e-12)
+    assert metrics["cka"].value == pytest.approx(1, abs=1e-12)
 
 
-def test_a_common_direction_raises_the_raw_cosine_and_its_floor_alike():
+def test_common_direction_raises_raw_cosine_and_floor():
     common = 20 * unit_rows(gaussian(1, 16, 7))
-    found = compare(gaussian(300, 16, 8) + common, gaussian(300, 16, 9) + common)  # unrelated problems
-    assert found["cosine"].value > 0.9
-    assert found["cosine"].value - found["cosine"].floor < 0.01
-    assert abs(found["centred_cosine"].value) < 0.05
-    assert found["cka"].value - found["cka"].floor < 0.05
+    metrics = similarity_metrics(gaussian(300, 16, 8) + common, gaussian(300, 16, 9) + common)  # unrelated questions
+    assert metrics["cosine"].value > 0.9
+    assert metrics["cosine"].value - metrics["cosine"].floor < 0.01
+    assert abs(metrics["centred_cosine"].value) < 0.05
+    assert metrics["cka"].value - metrics["cka"].floor < 0.05
 
 
-def test_the_margin_forgives_hubs():
-    """One target is near to every source: plain retrieval takes it, the margin does not."""
+def test_xsim_is_robust_to_hubs():
+    """One target is close to every source: plain retrieval picks it, the margin does not."""
     x = np.eye(12) + 0.3
     y = np.eye(12) + 0.3
     y[0] = x.mean(0) * 10  # the hub, for all sources but its own
@@ -120,8 +120,8 @@ def test_the_margin_forgives_hubs():
     assert xsim_error(cosines).value <= 1 - retrieval(cosines).value
 
 
-def test_degenerate_states_have_figures():
+def test_similarity_metrics_of_degenerate_states_are_finite():
     constant = np.ones((6, 4))
-    assert linear_cka(constant, gaussian(6, 4)) == Figure(0.0, 0.0)
-    found = compare(np.zeros((6, 4)), gaussian(6, 4))
-    assert all(np.isfinite(figure).all() for figure in found.values())
+    assert linear_cka(constant, gaussian(6, 4)) == Metric(0.0, 0.0)
+    metrics = similarity_metrics(np.zeros((6, 4)), gaussian(6, 4))
+    assert all(np.isfinite(metric).all() for metric in metrics.values())

@@ -1,4 +1,4 @@
-"""Pooled states: against a plain forward pass of each record alone, for the families' own heads; and the command."""
+"""Pooled states against a plain forward pass of each single record with the family's own head, and the command."""
 
 import json
 
@@ -11,7 +11,7 @@ from data_prep.records import Record
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
 from pipeline.representations import states
-from pipeline.representations.__main__ import choose_layers, read_parallel
+from pipeline.representations.__main__ import choose_layers, read_parallel_records
 from pipeline.representations.states import encode, pooled_states
 from tests.runs import TINY, python, refuses
 
@@ -23,49 +23,49 @@ def build(family, **fields):
     return model.eval()
 
 
-def by_hand(model, ids, places):
-    """One record alone, whole logits by the model's own head, then the means."""
+def reference_states(model, ids, positions):
+    """Run one record, with full logits from the model's own head, and average over the positions."""
     with torch.no_grad():
         output = model(torch.tensor([ids]), output_hidden_states=True)
         normed = output.hidden_states[-1][0]
         soft = torch.softmax(output.logits[0].double(), -1) @ model.get_input_embeddings().weight.double()
-        found = {f"layer_{i}": h[0] for i, h in enumerate(output.hidden_states[:-1])}
-    found |= {"final": normed, "soft_tokens": soft}
-    return {name: rows[places].double().mean(0).numpy() for name, rows in found.items()}
+        states = {f"layer_{i}": h[0] for i, h in enumerate(output.hidden_states[:-1])}
+    states |= {"final": normed, "soft_tokens": soft}
+    return {name: rows[positions].double().mean(0).numpy() for name, rows in states.items()}
 
 
 @pytest.mark.parametrize(
     ("family", "fields"),
     [("qwen3", {}), ("llama", {"tie_word_embeddings": False}), ("gemma2", {}), ("granite", {"logits_scaling": 4.0})],
 )
-def test_states_equal_those_of_each_record_alone(family, fields, monkeypatch):
+def test_pooled_states_equal_single_record(family, fields, monkeypatch):
     model, generator = build(family, **fields), np.random.default_rng(0)
     encoded = []
     for length in (9, 4, 17, 12, 7):
         ids = generator.integers(0, 600, length).tolist()
         encoded.append((ids, list(range(length // 2, length - 1))))
-    monkeypatch.setattr(states, "CHUNK_ELEMENTS", 600 * 3)  # three positions at a time
+    monkeypatch.setattr(states, "CHUNK_ELEMENTS", 600 * 3)  # logits of three positions at a time
     pooled = pooled_states(model, encoded, [0, 1, 2], batch_size=2)
     assert set(pooled) == {"layer_0", "layer_1", "layer_2", "final", "soft_tokens"}
-    for i, (ids, places) in enumerate(encoded):
-        for name, expected in by_hand(model, ids, places).items():
+    for i, (ids, positions) in enumerate(encoded):
+        for name, expected in reference_states(model, ids, positions).items():
             np.testing.assert_allclose(pooled[name][i], expected, rtol=2e-4, atol=2e-6, err_msg=name)
     norm = model.get_decoder().norm
-    one = [(ids, places[:1]) for ids, places in encoded]  # of one position, pooling and norm commute
+    one = [(ids, positions[:1]) for ids, positions in encoded]  # with one position, pooling and norm commute
     single = pooled_states(model, one, [2], batch_size=5)
     with torch.no_grad():
         normed = norm(torch.tensor(single["layer_2"])).numpy()
     np.testing.assert_allclose(single["final"], normed, rtol=2e-4, atol=2e-6)
 
 
-def test_response_positions_are_those_that_predict_the_response(prepared):
+def test_encode_response_positions_predict_response(prepared):
     tokenizer = load_tokenizer(prepared.tokenizer)
     messages = [{"role": "user", "content": "Tom has 3."}, {"role": "assistant", "content": "The answer is 7."}]
-    ((ids, places),) = encode(tokenizer, [Record("p", "en", messages, "7")])
-    assert "The answer is 7." in tokenizer.decode([ids[place + 1] for place in places])
+    ((ids, positions),) = encode(tokenizer, [Record("p", "en", messages, "7")])
+    assert "The answer is 7." in tokenizer.decode([ids[position + 1] for position in positions])
     prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
-    assert ids[: len(prompt)] == prompt and places[0] == len(prompt) - 1
-    assert places == list(range(places[0], places[-1] + 1))
+    assert ids[: len(prompt)] == prompt and positions[0] == len(prompt) - 1
+    assert positions == list(range(positions[0], positions[-1] + 1))
 
 
 def write(path, records):
@@ -77,21 +77,21 @@ def record(pair_id, lang):
     return {"pair_id": pair_id, "lang": lang, "question": f"q {pair_id}", "answer": "a"}
 
 
-def test_only_problems_in_every_language_count(tmp_path):
+def test_read_parallel_records_only_complete_groups(tmp_path):
     records = [record(str(i), lang) for lang in ("sw", "en") for i in range(7) if (lang, i) != ("sw", 3)]
-    kept, languages, left_out = read_parallel(write(tmp_path / "x.jsonl", records), None)
+    kept, languages, left_out = read_parallel_records(write(tmp_path / "x.jsonl", records), None)
     assert (languages, left_out) == (["en", "sw"], 1)
     assert [(r.lang, r.pair_id) for r in kept] == [(lang, i) for lang in languages for i in "012456"]
-    limited, _, _ = read_parallel(tmp_path / "x.jsonl", 5)
+    limited, _, _ = read_parallel_records(tmp_path / "x.jsonl", 5)
     assert [r.pair_id for r in limited] == [*"01245"] * 2
 
 
-def test_too_little_data_and_absent_layers_are_one_line(tmp_path):
+def test_too_little_data_and_missing_layers_are_refused(tmp_path):
     write(tmp_path / "one.jsonl", [record("1", "en")])
     write(tmp_path / "few.jsonl", [record(str(i), lang) for i in range(9) for lang in ("en", "sw")[: 1 + (i < 2)]])
-    for name, message in [("one", "only one language"), ("few", r"2 problems .* sw has the fewest records \(2\)")]:
+    for name, message in [("one", "only one language"), ("few", r"2 questions .* sw has the fewest records \(2\)")]:
         with pytest.raises(UserError, match=message):
-            read_parallel(tmp_path / f"{name}.jsonl", None)
+            read_parallel_records(tmp_path / f"{name}.jsonl", None)
     with pytest.raises(UserError, match="--layers 5: the model has layers 0"):
         choose_layers(4, [1, 5])
     assert choose_layers(4, [1]) == [1, 4] and choose_layers(4, None) == [0, 1, 2, 3, 4]
@@ -99,22 +99,22 @@ def test_too_little_data_and_absent_layers_are_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_writes_figures_table_and_picture(prepared, tmp_path):
+def test_command_writes_json_markdown_and_plot(prepared, tmp_path):
     tokenizer = load_tokenizer(prepared.tokenizer)
     model = build("qwen3", vocab_size=len(tokenizer))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    words = ["-m", "pipeline.representations", "--model", tmp_path / "model", "--output", tmp_path / "out"]
-    done = python(*words, "--data", prepared.data)
+    args = ["-m", "pipeline.representations", "--model", tmp_path / "model", "--output", tmp_path / "out"]
+    done = python(*args, "--data", prepared.data)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "representations.json").read_text())
     assert list(result["representations"]) == ["layer_0", "layer_1", "layer_2", "final", "soft_tokens"]
-    assert result["problems"] == 12 and len(result["languages"]) == 8  # the low-resource languages have so many
-    for found in result["representations"].values():
-        assert all(0 <= figure["floor"] <= 1 for figure in found["similarity"]["all"].values())
-        assert set(found["separability"]) == {"silhouette", "davies_bouldin", "kmeans_nmi", "probe", "probe_chance"}
+    assert result["problems"] == 12 and len(result["languages"]) == 8  # as many as the low-resource languages have
+    for metrics in result["representations"].values():
+        assert all(0 <= metric["floor"] <= 1 for metric in metrics["similarity"]["all"].values())
+        assert set(metrics["separability"]) == {"silhouette", "davies_bouldin", "kmeans_nmi", "probe", "probe_chance"}
     points = result["representations"]["final"]["scatter"]["points"]
     assert {len(rows) for rows in points.values()} == {12}
     assert "| soft-token summaries |" in (tmp_path / "out" / "representations.md").read_text()
     assert (tmp_path / "out" / "representations.png").read_bytes().startswith(b"\x89PNG")
-    refuses(python(*words, "--data", prepared.data, "--layers", 3), "--layers 3", "0 (its embeddings) to 2")
+    refuses(python(*args, "--data", prepared.data, "--layers", 3), "--layers 3", "0 (its embeddings) to 2")

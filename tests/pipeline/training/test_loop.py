@@ -1,4 +1,4 @@
-"""Real ZeRO-3 runs of a tiny model on gloo ranks, against a dense single process, a kill, and plain fine-tuning."""
+"""ZeRO-3 runs of a tiny model on gloo ranks: against one dense process, after a kill, and as plain fine-tuning."""
 
 import re
 import resource
@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.shards.format import ShardSet
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.resume import to_resume
+from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.config.recipe import load_config
-from pipeline.data.loader import Batches, Loader
+from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.loss import LossNormalizers, solar_loss_reference
 from pipeline.models.solar_model import decode
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.slow
 
 
 def dense_losses(recipe: Path) -> list[float]:
-    """What one process computes with the dense loss, ordinary autograd and torch's own AdamW and clipping."""
+    """Train in one process with the dense loss, autograd, and torch's AdamW and clipping; return the losses."""
     config = load_config(recipe, [])
     t = config.training
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     shards = ShardSet.open(config.data.shards)
-    loader = Loader(shards, Batches(t.train_batch_size, 1, 0, 1), config.seed, 0, None)
+    loader = Loader(shards, BatchSplit(t.train_batch_size, 1, 0, 1), config.seed, 0, None)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -41,13 +41,13 @@ def dense_losses(recipe: Path) -> list[float]:
         eps=t.adam_epsilon,
     )
     assert t.max_steps is not None
-    found = []
+    step_losses = []
     for step in range(t.max_steps):
-        window = loader.next()
-        normalizers: LossNormalizers = local_normalizers(window)
+        micro_batches = loader.next()
+        normalizers: LossNormalizers = local_normalizers(micro_batches)
         weight = alignment_weight(config.loss, step, t.max_steps)
         loss = torch.zeros(())
-        for batch in window:
+        for batch in micro_batches:
             embeddings = model.get_input_embeddings()(batch.input_ids)
             hidden = decode(model, embeddings, batch.position_ids).flatten(0, 1)[batch.positions]
             head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
@@ -61,13 +61,13 @@ def dense_losses(recipe: Path) -> list[float]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(t, step, t.max_steps)
         optimizer.step()
-        found.append(float(loss.detach()))
-    return found
+        step_losses.append(float(loss.detach()))
+    return step_losses
 
 
 @pytest.fixture(scope="module")
 def plain_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five steps of the default recipe on two ranks, for others to be compared with."""
+    """Train five steps of the test recipe on two ranks; other runs are compared with them."""
     recipe = write_recipe(tmp_path_factory.mktemp("plain") / "run.yaml", prepared.shards, prepared.tokenizer)
     train(2, "--config", recipe)
     return recipe.with_suffix("")
@@ -76,10 +76,8 @@ def plain_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.parametrize(
     ("family", "tied"), [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma3_text", True)]
 )
-def test_ten_steps_stay_with_a_dense_single_process(
-    prepared: Prepared, tmp_path: Path, family: str, tied: bool
-) -> None:
-    """Two ranks, accumulation over two micro-steps, clipping at work, a vocabulary that is padded."""
+def test_train_matches_dense_single_process(prepared: Prepared, tmp_path: Path, family: str, tied: bool) -> None:
+    """Use two ranks, two gradient accumulation steps, active clipping and a padded vocabulary."""
     fields = {**TINY, "model_type": family, "vocab_size": 601, "tie_word_embeddings": tied}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
@@ -99,8 +97,8 @@ def test_ten_steps_stay_with_a_dense_single_process(
     assert sharded == pytest.approx(dense, rel=1e-5)
 
 
-def test_weight_zero_is_plain_fine_tuning_bit_for_bit(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
-    """Plain fine-tuning: the same rows with every sequence its own pivot, so that no pair and no alignment exists."""
+def test_train_with_zero_weight_is_sft(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
+    """Plain fine-tuning sees the same rows with every sequence as its own pivot, so there are no pairs."""
     zero = write_recipe(tmp_path / "zero.yaml", prepared.shards, prepared.tokenizer, loss__alignment_weight=0.0)
     train(2, "--config", zero)
     plain = write_recipe(
@@ -115,12 +113,12 @@ def test_weight_zero_is_plain_fine_tuning_bit_for_bit(prepared: Prepared, plain_
     assert len(got) == 5 and got == expected
     assert got != other
     assert all(record["align_loss"] is None for record in metrics(tmp_path / "plain"))
-    # The alignment is pursued: higher cosine than plain fine-tuning on the same data, order and seed.
+    # Alignment raises the cosine above plain fine-tuning on the same data, order and seed.
     assert metrics(plain_run)[-1]["align_cos"] > metrics(tmp_path / "zero")[-1]["align_cos"]
 
 
 def without_pairs(shards: Path, output: Path) -> Path:
-    """A copy of shards in which every sequence is a pivot of its own."""
+    """Copy shards, with every sequence as its own pivot."""
     import dataclasses
     import json
 
@@ -135,26 +133,26 @@ def without_pairs(shards: Path, output: Path) -> Path:
     return output
 
 
-def test_killed_and_resumed_run_is_bit_identical(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
     settings = {"training__max_steps": 8, "training__save_steps": 3, "loss__centring": True}
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
     train(2, "--config", whole)
 
     broken = write_recipe(tmp_path / "broken.yaml", prepared.shards, prepared.tokenizer, **settings)
     processes = start_ranks(2, "--config", broken)
-    wait_for(tmp_path / "broken" / ".checkpoint-6.partial", processes)  # killed in the middle of a save
+    wait_for(tmp_path / "broken" / ".checkpoint-6.partial", processes)  # in the middle of a save
     for process in processes:
         process.send_signal(signal.SIGKILL)
     for process in processes:
         process.wait()
-    left = layout.newest(tmp_path / "broken")
+    left = layout.newest_checkpoint(tmp_path / "broken")
     assert left is not None
     assert f"resumed from {left}" in train(2, "--config", broken)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "broken").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
 
 
-def test_a_torn_checkpoint_is_passed_over(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_skips_damaged_checkpoint(prepared: Prepared, tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path / "run.yaml",
         prepared.shards,
@@ -167,47 +165,47 @@ def test_a_torn_checkpoint_is_passed_over(prepared: Prepared, tmp_path: Path) ->
     train(2, "--config", recipe)
     before = losses(tmp_path / "run")
     torn = next((tmp_path / "run" / "checkpoint-4" / "zero").glob("*optim_states.pt"))
-    torn.write_bytes(torn.read_bytes()[:-100])  # as a power cut leaves a file that was never flushed
+    torn.write_bytes(torn.read_bytes()[:-100])  # like a file that was not flushed before a power cut
     output = train(2, "--config", recipe)
     assert f"warning: {torn} has" in output and "resumed from" in output and "checkpoint-2" in output
     assert losses(tmp_path / "run") == before
-    assert layout.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # whole again
+    assert layout.newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # complete again
 
-    copies = [path.name for path in layout.checkpoints(tmp_path / "copies") if layout.damage(path) is None]
+    copies = [path.name for path in layout.list_checkpoints(tmp_path / "copies") if layout.find_damage(path) is None]
     assert copies == ["checkpoint-2", "checkpoint-4"]
-    for path in layout.checkpoints(tmp_path / "run"):
-        layout.remove(path)
-    assert to_resume(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
+    for path in layout.list_checkpoints(tmp_path / "run"):
+        layout.remove_checkpoint(path)
+    assert find_resumable(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
 
 
-def test_a_rank_that_cannot_write_ends_the_run_and_keeps_the_older_checkpoint(
-    prepared: Prepared, tmp_path: Path
-) -> None:
+def test_train_write_failure_on_one_rank(prepared: Prepared, tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__max_steps=4000, training__save_steps=2
     )
     processes = start_ranks(2, "--config", recipe)
     wait_for(tmp_path / "run" / "checkpoint-2", processes)
-    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than its part
+    resource.prlimit(
+        processes[1].pid, resource.RLIMIT_FSIZE, (20_000, 20_000)
+    )  # smaller than its part of the checkpoint
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
-    for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free space and start again"):
+    for part in ("rank 1 on ", "cannot write ", "optim_states.pt: File too large; free disk space and restart"):
         assert part in lines[0]
-    assert layout.newest(tmp_path / "run") is not None
+    assert layout.newest_checkpoint(tmp_path / "run") is not None
     assert not list((tmp_path / "run").glob(".*.partial"))
 
 
-def test_gradients_that_are_not_finite_stop_before_the_update(prepared: Prepared, tmp_path: Path) -> None:
-    """Planted on rank 1 by a hook, in the third step's last micro-step; the loss is finite."""
+def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path) -> None:
+    """A hook plants NaN gradients on rank 1 in the last micro-step of step 3; the loss is finite."""
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
     processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
-    for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", problems "):
+    for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", pair ids "):
         assert part in lines[0]
     assert len(losses(tmp_path / "run")) == 2
     for output in outputs:
@@ -215,7 +213,7 @@ def test_gradients_that_are_not_finite_stop_before_the_update(prepared: Prepared
         assert before and after and before[1] == after[1]
 
 
-def test_a_signal_to_one_rank_saves_and_asks_for_another_start(prepared: Prepared, tmp_path: Path) -> None:
+def test_train_signal_to_one_rank(prepared: Prepared, tmp_path: Path) -> None:
     settings = {"training__max_steps": 400}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
     processes = start_ranks(2, "--config", recipe)
@@ -254,18 +252,16 @@ def wait_for_step(directory: Path, step: int, processes: list) -> None:
     ],
     ids=["CPU offload", "activation checkpointing", "micro-batch of 2 in many chunks"],
 )
-def test_what_changes_memory_or_speed_does_not_change_the_model(
-    prepared: Prepared, plain_run: Path, tmp_path: Path, changes: dict
-) -> None:
-    """fp32 sums in another order: a few units of 1e-7 at first, and what five steps make of them."""
+def test_train_memory_settings_keep_losses(prepared: Prepared, plain_run: Path, tmp_path: Path, changes: dict) -> None:
+    """Another order of fp32 sums differs by a few 1e-7 at first, which five steps amplify."""
     train(2, "--config", write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes))
     assert losses(tmp_path / "run") == pytest.approx(losses(plain_run), rel=1e-5)
     norms = [[record["grad_norm"] for record in metrics(path)] for path in (plain_run, tmp_path / "run")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_bf16_follows_fp32(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
-    """Losses stay within the rounding of the weights, 2^-8 relative."""
+def test_train_bf16_close_to_fp32(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
+    """The losses differ by the rounding of the weights, 2^-8 relative."""
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__precision="bf16")
     train(2, "--config", recipe)
     assert losses(tmp_path / "run") == pytest.approx(losses(plain_run), rel=0.01)

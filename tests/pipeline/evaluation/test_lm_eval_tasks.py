@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: its outputs are those of our own generation, on two ranks; its scores beside ours."""
+"""Tasks of lm-evaluation-harness: on two ranks its outputs equal our own generation; its scores next to ours."""
 
 import json
 import os
@@ -13,28 +13,34 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError
 from pipeline.evaluation.answer_extraction import extract_answer
-from pipeline.evaluation.dataset import read_problems
+from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import generate, load_model
-from pipeline.evaluation.lm_harness import find_tasks, harness_scores, harness_table, own_rows, own_score, task_language
-from pipeline.evaluation.settings import Settings
+from pipeline.evaluation.lm_eval_tasks import (
+    extract_rows,
+    extraction_score,
+    find_tasks,
+    lm_eval_scores,
+    lm_eval_table,
+    task_language,
+)
 from tests.runs import ENVIRONMENT, ROOT, TINY
-from tests.workers import free_port
 
 
 def sample(doc_id, response, target, filtered="strict"):
     return {"doc_id": doc_id, "target": target, "resps": [[response]], "filter": filtered}
 
 
-def test_responses_are_read_by_our_extraction_once_for_each_problem():
+def test_extract_rows_one_per_example():
     samples = [sample(i, text, "70000", name) for name in ("strict", "flexible") for i, text in enumerate(TEXTS)]
-    rows = own_rows("mine_de", samples)
+    rows = extract_rows("mine_de", samples)
     assert [(row["doc_id"], row["answer"], row["correct"]) for row in rows] == [(0, "70000", True), (1, None, False)]
-    assert own_score(rows) | {"low": 0, "high": 1} == {"accuracy": 0.5, "low": 0, "high": 1}
-    assert own_rows("mine", samples) == [] and own_rows("xcopa_de", [sample(0, "a", "the cause")]) == []
-    assert own_rows("mmlu_de", [{"doc_id": 0, "target": "1", "resps": [[(-1.5, False)]]}]) == []
-    assert own_score([]) is None
+    assert extraction_score(rows) | {"low": 0, "high": 1} == {"accuracy": 0.5, "low": 0, "high": 1}
+    assert extract_rows("mine", samples) == [] and extract_rows("xcopa_de", [sample(0, "a", "the cause")]) == []
+    assert extract_rows("mmlu_de", [{"doc_id": 0, "target": "1", "resps": [[(-1.5, False)]]}]) == []
+    assert extraction_score([]) is None
 
 
 TEXTS = ["Die Antwort ist 70.000.", "keine Zahl"]
@@ -51,24 +57,24 @@ TEXTS = ["Die Antwort ist 70.000.", "keine Zahl"]
         ("gsm8k", None),
     ],
 )
-def test_a_task_is_in_the_language_its_name_ends_in(task, lang):
+def test_task_language_from_name(task, lang):
     assert task_language(task) == lang
 
 
-def test_shares_have_intervals_and_other_figures_none():
-    figures = {"alias": "x", "exact_match,strict": 0.25, "exact_match_stderr,strict": 0.1, "bleu,none": 12.5, "n": 3}
-    scores = harness_scores(figures, 20)
+def test_lm_eval_scores_intervals_only_for_proportions():
+    metrics = {"alias": "x", "exact_match,strict": 0.25, "exact_match_stderr,strict": 0.1, "bleu,none": 12.5, "n": 3}
+    scores = lm_eval_scores(metrics, 20)
     assert list(scores) == ["exact_match,strict", "bleu,none"]
     assert scores["exact_match,strict"]["low"] == pytest.approx(0.1119, abs=1e-4)
     assert scores["bleu,none"] == {"value": 12.5, "low": None, "high": None}
-    found = {"n": 20, "lm_eval_compat": scores, "ours": {"accuracy": 0.3, "low": 0.1, "high": 0.5}}
-    table = harness_table({"tasks": {"mine_de": found, "other": {**found, "ours": None}}})
+    task = {"n": 20, "lm_eval_compat": scores, "ours": {"accuracy": 0.3, "low": 0.1, "high": 0.5}}
+    table = lm_eval_table({"tasks": {"mine_de": task, "other": {**task, "ours": None}}})
     assert "| mine_de | 20 | exact_match,strict | 25.0 % | 11.2 to 46.9 | 30.0 | 10.0 to 50.0 |" in table
     assert "|  |  | bleu,none | 12.5 | – |  |  |" in table
     assert "| other | 20 | exact_match,strict | 25.0 % | 11.2 to 46.9 | – | – to – |" in table
 
 
-def test_without_lm_eval_one_line_says_what_to_install(monkeypatch):
+def test_find_tasks_without_lm_eval_names_the_package(monkeypatch):
     for name in ("lm_eval", "lm_eval.tasks"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"lm-eval is not installed; .*`evaluation`: pip install lm-eval"):
@@ -77,65 +83,57 @@ def test_without_lm_eval_one_line_says_what_to_install(monkeypatch):
 
 @pytest.fixture
 def tasks(prepared, tmp_path):
-    """A model with random weights, and tasks whose gold answers are its own: so are known which it gets right."""
+    """A model with random weights, and tasks with some of its own answers as golds, so that its score is known."""
     tokenizer = load_tokenizer(prepared.tokenizer)
     torch.manual_seed(0)
     fields = {**TINY, "vocab_size": len(tokenizer), "initializer_range": 0.3, "model_type": "qwen3"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    problems = [p for p in read_problems(prepared.data, limit=12) if p.lang in ("en", "es")]
+    examples = [example for example in read_examples(prepared.data, limit=12) if example.lang in ("en", "es")]
     loaded, tokenizer = load_model(tmp_path / "model", "float32")
-    settings = Settings(model="", data="", batch_size=5, max_new_tokens=24)
-    texts = {i: generation.text for i, generation in generate(loaded, tokenizer, problems, settings).items()}
+    texts = [generation.text for generation in generate(loaded, tokenizer, examples, batch_size=5, max_new_tokens=24)]
     (yaml,) = re.findall(r"^```yaml\n(task: .*?)^```$", (ROOT / "docs/evaluation.md").read_text(), re.M | re.S)
     (tmp_path / "tasks").mkdir()
     outputs = {}
     for lang in ("en", "es"):
-        mine = [i for i, p in enumerate(problems) if p.lang == lang]
-        answers = [extract_answer(texts[i], lang) for i in mine]
+        indices = [i for i, example in enumerate(examples) if example.lang == lang]
+        answers = [extract_answer(texts[i], lang) for i in indices]
         golds = [str(answer) if answer is not None and n % 3 else "-12345" for n, answer in enumerate(answers)]
-        lines = [{"question": problems[i].messages[-1]["content"], "gold": g} for i, g in zip(mine, golds, strict=True)]
+        lines = [
+            {"question": examples[i].messages[-1]["content"], "gold": g} for i, g in zip(indices, golds, strict=True)
+        ]
         data = tmp_path / "tasks" / f"{lang}.jsonl"
         data.write_text("".join(json.dumps(line) + "\n" for line in lines))
         changed = yaml.replace("mine_sw", f"mine_{lang}").replace("sw.jsonl", str(data))
         (tmp_path / "tasks" / f"mine_{lang}.yaml").write_text(changed)
         outputs[lang] = [
             (texts[i], gold != "-12345" and Decimal(gold) == answer)
-            for i, gold, answer in zip(mine, golds, answers, strict=True)
+            for i, gold, answer in zip(indices, golds, answers, strict=True)
         ]
     return Namespace(root=tmp_path, outputs=outputs)
 
 
 def bare(number):
-    """Without punctuation, as the task compares."""
+    """Remove punctuation, as the task's metric does."""
     return re.sub(r"\W", "", number)
 
 
-def as_the_task_reads(text):
-    """The last match of the task's own pattern."""
-    found = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
-    return bare(next(filter(None, found[-1]))) if found else None
+def extract_as_task(text):
+    """Return the last match of the task's own pattern."""
+    matches = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
+    return bare(next(filter(None, matches[-1]))) if matches else None
 
 
 @pytest.mark.slow
-def test_the_harness_on_two_ranks_gives_our_own_outputs(tasks):
+def test_lm_eval_on_two_ranks_equals_own_generation(tasks):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `evaluation`)")
     root = tasks.root
-    words = [
-        "--model",
-        root / "model",
-        "--include_path",
-        root / "tasks",
-        "--output",
-        root / "out",
-        "--dtype",
-        "float32",
-    ]
-    words += ["--batch_size", 5, "--max_new_tokens", 24, "--tasks", "mine_en", "mine_es"]
+    args = ["--model", root / "model", "--include_path", root / "tasks", "--output", root / "out", "--dtype", "float32"]
+    args += ["--batch_size", 5, "--max_new_tokens", 24, "--tasks", "mine_en", "mine_es"]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "pipeline.evaluation.lm_harness", *map(str, words)],
+        [sys.executable, *launcher, "-m", "pipeline.evaluation.lm_eval_tasks", *map(str, args)],
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT, "HF_DATASETS_CACHE": str(root / "cache"), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -146,26 +144,25 @@ def test_the_harness_on_two_ranks_gives_our_own_outputs(tasks):
     rows = [json.loads(line) for line in (root / "out" / "harness_generations.jsonl").read_text().split("\n") if line]
     result = json.loads((root / "out" / "harness.json").read_text())
     for lang, expected in tasks.outputs.items():
-        found = [(row["output"], row["correct"]) for row in rows if row["lang"] == lang]
-        assert found == expected
-        scored = result["tasks"][f"mine_{lang}"]
+        assert [(row["output"], row["correct"]) for row in rows if row["lang"] == lang] == expected
+        scores = result["tasks"][f"mine_{lang}"]
         golds = [str(json.loads(line)["gold"]) for line in (root / "tasks" / f"{lang}.jsonl").read_text().splitlines()]
-        compatible = [as_the_task_reads(text) == bare(gold) for (text, _), gold in zip(expected, golds, strict=True)]
-        figure = scored["lm_eval_compat"]["exact_match,flexible-extract"]
-        assert figure["value"] == pytest.approx(sum(compatible) / len(compatible))
-        assert scored["ours"]["accuracy"] == sum(right for _, right in expected) / len(expected)
-        assert scored["n"] == len(expected)
-    rights = [right for expected in tasks.outputs.values() for _, right in expected]
-    assert 0 < sum(rights) < len(rights)
-    assert harness_table(result) in (root / "out" / "harness.md").read_text()
+        compatible = [extract_as_task(text) == bare(gold) for (text, _), gold in zip(expected, golds, strict=True)]
+        exact_match = scores["lm_eval_compat"]["exact_match,flexible-extract"]
+        assert exact_match["value"] == pytest.approx(sum(compatible) / len(compatible))
+        assert scores["ours"]["accuracy"] == sum(correct for _, correct in expected) / len(expected)
+        assert scores["n"] == len(expected)
+    correct = [correct for expected in tasks.outputs.values() for _, correct in expected]
+    assert 0 < sum(correct) < len(correct)
+    assert lm_eval_table(result) in (root / "out" / "harness.md").read_text()
 
 
 @pytest.mark.slow
-def test_unknown_tasks_are_one_line(tmp_path):
+def test_find_tasks_refuses_unknown_tasks(tmp_path):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `evaluation`)")
     with pytest.raises(UserError, match=r"--include_path .*none: no such directory"):
         find_tasks(["mine_sw"], str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"--tasks mgsm_direct_xx: no such task; known are .*mgsm_direct_"):
+    with pytest.raises(UserError, match=r"--tasks mgsm_direct_xx: no such task; similar tasks: .*mgsm_direct_"):
         find_tasks(["mgsm_direct_xx"], None)
     (tmp_path / "mine.yaml").write_text("task: mine_sw\ndataset_path: json\n")
     assert "mine_sw" in find_tasks(["mine_sw"], str(tmp_path)).task_index

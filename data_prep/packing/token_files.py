@@ -1,7 +1,8 @@
-"""First half of packing: each input piece becomes a file of tokens and an index, sorted by packing window.
+"""First step of packing: write each input split as a file of tokens and an index sorted by packing window.
 
-A piece's tokens lie in `piece-N.tokens` (int32, complement where supervised), its index in `piece-N.arrow` with one
-record batch per window. The index is written last: where it is there, the piece is finished.
+The tokens are in `piece-N.tokens` (int32, the complement of the id if supervised) and the index is in `piece-N.arrow`,
+with one record batch per window. The index is written last, so a split is finished if its index exists. The columns
+`piece` and `place` are the number of the input split and the position of the record in its file.
 """
 
 import hashlib
@@ -12,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.records import Piece, describe, read_piece
+from data_prep.readers import InputSplit, read_split
+from data_prep.records import parse_record
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
 
-BATCH = 512  # records tokenized in one call
+BATCH = 512  # records encoded in one call
 
 INDEX = pa.schema(
     [
-        ("key", pa.uint64()),  # hash of the pair_id: decides window and order
+        ("key", pa.uint64()),  # hash of the pair_id, which determines window and order
         ("pair_id", pa.string()),
         ("lang", pa.string()),
-        ("place", pa.int64()),  # in the input, for messages
-        ("offset", pa.int64()),  # in the tokens file, in tokens
+        ("place", pa.int64()),  # position in the input file, for error messages
+        ("offset", pa.int64()),  # position in the tokens file, in tokens
         ("length", pa.int32()),
         ("supervised", pa.int32()),
         ("characters", pa.int32()),
@@ -33,46 +35,60 @@ INDEX = pa.schema(
 
 
 def pair_key(pair_id: str, seed: int) -> int:
-    """64 bits that scatter pair ids evenly: groups are packed and shuffled in the order of their keys."""
+    """Return a uniformly distributed 64-bit hash of a pair id. Groups are packed and shuffled in the order of keys."""
     digest = hashlib.blake2b(pair_id.encode("utf-8"), digest_size=8, salt=seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 
 
 def tokens_file(folder: Path, number: int) -> Path:
+    """Return the path of the tokens of an input split."""
     return folder / f"piece-{number:05d}.tokens"
 
 
 def index_file(folder: Path, number: int) -> Path:
+    """Return the path of the index of an input split."""
     return folder / f"piece-{number:05d}.arrow"
 
 
-def tokenize_piece(piece: Piece, number: int, folder: Path, encoder: ChatEncoder, windows: int, seed: int) -> None:
-    """Read, render, tokenize and store one piece. Raises UserError naming file and row for a record that cannot be."""
+def tokenize_split(split: InputSplit, number: int, folder: Path, encoder: ChatEncoder, windows: int, seed: int) -> None:
+    """Tokenize the records of an input split and write its tokens and index.
+
+    Args:
+        split: The input split.
+        number: Its number, which names its files.
+        folder: Folder of the files.
+        encoder: Encoder of the conversations.
+        windows: Number of packing windows.
+        seed: Seed of `pair_key`.
+
+    Raises:
+        UserError: A record is malformed or cannot be encoded; the message names file and row.
+    """
     columns: dict[str, list] = {name: [] for name in ("key", "pair_id", "lang", "place", "characters")}
     parts: list[np.ndarray] = []
     lengths: list[int] = []
-    records = read_piece(piece)
-    while batch := list(islice(records, BATCH)):
+    rows = ((row, row.apply(parse_record)) for row in read_split(split))
+    while batch := list(islice(rows, BATCH)):
         encoded: list[list[int]] = []
-        for (place, record), tokens in zip(batch, encoder.encode([r.messages for _, r in batch]), strict=True):
+        for (row, record), tokens in zip(batch, encoder.encode([r.messages for _, r in batch]), strict=True):
             if isinstance(tokens, UserError):
-                raise UserError(f"{describe(piece.path, place)} (pair_id {record.pair_id}, {record.lang}): {tokens}")
+                raise UserError(f"{row.location} (pair_id {record.pair_id}, {record.lang}): {tokens}")
             encoded.append(tokens)
             columns["key"].append(pair_key(record.pair_id, seed))
             columns["pair_id"].append(record.pair_id)
             columns["lang"].append(record.lang)
-            columns["place"].append(place)
+            columns["place"].append(row.position)
             columns["characters"].append(sum(len(message["content"]) for message in record.messages))
         lengths += map(len, encoded)
         parts.append(np.fromiter(chain.from_iterable(encoded), np.int32))
-    flat = np.concatenate([np.zeros(0, np.int32), *parts])
-    _store(number, folder, columns, flat, np.array(lengths, np.int64), windows)
+    all_tokens = np.concatenate([np.zeros(0, np.int32), *parts])
+    _write_files(number, folder, columns, all_tokens, np.array(lengths, np.int64), windows)
 
 
-def _store(
+def _write_files(
     number: int, folder: Path, columns: dict[str, list], tokens: np.ndarray, lengths: np.ndarray, windows: int
 ) -> None:
-    """Write tokens and index in the order of keys, hence of windows."""
+    """Write tokens and index in the order of keys, which is the order of windows."""
     keys = np.array(columns["key"], np.uint64)
     order = np.argsort(keys, kind="stable")
     starts = np.cumsum(lengths) - lengths
@@ -84,7 +100,7 @@ def _store(
     os.replace(temporary, tokens_file(folder, number))
     table = pa.table({**columns, "key": keys, "length": lengths, "supervised": supervised}).take(order)
     table = table.append_column("offset", pa.array(offsets)).select(INDEX.names).cast(INDEX)
-    # Window w has the keys from w * 2**64 / windows on.
+    # Window w contains the keys from w * 2**64 / windows to (w + 1) * 2**64 / windows.
     bounds = np.searchsorted((keys[order] >> 32) * windows >> 32, np.arange(windows + 1))
     temporary = index_file(folder, number).with_suffix(".tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, INDEX) as writer:
@@ -94,10 +110,10 @@ def _store(
     os.replace(temporary, index_file(folder, number))
 
 
-def read_window(folder: Path, pieces: int, window: int) -> pa.Table:
-    """The index of one window over all pieces, with a column `piece`, sorted by group and language."""
+def read_window(folder: Path, splits: int, window: int) -> pa.Table:
+    """Return the index of one window over all input splits, with a column `piece`, sorted by group and language."""
     tables = []
-    for number in range(pieces):
+    for number in range(splits):
         with pa.memory_map(str(index_file(folder, number))) as source:
             table = pa.Table.from_batches([pa.ipc.open_file(source).get_batch(window)])
         tables.append(table.append_column("piece", pa.array(np.full(len(table), number, np.int32))))
@@ -106,25 +122,26 @@ def read_window(folder: Path, pieces: int, window: int) -> pa.Table:
 
 
 class TokenReader:
-    """Reads sequences back from the tokens files of all pieces."""
+    """Reader of the sequences in the tokens files of all input splits."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._files: dict[int, int] = {}
 
-    def read(self, piece: int, offset: int, length: int) -> np.ndarray:
-        """int32 [length], as `ChatEncoder.encode` gave them."""
-        if piece not in self._files:
-            if len(self._files) >= 256:  # stay far below the limit on open files
+    def read(self, split: int, offset: int, length: int) -> np.ndarray:
+        """Return int32 [length]: the tokens of a sequence, or of its start, as `ChatEncoder.encode` returned them."""
+        if split not in self._files:
+            if len(self._files) >= 256:  # far below the limit on open files
                 self.close()
-            self._files[piece] = os.open(tokens_file(self._folder, piece), os.O_RDONLY)
-        return np.frombuffer(os.pread(self._files[piece], 4 * length, 4 * offset), np.int32)
+            self._files[split] = os.open(tokens_file(self._folder, split), os.O_RDONLY)
+        return np.frombuffer(os.pread(self._files[split], 4 * length, 4 * offset), np.int32)
 
-    def supervised_within(self, piece: int, offset: int, length: int) -> int:
-        """How many of the first `length` tokens are supervised."""
-        return int(np.count_nonzero(self.read(piece, offset, length) < 0))
+    def count_supervised(self, split: int, offset: int, length: int) -> int:
+        """Return the number of supervised tokens among the first `length` tokens of a sequence."""
+        return int(np.count_nonzero(self.read(split, offset, length) < 0))
 
     def close(self) -> None:
+        """Close all files. A later `read` opens them again."""
         for file in self._files.values():
             os.close(file)
         self._files.clear()

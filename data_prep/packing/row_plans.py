@@ -1,0 +1,86 @@
+"""Row plans: files that list the sequences of each packed row of a window until their tokens are written to shards."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.packing.token_files import TokenReader
+from data_prep.shards.format import IGNORE, PIVOT, TRANSLATION, PackedRow
+
+
+def plan_file(folder: Path, window: int) -> Path:
+    """Return the path of the row plan of a window."""
+    return folder / f"{window:05d}.arrow"
+
+
+def write_plan(path: Path, table: pa.Table) -> None:
+    """Write the sequences of one window. The column `row` is the row of each, from 0 in ascending order."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def read_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa.Table:
+    """Read the sequences of a range of rows, counted over all windows.
+
+    Args:
+        folder: Folder of the row plans.
+        starts: int [windows + 1]: window w has the rows from starts[w] to starts[w + 1].
+        first, stop: The rows [first, stop) to read.
+
+    Returns:
+        The sequences in the order of rows; the column `row` is 0 for the row `first`.
+    """
+    tables = []
+    for window in range(int(np.searchsorted(starts, first, side="right")) - 1, len(starts) - 1):
+        if starts[window] >= stop:
+            break
+        with pa.memory_map(str(plan_file(folder, window))) as source:
+            table = pa.ipc.open_file(source).read_all()
+            rows = table["row"].to_numpy() + (starts[window] - first)
+            low, high = np.searchsorted(rows, [0, stop - first])
+            part = table.slice(low, high - low).drop_columns(["row"])
+            tables.append(part.append_column("row", pa.array(rows[low:high])))
+    return pa.concat_tables(tables)
+
+
+def build_rows(plan: pa.Table, reader: TokenReader, pivot: str) -> list[PackedRow]:
+    """Return the rows of a plan with their tokens."""
+    rows = []
+    columns = {name: plan[name].to_pylist() for name in ("pair_id", "lang", "piece", "offset", "length")}
+    starts = np.flatnonzero(np.diff(plan["row"].to_numpy(), prepend=-1))
+    for start, stop in pairwise([*starts.tolist(), len(plan)]):
+        pair_id, lang, splits, offsets, lengths = (column[start:stop] for column in columns.values())
+        sequences = zip(splits, offsets, lengths, strict=True)
+        encoded = np.concatenate([reader.read(split, offset, length) for split, offset, length in sequences])
+        ids = np.where(encoded < 0, ~encoded, encoded)
+        labels = np.where(encoded < 0, ids, np.int32(IGNORE))
+        role = [PIVOT if code == pivot else TRANSLATION for code in lang]
+        rows.append(PackedRow(ids, labels, np.array(lengths, np.int32), pair_id, lang, role))
+    return rows
+
+
+def count_languages(plan: pa.Table, rows: list[PackedRow]) -> dict[str, dict[str, int]]:
+    """Return the number of sequences, tokens, supervised tokens and characters of each language.
+
+    Args:
+        plan: The sequences of the rows.
+        rows: What `build_rows` returned for them.
+    """
+    lengths = plan["length"].to_numpy()
+    supervised = np.add.reduceat(
+        np.concatenate([row.labels for row in rows]) != IGNORE, np.cumsum(lengths) - lengths, dtype=np.int64
+    )
+    counts = pa.table(
+        {
+            "lang": plan["lang"],
+            "sequences": np.ones(len(plan), np.int64),
+            "tokens": lengths.astype(np.int64),
+            "supervised_tokens": supervised,
+            "characters": plan["characters"].cast(pa.int64()),
+        }
+    )
+    names = counts.column_names[1:]
+    sums = counts.group_by("lang").aggregate([(name, "sum") for name in names]).to_pylist()
+    return {row["lang"]: {name: row[f"{name}_sum"] for name in names} for row in sums}

@@ -1,0 +1,52 @@
+"""Settings of a packing run."""
+
+from dataclasses import dataclass
+
+from pipeline.common.errors import UserError
+
+# Smallest and largest default packing window, in input bytes: a thousand groups or more. Larger windows would use more
+# memory and hardly improve the packing efficiency.
+WINDOW_BYTES = (8 << 20, 64 << 20)
+WINDOWS = 16  # packing windows of the whole input, unless they would be smaller or larger than that
+
+_MINIMUMS = {"max_seq_length": 1, "rows_per_shard": 1, "max_sequences_per_row": 0, "window_bytes": 0, "seed": 0}
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Everything besides the sources and the tokenizer that determines the bytes of a shard directory.
+
+    Attributes:
+        max_seq_length: Largest number of tokens of a row.
+        pivot: Language that every group is aligned to.
+        seed: Determines the order of groups and rows.
+        max_sequences_per_row: Largest number of sequences of a row, 0 for no limit.
+        truncate: Whether to truncate pairs that are too long for a row instead of dropping them.
+        rows_per_shard: Rows of every shard except the last.
+        window_bytes: Input bytes whose groups are packed together, which memory per rank grows with; 0 for 1/16 of the
+            input within `WINDOW_BYTES`.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    max_seq_length: int = 2048
+    pivot: str = "en"
+    seed: int = 0
+    max_sequences_per_row: int = 0
+    truncate: bool = False
+    rows_per_shard: int = 1024
+    window_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name, minimum in _MINIMUMS.items():
+            if getattr(self, name) < minimum:
+                raise UserError(f"--{name} must be at least {minimum}, not {getattr(self, name)}")
+        if self.seed >= 1 << 64:
+            raise UserError(f"--seed must be below 2**64, not {self.seed}")
+
+    def count_windows(self, input_bytes: int) -> int:
+        """Return the number of packing windows of an input."""
+        smallest, largest = WINDOW_BYTES
+        window_bytes = self.window_bytes or min(max(input_bytes // WINDOWS, smallest), largest)
+        return -(-input_bytes // window_bytes)

@@ -1,0 +1,184 @@
+"""Read JSON Lines, Parquet and plain text files, whole or in splits, and name a file's rows in error messages.
+
+JSON Lines files are split by byte ranges and Parquet files by row groups. A split is processed by one rank, which holds
+it in memory, so there should be many splits and none should be large.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.common.errors import UserError
+
+SPLIT_BYTES = (1 << 20, 16 << 20)  # smallest and largest default split of a JSON Lines file
+SPLITS = 64  # splits of the whole input, unless they would be smaller or larger than that
+
+T = TypeVar("T")
+
+
+class InputSplit(NamedTuple):
+    """A part of an input file.
+
+    Attributes:
+        path: A JSON Lines file, or a Parquet file if the suffix is `.parquet`.
+        start, stop: Byte range [start, stop) of JSON Lines (the lines that start in it), or row groups of Parquet.
+    """
+
+    path: Path
+    start: int
+    stop: int
+
+
+class InputRow(NamedTuple):
+    """A line or row of an input file.
+
+    Attributes:
+        path: The file.
+        position: Byte offset of the line, or row number from 0 in a Parquet file.
+        value: The text of the line, the decoded JSON value, or the Parquet row as a dictionary.
+    """
+
+    path: Path
+    position: int
+    value: Any
+
+    @property
+    def location(self) -> str:
+        """File and row for error messages, see `locate`."""
+        return locate(self.path, self.position)
+
+    def apply(self, function: Callable[[Any], T]) -> T:
+        """Return `function(value)`. Raises its UserError with file and row in front of the message."""
+        try:
+            return function(self.value)
+        except UserError as error:
+            raise UserError(f"{self.location}: {error}") from None
+
+
+def locate(path: Path, position: int) -> str:
+    """Return "PATH row N" for the row at `position` (see `InputRow`); N counts from 1 and includes blank lines."""
+    if is_parquet(path):
+        return f"{path} row {position + 1}"
+    row = 1
+    with open(path, "rb") as file:
+        while position > 0 and (block := file.read(min(position, 1 << 20))):
+            row += block.count(b"\n")
+            position -= len(block)
+    return f"{path} row {row}"
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file is read as Parquet, which its suffix decides."""
+    return path.suffix == ".parquet"
+
+
+def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
+    """Cut input files into splits that do not depend on the number of ranks.
+
+    Args:
+        paths: JSON Lines and Parquet files.
+        split_bytes: Bytes of a JSON Lines split; 0 for 1/64 of the whole input within `SPLIT_BYTES`.
+
+    Returns:
+        The splits, file by file in the order of `paths`. Parquet files have one split per row group.
+
+    Raises:
+        UserError: A file is missing, unreadable, empty, or has the suffix `.parquet` but is not Parquet.
+    """
+    sizes = [_nonzero_size(path) for path in paths]
+    split_bytes = split_bytes or min(max(sum(sizes) // SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1])
+    splits = []
+    for path, size in zip(paths, sizes, strict=True):
+        if is_parquet(path):
+            splits += [InputSplit(path, group, group + 1) for group in range(_open_parquet(path).num_row_groups)]
+        else:
+            splits += [InputSplit(path, start, min(start + split_bytes, size)) for start in range(0, size, split_bytes)]
+    return splits
+
+
+def _nonzero_size(path: Path) -> int:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if size == 0:
+        raise UserError(f"{path}: empty file; give a file with records")
+    return size
+
+
+def read_split(split: InputSplit) -> Iterator[InputRow]:
+    """Yield the rows of a split, decoded. Raises UserError naming file and row for malformed JSON or Parquet."""
+    if is_parquet(split.path):
+        return _read_row_groups(_open_parquet(split.path), split.path, split.start, split.stop)
+    return _read_json_lines(split.path, split.start, split.stop)
+
+
+def read_file(path: Path) -> Iterator[InputRow]:
+    """Yield all rows of a JSON Lines or Parquet file, decoded. Raises UserError as `read_split` does."""
+    if is_parquet(path):
+        file = _open_parquet(path)
+        return _read_row_groups(file, path, 0, file.num_row_groups)
+    return _read_json_lines(path)
+
+
+def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[InputRow]:
+    """Yield the lines of a UTF-8 text file that start in the byte range [start, stop), without their line ends.
+
+    A byte order mark at the start of the file is dropped. Raises UserError naming file and row if a line is not UTF-8.
+    """
+    with open(path, "rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()  # the rest of a line that starts before the range
+        position = file.tell()
+        while (stop is None or position < stop) and (line := file.readline()):
+            try:
+                text = line.decode("utf-8-sig" if position == 0 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError(f"{locate(path, position)}: not UTF-8 text") from None
+            yield InputRow(path, position, text.rstrip("\r\n"))
+            position += len(line)
+
+
+def _read_json_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[InputRow]:
+    for row in read_lines(path, start, stop):
+        if row.value.strip():
+            yield InputRow(path, row.position, row.apply(_decode_json))
+
+
+def _decode_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"malformed JSON ({error})") from None
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
+
+
+def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) -> Iterator[InputRow]:
+    try:
+        position = sum(file.metadata.row_group(group).num_rows for group in range(start))
+        for batch in file.iter_batches(1024, row_groups=list(range(start, stop))):
+            for row in batch.to_pylist():
+                yield InputRow(path, position, row)
+                position += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without a full stop at its end."""
+    return str(error).strip().split("\n")[0].rstrip(". ")

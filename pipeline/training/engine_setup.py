@@ -1,0 +1,26 @@
+"""Build the ZeRO-3 engine of a run. The trainer and the benchmarks build theirs here."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from pipeline.config.settings import Config
+from pipeline.models.loading import DTYPES, load_model
+from pipeline.zero3.engine import ZeroEngine, build_partitioned
+
+
+def build_engine(
+    config: Config, ds: dict[str, Any], model_config: PreTrainedConfig, vocab_size: int, num_languages: int
+) -> ZeroEngine:
+    """Load the pretrained weights, or draw random ones, and initialize DeepSpeed. A collective.
+
+    Args:
+        config: the recipe.
+        ds: the complete DeepSpeed configuration, see `deepspeed_config`.
+        model_config: the model's configuration.
+        vocab_size: number of vocabulary entries, without padding.
+        num_languages: number of languages in the data.
+    """
+    dtype = DTYPES[config.training.precision]
+    model = build_partitioned(ds, lambda: load_model(config.model, model_config, dtype))
+    return ZeroEngine(config, ds, model, vocab_size, num_languages)

@@ -1,0 +1,76 @@
+"""Verification finds errors that the hashes of the shards do not reveal."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.shards.format import MANIFEST, PackedRow, shard_name, write_manifest, write_shard
+from data_prep.shards.verification import verify
+from pipeline.common.atomic_io import write_json
+from pipeline.common.errors import UserError
+
+HEAD = {"format_version": 1, "max_seq_length": 8, "pivot": "en", "tokenizer": {"vocab_size": 20}}
+IDS = np.arange(10, 16, dtype=np.int32)
+LABELS = np.array([-100, 11, 12, -100, 14, 15], np.int32)
+GOOD = PackedRow(IDS, LABELS, np.array([3, 3], np.int32), ["p", "p"], ["en", "sw"], ["pivot", "translation"])
+
+
+def write_directory(path, *rows, **head):
+    """Write a shard directory of one shard."""
+    write_manifest(path, {**HEAD, **head}, [write_shard(path / shard_name(0), rows)], {}, {})
+    return path
+
+
+def test_verify_accepts_valid_directory(tmp_path):
+    split_group = dataclasses.replace(GOOD, lang=["en", "en"], role=["pivot", "pivot"])  # its pivot is repeated
+    assert len(verify(write_directory(tmp_path, GOOD, split_group))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": LABELS[:5]}, "disagree in length"),
+        ({"lang": ["en"]}, "disagree in length"),
+        ({"input_ids": IDS + 5, "labels": np.where(LABELS < 0, LABELS, LABELS + 5)}, "outside the vocabulary"),
+        ({"labels": np.where(LABELS == 12, 13, LABELS)}, "neither its token nor -100"),
+        ({"labels": np.where(LABELS < 0, IDS, LABELS)}, "supervised first token"),
+        ({"labels": np.where(LABELS > 13, -100, LABELS)}, "without a supervised token"),
+        ({"role": ["pivot", "pivot"]}, "role pivot for language sw"),
+        ({"pair_id": ["p", "q"]}, "does not follow its pivot"),
+    ],
+)
+def test_verify_names_row_with_error(change, message, tmp_path):
+    directory = write_directory(tmp_path, GOOD, dataclasses.replace(GOOD, **change))
+    with pytest.raises(UserError, match=f"{shard_name(0)} row 2: .*{message}"):
+        verify(directory)
+
+
+def test_verify_rejects_repeated_language(tmp_path):
+    row = PackedRow(
+        np.tile(IDS[:3], 3),
+        np.tile(LABELS[:3], 3),
+        np.array([3, 3, 3], np.int32),
+        ["p"] * 3,
+        ["en", "sw", "sw"],
+        ["pivot", "translation", "translation"],
+    )
+    with pytest.raises(UserError, match="language sw twice in group p"):
+        verify(write_directory(tmp_path, row, max_seq_length=9))
+
+
+def test_verify_rejects_row_longer_than_manifest_allows(tmp_path):
+    with pytest.raises(UserError, match=f"{shard_name(0)} row 1: 6 tokens, more than max_seq_length 5"):
+        verify(write_directory(tmp_path, GOOD, max_seq_length=5))
+
+
+@pytest.mark.parametrize("name", ["tokens", "supervised_tokens", "sequences", "pairs"])
+def test_verify_rejects_count_that_differs_from_manifest(name, tmp_path):
+    write_directory(tmp_path, GOOD)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["shards"][0][name] += 1
+    write_json(tmp_path / MANIFEST, manifest)
+    actual = manifest["shards"][0][name] - 1
+    with pytest.raises(UserError, match=f"{shard_name(0)}: {actual} {name}, but {actual + 1} in the manifest"):
+        verify(tmp_path)

@@ -1,0 +1,72 @@
+"""Input files are read completely in any splits, and errors name file and row."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.readers import InputSplit, locate, read_file, read_split, split_inputs
+from pipeline.common.errors import UserError
+
+
+def read(path, split_bytes):
+    return [row for split in split_inputs([path], split_bytes) for row in read_split(split)]
+
+
+@pytest.mark.parametrize("split_bytes", [1, 7, 64, 1000])
+def test_read_split_yields_every_line_once(split_bytes, tmp_path):
+    path = tmp_path / "a.jsonl"
+    values = [{"number": i, "text": "é" * (i % 9)} for i in range(50)]
+    path.write_text("\ufeff" + "\n".join(json.dumps(value, ensure_ascii=False) for value in values) + "\n\n", "utf-8")
+    rows = read(path, split_bytes)
+    assert [row.value for row in rows] == values
+    assert rows == list(read_file(path))
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"[" * 100_000, b"nul"])
+def test_read_split_names_row_of_bad_line(line, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n' + line + b"\n")
+    with pytest.raises(UserError, match=f"^{path} row 3: (malformed JSON|not UTF-8 text)"):
+        read(path, 16)
+
+
+def test_locate_counts_rows_from_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n\n22\n")
+    assert [row.location for row in read_file(path)] == [f"{path} row 1", f"{path} row 3"]
+    assert locate(tmp_path / "a.parquet", 4) == f"{tmp_path / 'a.parquet'} row 5"
+
+
+def test_read_split_reads_parquet_by_row_group(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"a": i, "b": None} for i in range(10)]), path, row_group_size=3)
+    splits = split_inputs([path])
+    assert [split.start for split in splits] == [0, 1, 2, 3]
+    rows = list(read_split(splits[1]))
+    assert [row.value for row in rows] == [{"a": i, "b": None} for i in (3, 4, 5)]
+    assert [row.location for row in rows] == [f"{path} row {i}" for i in (4, 5, 6)]
+    assert [row.position for row in read_file(path)] == list(range(10))
+
+
+def test_split_inputs_covers_file_by_bytes(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 25)
+    assert split_inputs([path], 10) == [InputSplit(path, start, min(start + 10, 25)) for start in (0, 10, 20)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", None, "no such file"),
+        ("a.jsonl", b"", "empty file"),
+        ("a.parquet", b"PAR1 no", "not a Parquet file"),
+    ],
+)
+def test_split_inputs_rejects_unreadable_file(name, content, message, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: {message}"):
+        split_inputs([path])

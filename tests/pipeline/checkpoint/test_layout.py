@@ -1,0 +1,59 @@
+"""Completeness, rotation and model checks of checkpoint directories, without an engine."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.layout import COMPLETE_MARKER, ModelIdentity
+from pipeline.checkpoint.resume import check_resumable
+from pipeline.common.errors import UserError
+
+MODEL = ModelIdentity(vocab_size=600, padded_size=640, languages=["en", "sw"])
+
+
+def make_checkpoint(run: Path, step: int) -> Path:
+    path = run / f"checkpoint-{step}"
+    path.mkdir()
+    state = json.dumps({"step": step, **asdict(MODEL)})
+    (path / "trainer_state.json").write_text(state)
+    (path / COMPLETE_MARKER).write_text(json.dumps({"id": "x", "files": {"trainer_state.json": len(state)}}))
+    return path
+
+
+def test_newest_checkpoint_skips_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (2, 10, 9):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-11").mkdir()  # never completed
+    assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == [2, 9, 10]
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{")
+    (tmp_path / "checkpoint-9" / COMPLETE_MARKER).write_text('{"files": {"trai')
+    assert layout.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    output = capsys.readouterr().out
+    assert "checkpoint-10/trainer_state.json has 1 bytes" in output and "checkpoint-9/COMPLETE is missing" in output
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    assert layout.newest_checkpoint(tmp_path) is None
+
+
+def test_rotate_checkpoints_keeps_newest(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        make_checkpoint(tmp_path, step)
+    for step in (8, 10):
+        layout.universal_path(tmp_path, tmp_path / f"checkpoint-{step}").mkdir()
+    layout.rotate_checkpoints(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".checkpoint-10.universal",
+        "checkpoint-10",
+        "checkpoint-9",
+    ]
+
+
+def test_check_resumable_refuses_other_model(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 5)
+    assert check_resumable(path, MODEL)["step"] == 5
+    with pytest.raises(UserError, match=r"checkpoint of another model \(vocabulary 600 padded to 640, here 601 .*"):
+        check_resumable(path, replace(MODEL, vocab_size=601))
+    with pytest.raises(UserError, match="checkpoint of other data"):
+        check_resumable(path, replace(MODEL, languages=["sw", "en"]))

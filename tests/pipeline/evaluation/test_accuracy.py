@@ -1,0 +1,37 @@
+"""Accuracy and consistency with the pivot, on planted answers."""
+
+from decimal import Decimal
+
+import pytest
+
+from pipeline.evaluation.accuracy import accuracy_table, score_by_language
+from pipeline.evaluation.dataset import Example
+
+
+def make_examples(golds: dict[str, list[int]]):
+    return [Example(str(i), lang, [], Decimal(g)) for lang, column in golds.items() for i, g in enumerate(column)]
+
+
+def test_score_by_language_counts_planted_answers():
+    examples = make_examples({"en": [1, 2, 3, 4], "de": [1, 2, 3, 4], "sw": [1, 2]})
+    planted = {"en": [1, 2, 9, None], "de": [1, 8, 9, None], "sw": [None, 2]}
+    answers = [None if a is None else Decimal(a) for column in planted.values() for a in column]
+    result = score_by_language(examples, answers, "en")
+    languages = result["languages"]
+    assert list(languages) == ["de", "en", "sw"]
+    assert (languages["en"]["n"], languages["en"]["correct"], languages["en"]["accuracy"]) == (4, 2, 0.5)
+    assert languages["en"]["consistency_with_pivot"] is None
+    # de agrees on 1 and on the wrong 9; two missing answers do not agree.
+    assert (languages["de"]["correct"], languages["de"]["consistency_with_pivot"]) == (1, 0.5)
+    assert (languages["sw"]["correct"], languages["sw"]["consistency_with_pivot"]) == (1, 0.5)
+    assert result["macro"] == {"accuracy": pytest.approx((0.5 + 0.25 + 0.5) / 3), "consistency_with_pivot": 0.5}
+    table = accuracy_table(result)
+    assert "| de | 4 | 25.0 |" in table
+    assert "| en | 4 | 50.0 | 15.0 to 85.0 | – |" in table
+
+
+def test_score_by_language_without_pivot():
+    result = score_by_language(make_examples({"de": [1]}), [Decimal(1)], "en")
+    assert result["languages"]["de"]["consistency_with_pivot"] is None
+    assert result["macro"] == {"accuracy": 1.0, "consistency_with_pivot": None}
+    assert "–" in accuracy_table(result)

@@ -1,0 +1,53 @@
+"""Examples read from canonical records, and malformed records refused in one line."""
+
+import json
+from decimal import Decimal
+
+import pytest
+
+from pipeline.common.errors import UserError
+from pipeline.evaluation.dataset import Example, read_examples
+from tests.pipeline.evaluation.tiny_model import write_records
+
+
+def test_read_examples_questions_and_messages(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+3?"}]
+    records = [
+        {"pair_id": "a", "lang": "en", "question": "1+1?", "gold": "2,000"},
+        {"pair_id": "a", "lang": "de", "question": "1+1?", "answer": "2", "gold": 2.0},
+        {"pair_id": "b", "lang": "en", "messages": chat, "gold": 5},
+        {"pair_id": "b", "lang": "de", "messages": [*chat, {"role": "assistant", "content": "5"}], "gold": "5"},
+    ]
+    examples = read_examples(write_records(tmp_path / "x.jsonl", records))
+    assert examples[0] == Example("a", "en", [{"role": "user", "content": "1+1?"}], Decimal(2000))
+    assert examples[1].messages == examples[0].messages
+    assert examples[2].messages == chat == examples[3].messages
+    assert [example.pair_id for example in read_examples(tmp_path / "x.jsonl", limit=1)] == ["a", "a"]
+
+
+GOOD = {"pair_id": "a", "lang": "en", "question": "1+1?", "gold": 2}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "empty file"),
+        (["{"], "row 1: malformed JSON"),
+        (["[1]"], "row 1: not a JSON object"),
+        ([GOOD, {**GOOD, "lang": "de", "gold": None}], "row 2: `gold`"),
+        ([{**GOOD, "gold": "eight"}], "row 1: `gold`"),
+        ([{**GOOD, "lang": "xx"}], "row 1: unknown language 'xx'"),
+        ([{k: v for k, v in GOOD.items() if k != "lang"}], "row 1: no `lang`"),
+        ([{k: v for k, v in GOOD.items() if k != "question"}], "row 1: neither"),
+        ([{**GOOD, "messages": [{"role": "assistant", "content": "5"}]}], "row 1: no message before"),
+        ([GOOD, GOOD], "row 2: pair_id 'a' has two records in language 'en'"),
+    ],
+)
+def test_read_examples_refuses_malformed_data(tmp_path, lines, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    with pytest.raises(UserError) as caught:
+        read_examples(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

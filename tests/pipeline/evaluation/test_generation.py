@@ -1,0 +1,50 @@
+"""Batched greedy generation with a tiny random model, against a loop over its logits."""
+
+import torch
+
+from pipeline.evaluation.dataset import read_examples
+from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_model, plan_batches
+from tests.pipeline.evaluation.tiny_model import make_records, write_records
+
+
+def reference_greedy(model, prompt: list[int], end: int, max_new_tokens: int) -> list[int]:
+    """Take the argmax token by token on the whole sequence: no cache, no padding, no batch."""
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == end:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+def test_generate_does_not_depend_on_batch_size(tmp_path, random_model_dir):
+    examples = read_examples(write_records(tmp_path / "x.jsonl", make_records()))
+    model, tokenizer = load_model(random_model_dir, "float32")
+    outputs = {size: generate(model, tokenizer, examples, size, max_new_tokens=24) for size in (1, 4, 18)}
+    assert outputs[1] == outputs[4] == outputs[18]
+    assert len({generation.text for generation in outputs[1]}) > 12  # the prompts do matter
+    for example, generation in zip(examples, outputs[1], strict=True):
+        prompt = tokenizer.apply_chat_template(example.messages, add_generation_prompt=True)["input_ids"]
+        expected = reference_greedy(model, prompt, tokenizer.eos_token_id, 24)
+        assert generation.text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_generate_batches_of_all_ranks_equal_one_rank(tmp_path, random_model_dir):
+    examples = read_examples(write_records(tmp_path / "x.jsonl", make_records()))
+    model, tokenizer = load_model(random_model_dir, "float32")
+    prompts = encode_prompts(tokenizer, examples)
+    parts = []
+    for rank in range(3):
+        batches = plan_batches(prompts, 4, rank=rank, world_size=3)
+        finished = generate_batches(model, tokenizer, prompts, batches, max_new_tokens=8)
+        parts.append({i: generation for batch in finished for i, generation in batch.items()})
+    assert [len(part) for part in parts] == [8, 6, 4]  # batches of 4, 4, 4, 4 and 2
+    assert parts[0] | parts[1] | parts[2] == dict(enumerate(generate(model, tokenizer, examples, 4, max_new_tokens=8)))
+
+
+def test_plan_batches_leaves_out_finished_ones():
+    prompts = [[0] * length for length in (1, 5, 2, 4, 3)]
+    assert plan_batches(prompts, 2) == [[1, 3], [4, 2], [0]]
+    assert plan_batches(prompts, 2, done={1, 3, 4}) == [[4, 2], [0]]
+    assert plan_batches(prompts, 2, done={1, 3, 4}, rank=1, world_size=2) == [[0]]

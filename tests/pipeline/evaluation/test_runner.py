@@ -1,0 +1,144 @@
+"""The whole evaluation: unusable models refused, resumed after a signal, known accuracy on one and two ranks."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from pipeline.common.errors import UserError
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+from pipeline.evaluation.accuracy import accuracy_table
+from pipeline.evaluation.runner import evaluate
+from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.fault_tolerance.signals import StopSignal
+from tests.pipeline.evaluation.tiny_model import (
+    make_model,
+    make_records,
+    make_tokenizer,
+    overfit,
+    save,
+    write_records,
+)
+from tests.runs import ROOT
+from tests.workers import free_port
+
+
+def test_evaluate_refuses_unusable_models(tmp_path, tokenizer):
+    data = write_records(tmp_path / "x.jsonl", make_records()[:1])
+    empty, no_weights = tmp_path / "empty", tmp_path / "no_weights"
+    empty.mkdir()
+    tokenizer.save_pretrained(no_weights)
+    bare = make_tokenizer(["a b c"])
+    bare.chat_template = None
+    no_template = save(make_model(bare), bare, tmp_path / "bare")
+    for model, message in [
+        (tmp_path / "nowhere", "no such directory"),
+        (empty, "cannot be loaded"),
+        (no_weights, "cannot be loaded as a model"),
+        (no_template, "no chat template"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            evaluate(EvaluationSettings(model=str(model), data=str(data), output=str(tmp_path / "out")))
+        assert "\n" not in str(caught.value)
+        assert str(model) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_missing_data_exits_with_status_2():
+    command = [sys.executable, "-m", "pipeline.evaluation", "--local_rank=0", "--model", "none", "--data", "none.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: none.jsonl: no such file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_evaluate_resumes_after_signal(tmp_path, random_model_dir, monkeypatch):
+    data = write_records(tmp_path / "x.jsonl", make_records())
+    settings = EvaluationSettings(
+        str(random_model_dir), str(data), str(tmp_path / "whole"), batch_size=4, max_new_tokens=8
+    )
+    assert evaluate(settings) == 0
+
+    calls = 0
+    original = Qwen2ForCausalLM.generate
+
+    def generate_and_count(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "generate", generate_and_count)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    interrupted = dataclasses.replace(settings, output=str(tmp_path / "interrupted"))
+    try:
+        assert evaluate(interrupted, StopSignal()) == STOPPED_BY_SIGNAL
+        assert calls == 2 and not (tmp_path / "interrupted" / "evaluation.json").exists()
+        assert evaluate(interrupted, StopSignal()) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert calls == 5  # 18 examples in batches of 4: none was generated twice
+    whole, resumed = ((tmp_path / name / "generations.jsonl").read_bytes() for name in ("whole", "interrupted"))
+    assert whole == resumed
+    assert not (tmp_path / "interrupted" / "generations.partial").exists()
+
+
+def run_ranks(world_size: int, *words: str) -> None:
+    """Run `python -m pipeline.evaluation WORDS` on several ranks without a GPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(world_size)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline.evaluation", *words],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_evaluate_overfitted_model_on_one_and_two_ranks(tmp_path: Path, tokenizer):
+    """The model reproduces its answers; wrong golds count against it; the number of ranks changes no byte."""
+    records = make_records()
+    model_dir = save(overfit(tokenizer, records), tokenizer, tmp_path / "model")
+    tested = [dict(r) for r in records]
+    for record in tested:  # two German golds differ from the model's answer
+        if record["lang"] == "de" and record["pair_id"] in ("p0", "p3"):
+            record["gold"] += 1
+    data = write_records(tmp_path / "test.jsonl", tested)
+    words = ["--model", str(model_dir), "--data", str(data), "--batch_size", "4"]
+    words += ["--max_new_tokens", "40", "--dtype", "float32", "--output"]
+    one, two = tmp_path / "out1", tmp_path / "out2"
+    run_ranks(1, *words, str(one))
+    run_ranks(2, *words, str(two))
+    assert (one / "generations.jsonl").read_bytes() == (two / "generations.jsonl").read_bytes()
+    result, other = (json.loads((out / "evaluation.json").read_text()) for out in (one, two))
+    assert result["languages"] == other["languages"]
+    assert {p.name for p in one.iterdir()} == {"generations.jsonl", "evaluation.json", "evaluation.md"}
+
+    rows = [json.loads(line) for line in (one / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["pair_id"], r["lang"]) for r in rows] == [(r["pair_id"], r["lang"]) for r in records]
+    assert [r["output"] for r in rows] == [r["answer"] for r in records]
+    assert all(r["finished"] for r in rows)
+    accuracies = {lang: score["accuracy"] for lang, score in result["languages"].items()}
+    assert accuracies == {"bn": 1.0, "de": pytest.approx(4 / 6), "en": 1.0}
+    assert result["macro"]["consistency_with_pivot"] == 1.0
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["settings"]["batch_size"] == 4
+    assert accuracy_table(result) in (one / "evaluation.md").read_text()

@@ -1,0 +1,88 @@
+"""The command line of the planner."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.common.errors import UserError
+from pipeline.plan.__main__ import parse
+from pipeline.plan.command import make_suggestion, predict, recipe_tree
+from tests.conftest import Prepared
+from tests.pipeline.plan.cases import MODELS
+from tests.runs import python, refuses, write_recipe
+
+NO_SHARDS = ["--max_seq_length", "4096", "--rows", "1000"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    tree = {
+        "model": {"config": MODELS["Qwen2.5-7B"]},
+        "data": {"shards": str(tmp_path / "none"), "tokenizer": "none"},
+        "deepspeed": "ds_configs/zero3_bf16.json",
+        "training": {"train_batch_size": 64},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_suggested_recipe_gives_suggested_prediction(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(recipe), "--gpu", "h200", *NO_SHARDS]
+    prediction, ds = predict(*parse(arguments))
+    suggestion = make_suggestion(prediction, ds, recipe_tree(prediction.run.config))
+    (tmp_path / "ds.json").write_text(json.dumps(suggestion["deepspeed"]))
+    suggested = tmp_path / "suggested.yaml"
+    suggested.write_text(yaml.safe_dump(suggestion["recipe"] | {"deepspeed": str(tmp_path / "ds.json")}))
+    again, _ = predict(*parse(["--config", str(suggested), *arguments[2:]]))
+    assert again.fits and again.as_json()["seconds"] == suggestion["plan"]["seconds"]
+    assert again.time.overlapped <= prediction.time.overlapped or not prediction.fits
+    assert {key for key, _, _ in suggestion["reasons"]} >= {"loss.head", "model.activation_checkpointing"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--gpu", "h10"], ["h10", "h100, h200"]),
+        (["--nodes", "0"], ["--nodes is 0"]),
+        (["--gpus_per_node", "7"], ["7 ranks", "vocab_multiple"]),
+        (["--training.train_batch_size", "60"], ["60", "8 ranks"]),
+        (["--training.train_batch"], ["unknown key", "training.train_batch_size"]),
+        (["--deepspeed", "nowhere.json"], ["nowhere.json", "cannot read"]),
+        (["--supervised_share", "1.5"], ["supervised_share", "between 0 and 1"]),
+        (["--model.config", "null", "--model.path", "nowhere"], ["nowhere", "cannot load"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_predict_refuses_invalid_arguments(recipe: Path, arguments: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        predict(*parse(["--config", str(recipe), *NO_SHARDS, *arguments]))
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_predict_refuses_missing_shards(recipe: Path) -> None:
+    with pytest.raises(UserError, match="no packed shards; give --max_seq_length and --rows"):
+        predict(*parse(["--config", str(recipe)]))
+
+
+def test_predict_refuses_unknown_vocab_size(recipe: Path) -> None:
+    tree = yaml.safe_load(recipe.read_text())
+    del tree["model"]["config"]["vocab_size"]
+    recipe.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"set model.config.vocab_size"):
+        predict(*parse(["--config", str(recipe), *NO_SHARDS]))
+
+
+def test_command_prints_json_from_packed_shards(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "own.yaml", prepared.shards, prepared.tokenizer, training__train_batch_size=4)
+    arguments = ("--config", recipe, "--gpus_per_node", 2, "--gpu", "a100", "--json")
+    plan = json.loads(python("-m", "pipeline.plan", *arguments).stdout)
+    manifest = json.loads((prepared.shards / "manifest.json").read_text())
+    assert plan["tokens_per_row"] == manifest["max_seq_length"] and plan["fits"] and plan["max_steps"] == 5
+
+
+def test_command_refuses_missing_shards(recipe: Path) -> None:
+    refuses(python("-m", "pipeline.plan", "--config", recipe), "no packed shards", "--max_seq_length")

@@ -1,0 +1,36 @@
+"""Estimated memory, against numbers computed by hand."""
+
+from dataclasses import replace
+
+from pipeline.plan.prediction import Prediction
+from tests.pipeline.plan.cases import prediction_of
+
+
+def test_states_of_7b_match_hand_count() -> None:
+    d, i, v, kv = 3584, 18944, 152064, 512
+    layer = 2 * d * d + 2 * d * kv + 3 * d * i + (d + 2 * kv) + 2 * d
+    local = (28 * layer + d + 2 * v * d) // 8  # every size divides by 8
+    assert prediction_of("Qwen2.5-7B").memory.states == {
+        "parameters": 2 * local,
+        "persistent parameters": 2 * (28 * (d + 2 * kv + 2 * d) + d),
+        "vocabulary gradients": 4 * 2 * v * d // 8,
+        "reduce bucket": 2 * 500_000_000,
+        "fp32 parameters": 4 * local,
+        "Adam moments": 8 * local,
+        "fp32 gradients": 4 * local,
+    }
+
+
+def with_host_memory(prediction: Prediction, gib: float) -> Prediction:
+    device = replace(prediction.cluster.device, host_memory_gib=gib)
+    return replace(prediction, cluster=replace(prediction.cluster, device=device))
+
+
+def test_offloaded_optimizer_must_fit_in_host_memory() -> None:
+    prediction = prediction_of("Llama-3.1-70B", checkpointing=True)
+    run = replace(prediction.run, zero=replace(prediction.run.zero, offload_optimizer=True))
+    offloaded = replace(prediction, run=run)
+    assert prediction.memory.peak > prediction.available
+    local = run.local_elements
+    assert sorted(offloaded.memory.host.values()) == [4 * local, 4 * local, 4 * local, 8 * local]
+    assert offloaded.fits and not with_host_memory(offloaded, 1000).fits

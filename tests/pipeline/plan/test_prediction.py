@@ -1,0 +1,30 @@
+"""Estimated FLOPs and time."""
+
+from tests.pipeline.plan.cases import prediction_of
+
+
+def test_flops_of_70b_match_hand_count() -> None:
+    """One row of 4,096 tokens with 2,048 target tokens."""
+    d, i, kv, layers, v = 8192, 28672, 1024, 80, 128256
+    matrices = layers * (2 * d * d + 2 * d * kv + 3 * d * i)
+    flops = prediction_of("Llama-3.1-70B", checkpointing=True).flops
+    assert flops.layers == 8 * matrices * 4096
+    assert flops.attention == layers * 4 * 4096 * 4096 * d * (1 + 1 + 2.5)
+    assert flops.loss == 3 * 2 * 2048 * v * d
+
+
+def test_prediction_needs_less_memory_on_more_gpus() -> None:
+    peaks = [prediction_of("Qwen2.5-32B", nodes, checkpointing=True).memory.peak for nodes in (2, 4, 16)]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 3
+
+
+def test_prediction_needs_less_memory_with_checkpointing() -> None:
+    assert prediction_of("Qwen2.5-7B").memory.peak > prediction_of("Qwen2.5-7B", checkpointing=True).memory.peak
+
+
+def test_overlapped_time_lies_between_compute_and_serial_time() -> None:
+    for nodes in (2, 4, 16):
+        prediction = prediction_of("Qwen2.5-32B", nodes, checkpointing=True)
+        time = prediction.time
+        assert max(time.compute.values()) < time.overlapped < time.serial
+        assert 0 < prediction.mfu < prediction.cluster.device.compute_efficiency

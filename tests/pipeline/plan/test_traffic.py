@@ -1,0 +1,37 @@
+"""Estimated communication, against numbers computed by hand."""
+
+import pytest
+
+from pipeline.plan.traffic import Transfer
+from tests.pipeline.plan.cases import prediction_of
+
+
+def test_between_nodes_by_pattern() -> None:
+    ring = Transfer("x", 31.0, 1, 1, "ring", "alone")
+    assert ring.between_nodes(8, 8) == 0
+    assert ring.between_nodes(32, 8) == pytest.approx(3)  # the parts of 24 of the 31 other ranks through 8 cards
+    assert Transfer("x", 31.0, 1, 1, "all-to-all", "alone").between_nodes(32, 8) == pytest.approx(24)
+    assert Transfer("x", 31.0, 1, 1, "chain", "alone").between_nodes(32, 8) == pytest.approx(31 / 8)
+
+
+def calls_and_hops(head: str) -> dict[str, tuple[float, float]]:
+    """Return (calls, hops) by transfer on 8 GPUs with two micro-steps and one subchunk."""
+    prediction = prediction_of("Qwen2.5-0.5B", head=head)
+    assert prediction.run.gradient_accumulation_steps == 2 and prediction.run.chunking.subchunks == 1
+    return {t.name: (t.calls, t.hops) for t in prediction.transfers}
+
+
+def test_hops_of_vocab_parallel_match_hand_count() -> None:
+    """On 8 GPUs a collective on a ring has 7 hops, and an all-reduce 14."""
+    transfers = calls_and_hops("vocab_parallel")
+    assert transfers["persistent parameters"] == (1, 7)
+    assert transfers["sums"] == (3, 3 * 14)
+    # Gathers: layout 3; hidden states, statistics and gradients of the subchunk. All-reduces: pooled representations
+    # and inner products.
+    assert transfers["loss"] == (2 * 8, 2 * (6 * 7 + 2 * 14))
+
+
+def test_hops_of_ring_head_match_hand_count() -> None:
+    # Gathers: layout 3 and the sizes of the shards. All-reduces: pooled representations, cross entropy. Two
+    # all-to-alls. Messages: 7 in forward, and 15 in backward of which 8 are consecutive.
+    assert calls_and_hops("gathered")["loss"] == (2 * (4 + 2 + 2 + 22), 2 * (4 * 7 + 2 * 14 + 2 * 7 + 15))
