@@ -103,7 +103,7 @@ def checkout(prepared: Prepared, tmp_path: Path) -> Path:
     write_mgsm(read_records(prepared.test), tmp_path / "downloads" / "url-nlp" / "mgsm")
 
     # The planner reads the configuration of the 7B model and nothing else.
-    published = yaml.safe_load((ROOT / "pipeline" / "plan" / "published.yaml").read_text())["Qwen2.5-7B"]
+    published = yaml.safe_load((ROOT / "pipeline" / "benchmarks" / "published.yaml").read_text())["Qwen2.5-7B"]
     large, small = tmp_path / "models" / "Qwen2.5-7B-Instruct", tmp_path / "models" / "Qwen2.5-0.5B-Instruct"
     AutoConfig.for_model(**published).save_pretrained(large)
 
