@@ -41,11 +41,9 @@ def packed_rows(planned: pa.Table, reader: TokenReader, pivot: str) -> list[Pack
     starts = np.flatnonzero(np.diff(planned["row"].to_numpy(), prepend=-1))
     for start, stop in pairwise([*starts.tolist(), len(planned)]):
         pair_id, lang, piece, offset, length = (column[start:stop] for column in columns.values())
-        coded = np.concatenate([reader.read(*one) for one in zip(piece, offset, length, strict=True)])
-        ids = np.where(coded < 0, ~coded, coded)
-        labels = np.where(coded < 0, ids, np.int32(IGNORE))
+        sequences = [reader.read(*one) for one in zip(piece, offset, length, strict=True)]
         role = [PIVOT if one == pivot else TRANSLATION for one in lang]
-        rows.append(PackedRow(ids, labels, np.array(length, np.int32), pair_id, lang, role))
+        rows.append(PackedRow.from_encoded(sequences, pair_id, lang, role))
     return rows
 
 

@@ -3,14 +3,28 @@
 Shape letters: B rows of a micro-batch, N tokens of its longest row, T supervised positions, S sequences.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from data_prep.shards.format import ShardSet
+from data_prep.shards.format import PackedRow
 from pipeline.data.micro_batch import MicroBatch, collate
+
+
+class RowSource(Protocol):
+    """A random-access collection of packed rows, such as `ShardSet`; its manifest lists the languages."""
+
+    manifest: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> PackedRow: ...
+
+    def __iter__(self) -> Iterator[PackedRow]: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Loader:
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: RowSource,
         batches: Batches,
         seed: int,
         pad_token_id: int,
@@ -93,7 +107,7 @@ def epoch_order(rows: int, weights: np.ndarray | None, seed: int, epoch: int) ->
     return order[generator.permutation(np.searchsorted(ends, np.arange(rows) + generator.random()).clip(0, rows - 1))]
 
 
-def row_weights(shards: ShardSet, language_weights: dict[str, float]) -> np.ndarray | None:
+def row_weights(shards: RowSource, language_weights: dict[str, float]) -> np.ndarray | None:
     """[rows] mean weight of each row's tokens by language (1 where none is given); None without weights."""
     if not language_weights:
         return None
