@@ -1,96 +1,90 @@
-"""`make demo`: the whole job on generated data, stage by stage, into runs/demo. Finished stages are not done again."""
+"""Run the whole pipeline on generated data (`make demo`), stage by stage. Finished stages are skipped."""
 
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.config.recipe import load_config
+from pipeline.config.settings import Config
 
-RUN = Path("runs/demo")
 RECIPE = Path("pipeline/recipes/demo.yaml")
-
-
-TRAIN_BATCH_SIZE = 8  # of the recipe
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and the file or directory that it leaves when it is done."""
+    """Command of the demo, and the file or directory that exists once it has finished."""
 
     name: str
-    makes: Path
-    command: list[str]
-
-    def then(self, *words: str | Path) -> "Stage":
-        """With more words: strings are split at spaces, paths are taken whole."""
-        more = [w for word in words for w in ([str(word)] if isinstance(word, Path) else word.split())]
-        return replace(self, command=self.command + more)
+    output: Path
+    command: list[str | Path]
 
 
-def stage(name: str, makes: Path, program: list[str], *words: str | Path) -> Stage:
-    return Stage(name, makes, program).then(*words)
-
-
-def stages(ranks: int) -> list[Stage]:
-    """All of them in order. `ranks` divide the recipe's batch."""
-    python = [sys.executable, "-m"]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
-    micro = min(2, TRAIN_BATCH_SIZE // ranks)
-    data, test, tokenizer, shards = (RUN / name for name in ("train.jsonl", "train.test.jsonl", "tokenizer", "shards"))
-    return [
-        stage("generate", test, python, "data_prep demo --output", data, "--test_output", test),
-        stage(
-            "tokenizer", tokenizer, python, "data_prep tokenizer --vocab_size 2048 --input", data, "--output", tokenizer
-        ),
-        stage("pack", shards / "manifest.json", python, "data_prep pack --max_seq_length 1024 --input", data).then(
-            "--tokenizer", tokenizer, "--output", shards
-        ),
-        stage(
-            "train", RUN / "trained", launcher, f"--master_port {free_port()} pipeline/train.py --config", RECIPE
-        ).then(f"--training.train_micro_batch_size_per_gpu {micro}"),
-        stage("export", RUN / "hf", python, "pipeline.export --checkpoint", RUN, "--output", RUN / "hf"),
-        stage(
-            "evaluate",
-            RUN / "evaluation.json",
-            python,
-            "pipeline.evaluation --model",
-            RUN / "hf",
-            "--data",
-            test,
-        ).then("--max_new_tokens 96 --batch_size 100 --output", RUN),
-        stage("report", RUN / "report.md", python, "pipeline.report --run", RUN),
-    ]
+def demo_stages(config: Config, ranks: int) -> list[Stage]:
+    """Return the stages in order. `ranks` must divide the recipe's batch size."""
+    run, shards, tokenizer = Path(config.output_dir), Path(config.data.shards), Path(config.data.tokenizer or "")
+    data, test, model = run / "train.jsonl", run / "train.test.jsonl", run / "hf"
+    micro_batch = min(config.training.train_micro_batch_size_per_gpu, config.training.train_batch_size // ranks)
+    module: list[str | Path] = [sys.executable, "-m"]
+    launcher: list[str | Path] = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", str(ranks)]
+    commands: dict[tuple[str, Path], list[str | Path]] = {
+        ("generate", test): [*module, "data_prep", "demo", "--output", data, "--test_output", test],
+        ("tokenizer", tokenizer): [
+            *(*module, "data_prep", "tokenizer", "--vocab_size", "2048"),
+            *("--input", data, "--output", tokenizer),
+        ],
+        ("pack", shards / "manifest.json"): [
+            *(*module, "data_prep", "pack", "--max_seq_length", "1024"),
+            *("--input", data, "--tokenizer", tokenizer, "--output", shards),
+        ],
+        ("train", run / "trained"): [
+            *(*launcher, "--master_port", str(free_port()), "pipeline/train.py", "--config", RECIPE),
+            *("--training.train_micro_batch_size_per_gpu", str(micro_batch)),
+        ],
+        ("export", model): [*module, "pipeline.export", "--checkpoint", run, "--output", model],
+        ("evaluate", run / "evaluation.json"): [
+            *(*module, "pipeline.evaluation", "--max_new_tokens", "96", "--batch_size", "100"),
+            *("--model", model, "--data", test, "--output", run),
+        ],
+        ("report", run / "report.md"): [*module, "pipeline.report", "--run", run],
+    }
+    return [Stage(name, output, command) for (name, output), command in commands.items()]
 
 
 def main() -> None:
-    """Run every stage that is not done."""
-    gpus = torch.cuda.device_count()
+    """Run every stage that has not finished.
+
+    Raises:
+        UserError: a stage failed.
+    """
+    config = load_config(RECIPE, [])
+    run, gpus = Path(config.output_dir), torch.cuda.device_count()
     environment = dict(os.environ)
     if gpus == 0:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    RUN.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
-    # All GPUs, if they divide the batch; else as many as do.
-    ranks = max(n for n in range(1, (gpus or 2) + 1) if TRAIN_BATCH_SIZE % n == 0)
-    for item in stages(ranks):
-        if item.makes.exists():
-            print(f"{item.name:10} done before ({item.makes})")
+    run.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    # As many GPUs (or CPU processes) as possible; their number must divide the batch size.
+    ranks = max(n for n in range(1, (gpus or 2) + 1) if config.training.train_batch_size % n == 0)
+    for stage in demo_stages(config, ranks):
+        if stage.output.exists():
+            print(f"{stage.name:10} skipped, {stage.output} exists")
             continue
-        print(f"{item.name:10} {' '.join(item.command[1:])}", flush=True)
-        started = time.perf_counter()
-        result = subprocess.run(item.command, env=environment)
-        if result.returncode:
-            raise UserError(f"stage {item.name} ended with status {result.returncode}; its message is above")
-        if item.name == "train":
-            item.makes.touch()
-        print(f"{item.name:10} done in {time.perf_counter() - started:.0f} s", flush=True)
-    print(f"{RUN} is complete ({time.perf_counter() - begin:.0f} s): see {RUN / 'report.html'}")
+        print(f"{stage.name:10} {' '.join(map(str, stage.command[1:]))}", flush=True)
+        stage_start = time.perf_counter()
+        status = subprocess.run(stage.command, env=environment).returncode
+        if status:
+            raise UserError(f"stage {stage.name} failed with status {status}; see its message above")
+        if stage.name == "train":
+            stage.output.touch()
+        print(f"{stage.name:10} done in {time.perf_counter() - stage_start:.0f} s", flush=True)
+    print(f"{run} is complete ({time.perf_counter() - start:.0f} s): see {run / 'report.html'}")
 
 
 if __name__ == "__main__":

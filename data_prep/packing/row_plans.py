@@ -52,12 +52,9 @@ def build_rows(plan: pa.Table, reader: TokenReader, pivot: str) -> list[PackedRo
     starts = np.flatnonzero(np.diff(plan["row"].to_numpy(), prepend=-1))
     for start, stop in pairwise([*starts.tolist(), len(plan)]):
         pair_id, lang, splits, offsets, lengths = (column[start:stop] for column in columns.values())
-        sequences = zip(splits, offsets, lengths, strict=True)
-        encoded = np.concatenate([reader.read(split, offset, length) for split, offset, length in sequences])
-        ids = np.where(encoded < 0, ~encoded, encoded)
-        labels = np.where(encoded < 0, ids, np.int32(IGNORE))
+        sequences = [reader.read(*location) for location in zip(splits, offsets, lengths, strict=True)]
         role = [PIVOT if code == pivot else TRANSLATION for code in lang]
-        rows.append(PackedRow(ids, labels, np.array(lengths, np.int32), pair_id, lang, role))
+        rows.append(PackedRow.from_encoded(sequences, pair_id, lang, role))
     return rows
 
 

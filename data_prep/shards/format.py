@@ -55,6 +55,16 @@ class PackedRow:
     lang: list[str]
     role: list[str]
 
+    @classmethod
+    def from_encoded(
+        cls, sequences: Sequence[np.ndarray], pair_id: list[str], lang: list[str], role: list[str]
+    ) -> "PackedRow":
+        """Build a row from encoded sequences, in which ~t (negative) is a supervised token t; see `ChatEncoder`."""
+        encoded = np.concatenate(sequences)
+        ids = np.where(encoded < 0, ~encoded, encoded)
+        labels = np.where(encoded < 0, ids, np.int32(IGNORE))
+        return cls(ids, labels, np.array([len(sequence) for sequence in sequences], np.int32), pair_id, lang, role)
+
 
 def shard_name(index: int) -> str:
     """Return the file name of a shard."""

@@ -1,1 +1,1 @@
-"""The experiment: does alignment make knowledge move between languages? `python -m pipeline.experiments` runs it."""
+"""Experiment: does alignment transfer knowledge between languages? Run it with `python -m pipeline.experiments`."""

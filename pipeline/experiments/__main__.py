@@ -1,9 +1,9 @@
-"""Run the experiment: every seed of the plan, as many at once as there are GPUs (or cores), then the tables.
+"""Run an experiment: every seed of its plan, in parallel on all GPUs or CPU cores, then the tables.
 
     python -m pipeline.experiments                      # all of pipeline/experiments/plan.yaml, into runs/experiment
-    python -m pipeline.experiments --seeds '[100]'      # one seed, as a task of a Slurm array; no tables yet
+    python -m pipeline.experiments --seeds '[100]'      # one seed, e.g. as a task of a Slurm array; no tables
 
-Started again, it goes on with what is missing; with nothing missing it writes the tables.
+A restart skips models that have results. If all have them, it writes the tables.
 """
 
 import os
@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.experiments.plan import Plan, read_plan
+from pipeline.experiments.plan import ExperimentPlan, read_plan
 from pipeline.experiments.results import write_results
 from pipeline.experiments.study import Study
 
@@ -30,15 +30,15 @@ PLAN = Path(__file__).parent / "plan.yaml"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to run and where.
+class ExperimentSettings:
+    """What to run, and where to write the results.
 
     Args:
-        plan: YAML file with arms, amounts, seeds and sizes.
-        output: directory of bases, figures and tables.
-        seeds: some of the plan's seeds; all of them if not given.
-        amounts: some of the plan's amounts of low-resource pairs; all of them if not given.
-        processes: seeds that run at once; as many as GPUs, or cores, if not given.
+        plan: YAML file with variants, amounts, seeds and sizes.
+        output: directory for base models, metrics and tables.
+        seeds: some of the plan's seeds; default: all.
+        amounts: some of the plan's amounts of low-resource pairs; default: all.
+        processes: number of seeds to run at once; default: the number of GPUs, or of CPU cores without GPUs.
     """
 
     plan: str = str(PLAN)
@@ -48,72 +48,76 @@ class Settings:
     processes: PositiveInt | None = None
 
 
-def fix_plan(plan: Plan, output: Path) -> None:
-    """Keep the plan beside its results. Seeds, amounts and arms may be added later, nothing else may change.
+def save_plan(plan: ExperimentPlan, output: Path) -> None:
+    """Write the plan next to its results. Seeds, amounts and variants may be added to a saved plan.
 
-    Raises UserError where results of another plan are there.
+    Raises:
+        UserError: the directory has results of a plan that differs in anything else.
     """
     ensure_writable(output)
-    path, told = output / "plan.yaml", _plain(asdict(plan))
-    kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else told
-    arms = kept["arms"] | told["arms"]
-    other = {key for key in told if key not in ("arms", "seeds", "amounts") and told[key] != kept[key]}
-    other |= {f"arms.{name}" for name in told["arms"] if arms[name] != kept["arms"].get(name, arms[name])}
-    if other:
+    path, new = output / "plan.yaml", _to_plain(asdict(plan))
+    saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else new
+    variants = saved["arms"] | new["arms"]
+    changed = {key for key in new if key not in ("arms", "seeds", "amounts") and new[key] != saved[key]}
+    changed |= {f"arms.{name}" for name in new["arms"] if variants[name] != saved["arms"].get(name, variants[name])}
+    if changed:
         raise UserError(
-            f"{output}: holds results of another plan (other: {', '.join(sorted(other))}); give another --output"
+            f"{output}: has results of another plan, which differs in {', '.join(sorted(changed))}; "
+            "give another --output"
         )
-    text = yaml.safe_dump(told | {"arms": arms}, sort_keys=False)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # seeds that run at once leave it alone
+    text = yaml.safe_dump(new | {"arms": variants}, sort_keys=False)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # processes of several seeds do not rewrite it
         write_atomically(path, text.encode())
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """Turn tuples into lists, as YAML reads them."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {key: _to_plain(v) for key, v in value.items()}
+    return [_to_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def run_seeds(settings: Settings, seeds: list[int], amount: int) -> None:
-    """Each seed in a process of its own, at one amount.
+def run_seeds(settings: ExperimentSettings, seeds: list[int], amount: int) -> None:
+    """Run each seed at one amount in a process of its own.
 
-    Raises UserError where one fails; the others are finished first.
+    Raises:
+        UserError: a seed failed; the others are finished first.
     """
     gpus = torch.cuda.device_count()
     processes = settings.processes or gpus or os.cpu_count() or 1
 
     def run(item: tuple[int, int]) -> int:
-        place, seed = item
+        index, seed = item
         environment = dict(os.environ)
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-        words = f"--seeds [{seed}] --amounts [{amount}]".split()
-        words += ["--plan", settings.plan, "--output", settings.output]
-        return subprocess.run([sys.executable, "-m", "pipeline.experiments", *words], env=environment).returncode
+        args = f"--seeds [{seed}] --amounts [{amount}]".split()
+        args += ["--plan", settings.plan, "--output", settings.output]
+        return subprocess.run([sys.executable, "-m", "pipeline.experiments", *args], env=environment).returncode
 
     with ThreadPoolExecutor(processes) as pool:
         statuses = list(pool.map(run, enumerate(seeds)))
     failed = [str(seed) for seed, status in zip(seeds, statuses, strict=True) if status]
     if failed:
-        raise UserError(f"seeds {', '.join(failed)} failed, see above; the same command runs what is missing")
+        raise UserError(f"seeds {', '.join(failed)} failed, see above; the same command resumes with what is missing")
 
 
 def main() -> None:
-    """Command line; the arguments are the fields of `Settings`."""
-    disable_progress_bar()  # of loading and saving small models
-    settings: Settings = auto_cli(Settings, as_positional=False)
+    """Run the command line. The options are the fields of `ExperimentSettings`."""
+    disable_progress_bar()  # for loading and saving small models
+    settings: ExperimentSettings = auto_cli(ExperimentSettings, as_positional=False)
     plan, output = read_plan(Path(settings.plan)), Path(settings.output)
     seeds, amounts = settings.seeds or plan.seeds, settings.amounts or plan.amounts
-    for name, asked, known in (("seeds", seeds, plan.seeds), ("amounts", amounts, plan.amounts)):
-        if unknown := sorted(set(asked) - set(known)):
-            raise UserError(f"--{name} {unknown} are not in {settings.plan}, which has {known}")
-    fix_plan(plan, output)
+    for name, requested, planned in (("seeds", seeds, plan.seeds), ("amounts", amounts, plan.amounts)):
+        if unknown := sorted(set(requested) - set(planned)):
+            raise UserError(f"--{name} {unknown} are not in {settings.plan}, which has {planned}")
+    save_plan(plan, output)
     if len(seeds) == 1:
         Study(plan, seeds[0], output).run(amounts, lambda text: print(text, flush=True))
         return
-    for amount in amounts:  # the first amount is complete for all seeds before the next begins
+    for amount in amounts:  # finish the first amount for all seeds before the next
         run_seeds(settings, seeds, amount)
     print(write_results(plan, output), flush=True)
 

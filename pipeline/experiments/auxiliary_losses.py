@@ -1,6 +1,6 @@
-"""What arms of the experiment add beside the SOLAR loss: a rival term, an oracle, and a control with wrong pairs.
+"""Auxiliary losses and data changes of the variants: a middle-layer baseline, an oracle, and shuffled pairs.
 
-Shape letters: T supervised positions, S sequences, d hidden size, N words.
+Shape letters: T target tokens, S sequences, d hidden size, W words.
 """
 
 from dataclasses import replace
@@ -12,66 +12,79 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.experiments.world import LANGUAGES, PIVOT, World
+from pipeline.experiments.synthetic_benchmark import LANGUAGES, PIVOT, SyntheticBenchmark
 from pipeline.models.families import vocabulary_parameter
 
 
-class MiddleLayer:
-    """weight x mean over pairs of 1 - cosine between mean hidden states [d] after a layer, the pivot's detached."""
+class MiddleLayerLoss:
+    """Alignment of mean hidden states after a layer: weight * mean over pairs of (1 - cosine), with detached pivots.
+
+    Args:
+        model: the model; a forward hook on it keeps the layer's output.
+        weight: factor of the loss.
+        layer: number of the layer, from 1.
+    """
 
     def __init__(self, model: Any, weight: float, layer: int) -> None:
-        self.weight, self.states = weight, torch.empty(0)
+        self.weight, self._hidden_states = weight, torch.empty(0)
         self._hook = model.get_decoder().layers[layer - 1].register_forward_hook(self._keep)
 
     def _keep(self, module: Any, args: Any, output: Any) -> None:
-        self.states = output[0] if isinstance(output, tuple) else output
+        self._hidden_states = output[0] if isinstance(output, tuple) else output
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """Of the forward pass just done."""
-        loss_batch = batch.loss_batch.to(self.states.device)
-        selected = self.states.flatten(0, 1).index_select(0, batch.positions)
-        sums = selected.new_zeros(len(loss_batch.lengths), selected.shape[1])
-        means = sums.index_add(0, loss_batch.sequence_of_token(), selected) / loss_batch.lengths[:, None]
+        """Return the loss, a scalar, of the model's last forward pass."""
+        loss_batch = batch.loss_batch.to(self._hidden_states.device)
+        hidden_Td = self._hidden_states.flatten(0, 1).index_select(0, batch.positions)
+        sums_Sd = hidden_Td.new_zeros(len(loss_batch.lengths), hidden_Td.shape[1])
+        means_Sd = sums_Sd.index_add(0, loss_batch.sequence_of_token(), hidden_Td) / loss_batch.lengths[:, None]
         paired = loss_batch.paired()
         if not paired.any():
-            return selected.new_zeros(())
-        pivots = means[loss_batch.pivot[paired]].detach()
-        return self.weight * (1 - cosine_similarity(means[paired], pivots, dim=1)).mean()
+            return hidden_Td.new_zeros(())
+        pivots = means_Sd[loss_batch.pivot[paired]].detach()
+        return self.weight * (1 - cosine_similarity(means_Sd[paired], pivots, dim=1)).mean()
 
     def remove(self) -> None:
+        """Remove the forward hook."""
         self._hook.remove()
 
 
-class Dictionary:
-    """weight x mean over words of the squared distance of input embeddings to the pivot word's, relative to its norm.
+class DictionaryLoss:
+    """Alignment of word embeddings by a dictionary, an upper bound for what aligned words can achieve.
 
-    An oracle: it is told which word translates which, and bounds what aligning words can do.
+    The loss is weight * mean over words of the squared distance between the input embeddings of a word and of its
+    detached translation in the pivot language, divided by the mean squared norm of the latter.
     """
 
-    def __init__(self, world: World, tokenizer: PreTrainedTokenizerBase, weight: float) -> None:
-        def ids(code: str) -> Tensor:
-            return torch.tensor(tokenizer.convert_tokens_to_ids(list(world.languages[code].content_words())))
+    def __init__(self, benchmark: SyntheticBenchmark, tokenizer: PreTrainedTokenizerBase, weight: float) -> None:
+        def word_ids(lang: str) -> Tensor:
+            return torch.tensor(tokenizer.convert_tokens_to_ids(list(benchmark.languages[lang].content_words())))
 
-        others = [code for code in LANGUAGES if code != PIVOT]
+        others = [lang for lang in LANGUAGES if lang != PIVOT]
         self.weight = weight
-        self.words = torch.cat([ids(code) for code in others])
-        self.pivots = ids(PIVOT).repeat(len(others))
+        self._words_W = torch.cat([word_ids(lang) for lang in others])
+        self._pivots_W = word_ids(PIVOT).repeat(len(others))
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+        """Return the loss, a scalar; it does not depend on the batch."""
         matrix = vocabulary_parameter(model.get_input_embeddings())
-        words, pivots = matrix[self.words.to(matrix.device)], matrix[self.pivots.to(matrix.device)].detach()
-        return self.weight * ((words - pivots) ** 2).sum(1).mean() / (pivots**2).sum(1).mean()
+        words_Wd = matrix[self._words_W.to(matrix.device)]
+        pivots_Wd = matrix[self._pivots_W.to(matrix.device)].detach()
+        return self.weight * ((words_Wd - pivots_Wd) ** 2).sum(1).mean() / (pivots_Wd**2).sum(1).mean()
 
 
 def shuffle_pairs(batch: MicroBatch) -> MicroBatch:
-    """Each translation's pivot becomes that of the next problem in the batch: as many pairs, none of them right."""
+    """Pair each translation with the pivot of the next example group in the batch.
+
+    The number of pairs stays the same, and none of them is a correct one.
+    """
     loss_batch = batch.loss_batch
     own = torch.arange(len(loss_batch.pivot))
     translations = loss_batch.pivot != own
-    pivots = loss_batch.pivot[translations].unique()  # of groups that have translations, in order
-    following = torch.empty_like(own)
-    following[pivots] = pivots.roll(-1)
-    moved = torch.where(translations, following[loss_batch.pivot], loss_batch.pivot)
-    # A pivot may now stand after its translation, which is well where the whole batch is one block of the loss.
-    problem_id = torch.where(translations, loss_batch.problem_id[moved], loss_batch.problem_id)
-    return replace(batch, loss_batch=replace(loss_batch, pivot=moved, problem_id=problem_id))
+    pivots = loss_batch.pivot[translations].unique()  # of the groups with translations, in order
+    next_pivot = torch.empty_like(own)
+    next_pivot[pivots] = pivots.roll(-1)
+    pivot = torch.where(translations, next_pivot[loss_batch.pivot], loss_batch.pivot)
+    # A pivot may now come after its translation. The loss allows this if the whole batch is one alignment chunk.
+    problem_id = torch.where(translations, loss_batch.problem_id[pivot], loss_batch.problem_id)
+    return replace(batch, loss_batch=replace(loss_batch, pivot=pivot, problem_id=problem_id))

@@ -1,4 +1,4 @@
-"""What the experiment asks of a model: accuracy on seen and unseen cells, consistency, confusion, representations."""
+"""Measure a model on the synthetic benchmark: accuracy, consistency, language confusion and representations."""
 
 import random
 from collections.abc import Sequence
@@ -9,118 +9,166 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.records import parse_record
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.generation import generate
-from pipeline.experiments.world import LANGUAGES, LOW, MID, PIVOT, SHARED, Problem, World
+from pipeline.experiments.synthetic_benchmark import (
+    LANGUAGES,
+    LOW,
+    MID,
+    PIVOT,
+    SHARED_TOKENS,
+    Combinations,
+    SyntheticBenchmark,
+    SyntheticProblem,
+)
 from pipeline.representations.similarity import similarity_metrics, unit_rows
 from pipeline.representations.states import encode, pooled_states
 
-# transformers' annotations do not tell that a causal LM generates, nor what a tokenizer's calls return.
+# The annotations of transformers lack a causal LM's generate() and the result types of a tokenizer.
 Model = Any
 Tokenizer = Any
 
 MAX_NEW_TOKENS = 28
-BATCH = 400
+BATCH_SIZE = 400
 
 
 @dataclass(frozen=True)
-class Question:
-    """A problem in one language; `cells` is seen or unseen for a low-resource language, else all."""
+class BenchmarkQuestion:
+    """A problem in one language; `combinations` is "seen" or "unseen" for a low-resource language, else "all"."""
 
-    code: str
-    cells: str
-    problem: Problem
-
-
-def draw_questions(world: World, each: int, seed: str) -> list[Question]:
-    """`each` problems per language and kind of cells, and the pivot asked all of the low-resource languages'."""
-    chance = random.Random(seed)
-    low = [
-        Question(code, c, world.draw(chance, code, c)) for code in LOW for c in ("seen", "unseen") for _ in range(each)
-    ]
-    mid = [Question(code, "all", world.draw(chance, code, "all")) for code in MID for _ in range(each)]
-    return [*low, *mid, *(Question(PIVOT, "all", q.problem) for q in low)]
+    lang: str
+    combinations: Combinations
+    problem: SyntheticProblem
 
 
-def respond(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
-    """Greedy responses as lists of words, as `pipeline.evaluation` generates them."""
+def draw_questions(benchmark: SyntheticBenchmark, count: int, seed: str) -> list[BenchmarkQuestion]:
+    """Draw the test questions.
+
+    Args:
+        benchmark: the languages.
+        count: questions per mid-resource language, and per low-resource language and kind of combinations.
+        seed: seed of the questions.
+
+    Returns:
+        The questions in the low-resource languages, those in the mid-resource languages, and the former in the pivot.
+    """
+    rng = random.Random(seed)
+
+    def draw(lang: str, combinations: Combinations) -> list[BenchmarkQuestion]:
+        problems = [benchmark.draw_problem(rng, lang, combinations) for _ in range(count)]
+        return [BenchmarkQuestion(lang, combinations, problem) for problem in problems]
+
+    low = [question for lang in LOW for question in (*draw(lang, "seen"), *draw(lang, "unseen"))]
+    mid = [question for lang in MID for question in draw(lang, "all")]
+    return [*low, *mid, *(BenchmarkQuestion(PIVOT, "all", question.problem) for question in low)]
+
+
+def generate_answers(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
+    """Return the words of the greedy response to each question."""
     examples = [
         Example(str(i), PIVOT, [{"role": "user", "content": text}], Decimal(0)) for i, text in enumerate(questions)
     ]
-    return [generation.text.split() for generation in generate(model, tokenizer, examples, BATCH, MAX_NEW_TOKENS)]
+    generations = generate(model, tokenizer, examples, BATCH_SIZE, MAX_NEW_TOKENS)
+    return [generation.text.split() for generation in generations]
 
 
-def measure(model: Model, tokenizer: Tokenizer, world: World, each: int) -> dict[str, Any]:
-    """Figures of one model; shares in [0, 1]."""
-    questions = draw_questions(world, each, f"test {world.seed}")
-    words = respond(model, tokenizer, [world.tell(q.problem, q.code)[0] for q in questions])
-    final = [answer[-1] if answer else None for answer in words]
-    right = [word == str(world.numbers(q.problem)[-1]) for word, q in zip(final, questions, strict=True)]
+def measure(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, Any]:
+    """Return the metrics of a model.
 
-    def share(values: Sequence[bool], code: str, cells: str | None = None) -> float:
-        chosen = [v for v, q in zip(values, questions, strict=True) if q.code == code and cells in (None, q.cells)]
-        return fmean(chosen)
+    Accuracies are by group of languages. `consistency` is how often a low-resource language gives the pivot's answer;
+    `confusion` how often an output contains words of another language. All of them are fractions in [0, 1]. The metrics
+    of `measure_representations` follow.
 
-    low = [i for i, q in enumerate(questions) if q.code in LOW]
-    pivots = [i for i, q in enumerate(questions) if q.code == PIVOT]
+    Args:
+        model: model in evaluation mode.
+        tokenizer: its tokenizer.
+        benchmark: the languages.
+        count: test questions, see `draw_questions`.
+    """
+    questions = draw_questions(benchmark, count, f"test {benchmark.seed}")
+    texts = [benchmark.format_problem(question.problem, question.lang)[0] for question in questions]
+    answers = generate_answers(model, tokenizer, texts)
+    final = [answer[-1] if answer else None for answer in answers]
+    correct = [
+        word == str(benchmark.results(question.problem)[-1]) for word, question in zip(final, questions, strict=True)
+    ]
+
+    def fraction(values: Sequence[bool], lang: str, combinations: Combinations | None = None) -> float:
+        return fmean(
+            value
+            for value, question in zip(values, questions, strict=True)
+            if question.lang == lang and combinations in (None, question.combinations)
+        )
+
+    low = [i for i, question in enumerate(questions) if question.lang in LOW]
+    pivots = [i for i, question in enumerate(questions) if question.lang == PIVOT]
     same = [final[i] is not None and final[i] == final[j] for i, j in zip(low, pivots, strict=True)]
-    foreign = [bool(set(answer) & _foreign_words(world, q.code)) for answer, q in zip(words, questions, strict=True)]
+    confused = [
+        bool(set(answer) & _foreign_words(benchmark, question.lang))
+        for answer, question in zip(answers, questions, strict=True)
+    ]
     return {
-        "pivot": share(right, PIVOT),
-        "mid": fmean(share(right, code) for code in MID),
-        "low": fmean(share(right, code) for code in LOW),
-        "low_seen": fmean(share(right, code, "seen") for code in LOW),
-        "low_unseen": fmean(share(right, code, "unseen") for code in LOW),
+        "pivot": fraction(correct, PIVOT),
+        "mid": fmean(fraction(correct, lang) for lang in MID),
+        "low": fmean(fraction(correct, lang) for lang in LOW),
+        "low_seen": fmean(fraction(correct, lang, "seen") for lang in LOW),
+        "low_unseen": fmean(fraction(correct, lang, "unseen") for lang in LOW),
         "consistency": fmean(same),
-        "confusion": fmean(share(foreign, code) for code in LOW),
-        "confusion_pivot": share(foreign, PIVOT),
-        **represent(model, tokenizer, world),
+        "confusion": fmean(fraction(confused, lang) for lang in LOW),
+        "confusion_pivot": fraction(confused, PIVOT),
+        **measure_representations(model, tokenizer, benchmark),
     }
 
 
-def _foreign_words(world: World, code: str) -> set[str]:
-    return {word for other in LANGUAGES if other != code for word in world.languages[other].content_words()}
+def _foreign_words(benchmark: SyntheticBenchmark, lang: str) -> set[str]:
+    return {word for other in LANGUAGES if other != lang for word in benchmark.languages[other].content_words()}
 
 
-def represent(model: Model, tokenizer: Tokenizer, world: World, problems: int = 48) -> dict[str, float]:
-    """Of written-out answers: cosines low-resource to pivot and silhouette by language, final layer and soft tokens.
+def measure_representations(
+    model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, num_problems: int = 48
+) -> dict[str, float]:
+    """Return similarity to the pivot and separability of the languages, by kind of representation.
 
-    `word_centred_cosine`: of the input embeddings of translated words, each language's mean taken off.
+    Representations are pooled over reference solutions, at a middle layer, after the final norm and as soft tokens. The
+    cosines are means over low-resource languages, the silhouette is by language. `word_centred_cosine` compares the
+    input embeddings of translated words, each language's mean subtracted.
     """
-    chance = random.Random(f"representations {world.seed}")
-    drawn = [(str(i), world.draw(chance, PIVOT, "all")) for i in range(problems)]
-    asked = [parse_record(world.record(i, code, problem)) for code in LANGUAGES for i, problem in drawn]
+    rng = random.Random(f"representations {benchmark.seed}")
+    problems = [benchmark.draw_problem(rng, PIVOT, "all") for _ in range(num_problems)]
+    records = [benchmark.record(str(i), lang, problem) for lang in LANGUAGES for i, problem in enumerate(problems)]
     layers = [len(model.get_decoder().layers) // 2 + 1]
-    states = pooled_states(model, encode(tokenizer, asked), layers, BATCH)
-    names = np.repeat(LANGUAGES, problems)
+    states = pooled_states(model, encode(tokenizer, records), layers, BATCH_SIZE)
+    langs = np.repeat(LANGUAGES, num_problems)
     silhouette = import_optional("sklearn.metrics").silhouette_score
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, points in states.items():
         kind = "middle" if name.startswith("layer") else name
-        found = [similarity_metrics(points[names == PIVOT], points[names == code]) for code in LOW]
-        figures[f"{kind}_cosine"] = fmean(f["cosine"].value for f in found)
-        figures[f"{kind}_centred_cosine"] = fmean(f["centred_cosine"].value for f in found)
-        figures[f"{kind}_silhouette"] = float(silhouette(unit_rows(points.astype(np.float64)), names, metric="cosine"))
+        similarities = [similarity_metrics(points[langs == PIVOT], points[langs == lang]) for lang in LOW]
+        metrics[f"{kind}_cosine"] = fmean(similarity["cosine"].value for similarity in similarities)
+        metrics[f"{kind}_centred_cosine"] = fmean(similarity["centred_cosine"].value for similarity in similarities)
+        metrics[f"{kind}_silhouette"] = float(silhouette(unit_rows(points.astype(np.float64)), langs, metric="cosine"))
     matrix = model.get_input_embeddings().weight.detach().float().cpu().numpy()
-    found_words = {
-        code: matrix[tokenizer.convert_tokens_to_ids(list(world.languages[code].content_words()))] for code in LANGUAGES
+    words = {
+        lang: matrix[tokenizer.convert_tokens_to_ids(list(benchmark.languages[lang].content_words()))]
+        for lang in LANGUAGES
     }
-    figures["word_centred_cosine"] = fmean(
-        similarity_metrics(found_words[PIVOT], found_words[code])["centred_cosine"].value for code in LOW
+    metrics["word_centred_cosine"] = fmean(
+        similarity_metrics(words[PIVOT], words[lang])["centred_cosine"].value for lang in LOW
     )
-    return figures
+    return metrics
 
 
-def copies_digits(model: Model, tokenizer: Tokenizer, world: World, each: int) -> dict[str, float]:
-    """Share of copy exercises whose digits are all right, by language: the first gate."""
-    chance = random.Random(f"copy {world.seed}")
-    shares = {}
-    for code in LANGUAGES:
-        told = [world.copy(world.draw(chance, code, "all"), code) for _ in range(each)]
-        words = respond(model, tokenizer, [question for question, _ in told])
-        digits = [[w for w in answer if w in SHARED and w.isdigit()] for answer in words]
-        wanted = [[w for w in answer.split() if w.isdigit()] for _, answer in told]
-        shares[code] = fmean(a == b for a, b in zip(digits, wanted, strict=True))
-    return shares
+def copy_accuracy(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, float]:
+    """Return the fraction of `count` copy exercises with all digits correct, by language."""
+    rng = random.Random(f"copy {benchmark.seed}")
+    fractions = {}
+    for lang in LANGUAGES:
+        exercises = [
+            benchmark.format_copy_exercise(benchmark.draw_problem(rng, lang, "all"), lang) for _ in range(count)
+        ]
+        answers = generate_answers(model, tokenizer, [question for question, _ in exercises])
+        digits = [[word for word in answer if word in SHARED_TOKENS and word.isdigit()] for answer in answers]
+        expected = [[word for word in answer.split() if word.isdigit()] for _, answer in exercises]
+        fractions[lang] = fmean(a == b for a, b in zip(digits, expected, strict=True))
+    return fractions

@@ -1,4 +1,4 @@
-"""What decides the experiment: arms, amounts of data, sizes, seeds; a YAML file that is fixed before the run."""
+"""Plan of an experiment: variants, data sizes and seeds, read from a YAML file that is fixed before the run."""
 
 import argparse
 from dataclasses import dataclass, field, fields
@@ -17,7 +17,7 @@ BASELINE = "sft"
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Of the Qwen3 model that is trained from random weights."""
+    """Size of the Qwen3 model, which is trained from random weights."""
 
     hidden_size: int = 128
     num_hidden_layers: int = 3
@@ -26,13 +26,16 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What one arm adds to plain supervised fine-tuning.
+class Variant:
+    """What a variant adds to plain supervised fine-tuning.
 
     Attributes:
-        loss: the SOLAR loss; null is plain fine-tuning. idf: vocabulary weights are inverse document frequencies.
-        middle: weight of the rival term on a middle layer. dictionary: weight of the oracle.
-        shuffle: pairs are made between different problems. amounts: at which this arm runs; null: at all.
+        loss: the SOLAR loss; None for plain fine-tuning.
+        idf: whether inverse document frequencies are the vocabulary weights.
+        middle: weight of the middle-layer loss.
+        dictionary: weight of the dictionary loss.
+        shuffle: whether translations are paired with pivots of other problems.
+        amounts: the plan's amounts for which this variant runs; None for all.
     """
 
     loss: LossSettings | None = None
@@ -44,16 +47,21 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that decides the experiment, fixed in a file before it runs.
+class ExperimentPlan:
+    """Everything that decides the results of an experiment.
 
     Attributes:
-        arms: by name; `sft` is what the others are compared with. amounts: pairs per low-resource language.
-        mid_problems: problems with both mid-resource languages in the fine-tuning data.
-        test_problems: per language and kind of cells.
+        arms: the variants by name; `sft` is the baseline that the others are compared with.
+        amounts: pairs per low-resource language in the fine-tuning data, one series of runs for each.
+        seeds: seeds of the benchmark and of the training.
+        pretraining: training of the base model.
+        finetuning: training of each variant.
+        model: size of the model.
+        mid_problems: problems in both mid-resource languages in the fine-tuning data.
+        test_problems: test problems per language, and per low-resource language for seen and unseen combinations each.
     """
 
-    arms: dict[str, Arm]
+    arms: dict[str, Variant]
     amounts: list[int]
     seeds: list[int]
     pretraining: TrainingSettings
@@ -62,34 +70,41 @@ class Plan:
     mid_problems: int = 100
     test_problems: int = 100
 
-
-def _check_arms(tree: Any) -> None:
-    """In a mapping of dataclasses jsonargparse passes over unknown keys. Raises ValueError."""
-    known = [f.name for f in fields(Arm)]
-    for name, arm in (tree["arms"] if isinstance(tree, dict) and isinstance(tree.get("arms"), dict) else {}).items():
-        if not isinstance(arm, dict) or not set(arm) <= set(known):
-            raise ValueError(f"arm {name!r} must be a mapping of some of {', '.join(known)}")
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The variants by name. Their key in the file is `arms`."""
+        return self.arms
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a YAML file.
+def _check_variants(tree: Any) -> None:
+    """Raise ValueError for unknown keys, which jsonargparse ignores in a mapping of dataclasses."""
+    known = [f.name for f in fields(Variant)]
+    variants = tree["arms"] if isinstance(tree, dict) and isinstance(tree.get("arms"), dict) else {}
+    for name, variant in variants.items():
+        if not isinstance(variant, dict) or not set(variant) <= set(known):
+            raise ValueError(f"arms.{name} must be a mapping with keys among {', '.join(known)}")
 
-    Raises UserError for an unreadable file, an unknown key, a value of a wrong type, or a plan without `sft`.
+
+def read_plan(path: Path) -> ExperimentPlan:
+    """Read a plan from a YAML file.
+
+    Raises:
+        UserError: unreadable file, unknown key, value of a wrong type, or no variant `sft`.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Plan, "plan")
+    parser.add_class_arguments(ExperimentPlan, "plan")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _check_arms(tree)
-        plan: Plan = parser.instantiate_classes(parser.parse_object({"plan": tree})).plan
+        _check_variants(tree)
+        plan: ExperimentPlan = parser.instantiate_classes(parser.parse_object({"plan": tree})).plan
     except OSError as error:
-        raise UserError(f"{path}: cannot read the plan ({error.strerror}); give one with --plan") from None
+        raise UserError(f"{path}: cannot read the plan ({error.strerror}); name a readable file with --plan") from None
     except (yaml.YAMLError, UnicodeDecodeError, argparse.ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a plan: {' '.join(str(error).replace('plan.', '').split())}") from None
-    if BASELINE not in plan.arms:
-        raise UserError(f"{path}: no arm {BASELINE!r}, with which the others are compared; add it")
-    if not plan.seeds or not plan.amounts or min(plan.amounts) < 1 or not plan.finetuning.max_steps:
-        raise UserError(
-            f"{path}: seeds and amounts must be given, amounts at least 1, and max_steps for both trainings"
-        )
+        raise UserError(f"{path}: invalid plan: {' '.join(str(error).replace('plan.', '').split())}") from None
+    if BASELINE not in plan.variants:
+        raise UserError(f"{path}: arms has no {BASELINE!r}, the baseline of the comparison; add it")
+    if not plan.seeds or not plan.amounts or min(plan.amounts) < 1:
+        raise UserError(f"{path}: seeds and amounts must not be empty, and amounts must be at least 1")
+    if not plan.pretraining.max_steps or not plan.finetuning.max_steps:
+        raise UserError(f"{path}: set max_steps in pretraining and in finetuning")
     return plan

@@ -1,41 +1,45 @@
-"""The tables of the experiment: every arm minus plain fine-tuning, paired by seed, with 95 % intervals."""
+"""Tables of an experiment: each variant minus plain fine-tuning, paired by seed, with 95 % intervals."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
 
 from pipeline.common.atomic_io import write_atomically, write_json
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.common.plotting import GREY, RUN_COLORS, axes_of, figure_of, png, title
 from pipeline.evaluation.accuracy import versions
-from pipeline.experiments.plan import BASELINE, Plan
+from pipeline.experiments.plan import BASELINE, ExperimentPlan
 
-# Figures in percent, and figures as they are, with their headings.
-SHARES = {
+# Headings of the metrics that are shown in percent, and of those that are shown as they are.
+FRACTION_HEADINGS = {
     "low": "low-resource",
-    "low_seen": "its seen cells",
-    "low_unseen": "its unseen cells",
+    "low_seen": "seen combinations",
+    "low_unseen": "held-out combinations",
     "mid": "mid",
     "pivot": "pivot",
     "consistency": "same answer as pivot",
     "confusion": "foreign words",
 }
-STATES = {
-    "final_centred_cosine": "final layer, centred cosine",
+REPRESENTATION_HEADINGS = {
+    "final_centred_cosine": "final layer, centered cosine",
     "final_silhouette": "final layer, silhouette",
-    "soft_tokens_centred_cosine": "soft tokens, centred cosine",
+    "soft_tokens_centred_cosine": "soft tokens, centered cosine",
     "soft_tokens_silhouette": "soft tokens, silhouette",
-    "word_centred_cosine": "word embeddings, centred cosine",
+    "word_centred_cosine": "word embeddings, centered cosine",
 }
-LOW_GATE = (0.25, 0.80)  # mean accuracy of plain fine-tuning in low-resource languages, for arms to be comparable
+# Sanity check: the baseline's mean accuracy in the low-resource languages must leave room for a difference.
+BASELINE_ACCURACY_RANGE = (0.25, 0.80)
 
-FEWEST = 3  # seeds for an interval to be shown
+MIN_SEEDS = 3  # for an interval to be shown
 
-Figures = dict[str, Any]  # of one model, as study.py writes them
-Found = dict[tuple[str, int], dict[int, Figures]]  # by arm and amount, by seed
+ModelMetrics = dict[str, Any]  # of one model, as `Study` writes them
+Results = dict[tuple[str, int], dict[int, ModelMetrics]]  # by variant and amount, then by seed
 
 
 class Interval(NamedTuple):
@@ -47,7 +51,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: list[float]) -> Interval:
-    """NaN bounds for a single value."""
+    """Return the mean and its interval; the bounds of a single value are NaN."""
     mean = fmean(values)
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
@@ -55,113 +59,127 @@ def interval(values: list[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def read_figures(output: Path) -> Found:
-    """All results below a directory."""
-    found: Found = {}
+def read_results(output: Path) -> Results:
+    """Read the metrics of all models in an output directory."""
+    results: Results = {}
     for path in sorted(output.glob("seed-*/*-*.json")):
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault((figures["arm"], figures["amount"]), {})[figures["seed"]] = figures
-    return found
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        results.setdefault((metrics["arm"], metrics["amount"]), {})[metrics["seed"]] = metrics
+    return results
 
 
-def differences(found: Found, arm: str, amount: int, key: str) -> list[float]:
-    """Arm minus baseline, of the seeds that have both."""
-    ours, base = found.get((arm, amount), {}), found.get((BASELINE, amount), {})
-    return [ours[seed][key] - base[seed][key] for seed in sorted(ours.keys() & base.keys())]
+def differences(results: Results, variant: str, amount: int, key: str) -> list[float]:
+    """Return a metric of a variant minus that of the baseline, for the seeds that have both."""
+    models, baseline = results.get((variant, amount), {}), results.get((BASELINE, amount), {})
+    return [models[seed][key] - baseline[seed][key] for seed in sorted(models.keys() & baseline.keys())]
 
 
-def write_results(plan: Plan, output: Path) -> str:
-    """Write results.md, results.json and results.png; returns the Markdown.
+def write_results(plan: ExperimentPlan, output: Path) -> str:
+    """Write results.md, results.json and results.png, and return the Markdown.
 
-    Raises UserError where nothing was run.
+    Raises:
+        UserError: the baseline has no results yet.
     """
-    found = read_figures(output)
-    amounts = [a for a in plan.amounts if found.get((BASELINE, a))]
+    results = read_results(output)
+    amounts = [amount for amount in plan.amounts if results.get((BASELINE, amount))]
     if not amounts:
-        raise UserError(f"{output}: no results of the arm {BASELINE!r} yet; run python -m pipeline.experiments")
-    text = "\n\n".join(
-        [
-            table(plan, found, amount, SHARES, 100, 1) + "\n\n" + table(plan, found, amount, STATES, 1, 2)
-            for amount in amounts
-        ]
-    )
+        raise UserError(f"{output}: no results of {BASELINE!r} yet; run python -m pipeline.experiments")
+    tables = []
+    for amount in amounts:
+        tables.append(markdown_table(plan, results, amount, FRACTION_HEADINGS, scale=100, digits=1))
+        tables.append(markdown_table(plan, results, amount, REPRESENTATION_HEADINGS, scale=1, digits=2))
+    text = "\n\n".join(tables)
     write_atomically(output / "results.md", f"{text}\n".encode())
-    write_json(output / "results.json", summary(plan, found, amounts))
-    write_atomically(output / "results.png", picture(plan, found, amounts))
+    write_json(output / "results.json", summarize(plan, results, amounts))
+    write_atomically(output / "results.png", plot_results(plan, results, amounts))
     return text
 
 
-def table(plan: Plan, found: Found, amount: int, headings: dict[str, str], scale: float, digits: int) -> str:
-    """Markdown: the baseline's means, then differences to it with intervals."""
-    seeds = len(found[BASELINE, amount])
+def markdown_table(
+    plan: ExperimentPlan, results: Results, amount: int, headings: dict[str, str], scale: float, digits: int
+) -> str:
+    """Return the baseline's means, then each variant's differences from them with intervals.
+
+    Args:
+        plan: the plan, for the order of the variants.
+        results: metrics of all models.
+        amount: pairs per low-resource language.
+        headings: heading of each metric.
+        scale: factor of the numbers, 100 for percent.
+        digits: digits after the decimal point.
+    """
+    models = results[BASELINE, amount]
     lines = [
-        f"{amount} pairs per low-resource language, {seeds} seeds" + (", percent" if scale == 100 else ""),
+        f"{amount} pairs per low-resource language, {len(models)} seeds" + (", percent" if scale == 100 else ""),
         "",
-        "| arm | " + " | ".join(headings.values()) + " |",
+        f"| variant | {' | '.join(headings.values())} |",
         "|---|" + "---|" * len(headings),
     ]
-    base = {key: fmean(f[key] for f in found[BASELINE, amount].values()) * scale for key in headings}
-    lines.append(f"| {BASELINE} | " + " | ".join(f"{base[key]:.{digits}f}" for key in headings) + " |")
-    for arm in plan.arms:
+    means = {key: fmean(metrics[key] for metrics in models.values()) * scale for key in headings}
+    lines.append(f"| {BASELINE} | " + " | ".join(f"{mean:.{digits}f}" for mean in means.values()) + " |")
+    for variant in plan.variants:
         cells = []
         for key in headings:
-            values = [scale * d for d in differences(found, arm, amount, key)]
-            if values:
+            if values := [scale * value for value in differences(results, variant, amount, key)]:
                 mean, low, high = interval(values)
-                bounds = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if len(values) >= FEWEST else ""
+                bounds = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if len(values) >= MIN_SEEDS else ""
                 cells.append(f"{mean:+.{digits}f}{bounds}")
-        if arm != BASELINE and cells:
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    accuracy = base.get("low")
-    if accuracy is not None and not LOW_GATE[0] * 100 <= accuracy <= LOW_GATE[1] * 100:
+        if variant != BASELINE and cells:
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    low, high = (100 * bound for bound in BASELINE_ACCURACY_RANGE)
+    if "low" in means and not low <= means["low"] <= high:
         lines += [
             "",
-            f"Gate missed: {BASELINE} at {accuracy:.1f} % in low-resource languages; arms differ little there.",
+            f"Sanity check failed: the low-resource accuracy of {BASELINE} is {means['low']:.1f} %. Outside of "
+            f"{low:.0f} to {high:.0f} % the variants differ little.",
         ]
     return "\n".join(lines)
 
 
-def summary(plan: Plan, found: Found, amounts: list[int]) -> dict[str, Any]:
-    """Means, differences and intervals for programs."""
-    keys = [*SHARES, *STATES]
-    result: dict[str, Any] = {"versions": versions(), "amounts": {}}
+def summarize(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> dict[str, Any]:
+    """Return the content of results.json: means, differences and intervals by amount and variant."""
+    keys = [*FRACTION_HEADINGS, *REPRESENTATION_HEADINGS]
+    summary: dict[str, Any] = {"versions": versions(), "amounts": {}}
     for amount in amounts:
-        arms = result["amounts"][str(amount)] = {}
-        for arm in plan.arms:
-            if (arm, amount) not in found:
+        by_variant = summary["amounts"][str(amount)] = {}
+        for variant in plan.variants:
+            if (variant, amount) not in results:
                 continue
-            models = found[arm, amount]
-            arms[arm] = {
+            models = results[variant, amount]
+            by_variant[variant] = {
                 "seeds": sorted(models),
-                "mean": {key: fmean(f[key] for f in models.values()) for key in keys},
-                "minus_sft": {key: interval(differences(found, arm, amount, key))._asdict() for key in keys},
+                "mean": {key: fmean(metrics[key] for metrics in models.values()) for key in keys},
+                "minus_sft": {key: interval(differences(results, variant, amount, key))._asdict() for key in keys},
             }
-    return result
+    return summary
 
 
-def picture(plan: Plan, found: Found, amounts: list[int]) -> bytes:
-    """Accuracy in low-resource languages minus plain fine-tuning, by arm and amount, with intervals."""
+def plot_results(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> bytes:
+    """Plot the low-resource accuracy minus that of plain fine-tuning, by variant and amount; return a PNG file."""
     figure = figure_of(9, 3.6)
     grid = figure.add_gridspec(1, 2)
-    for column, (key, name) in enumerate({"low": "all problems", "low_unseen": "unseen cells"}.items()):
+    for column, (key, name) in enumerate({"low": "all problems", "low_unseen": "held-out combinations"}.items()):
         axes = axes_of(figure, grid[0, column])
-        arms = [arm for arm in plan.arms if arm != BASELINE]
-        width = 0.8 / len(amounts)
-        for i, amount in enumerate(amounts):
-            for place, arm in enumerate(arms):
-                values = [100 * d for d in differences(found, arm, amount, key)]
-                if not values:
-                    continue
-                mean, low, high = interval(values)
-                x = place + (i - (len(amounts) - 1) / 2) * width
-                label = f"{amount} pairs" if place == 0 else None
-                axes.bar(x, mean, width * 0.92, color=RUN_COLORS[i], label=label)
-                if len(values) >= FEWEST:
-                    axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=2)
-        axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set_xticks(range(len(arms)), [arm.replace("_", "\n") for arm in arms], fontsize=7)
-        axes.set_ylabel("points over sft")
+        _draw_differences(axes, plan, results, amounts, key)
         title(axes, f"Low-resource accuracy, {name}")
         if column == 0:
             axes.legend(frameon=False, fontsize=8)
     return png(figure)
+
+
+def _draw_differences(axes: Axes, plan: ExperimentPlan, results: Results, amounts: Sequence[int], key: str) -> None:
+    variants = [variant for variant in plan.variants if variant != BASELINE]
+    width = 0.8 / len(amounts)
+    for i, amount in enumerate(amounts):
+        for position, variant in enumerate(variants):
+            values = [100 * value for value in differences(results, variant, amount, key)]
+            if not values:
+                continue
+            mean, low, high = interval(values)
+            x = position + (i - (len(amounts) - 1) / 2) * width
+            axes.bar(x, mean, width * 0.92, color=RUN_COLORS[i], label=f"{amount} pairs" if position == 0 else None)
+            if len(values) >= MIN_SEEDS:
+                axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=2)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xticks(range(len(variants)), [variant.replace("_", "\n") for variant in variants], fontsize=7)
+    axes.set_ylabel("points over sft")

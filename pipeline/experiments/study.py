@@ -1,7 +1,7 @@
-"""One seed of the experiment: pretrain a base, pass the gates, train every arm on the same data, measure.
+"""Run one seed of an experiment: pretrain a base model, check it, then train and measure every variant.
 
-Everything lands in OUTPUT/seed-S: the base as a Hugging Face directory, and one JSON per model. What is there already
-is not done again.
+The results are in OUTPUT/seed-S: the base model as a Hugging Face directory, and one JSON file per model. A model whose
+file exists is skipped.
 """
 
 import json
@@ -18,96 +18,123 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.idf_weights import inverse_document_frequency
+from data_prep.records import Record
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
-from pipeline.experiments.auxiliary_losses import Dictionary, MiddleLayer, shuffle_pairs
-from pipeline.experiments.measure import copies_digits, measure
-from pipeline.experiments.plan import Arm, Plan
-from pipeline.experiments.training import PLAIN, Rows, Run, pack_groups, train
-from pipeline.experiments.world import LANGUAGES, LOW, MID, PIVOT, World
+from pipeline.experiments.auxiliary_losses import DictionaryLoss, MiddleLayerLoss, shuffle_pairs
+from pipeline.experiments.measure import copy_accuracy, measure
+from pipeline.experiments.plan import ExperimentPlan, Variant
+from pipeline.experiments.synthetic_benchmark import LANGUAGES, LOW, MID, PIVOT, SyntheticBenchmark
+from pipeline.experiments.training import InMemoryRows, TrainingJob, pack_groups, train
 
-COPY_GATE = 0.95  # share of copy exercises with every digit right, in every language, before any arm starts
-
-
-Record = dict[str, Any]
+MIN_COPY_ACCURACY = 0.95  # sanity check of the base model: fraction of copy exercises with all digits correct
 
 
-def pretraining_groups(world: World, number: int) -> list[list[Record]]:
-    """Single texts: half solved in the pivot, a fifth in the mid-resource languages, the rest copies in all."""
-    chance = random.Random(f"pretraining {world.seed}")
+def pretraining_groups(benchmark: SyntheticBenchmark, number: int) -> list[list[Record]]:
+    """Return `number` single records.
+
+    Half of them are solved problems in the pivot, a fifth solved problems in the mid-resource languages, and the rest
+    copy exercises in all languages.
+    """
+    rng = random.Random(f"pretraining {benchmark.seed}")
     groups = []
     for i in range(number):
-        kind = chance.choices(["pivot", "mid", "copy"], [0.5, 0.2, 0.3])[0]
-        code = PIVOT if kind == "pivot" else chance.choice(MID if kind == "mid" else LANGUAGES)
-        problem = world.draw(chance, code, "all")
-        groups.append([world.record(str(i), code, problem, copied=kind == "copy")])
+        kind = rng.choices(["pivot", "mid", "copy"], [0.5, 0.2, 0.3])[0]
+        lang = PIVOT if kind == "pivot" else rng.choice(MID if kind == "mid" else LANGUAGES)
+        problem = benchmark.draw_problem(rng, lang, "all")
+        groups.append([benchmark.record(str(i), lang, problem, copied=kind == "copy")])
     return groups
 
 
-def finetuning_groups(world: World, amount: int, mid_problems: int) -> list[list[Record]]:
-    """Pairs: problems in pivot and both mid-resource languages, and `amount` in pivot and each low-resource one."""
-    chance = random.Random(f"fine-tuning {world.seed}")
+def finetuning_groups(benchmark: SyntheticBenchmark, amount: int, mid_problems: int) -> list[list[Record]]:
+    """Return groups of parallel records, the pivot first.
+
+    Args:
+        benchmark: the languages.
+        amount: groups of the pivot and one low-resource language, for each of these languages.
+        mid_problems: groups of the pivot and both mid-resource languages.
+    """
+    rng = random.Random(f"fine-tuning {benchmark.seed}")
     groups = []
-    for code in LOW:  # drawn first, so that a smaller amount is a part of a larger one
-        problems = [world.draw(chance, code, "seen") for _ in range(1000)][:amount]
+    for lang in LOW:  # always 1000 draws, so that a larger amount includes a smaller one
+        problems = [benchmark.draw_problem(rng, lang, "seen") for _ in range(1000)][:amount]
         for i, problem in enumerate(problems):
-            groups.append([world.record(f"{code}-{i}", c, problem) for c in (PIVOT, code)])
+            groups.append([benchmark.record(f"{lang}-{i}", each, problem) for each in (PIVOT, lang)])
     for i in range(mid_problems):
-        problem = world.draw(chance, PIVOT, "all")
-        groups.append([world.record(f"mid-{i}", c, problem) for c in (PIVOT, *MID)])
+        problem = benchmark.draw_problem(rng, PIVOT, "all")
+        groups.append([benchmark.record(f"mid-{i}", each, problem) for each in (PIVOT, *MID)])
     return groups
 
 
 class Study:
-    """The runs of one seed."""
+    """The models of one seed."""
 
-    def __init__(self, plan: Plan, seed: int, output: Path) -> None:
+    def __init__(self, plan: ExperimentPlan, seed: int, output: Path) -> None:
         self.plan, self.seed, self.directory = plan, seed, output / f"seed-{seed}"
-        self.world = World(seed)
-        self.tokenizer: PreTrainedTokenizerBase = self.world.tokenizer()
+        self.benchmark = SyntheticBenchmark(seed)
+        self.tokenizer: PreTrainedTokenizerBase = self.benchmark.build_tokenizer()
+        self.pad_token_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def run(self, amounts: Sequence[int], say: Callable[[str], None]) -> None:
-        """The models of this seed at these amounts.
+    def run(self, amounts: Sequence[int], log: Callable[[str], None]) -> None:
+        """Train and measure the models of this seed that have no results yet.
 
-        Raises UserError where the base does not pass the gate.
+        Args:
+            amounts: pairs per low-resource language, one series of runs for each.
+            log: called with one line per model.
+
+        Raises:
+            UserError: the base model fails its sanity check.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         base = self.directory / "base"
         if not (self.directory / "base.json").is_file():
-            begin = time.perf_counter()
-            model = self.pretrain()
-            model.save_pretrained(base)
-            self.tokenizer.save_pretrained(base)
-            figures = self.figures(model) | {"copies": self.copies(model)}
-            write_json(self.directory / "base.json", figures)
-            say(f"seed {self.seed}: base in {time.perf_counter() - begin:.0f} s, copies {figures['copies']}")
-        copies = json.loads((self.directory / "base.json").read_text())["copies"]
-        worst = min(copies, key=copies.__getitem__)
-        if copies[worst] < COPY_GATE:
-            raise UserError(
-                f"seed {self.seed}: the base copies the digits in {copies[worst]:.1%} of {worst}'s exercises; at least "
-                f"{COPY_GATE:.0%} are needed before arms can be compared. Pretrain for more steps"
-            )
+            self._make_base(base, log)
+        self._check_base()
         for amount in amounts:
-            rows = Rows(
-                pack_groups(self.tokenizer, finetuning_groups(self.world, amount, self.plan.mid_problems)), LANGUAGES
-            )
-            for name, arm in self.plan.arms.items():
+            groups = finetuning_groups(self.benchmark, amount, self.plan.mid_problems)
+            rows = InMemoryRows(pack_groups(self.tokenizer, groups), LANGUAGES)
+            for name, variant in self.plan.variants.items():
                 path = self.directory / f"{name}-{amount}.json"
-                if path.is_file() or (arm.amounts is not None and amount not in arm.amounts):
+                if path.is_file() or (variant.amounts is not None and amount not in variant.amounts):
                     continue
-                begin = time.perf_counter()
-                figures = self.fine_tune(base, rows, arm)
-                write_json(path, {"arm": name, "amount": amount, "seed": self.seed, **figures})
-                seconds = time.perf_counter() - begin
-                say(
-                    f"seed {self.seed} {name:>16} {amount:>4}: low {figures['low']:.3f} (seen {figures['low_seen']:.3f}"
-                    f", unseen {figures['low_unseen']:.3f}), mid {figures['mid']:.3f}, pivot {figures['pivot']:.3f}, "
-                    f"confusion {figures['confusion']:.3f}, words {figures['word_centred_cosine']:.2f} ({seconds:.0f}s)"
-                )
+                start = time.perf_counter()
+                metrics = self.fine_tune(base, rows, variant)
+                write_json(path, {"arm": name, "amount": amount, "seed": self.seed, **metrics})
+                log(self._describe(name, amount, metrics, time.perf_counter() - start))
+
+    def _make_base(self, base: Path, log: Callable[[str], None]) -> None:
+        """Pretrain, save and measure the base model."""
+        start = time.perf_counter()
+        model = self.pretrain()
+        model.save_pretrained(base)
+        self.tokenizer.save_pretrained(base)
+        metrics = self._measure(model)
+        with _no_progress_bars():
+            metrics["copies"] = copy_accuracy(model, self.tokenizer, self.benchmark, 100)
+        write_json(self.directory / "base.json", metrics)
+        seconds = time.perf_counter() - start
+        log(f"seed {self.seed}: base model in {seconds:.0f} s, copy accuracy {metrics['copies']}")
+
+    def _check_base(self) -> None:
+        """Raise UserError if the base model does not copy digits in every language."""
+        accuracy = json.loads((self.directory / "base.json").read_text())["copies"]
+        worst = min(accuracy, key=accuracy.__getitem__)
+        if accuracy[worst] < MIN_COPY_ACCURACY:
+            raise UserError(
+                f"seed {self.seed}: the base model copies all digits in only {accuracy[worst]:.1%} of the exercises in "
+                f"{worst}; a comparison of variants needs at least {MIN_COPY_ACCURACY:.0%}. Pretrain for more steps"
+            )
+
+    def _describe(self, name: str, amount: int, metrics: dict[str, Any], seconds: float) -> str:
+        return (
+            f"seed {self.seed} {name:>16} {amount:>4}: low {metrics['low']:.3f} (seen {metrics['low_seen']:.3f}, "
+            f"unseen {metrics['low_unseen']:.3f}), mid {metrics['mid']:.3f}, pivot {metrics['pivot']:.3f}, confusion "
+            f"{metrics['confusion']:.3f}, word cosine {metrics['word_centred_cosine']:.2f} ({seconds:.0f} s)"
+        )
 
     def pretrain(self) -> PreTrainedModel:
+        """Train a base model from random weights."""
         torch.manual_seed(self.seed)
         size = asdict(self.plan.model)
         config = AutoConfig.for_model(
@@ -121,45 +148,43 @@ class Study:
         )
         model: Any = AutoModelForCausalLM.from_config(config)
         model = model.to(self.device)
-        t = self.plan.pretraining
-        groups = pretraining_groups(self.world, t.train_batch_size * (t.max_steps or 0))
-        train(model, Rows(pack_groups(self.tokenizer, groups), LANGUAGES), self.pad, Run(t, seed=self.seed))
+        training = self.plan.pretraining
+        groups = pretraining_groups(self.benchmark, training.train_batch_size * (training.max_steps or 0))
+        rows = InMemoryRows(pack_groups(self.tokenizer, groups), LANGUAGES)
+        train(model, rows, self.pad_token_id, TrainingJob(training, seed=self.seed))
         return model
 
-    @property
-    def pad(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
-
-    def fine_tune(self, base: Path, rows: Rows, arm: Arm) -> dict[str, Any]:
-        """Train one arm from the base and measure it: the same rows in the same order for all arms."""
+    def fine_tune(self, base: Path, rows: InMemoryRows, variant: Variant) -> dict[str, Any]:
+        """Train one variant from the base model and return its metrics. All variants get the same rows in one order."""
         torch.manual_seed(self.seed)
         model: Any = AutoModelForCausalLM.from_pretrained(base)
         model = model.to(self.device)
-        run = Run(self.plan.finetuning, arm.loss or PLAIN, self.seed, change=shuffle_pairs if arm.shuffle else None)
-        if arm.idf:
+        job = TrainingJob(self.plan.finetuning, seed=self.seed)
+        if variant.loss:
+            job = replace(job, loss=variant.loss)
+        if variant.shuffle:
+            job = replace(job, transform_batch=shuffle_pairs)
+        if variant.idf:
             weights = inverse_document_frequency(rows, len(self.tokenizer))  # type: ignore[arg-type]
-            run = replace(run, vocabulary_weights=torch.from_numpy(weights).to(self.device))
+            job = replace(job, vocabulary_weights=torch.from_numpy(weights).to(self.device))
         middle = None
-        if arm.middle:
-            middle = MiddleLayer(model, arm.middle, self.plan.model.num_hidden_layers // 2 + 1)
-            run = replace(run, term=middle)
-        elif arm.dictionary:
-            run = replace(run, term=Dictionary(self.world, self.tokenizer, arm.dictionary))
-        history = train(model, rows, self.pad, run)
+        if variant.middle:
+            middle = MiddleLayerLoss(model, variant.middle, self.plan.model.num_hidden_layers // 2 + 1)
+            job = replace(job, auxiliary_loss=middle)
+        elif variant.dictionary:
+            dictionary = DictionaryLoss(self.benchmark, self.tokenizer, variant.dictionary)
+            job = replace(job, auxiliary_loss=dictionary)
+        history = train(model, rows, self.pad_token_id, job)
         if middle:
             middle.remove()
-        return self.figures(model) | {name: values[-1] for name, values in history.items()}
+        return self._measure(model) | {name: values[-1] for name, values in history.items()}
 
-    def figures(self, model: PreTrainedModel) -> dict[str, Any]:
+    def _measure(self, model: PreTrainedModel) -> dict[str, Any]:
         with _no_progress_bars():
-            return measure(model, self.tokenizer, self.world, self.plan.test_problems)
-
-    def copies(self, model: PreTrainedModel) -> dict[str, float]:
-        with _no_progress_bars():
-            return copies_digits(model, self.tokenizer, self.world, 100)
+            return measure(model, self.tokenizer, self.benchmark, self.plan.test_problems)
 
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    with open(devnull, "w") as nowhere, redirect_stderr(nowhere):
+    with open(devnull, "w") as null, redirect_stderr(null):
         yield

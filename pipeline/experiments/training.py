@@ -1,18 +1,18 @@
-"""One process training one small model with the trainer's own model wrapper, loss, data order and schedules.
+"""Train a small model in one process with the trainer's own model, loss, data order and schedules.
 
-The trainer itself needs a launcher and DeepSpeed per run; the experiment has hundreds of short ones.
+An experiment consists of hundreds of short runs. The trainer would need a launcher and DeepSpeed for each of them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_prep.shards.format import IGNORE, PIVOT, TRANSLATION, PackedRow
+from data_prep.records import Record
+from data_prep.shards.format import PIVOT, TRANSLATION, PackedRow
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
 from pipeline.config.settings import TrainingSettings
@@ -24,113 +24,103 @@ from pipeline.models.param_groups import adamw_arguments
 from pipeline.models.solar_model import SolarModel
 from pipeline.training.schedules import alignment_weight, learning_rate
 
-PLAIN = LossSettings(alignment_weight=0)
-Term = Callable[[PreTrainedModel, MicroBatch], Tensor]  # added to the loss, its weight included
+AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar, its weight included
 
 
-class Rows(list[PackedRow]):
-    """Packed rows in memory, for `pipeline.data.loader.Loader`."""
+class InMemoryRows(list[PackedRow]):
+    """Packed rows in memory, as a `RowSource` of the loader."""
 
-    def __init__(self, rows: Sequence[PackedRow], languages: Sequence[str]) -> None:
+    def __init__(self, rows: Iterable[PackedRow], languages: Sequence[str]) -> None:
         super().__init__(rows)
         self.manifest = {"languages": list(languages)}
 
 
-def pack_groups(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[dict[str, Any]]]) -> list[PackedRow]:
-    """One row per group of records {pair_id, lang, question, answer}, whose first is the pivot."""
+def pack_groups(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Record]]) -> list[PackedRow]:
+    """Tokenize each group of records, the first of which is its pivot, into one row.
+
+    Raises:
+        UserError: a record cannot be encoded with the chat template.
+    """
     encoder = ChatEncoder(tokenizer)
     rows = []
     for group in groups:
-        chats = [
-            [{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in group
-        ]
-        tokens = []
-        for found in encoder.encode(chats):
-            if isinstance(found, UserError):
-                raise found
-            tokens.append(found)
-        marked = np.concatenate([np.array(found, np.int32) for found in tokens])
-        ids = np.where(marked < 0, ~marked, marked)
-        rows.append(
-            PackedRow(
-                ids,
-                np.where(marked < 0, ids, IGNORE),
-                np.array([len(found) for found in tokens], np.int32),
-                [r["pair_id"] for r in group],
-                [r["lang"] for r in group],
-                [PIVOT] + [TRANSLATION] * (len(group) - 1),
-            )
-        )
+        sequences = []
+        for encoded in encoder.encode([record.messages for record in group]):
+            if isinstance(encoded, UserError):
+                raise encoded
+            sequences.append(np.array(encoded, np.int32))
+        langs, roles = [record.lang for record in group], [PIVOT] + [TRANSLATION] * (len(group) - 1)
+        rows.append(PackedRow.from_encoded(sequences, [record.pair_id for record in group], langs, roles))
     return rows
 
 
 @dataclass(frozen=True)
-class Run:
-    """What decides a training besides model and rows. `term` is added to the loss; `change` alters each batch."""
+class TrainingJob:
+    """Everything that decides a training besides the model and the rows.
+
+    Attributes:
+        training: batch size, steps and optimizer.
+        loss: the SOLAR loss; by default plain fine-tuning.
+        seed: seed of the data order.
+        vocabulary_weights: [V] fp32 weight of each vocabulary entry in the soft tokens, or None.
+        auxiliary_loss: loss to add to the SOLAR loss, or None.
+        transform_batch: change to make to each batch, or None.
+    """
 
     training: TrainingSettings
-    loss: LossSettings = PLAIN
+    loss: LossSettings = field(default_factory=lambda: LossSettings(alignment_weight=0))
     seed: int = 0
     vocabulary_weights: Tensor | None = None
-    term: Term | None = None
-    change: Callable[[MicroBatch], MicroBatch] | None = None
+    auxiliary_loss: AuxiliaryLoss | None = None
+    transform_batch: Callable[[MicroBatch], MicroBatch] | None = None
 
 
-def train(model: PreTrainedModel, rows: Rows, pad_token_id: int, run: Run) -> dict[str, list[float]]:
-    """Train in place for `run.training.max_steps` steps; returns the losses by name, one per step."""
-    t, steps = run.training, run.training.max_steps or 0
-    device = model.device
-    loader = Loader(rows, BatchSplit(t.train_batch_size, t.train_batch_size, 0, 1), run.seed, pad_token_id)  # type: ignore[arg-type]
-    size, hidden = vocabulary_parameter(model.get_input_embeddings()).shape
-    solar = SolarModel(model, run.loss, size, len(rows.manifest["languages"]))
-    vocabulary = whole_vocabulary(model, run.vocabulary_weights)
-    groups, options = adamw_arguments(model, t)
+def train(model: PreTrainedModel, rows: InMemoryRows, pad_token_id: int, job: TrainingJob) -> dict[str, list[float]]:
+    """Train a model in place for `job.training.max_steps` steps.
+
+    Returns:
+        The loss of each step by name: "ce" (cross-entropy), "alignment" and "term" (the auxiliary loss).
+    """
+    training, steps = job.training, job.training.max_steps or 0
+    languages = len(rows.manifest["languages"])
+    loader = Loader(
+        rows, BatchSplit(training.train_batch_size, training.train_batch_size, 0, 1), job.seed, pad_token_id
+    )
+    vocab_size, hidden_size = vocabulary_parameter(model.get_input_embeddings()).shape
+    solar = SolarModel(model, job.loss, vocab_size, languages)
+    groups, options = adamw_arguments(model, training)
     optimizer = torch.optim.AdamW(groups, **options)
-    running_means = RunningMeans.zeros(len(rows.manifest["languages"]), hidden, device) if run.loss.centring else None
+    running_means = RunningMeans.zeros(languages, hidden_size, model.device) if job.loss.centring else None
     history: dict[str, list[float]] = {"ce": [], "alignment": [], "term": []}
     model.train()
     for step in range(steps):
         (batch,) = loader.next()
-        batch = run.change(batch) if run.change else batch
+        batch = job.transform_batch(batch) if job.transform_batch else batch
         normalizers = batch.loss_batch.normalizers()
-        moved = batch.to(device)
+        batch = batch.to(model.device)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(t, step, steps)
-        weight = alignment_weight(run.loss, step, steps)
-        loss, parts = solar(moved, vocabulary, weight, normalizers, running_means, None, 1.0)
-        extra = run.term(model, moved) if run.term else loss.new_zeros(())
-        (loss + extra).backward()
-        take_gradients(model, vocabulary)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
+            group["lr"] = learning_rate(training, step, steps)
+        weight = alignment_weight(job.loss, step, steps)
+        vocabulary, grads = local_vocabulary(model, job.vocabulary_weights)
+        loss, parts = solar(batch, vocabulary, weight, normalizers, running_means, None, 1.0)
+        auxiliary = job.auxiliary_loss(model, batch) if job.auxiliary_loss else loss.new_zeros(())
+        (loss + auxiliary).backward()
+        for parameter, grad in grads.items():  # the SOLAR loss accumulates these outside of autograd
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
         optimizer.step()
         model.zero_grad(set_to_none=True)
         history["ce"].append(float(parts.ce_sum) / max(normalizers.tokens, 1))
         history["alignment"].append(float(parts.distance_sum) / max(normalizers.pairs, 1))
-        history["term"].append(float(extra.detach()))
+        history["term"].append(float(auxiliary.detach()))
     model.eval()
     return history
 
 
-def whole_vocabulary(model: PreTrainedModel, weights: Tensor | None) -> Vocabulary:
-    """The model's head and embedding as the one shard of one process."""
-    facts = head_config(model)
-    matrix = vocabulary_parameter(model.get_input_embeddings()).data
-    embedding = VocabularyShard(matrix, 0, torch.zeros_like(matrix, dtype=torch.float32))
-    head = embedding
-    if not facts.tied:
-        matrix = vocabulary_parameter(model.get_output_embeddings()).data
-        head = VocabularyShard(matrix, 0, torch.zeros_like(matrix, dtype=torch.float32))
-    return Vocabulary(len(matrix), head, embedding, weights=weights)
-
-
-def take_gradients(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
-    """Add what the loss has summed up in the shards to the parameters' gradients, and empty the shards."""
-    places = [(vocabulary.embedding, model.get_input_embeddings())]
-    if vocabulary.head is not vocabulary.embedding:
-        places.append((vocabulary.head, model.get_output_embeddings()))
-    for shard, module in places:
-        parameter = vocabulary_parameter(module)
-        assert shard.grad is not None
-        grad = shard.grad.to(parameter.dtype)
-        parameter.grad = grad.clone() if parameter.grad is None else parameter.grad.add_(grad)
-        shard.grad.zero_()
+def local_vocabulary(model: PreTrainedModel, weights: Tensor | None) -> tuple[Vocabulary, dict[nn.Parameter, Tensor]]:
+    """Return the whole vocabulary as the shard of a single process, and its zeroed gradients by parameter."""
+    embedding = vocabulary_parameter(model.get_input_embeddings())
+    head = embedding if head_config(model).tied else vocabulary_parameter(model.get_output_embeddings())
+    grads = {parameter: torch.zeros_like(parameter) for parameter in (embedding, head)}
+    shards = {parameter: VocabularyShard(parameter.data, 0, grad) for parameter, grad in grads.items()}
+    return Vocabulary(len(embedding), shards[head], shards[embedding], weights=weights), grads

@@ -1,1 +1,1 @@
-"""The report of one run, or of several side by side. Start in `__main__.py`."""
+"""Reports of training runs as HTML, Markdown and PNG."""

@@ -1,77 +1,80 @@
-"""The main figures of a run, one line each."""
+"""Table of the main metrics of each run."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from pipeline.evaluation.consistency import percent
-from pipeline.report.runs import Run, series
+from pipeline.report.runs import RunResults, series
 
 ABSENT = "–"
 
+Reader = Callable[[RunResults], str | None]
 
-def glance(runs: Sequence[Run]) -> list[list[str]]:
-    """A row for each quantity that any run has: its name, then a cell for each run."""
+
+def overview_rows(runs: Sequence[RunResults]) -> list[list[str]]:
+    """Return a row for each metric that at least one run has: its name, then a cell for each run."""
     rows = []
-    for name, read in GLANCE.items():
+    for name, read in OVERVIEW_METRICS.items():
         values = [read(run) for run in runs]
         if any(value is not None for value in values):
             rows.append([name, *(value or ABSENT for value in values)])
     return rows
 
 
-def _of_evaluation(read: Callable[[dict[str, Any]], float | None]) -> Callable[[Run], str | None]:
-    def text(run: Run) -> str | None:
+def _from_evaluation(select: Callable[[dict[str, Any]], float | None]) -> Reader:
+    def read(run: RunResults) -> str | None:
         try:
-            share = read(run.evaluation or {})
-        except (KeyError, TypeError):  # an evaluation without these figures
+            fraction = select(run.evaluation or {})
+        except (KeyError, TypeError):  # the evaluation lacks this metric
             return None
-        return None if share is None else percent(share)
+        return None if fraction is None else percent(fraction)
 
-    return text
+    return read
 
 
-def _of_states(group: str, metric: str) -> Callable[[Run], str | None]:
-    def text(run: Run) -> str | None:
+def _from_representations(group: str, metric: str) -> Reader:
+    def read(run: RunResults) -> str | None:
         if not run.representations:
             return None
-        found = run.representations["representations"]["final"][group]
-        return f"{found['all'][metric]['value']:.3f}" if group == "similarity" else f"{found[metric]:.3f}"
+        values = run.representations["representations"]["final"][group]
+        return f"{values['all'][metric]['value']:.3f}" if group == "similarity" else f"{values[metric]:.3f}"
 
-    return text
+    return read
 
 
-def _of_metrics(key: str, combine: Callable[[list[float]], float], form: str) -> Callable[[Run], str | None]:
-    def text(run: Run) -> str | None:
+def _from_metrics(key: str, combine: Callable[[list[float]], float], format_spec: str) -> Reader:
+    def read(run: RunResults) -> str | None:
         values = series(run.metrics, key)[1]
-        return f"{combine(values):{form}}" if values else None
+        return f"{combine(values):{format_spec}}" if values else None
 
-    return text
+    return read
 
 
 def _last(values: list[float]) -> float:
     return values[-1]
 
 
-def _in_language(evaluation: dict[str, Any]) -> float | None:
-    shares = [one["share"] for one in evaluation["output_languages"].values() if one["share"] is not None]
-    return sum(shares) / len(shares) if shares else None
+def _mean_in_language(evaluation: dict[str, Any]) -> float | None:
+    languages = evaluation["output_languages"].values()
+    fractions = [language["share"] for language in languages if language["share"] is not None]
+    return sum(fractions) / len(fractions) if fractions else None
 
 
-# What is read of each run for its column.
-GLANCE: dict[str, Callable[[Run], str | None]] = {
-    "accuracy, mean of languages, %": _of_evaluation(lambda found: found["macro"]["accuracy"]),
-    "same answer as the pivot, %": _of_evaluation(lambda found: found["macro"]["consistency_with_pivot"]),
-    "same answer, any two languages, %": _of_evaluation(lambda found: found["agreement"]["mean_pairwise"]),
-    "answers in the language asked, %": _of_evaluation(_in_language),
-    "centred cosine of pairs, final state": _of_states("similarity", "centred_cosine"),
-    "retrieval P@1, final state": _of_states("similarity", "retrieval"),
-    "silhouette by language, final state": _of_states("separability", "silhouette"),
-    "cross-entropy, last step": _of_metrics("ce_loss", _last, ".4f"),
-    "alignment cosine, last step": _of_metrics("align_cos", _last, ".4f"),
-    "steps": _of_metrics("step", max, ",.0f"),
-    "tokens": _of_metrics("num_tokens", max, ",.0f"),
-    "tokens per second, median": _of_metrics("tokens_per_second", median, ",.0f"),
-    "model FLOP utilisation, median": _of_metrics("mfu", median, ".2%"),
-    "peak memory of a rank, GB": _of_metrics("peak_memory_gb", max, ".2f"),
+# The rows of the table: a metric's name, and a function that reads it from a run.
+OVERVIEW_METRICS: dict[str, Reader] = {
+    "accuracy, mean of languages, %": _from_evaluation(lambda result: result["macro"]["accuracy"]),
+    "same answer as the pivot, %": _from_evaluation(lambda result: result["macro"]["consistency_with_pivot"]),
+    "same answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["mean_pairwise"]),
+    "answers in the language of the question, %": _from_evaluation(_mean_in_language),
+    "centered cosine of pairs, final state": _from_representations("similarity", "centred_cosine"),
+    "retrieval P@1, final state": _from_representations("similarity", "retrieval"),
+    "silhouette by language, final state": _from_representations("separability", "silhouette"),
+    "cross-entropy, last step": _from_metrics("ce_loss", _last, ".4f"),
+    "alignment cosine, last step": _from_metrics("align_cos", _last, ".4f"),
+    "steps": _from_metrics("step", max, ",.0f"),
+    "tokens": _from_metrics("num_tokens", max, ",.0f"),
+    "tokens per second, median": _from_metrics("tokens_per_second", median, ",.0f"),
+    "model FLOPs utilization, median": _from_metrics("mfu", median, ".2%"),
+    "peak memory per rank, GB": _from_metrics("peak_memory_gb", max, ".2f"),
 }

@@ -1,4 +1,4 @@
-"""What a run's directory holds for a report: metrics, evaluation, representations, settings."""
+"""Read the results in the output directories of the runs to report."""
 
 import json
 import math
@@ -15,37 +15,49 @@ from pipeline.evaluation.consistency import consistency_tables
 from pipeline.representations.plots import layers_of
 from pipeline.training.metrics_reader import read_metrics
 
-Metrics = list[dict[str, Any]]  # one per step, in order of steps
+MetricHistory = list[dict[str, Any]]  # the metrics of each step, in the order of the steps
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run under the name it has in the report; what its directory lacks is empty or None."""
+class RunResults:
+    """Results of one run.
+
+    Attributes:
+        name: name of the run in the report.
+        path: output directory of the run.
+        metrics: training metrics by step; empty if there are none.
+        evaluation: content of evaluation.json, or None if absent.
+        representations: content of representations.json, or None if absent.
+        config: text of config.yaml, or None if absent.
+    """
 
     name: str
     path: Path
-    metrics: Metrics
+    metrics: MetricHistory
     evaluation: dict[str, Any] | None
     representations: dict[str, Any] | None
     config: str | None
 
     @property
     def versions(self) -> dict[str, str]:
-        """Those recorded with its results, else this machine's."""
+        """Package versions recorded with the results, or those installed here if none were recorded."""
         recorded = (self.evaluation or {}).get("versions") or (self.representations or {}).get("versions")
         return recorded or versions()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The recipe with dotted keys."""
+        """The recipe as a flat mapping of dotted keys."""
         tree = yaml.safe_load(self.config) if self.config else None
-        return _flat(tree, "") if isinstance(tree, dict) else {}
+        return _flatten(tree, "") if isinstance(tree, dict) else {}
 
 
-def read_runs(paths: list[Path]) -> list[Run]:
-    """The runs in their directories, named by these, or by whole paths where two would have one name.
+def read_runs(paths: list[Path]) -> list[RunResults]:
+    """Read the results of several runs.
 
-    Raises UserError where there is nothing to report or a file is damaged.
+    A run is named after its directory, or by its whole path if another run's directory has the same name.
+
+    Raises:
+        UserError: a directory has no results, or a file is damaged.
     """
     names = [path.resolve().name for path in paths]
     return [
@@ -53,11 +65,16 @@ def read_runs(paths: list[Path]) -> list[Run]:
     ]
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> RunResults:
+    """Read the results of one run.
+
+    Raises:
+        UserError: the directory has no results, or a file is damaged.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --run takes the output directory of a training run")
     config = path / "config.yaml"
-    run = Run(
+    run = RunResults(
         name,
         path,
         read_metrics(path),
@@ -80,41 +97,42 @@ def _read_result(path: Path, program: str, check: Callable[[dict[str, Any]], obj
         result = json.loads(path.read_text(encoding="utf-8"))
         check(result)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise UserError(f"{path}: not a result of {program}; run that again") from None
+        raise UserError(f"{path}: not a result of {program}; run {program} again") from None
     return result
 
 
 def _check_evaluation(evaluation: dict[str, Any]) -> None:
-    """Whatever a report reads must be there."""
+    """Access everything that a report reads, so that a missing key raises here."""
     accuracy_table(evaluation)
     consistency_tables(evaluation)
 
 
 def _check_representations(result: dict[str, Any]) -> None:
+    """Access everything that a report reads, so that a missing key raises here."""
     layers_of(result)
     for name in ("final", "soft_tokens"):
-        found = result["representations"][name]
-        for figure in found["similarity"]["all"].values():
-            _ = figure["value"] + figure["floor"]
-        _ = found["scatter"]["points"], found["separability"]["silhouette"], result["languages"][0]
+        state = result["representations"][name]
+        for metric in state["similarity"]["all"].values():
+            _ = metric["value"] + metric["floor"]
+        _ = state["scatter"]["points"], state["separability"]["silhouette"], result["languages"][0]
 
 
-def series(metrics: Metrics, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one quantity, without the steps at which it is absent, null or not finite."""
+def series(metrics: MetricHistory, key: str) -> tuple[list[int], list[float]]:
+    """Return the steps and the values of one metric, without steps at which it is absent, null or not finite."""
     points = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float) and math.isfinite(m[key])]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
-def languages_of(metrics: Metrics) -> list[str]:
-    """Languages whose cross-entropy was recorded."""
+def languages_of(metrics: MetricHistory) -> list[str]:
+    """Return the languages that have a cross-entropy of their own in the metrics, sorted."""
     return sorted({key.removeprefix("ce_loss_") for values in metrics for key in values if key.startswith("ce_loss_")})
 
 
-def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,66 +1,84 @@
-"""What a report says, in order: sections of paragraphs, tables, pictures and code, for Markdown and for HTML."""
+"""Content of a report: sections of paragraphs, tables, plots and code, independent of the output format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
 from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
 from pipeline.report import plots
-from pipeline.report.overview_table import ABSENT, glance
-from pipeline.report.runs import Run, languages_of, series
+from pipeline.report.overview_table import ABSENT, overview_rows
+from pipeline.report.runs import RunResults, languages_of, series
 from pipeline.representations.plots import label
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells of text; the first column is a heading of its row, the others are figures unless `words`."""
+class ReportTable:
+    """Table of text cells.
 
+    Attributes:
+        header: cells of the header row.
+        rows: cells of the other rows; the first one is the row's heading.
+        text_cells: whether the other cells hold text, aligned left, instead of numbers.
+        tiles: whether HTML shows each row of two cells as a tile.
+    """
+
+    kind: ClassVar = "table"
     header: list[str]
     rows: list[list[str]]
-    words: bool = False
-    tiles: bool = False  # of two columns: in HTML a tile for each row
+    text_cells: bool = False
+    tiles: bool = False
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Of the HTML report; `text` says what it shows to who cannot see it."""
+class PlotBlock:
+    """Plot with its alt text; in HTML only."""
 
+    kind: ClassVar = "plot"
     figure: Figure
-    text: str
+    alt_text: str
 
 
 @dataclass(frozen=True)
-class Code:
-    """Preformatted text, folded under its heading in HTML."""
+class CodeBlock:
+    """Preformatted text; HTML folds it under its heading."""
 
+    kind: ClassVar = "code"
     heading: str
     text: str
 
 
 @dataclass(frozen=True)
-class Markdown:
-    """Paragraphs and tables that another module wrote; under `folded` in HTML, where a picture shows the same."""
+class MarkdownBlock:
+    """Paragraphs and tables in Markdown; HTML folds them under `summary` if it is not empty."""
 
+    kind: ClassVar = "markdown"
     text: str
-    folded: str = ""
+    summary: str = ""
 
 
-Block = str | Table | Picture | Code | Markdown
+ReportBlock = ReportTable | PlotBlock | CodeBlock | MarkdownBlock
 
 
 @dataclass(frozen=True)
 class Section:
+    """Heading and content of a section."""
+
     heading: str
-    blocks: list[Block]
+    blocks: list[ReportBlock]
 
 
-def sections(runs: Sequence[Run], comparisons: dict[str, dict[str, Any]]) -> list[Section]:
-    """The whole report; `comparisons` holds, by run, the comparison with the first."""
-    found = [
-        _glance(runs),
+def build_sections(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> list[Section]:
+    """Return the sections of a report that have any content.
+
+    Args:
+        runs: results of the runs; the first one is the baseline.
+        comparisons: by name of a run, its comparison with the baseline (`pipeline.compare`).
+    """
+    built = [
+        _overview(runs),
         _accuracy(runs),
         _differences(runs, comparisons),
         _consistency(runs),
@@ -69,173 +87,161 @@ def sections(runs: Sequence[Run], comparisons: dict[str, dict[str, Any]]) -> lis
         _settings(runs),
         _versions(runs),
     ]
-    return [section for section in found if section.blocks]
+    return [section for section in built if section.blocks]
 
 
-def _glance(runs: Sequence[Run]) -> Section:
-    table = Table(["", *(run.name for run in runs)], glance(runs), tiles=len(runs) == 1)
-    return Section("At a glance", [table] if table.rows else [])
+def _overview(runs: Sequence[RunResults]) -> Section:
+    table = ReportTable(["", *(run.name for run in runs)], overview_rows(runs), tiles=len(runs) == 1)
+    return Section("Overview", [table] if table.rows else [])
 
 
-def _accuracy(runs: Sequence[Run]) -> Section:
+def _accuracy(runs: Sequence[RunResults]) -> Section:
     evaluated = [run for run in runs if run.evaluation]
-    blocks: list[Block] = []
-    if picture := plots.accuracies(runs):
-        blocks.append(
-            Picture(picture, "Bars of the accuracy per language with 95 % intervals; the table has the values.")
-        )
+    blocks: list[ReportBlock] = []
+    if figure := plots.plot_accuracy(runs):
+        alt_text = "Bar chart of the accuracy per language with 95 % intervals; the table has the values."
+        blocks.append(PlotBlock(figure, alt_text))
     if len(evaluated) == 1 and evaluated[0].evaluation:
-        blocks.append(Markdown(accuracy_table(evaluated[0].evaluation)))
+        blocks.append(MarkdownBlock(accuracy_table(evaluated[0].evaluation)))
     elif evaluated:
-        blocks.append(_accuracies_side_by_side(evaluated))
+        blocks.append(_accuracy_of_runs(evaluated))
     for run in evaluated:
         settings = (run.evaluation or {}).get("settings", {})
-        blocks.append(
-            f"{run.name}: model `{settings.get('model', '?')}`, problems `{settings.get('data', '?')}`; greedy, at "
-            f"most {settings.get('max_new_tokens', '?')} tokens, dtype {settings.get('dtype', '?')}. Intervals are "
-            "Wilson's."
+        text = (
+            f"{run.name}: model `{settings.get('model', '?')}`, data `{settings.get('data', '?')}`, greedy decoding of "
+            f"at most {settings.get('max_new_tokens', '?')} tokens, dtype {settings.get('dtype', '?')}. The intervals "
+            "are Wilson score intervals."
         )
+        blocks.append(MarkdownBlock(text))
     return Section("Accuracy per language", blocks)
 
 
-def _accuracies_side_by_side(runs: Sequence[Run]) -> Table:
+def _accuracy_of_runs(runs: Sequence[RunResults]) -> ReportTable:
     order, _ = plots.ordered_languages(runs)
     rows = []
     for lang in order:
         scores = [(run.evaluation or {})["languages"].get(lang) for run in runs]
         cells = [
-            f"{percent(one['accuracy'])} ({percent(one['low'])} to {percent(one['high'])})" if one else ABSENT
-            for one in scores
+            f"{percent(score['accuracy'])} ({percent(score['low'])} to {percent(score['high'])})" if score else ABSENT
+            for score in scores
         ]
         rows.append([lang, *cells])
     means = [percent((run.evaluation or {})["macro"]["accuracy"]) for run in runs]
-    return Table(["accuracy %", *(run.name for run in runs)], [*rows, ["mean of languages", *means]])
+    return ReportTable(["accuracy %", *(run.name for run in runs)], [*rows, ["mean of languages", *means]])
 
 
-def _differences(runs: Sequence[Run], comparisons: dict[str, dict[str, Any]]) -> Section:
+def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> Section:
     if not comparisons:
         return Section("", [])
-    blocks: list[Block] = [
-        f"Each run against {runs[0].name} on the same problems: a paired bootstrap over problems gives the intervals, "
-        "gained and lost count the problems that one of the two alone solves, p is McNemar's exact test of them.",
-        Picture(
-            plots.differences(runs, comparisons), "Differences in accuracy with intervals; the table has the values."
-        ),
-    ]
+    explanation = (
+        f"Each run is compared with {runs[0].name} on the same problems. The intervals come from a paired bootstrap "
+        "over problems. Gained and lost problems are those that only the run or only the baseline solves; p is the "
+        "p-value of McNemar's exact test on these two counts."
+    )
+    alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
+    figure = plots.plot_differences(runs, comparisons)
+    blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
     header = ["", "difference, points", "95 % interval", "gained, lost", "McNemar p"]
-    for name, found in comparisons.items():
-        rows = [[f"{name}: mean of languages", *_difference(found["mean"]), "", ""]]
-        for lang, one in found["languages"].items():
-            rows.append([lang, *_difference(one), f"{one['gained']}, {one['lost']}", f"{one['mcnemar_p']:.3g}"])
-        blocks.append(Table(header, rows))
+    for name, comparison in comparisons.items():
+        rows = [[f"{name}: mean of languages", *_difference_cells(comparison["mean"]), "", ""]]
+        for lang, entry in comparison["languages"].items():
+            counts = f"{entry['gained']}, {entry['lost']}"
+            rows.append([lang, *_difference_cells(entry), counts, f"{entry['mcnemar_p']:.3g}"])
+        blocks.append(ReportTable(header, rows))
     return Section(f"Differences from {runs[0].name}", blocks)
 
 
-def _difference(one: dict[str, float]) -> list[str]:
-    return [f"{100 * one['difference']:+.1f}", f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"]
+def _difference_cells(entry: dict[str, float]) -> list[str]:
+    return [f"{100 * entry['difference']:+.1f}", f"{100 * entry['low']:+.1f} to {100 * entry['high']:+.1f}"]
 
 
-def _consistency(runs: Sequence[Run]) -> Section:
-    blocks: list[Block] = []
-    if picture := plots.agreement(runs):
-        blocks.append(Picture(picture, "Share of problems to which two languages give the same answer, as heat maps."))
+def _consistency(runs: Sequence[RunResults]) -> Section:
+    blocks: list[ReportBlock] = []
+    if figure := plots.plot_agreement(runs):
+        alt_text = "Heat maps of the fraction of problems to which two languages give the same answer."
+        blocks.append(PlotBlock(figure, alt_text))
     for run in runs:
         if not run.evaluation:
             continue
-        told = [agreement_sentences(run.evaluation), output_languages_table(run.evaluation)]
-        if text := "\n\n".join(filter(None, told)):
-            blocks.append(Markdown(f"**{run.name}**\n\n{text}" if len(runs) > 1 else text))
+        texts = [agreement_sentences(run.evaluation), output_languages_table(run.evaluation)]
+        if text := "\n\n".join(filter(None, texts)):
+            blocks.append(MarkdownBlock(f"**{run.name}**\n\n{text}" if len(runs) > 1 else text))
         if matrix := agreement_table(run.evaluation):
-            blocks.append(Markdown(matrix, folded="equal answers as a table"))
+            blocks.append(MarkdownBlock(matrix, summary="same answers, as a table"))
     return Section("Agreement across languages, languages of the outputs", blocks)
 
 
-def _representations(runs: Sequence[Run]) -> Section:
-    blocks: list[Block] = []
-    if not (picture := plots.scatters(runs)):
-        return Section("", blocks)
-    blocks.append(
-        Picture(picture, "First two principal components of the final state and of the soft-token summaries.")
-    )
-    if by_layer := plots.layers(runs):
-        blocks.append(Picture(by_layer, "Centred cosine, retrieval and silhouette by layer; floors dotted."))
+def _representations(runs: Sequence[RunResults]) -> Section:
+    figure, by_layer = plots.plot_states(runs), plots.plot_layers(runs)
+    if not figure or not by_layer:
+        return Section("", [])
     measured = [(run.name, run.representations) for run in runs if run.representations]
     _, first = measured[0]
-    blocks.append(
-        f"{first['problems']} problems in {len(first['languages'])} languages, pooled over each written-out answer. "
-        "Dotted, and in brackets: the figure for shuffled pairs."
+    explanation = (
+        f"{first['problems']} problems in {len(first['languages'])} languages; states are averaged over the tokens of "
+        "each reference answer. Dotted lines and numbers in parentheses show the value for shuffled pairs."
     )
-    header = [
-        "",
-        "cosine",
-        "centred cosine",
-        "linear CKA",
-        "P@1",
-        "silhouette",
-        "Davies-Bouldin",
-        "k-means NMI",
-        "probe",
+    blocks: list[ReportBlock] = [
+        PlotBlock(figure, "First two principal components of the final state and of the soft-token representation."),
+        PlotBlock(by_layer, "Centered cosine, retrieval and silhouette by layer, with values for shuffled pairs."),
+        MarkdownBlock(explanation),
     ]
+    metrics = ["cosine", "centered cosine", "linear CKA", "P@1", "silhouette", "Davies-Bouldin", "k-means NMI", "probe"]
     rows = []
     for name, result in measured:
         for state in ("final", "soft_tokens"):
-            found = result["representations"][state]
-            alike, apart = found["similarity"]["all"], found["separability"]
-            pairs = [alike[metric] for metric in ("cosine", "centred_cosine", "cka", "retrieval")]
-            rows.append(
-                [
-                    f"{name}: {label(state)}",
-                    *(f"{one['value']:.3f} ({one['floor']:.3f})" for one in pairs),
-                    *(f"{apart[metric]:.3f}" for metric in ("silhouette", "davies_bouldin", "kmeans_nmi", "probe")),
-                ]
-            )
-    return Section("Representations", [*blocks, Table(header, rows)])
+            values = result["representations"][state]
+            similarity, separability = values["similarity"]["all"], values["separability"]
+            pairs = [similarity[metric] for metric in ("cosine", "centred_cosine", "cka", "retrieval")]
+            separations = [separability[metric] for metric in ("silhouette", "davies_bouldin", "kmeans_nmi", "probe")]
+            cells = [f"{pair['value']:.3f} ({pair['floor']:.3f})" for pair in pairs]
+            rows.append([f"{name}: {label(state)}", *cells, *(f"{value:.3f}" for value in separations)])
+    return Section("Representations", [*blocks, ReportTable(["", *metrics], rows)])
 
 
-def _training(runs: Sequence[Run]) -> Section:
+def _training(runs: Sequence[RunResults]) -> Section:
     trained = [run for run in runs if run.metrics]
-    blocks: list[Block] = []
-    if picture := plots.curves(runs):
-        blocks.append(Picture(picture, "Losses and alignment cosine over the steps."))
-    rows = []
-    for key in ("loss", "ce_loss", "align_loss", "align_cos", "align_weight", "grad_norm", "learning_rate"):
-        values = [series(run.metrics, key)[1] for run in trained]
-        if any(values):
-            rows.append([key, *(f"{found[0]:.5g} → {found[-1]:.5g}" if found else ABSENT for found in values)])
-    if rows:
-        blocks.append(Table(["first → last step", *(run.name for run in trained)], rows))
+    blocks: list[ReportBlock] = []
+    if figure := plots.plot_curves(runs):
+        blocks.append(PlotBlock(figure, "Losses and alignment cosine by step."))
+    keys = ["loss", "ce_loss", "align_loss", "align_cos", "align_weight", "grad_norm", "learning_rate"]
+    keys = [key for key in keys if any(series(run.metrics, key)[1] for run in trained)]
+    if rows := [[key, *_first_to_last(trained, key, ".5g")] for key in keys]:
+        blocks.append(ReportTable(["first → last step", *(run.name for run in trained)], rows))
     languages = sorted({lang for run in trained for lang in languages_of(run.metrics)})
-    rows = []
-    for lang in languages:
-        values = [series(run.metrics, f"ce_loss_{lang}")[1] for run in trained]
-        rows.append([lang, *(f"{found[0]:.4f} → {found[-1]:.4f}" if found else ABSENT for found in values)])
-    if rows:
-        blocks.append(Table(["cross-entropy by language", *(run.name for run in trained)], rows))
+    if rows := [[lang, *_first_to_last(trained, f"ce_loss_{lang}", ".4f")] for lang in languages]:
+        blocks.append(ReportTable(["cross-entropy by language", *(run.name for run in trained)], rows))
     return Section("Training", blocks)
 
 
-def _settings(runs: Sequence[Run]) -> Section:
-    """The keys in which runs differ, then each recipe whole."""
-    blocks: list[Block] = []
+def _first_to_last(runs: Sequence[RunResults], key: str, format_spec: str) -> list[str]:
+    """Return a cell for each run with the first and the last value of a metric."""
+    values = [series(run.metrics, key)[1] for run in runs]
+    return [f"{v[0]:{format_spec}} → {v[-1]:{format_spec}}" if v else ABSENT for v in values]
+
+
+def _settings(runs: Sequence[RunResults]) -> Section:
+    """Show the keys in which the recipes differ, then each recipe in full."""
+    blocks: list[ReportBlock] = []
     with_recipe = [run for run in runs if run.config]
     if len(with_recipe) > 1:
-        settings = [run.settings for run in with_recipe]
-        keys = sorted({key for one in settings for key in one} - {"output_dir"})
+        recipes = [run.settings for run in with_recipe]
+        keys = sorted({key for recipe in recipes for key in recipe} - {"output_dir"})
         rows = [
-            [key, *(str(one.get(key, ABSENT)) for one in settings)]
+            [key, *(str(recipe.get(key, ABSENT)) for recipe in recipes)]
             for key in keys
-            if len({repr(one.get(key, ABSENT)) for one in settings}) > 1
+            if len({repr(recipe.get(key, ABSENT)) for recipe in recipes}) > 1
         ]
         if rows:
-            blocks.append(Table(["differs", *(run.name for run in with_recipe)], rows, words=True))
+            blocks.append(ReportTable(["setting", *(run.name for run in with_recipe)], rows, text_cells=True))
         else:
-            blocks.append("The recipes are the same.")
-    blocks += [Code(f"config.yaml of {run.name}", run.config) for run in with_recipe if run.config]
+            blocks.append(MarkdownBlock("The recipes are the same."))
+    blocks += [CodeBlock(f"config.yaml of {run.name}", run.config) for run in with_recipe if run.config]
     return Section("Settings", blocks)
 
 
-def _versions(runs: Sequence[Run]) -> Section:
+def _versions(runs: Sequence[RunResults]) -> Section:
     listed = {run.name: ", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
     if len(set(listed.values())) == 1:
-        return Section("Versions", [next(iter(listed.values()))])
-    return Section("Versions", [f"{name}: {versions}" for name, versions in listed.items()])
+        return Section("Versions", [MarkdownBlock(next(iter(listed.values())))])
+    return Section("Versions", [MarkdownBlock(f"{name}: {versions}") for name, versions in listed.items()])

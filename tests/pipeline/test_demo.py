@@ -1,4 +1,4 @@
-"""`make demo`, with a few training steps in place of all: every stage, what it leaves, and a second call."""
+"""Test `make demo` with a few training steps: every stage, its output, and a second call."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,15 @@ from tests.runs import ENVIRONMENT
 
 
 @pytest.mark.slow
-def test_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_demo_runs_every_stage_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     run, recipe = tmp_path / "demo", tmp_path / "demo.yaml"
     tree = yaml.safe_load(demo.RECIPE.read_text())
     tree["output_dir"] = str(run)
     tree["data"] = {"shards": f"{run}/shards", "tokenizer": f"{run}/tokenizer"}
     tree["training"] |= {"max_steps": 4, "save_steps": 2}
     recipe.write_text(yaml.safe_dump(tree))
-    monkeypatch.setattr(demo, "RUN", run)
     monkeypatch.setattr(demo, "RECIPE", recipe)
     for key in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
         monkeypatch.setenv(key, ENVIRONMENT[key])
@@ -37,4 +38,4 @@ def test_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
 
     demo.main()
     second = capfd.readouterr().out
-    assert second.count("done before") == 7 and " done in " not in second
+    assert second.count(" skipped, ") == 7 and " done in " not in second

@@ -1,4 +1,4 @@
-"""What is measured, on planted answers and planted embeddings."""
+"""Test the measurements with planted answers and planted embeddings."""
 
 import random
 
@@ -6,69 +6,78 @@ import pytest
 import torch
 
 from pipeline.experiments import measure as module
-from pipeline.experiments.measure import copies_digits, draw_questions, measure, represent, respond
-from pipeline.experiments.world import LANGUAGES, LOW, MID, PIVOT, World
+from pipeline.experiments.measure import (
+    copy_accuracy,
+    draw_questions,
+    generate_answers,
+    measure,
+    measure_representations,
+)
+from pipeline.experiments.synthetic_benchmark import LANGUAGES, LOW, MID, PIVOT, SyntheticBenchmark
 from tests.pipeline.experiments.conftest import tiny_model
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World(5)
+def benchmark() -> SyntheticBenchmark:
+    return SyntheticBenchmark(5)
 
 
 @pytest.fixture(scope="module")
-def model(world):
-    return tiny_model(world, layers=2).eval()
+def model(benchmark):
+    return tiny_model(benchmark, layers=2).eval()
 
 
-def test_shares_of_planted_answers(world, model, monkeypatch):
-    each = 10
-    asked = draw_questions(world, each, f"test {world.seed}")
-    assert [sum(q.code == code for q in asked) for code in (PIVOT, *MID, *LOW)] == [60, 10, 10, 20, 20, 20]
+def test_measure_counts_planted_answers(benchmark, model, monkeypatch):
+    count = 10
+    questions = draw_questions(benchmark, count, f"test {benchmark.seed}")
+    by_language = [sum(question.lang == lang for question in questions) for lang in (PIVOT, *MID, *LOW)]
+    assert by_language == [60, 10, 10, 20, 20, 20]
     answers = []
-    for number, question in enumerate(asked):
-        words = world.tell(question.problem, question.code)[1].split()
-        right = words[-1]
-        if question.code in LOW and question.cells == "unseen" and number % 2:
-            words[-1] = str((int(right) + 1) % 10)  # half of the unseen ones wrong
-        if question.code == "low2" and question.cells == "seen":
-            words[0] = world.languages[PIVOT].start  # a foreign word in a right answer
-        if question.code == MID[1]:
+    for number, question in enumerate(questions):
+        words = benchmark.format_problem(question.problem, question.lang)[1].split()
+        if question.lang in LOW and question.combinations == "unseen" and number % 2:
+            words[-1] = str((int(words[-1]) + 1) % 10)  # half of the held-out combinations are wrong
+        if question.lang == "low2" and question.combinations == "seen":
+            words[0] = benchmark.languages[PIVOT].start  # a foreign word in a correct answer
+        if question.lang == MID[1]:
             words = []
         answers.append(words)
-    monkeypatch.setattr(module, "respond", lambda *_: answers)
-    monkeypatch.setattr(module, "represent", lambda *_: {})
-    found = measure(model, world.tokenizer(), world, each)
+    monkeypatch.setattr(module, "generate_answers", lambda *_: answers)
+    monkeypatch.setattr(module, "measure_representations", lambda *_: {})
+    metrics = measure(model, benchmark.build_tokenizer(), benchmark, count)
     expected = {"pivot": 1, "mid": 0.5, "low": 0.75, "low_seen": 1, "low_unseen": 0.5, "consistency": 0.75}
-    assert found == pytest.approx(expected | {"confusion": 1 / 6, "confusion_pivot": 0})
+    assert metrics == pytest.approx(expected | {"confusion": 1 / 6, "confusion_pivot": 0})
 
 
-def test_responses_do_not_depend_on_their_batch(world, model):
-    chance = random.Random(0)
-    questions = [world.tell(world.draw(chance, code, "all"), code)[0] for code in LANGUAGES for _ in range(4)]
-    tokenizer = world.tokenizer()
-    assert len({len(q.split()) for q in questions}) > 1
-    assert respond(model, tokenizer, questions) == [respond(model, tokenizer, [q])[0] for q in questions]
+def test_generate_answers_does_not_depend_on_batch(benchmark, model):
+    rng = random.Random(0)
+    problems = [(benchmark.draw_problem(rng, lang, "all"), lang) for lang in LANGUAGES for _ in range(4)]
+    questions = [benchmark.format_problem(problem, lang)[0] for problem, lang in problems]
+    tokenizer = benchmark.build_tokenizer()
+    assert len({len(question.split()) for question in questions}) > 1
+    alone = [generate_answers(model, tokenizer, [question])[0] for question in questions]
+    assert generate_answers(model, tokenizer, questions) == alone
 
 
-def test_copies_are_right_only_with_every_digit(world, model, monkeypatch):
+def test_copy_accuracy_requires_every_digit(benchmark, model, monkeypatch):
     def answer(model, tokenizer, questions):
-        digits = [[w for w in q.split() if w.isdigit()] for q in questions]
-        return [d if number % 4 else [*d[:-1], "x"] for number, d in enumerate(digits)]
+        digits = [[word for word in question.split() if word.isdigit()] for question in questions]
+        return [copied if number % 4 else [*copied[:-1], "x"] for number, copied in enumerate(digits)]
 
-    monkeypatch.setattr(module, "respond", answer)
-    assert copies_digits(model, world.tokenizer(), world, 8) == dict.fromkeys(LANGUAGES, 0.75)
+    monkeypatch.setattr(module, "generate_answers", answer)
+    assert copy_accuracy(model, benchmark.build_tokenizer(), benchmark, 8) == dict.fromkeys(LANGUAGES, 0.75)
 
 
-def test_words_that_differ_by_a_languages_offset_alone_have_cosine_one(world, model):
-    tokenizer = world.tokenizer()
-    before = represent(model, tokenizer, world, problems=6)
+def test_word_centred_cosine_ignores_language_offset(benchmark, model):
+    tokenizer = benchmark.build_tokenizer()
+    before = measure_representations(model, tokenizer, benchmark, num_problems=6)
     assert abs(before["word_centred_cosine"]) < 0.5
     assert {f"{kind}_silhouette" for kind in ("middle", "final", "soft_tokens")} <= set(before)
     weight = model.get_input_embeddings().weight
-    ids = {c: tokenizer.convert_tokens_to_ids(list(world.languages[c].content_words())) for c in LANGUAGES}
+    words = {lang: list(benchmark.languages[lang].content_words()) for lang in LANGUAGES}
+    ids = {lang: tokenizer.convert_tokens_to_ids(words[lang]) for lang in LANGUAGES}
     with torch.no_grad():
-        for number, code in enumerate(LOW):
-            weight[ids[code]] = weight[ids[PIVOT]] + number
-    after = represent(model, tokenizer, world, problems=6)
+        for number, lang in enumerate(LOW):
+            weight[ids[lang]] = weight[ids[PIVOT]] + number
+    after = measure_representations(model, tokenizer, benchmark, num_problems=6)
     assert after["word_centred_cosine"] == pytest.approx(1, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The experiment's loop is the trainer's: the same losses from the same rows, step by step."""
+"""Test that the training loop of experiments gives the trainer's losses, step by step."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.config.recipe import load_config
-from pipeline.experiments.training import Rows, Run, train
+from pipeline.experiments.training import InMemoryRows, TrainingJob, train
 from tests.conftest import Prepared
 from tests.runs import TINY, metrics, write_recipe
 from tests.runs import train as run_trainer
@@ -17,7 +17,7 @@ from tests.runs import train as run_trainer
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
-def test_same_losses_as_the_trainer(prepared: Prepared, tmp_path: Path, tied: bool) -> None:
+def test_train_gives_the_trainers_losses(prepared: Prepared, tmp_path: Path, tied: bool) -> None:
     tokenizer = load_tokenizer(prepared.tokenizer)
     torch.manual_seed(1)
     fields = TINY | {"vocab_size": 600, "tie_word_embeddings": tied}
@@ -32,9 +32,10 @@ def test_same_losses_as_the_trainer(prepared: Prepared, tmp_path: Path, tied: bo
 
     config = load_config(recipe, [])
     shards = ShardSet.open(prepared.shards)
-    rows = Rows([shards[i] for i in range(len(shards))], shards.manifest["languages"])
-    found = train(model, rows, tokenizer.pad_token_id, Run(config.training, config.loss, config.seed))
+    rows = InMemoryRows(shards, shards.manifest["languages"])
+    job = TrainingJob(config.training, config.loss, config.seed)
+    history = train(model, rows, tokenizer.pad_token_id, job)
     expected = metrics(tmp_path / "run")
-    # fp32 in another order of sums and two AdamW's: rounding grows by the steps between.
-    assert found["ce"] == pytest.approx([m["ce_loss"] for m in expected], rel=2e-5)
-    assert found["alignment"] == pytest.approx([m["align_loss"] for m in expected], rel=2e-4)
+    # The order of fp32 sums and the AdamW implementation differ, so rounding errors grow with the steps.
+    assert history["ce"] == pytest.approx([m["ce_loss"] for m in expected], rel=2e-5)
+    assert history["alignment"] == pytest.approx([m["align_loss"] for m in expected], rel=2e-4)

@@ -1,4 +1,4 @@
-"""Reports: what they say, which lines of a resumed run count, and a picture for every mix of inputs."""
+"""Test reports: their content, the metrics of resumed runs, and plots for every mix of inputs."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ from matplotlib.image import imread
 from pipeline.common.errors import UserError
 from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.report.__main__ import compare_with_first, write_report
-from pipeline.report.plots import overview, smooth
+from pipeline.report.plots import plot_overview, smooth
 from pipeline.report.render import to_html, to_markdown
-from pipeline.report.runs import Run, series
-from pipeline.report.sections import sections
+from pipeline.report.runs import RunResults, series
+from pipeline.report.sections import MarkdownBlock, Section, build_sections
 from pipeline.training.metrics_reader import read_metrics
 
 
@@ -53,12 +53,12 @@ def write_metrics(run, steps):
     (run / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
 
 
-def test_a_later_line_replaces_an_earlier_one_of_the_same_step(tmp_path):
+def test_metrics_keep_last_line_of_a_step(tmp_path):
     write_metrics(tmp_path, [step(1), step(2, loss=9.0), step(3, loss=9.0), step(2, loss=5.0), step(3, loss=4.0)])
     assert series(read_metrics(tmp_path), "loss") == ([1, 2, 3], [3.0, 5.0, 4.0])
 
 
-def test_torn_last_line_is_left_out_and_a_torn_line_elsewhere_named(tmp_path):
+def test_metrics_skip_torn_last_line_and_refuse_others(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(step(1)) + '\n{"step": 2, "lo')
     assert [m["step"] for m in read_metrics(tmp_path)] == [1]
@@ -67,7 +67,7 @@ def test_torn_last_line_is_left_out_and_a_torn_line_elsewhere_named(tmp_path):
         read_metrics(tmp_path)
 
 
-def test_series_leaves_out_null_absent_and_nan():
+def test_series_skips_null_absent_and_nan():
     metrics = [
         {"step": 1, "x": 1},
         {"step": 2, "x": None},
@@ -78,12 +78,12 @@ def test_series_leaves_out_null_absent_and_nan():
     assert series(metrics, "x") == ([1, 5], [1.0, 2.0])
 
 
-def test_smooth_averages_around_each_value():
+def test_smooth_averages_centered_window():
     assert smooth([0.0, 3.0, 6.0, 0.0], 3) == [1.5, 3.0, 3.0, 3.0]
     assert smooth([1.0, 2.0], 0) == [1.0, 2.0]
 
 
-def test_report_says_what_was_run(tmp_path):
+def test_report_of_single_run_has_its_results(tmp_path):
     write_metrics(tmp_path, [step(1), step(2, ce_loss=1.25, align_cos=0.75), step(3, ce_loss=1.0, align_cos=0.875)])
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     (tmp_path / "config.yaml").write_text("loss:\n  alignment_weight: 0.125\n")
@@ -93,7 +93,7 @@ def test_report_says_what_was_run(tmp_path):
         "Trained for 3 steps on 300 tokens.",
         "cross-entropy 2 → 1",
         "alignment cosine 0.5 → 0.875",
-        "Mean accuracy over 2 languages: 57.5 %, same answer as en in 30.0 %.",
+        "Mean accuracy over 2 languages: 57.5 %, same answer as en: 30.0 %.",
         "| sw | 20 | 25.0 | 15.0 to 35.0 | 30.0 |",
         "| ce_loss | 2 → 1 |",
         "| tokens per second, median | 20 |",
@@ -105,8 +105,8 @@ def test_report_says_what_was_run(tmp_path):
         assert expected in text
     assert "FLOP" not in text and "None" not in text and "nan" not in text
     assert accuracy_table(EVALUATION) in text
-    picture = imread(tmp_path / "report.png")
-    assert picture.shape[0] > 800 and picture.shape[1] > 1200
+    image = imread(tmp_path / "report.png")
+    assert image.shape[0] > 800 and image.shape[1] > 1200
     assert {p.name for p in tmp_path.iterdir()} == {
         "metrics.jsonl",
         "evaluation.json",
@@ -118,7 +118,7 @@ def test_report_says_what_was_run(tmp_path):
 
 
 def run_of(steps, evaluation, name="run", path=Path("nowhere")):
-    return Run(name, path, steps, evaluation, None, None)
+    return RunResults(name, path, steps, evaluation, None, None)
 
 
 PLAIN_SFT = {"align_loss": None, "align_cos": None}
@@ -134,28 +134,28 @@ PLAIN_SFT = {"align_loss": None, "align_cos": None}
         ([], EVALUATION, ["Accuracy per language"]),
     ],
 )
-def test_picture_has_a_panel_for_what_there_is(tmp_path, steps, evaluation, titles):
+def test_plot_overview_has_panel_for_each_input(tmp_path, steps, evaluation, titles):
     run = run_of(steps, evaluation)
-    figure = overview([run])
-    found = [axes.get_title(loc="left") for axes in figure.axes]
-    assert len(found) == len(titles)
-    assert all(title.startswith(expected) for title, expected in zip(found, titles, strict=True))
+    figure = plot_overview([run])
+    drawn = [axes.get_title(loc="left") for axes in figure.axes]
+    assert len(drawn) == len(titles)
+    assert all(title.startswith(expected) for title, expected in zip(drawn, titles, strict=True))
     figure.savefig(tmp_path / "x.png")
-    assert to_markdown("x", "", sections([run], {})) and to_html("x", "", sections([run], {}), {})
+    assert to_markdown("x", "", build_sections([run], {})) and to_html("x", "", build_sections([run], {}), {})
 
 
 @pytest.mark.parametrize("agreement", [0.7, 1.0])
-def test_everything_drawn_of_the_accuracies_lies_within_its_panel(agreement):
-    """Low accuracy with much agreement: the marks of agreement must not end up over other panels."""
+def test_plot_overview_keeps_agreement_within_its_panel(agreement):
+    """The markers stay within their panel if the accuracy is low and the agreement high."""
     evaluation = {**EVALUATION, "languages": {"en": score(0.05, None), "sw": score(0.05, agreement)}}
-    axes = overview([run_of([step(1)], evaluation)]).axes[-1]
-    (marks,) = [found for found in axes.collections if found.get_label() == "same answer as en"]
+    axes = plot_overview([run_of([step(1)], evaluation)]).axes[-1]
+    (markers,) = [drawn for drawn in axes.collections if drawn.get_label() == "same answer as en"]
     bottom, top = axes.get_ylim()
     assert bottom <= 0 and agreement < top <= 1.12
-    assert all(bottom <= y < top for _, y in marks.get_offsets())
+    assert all(bottom <= y < top for _, y in markers.get_offsets())
 
 
-def test_nothing_to_report_is_one_line(tmp_path):
+def test_report_refuses_run_without_results(tmp_path):
     for run, message in [(tmp_path / "none", "no such directory"), (tmp_path, "nothing to report")]:
         with pytest.raises(UserError, match=message) as caught:
             write_report([run])
@@ -167,30 +167,43 @@ def test_nothing_to_report_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"pivot": "en", "languages": {"en": {}}}'])
-def test_damaged_evaluation_is_one_line(tmp_path, content):
+def test_report_refuses_damaged_evaluation(tmp_path, content):
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(UserError, match=r"evaluation\.json: not a result of pipeline\.evaluation"):
         write_report([tmp_path])
 
 
-def test_damaged_representations_are_one_line(tmp_path):
+def test_report_refuses_damaged_representations(tmp_path):
     (tmp_path / "representations.json").write_text('{"representations": {"final": {}}}')
     with pytest.raises(UserError, match=r"representations\.json: not a result of pipeline\.representations"):
         write_report([tmp_path])
 
 
-def test_hostile_text_stays_text():
-    """Names and recipes are shown, never run."""
-    run = Run("<script>a", Path("x"), [step(1), step(2)], None, None, "key: <img src=x onerror=y> | `z`")
-    page = to_html("<b>", "<i>", sections([run, run_of([step(1)], None)], {}), {})
+def test_report_html_escapes_text_from_runs():
+    """Names, settings and recipes cannot add scripts, images or links to the page."""
+    evaluation = {
+        **EVALUATION,
+        "settings": {"model": "<img src=x>", "data": "![x](http://y)"},
+        "versions": {"a": "![b](c)"},
+    }
+    run = RunResults("<script>a", Path("x"), [step(1), step(2)], evaluation, None, "key: <img src=x onerror=y> | `z`")
+    page = to_html("<b>", "<i>", build_sections([run, run_of([step(1)], None)], {}), {})
     assert "<script" not in page and "<img src=x" not in page and "<b>" not in page
     assert "&lt;script&gt;a" in page and "&lt;img src=x onerror=y&gt; | `z`" in page
+    assert "a ![b](c)" in page and 'href="http' not in page and 'src="http' not in page
 
 
-def test_several_runs_want_an_output(tmp_path):
-    with pytest.raises(UserError, match="several runs: say with --output"):
+def test_report_html_renders_markdown_tables():
+    sections = [Section("x", [MarkdownBlock("**sft** at `p`\n\n| a | b |\n|---|---:|\n| c | 1 |")])]
+    page = to_html("x", "", sections, {})
+    assert "<strong>sft</strong> at <code>p</code>" in page
+    assert '<th scope="row">c</th>\n<td style="text-align:right">1</td>' in page
+
+
+def test_report_of_several_runs_needs_output(tmp_path):
+    with pytest.raises(UserError, match="--output is missing"):
         write_report([tmp_path, tmp_path])
 
 
-def test_runs_without_generations_are_not_compared():
+def test_compare_with_first_skips_runs_without_generations():
     assert compare_with_first([run_of([step(1)], None), run_of([step(1)], None)]) == {}

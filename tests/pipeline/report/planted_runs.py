@@ -1,4 +1,4 @@
-"""Two finished arms, small: metrics, generations, evaluation and representations as their programs write them."""
+"""Write the results of a small run: metrics, generations, evaluation and representations."""
 
 import json
 from decimal import Decimal
@@ -15,8 +15,15 @@ LANGUAGES = ["en", "de", "sw"]
 PROBLEMS = 20
 
 
-def write_arm(path: Path, weight: float, solved: dict[str, int], apart: float) -> Path:
-    """An arm that solves the first so many problems of each language; `apart` is the distance of its languages."""
+def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -> Path:
+    """Write the output directory of a planted run.
+
+    Args:
+        path: the output directory.
+        weight: alignment weight in its config.yaml.
+        solved: how many of the first problems the run solves, by language.
+        apart: distance between the representations of its languages.
+    """
     path.mkdir(parents=True)
     keys = [(str(i), lang) for i in range(PROBLEMS) for lang in LANGUAGES]
     rows = [

@@ -1,4 +1,4 @@
-"""The report of two arms side by side: what it says, and how it looks in a real browser."""
+"""Test the report of two runs: its content, and its page in a real browser."""
 
 import json
 import re
@@ -9,42 +9,42 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from tests.pipeline.report.arms import write_arm
+from tests.pipeline.report.planted_runs import write_run
 from tests.runs import python
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-# Told by the page itself once it is loaded, in a copy of it.
-FACTS = """<script>addEventListener("load", () => {
+# Added to a copy of the page: once loaded, the page reports these facts in its own title.
+FACTS_SCRIPT = """<script>addEventListener("load", () => {
   const images = [...document.images];
   document.title = JSON.stringify({
     drawn: images.filter(image => image.complete && image.naturalWidth > 300).length,
     images: images.length,
-    described: images.filter(image => image.alt.length > 20).length,
-    loaded: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
+    withAltText: images.filter(image => image.alt.length > 20).length,
+    requests: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
     overflow: document.documentElement.scrollWidth - innerWidth,
     sections: [...document.querySelectorAll("h2")].map(heading => heading.innerText),
     anchors: [...document.querySelectorAll("nav a")].every(a => document.getElementById(a.hash.slice(1))),
-    closed: [...document.querySelectorAll("details")].every(one => !one.open),
+    closed: [...document.querySelectorAll("details")].every(details => !details.open),
   });
 })</script>"""
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("arms")
-    sft = write_arm(root / "sft", 0.0, {"en": 15, "de": 10, "sw": 4}, apart=4.0)
-    solar = write_arm(root / "solar", 1.0, {"en": 15, "de": 9, "sw": 12}, apart=0.5)
-    done = python("-m", "pipeline.report", "--run", sft, solar, "--output", root / "report")
-    assert done.returncode == 0, done.stderr
+    root = tmp_path_factory.mktemp("runs")
+    sft = write_run(root / "sft", 0.0, {"en": 15, "de": 10, "sw": 4}, apart=4.0)
+    solar = write_run(root / "solar", 1.0, {"en": 15, "de": 9, "sw": 12}, apart=0.5)
+    result = python("-m", "pipeline.report", "--run", sft, solar, "--output", root / "report")
+    assert result.returncode == 0, result.stderr
     return root / "report"
 
 
-def test_the_report_sets_the_arms_side_by_side(report: Path) -> None:
+def test_report_of_two_runs_has_all_sections(report: Path) -> None:
     text = (report / "report.md").read_text()
     for expected in [
         "# sft and solar",
-        "2 runs side by side; sft is the baseline.",
+        "Comparison of 2 runs; sft is the baseline.",
         "| accuracy, mean of languages, % | 48.3 | 60.0 |",
         "| sw | 20.0 (8.1 to 41.6) | 60.0 (38.7 to 78.1) |",
         "| sw | +40.0 |",
@@ -58,12 +58,12 @@ def test_the_report_sets_the_arms_side_by_side(report: Path) -> None:
         "torch 9.9.9",
     ]:
         assert expected in text, expected
-    assert "| seed |" not in text and "output_dir |" not in text  # only what differs, and not where it lies
+    assert "| seed |" not in text and "output_dir |" not in text  # only differing settings, not paths
     (silhouettes,) = re.findall(r"\| silhouette by language, final state \| (\S+) \| (\S+) \|", text)
     assert float(silhouettes[0]) > 0.4 > float(silhouettes[1])
 
 
-def test_the_page_holds_everything_and_names_nothing_outside(report: Path) -> None:
+def test_report_html_is_self_contained(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 6
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
@@ -72,20 +72,22 @@ def test_the_page_holds_everything_and_names_nothing_outside(report: Path) -> No
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 @pytest.mark.parametrize("width", [1280, 600])
-def test_a_browser_shows_it(report: Path, tmp_path: Path, width: int) -> None:
-    (tmp_path / "page.html").write_text((report / "report.html").read_text().replace("</body>", FACTS + "</body>"))
+def test_report_html_renders_in_browser(report: Path, tmp_path: Path, width: int) -> None:
+    (tmp_path / "page.html").write_text(
+        (report / "report.html").read_text().replace("</body>", FACTS_SCRIPT + "</body>")
+    )
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
     flags += [f"--window-size={width},1800", f"--screenshot={tmp_path}/shot.png", "--virtual-time-budget=20000"]
-    done = subprocess.run(
+    result = subprocess.run(
         [str(BROWSER), *flags, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    (title,) = re.findall(r"<title>(.*?)</title>", done.stdout)
+    assert result.returncode == 0, result.stderr
+    (title,) = re.findall(r"<title>(.*?)</title>", result.stdout)
     facts = json.loads(title.replace("&quot;", '"').replace("&amp;", "&"))
-    assert facts["images"] == facts["drawn"] == facts["described"] == 6
-    assert facts["loaded"] == 0 and facts["overflow"] <= 0 and facts["anchors"] and facts["closed"]
+    assert facts["images"] == facts["drawn"] == facts["withAltText"] == 6
+    assert facts["requests"] == 0 and facts["overflow"] <= 0 and facts["anchors"] and facts["closed"]
     assert facts["sections"] == [
-        "At a glance",
+        "Overview",
         "Accuracy per language",
         "Differences from sft",
         "Agreement across languages, languages of the outputs",
@@ -96,5 +98,5 @@ def test_a_browser_shows_it(report: Path, tmp_path: Path, width: int) -> None:
     ]
     shot = imread(tmp_path / "shot.png")[..., :3]
     assert shot.shape[1] == width
-    colours = {tuple(pixel) for pixel in (shot[::7, ::7] * 255).astype(int).reshape(-1, 3)}
-    assert (0x2F, 0x6D, 0xB3) in colours and (0xD9, 0x82, 0x2B) in colours  # both arms' colours
+    colors = {tuple(pixel) for pixel in (shot[::7, ::7] * 255).astype(int).reshape(-1, 3)}
+    assert (0x2F, 0x6D, 0xB3) in colors and (0xD9, 0x82, 0x2B) in colors  # the colors of both runs
