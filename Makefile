@@ -22,11 +22,12 @@ demo-clean:
 experiment: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments
 
+# More processes than cores, because many tests wait for other processes.
 test: $(VENV)/.installed
-	$(RUN) python -m pytest -q
+	$(RUN) python -m pytest -q -n 3 --dist loadgroup
 
 test-fast: $(VENV)/.installed
-	$(RUN) python -m pytest -q -m "not slow"
+	$(RUN) python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check . && ruff format --check . && mypy && lint-imports && shellcheck -x slurm/*.sh tests/slurm/*.sh

@@ -16,6 +16,13 @@ from tests.runs import python
 from tests.workers import Workers
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let pytest-xdist keep a file's tests together, and all tests of the Slurm cluster, of which there is one."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder.name == "slurm" else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def workers() -> Iterator[Workers]:
     """Four gloo ranks, shared by all tests of the run."""

@@ -73,20 +73,20 @@ class Window:
             for first, second in pairwise(members):
                 if langs[first] == langs[second]:
                     raise UserError(
-                        f"{self._name(second)}: pair_id {ids[second]} has the language {langs[second]} twice "
-                        f"(first in {self._name(first)}); remove one of them"
+                        f"{self._location(second)}: pair_id {ids[second]} has the language {langs[second]} twice "
+                        f"(first in {self._location(first)}); remove one of them"
                     )
             try:
                 members.insert(0, members.pop(langs.index(self.pivot, start, stop) - start))
             except ValueError:
                 raise UserError(
-                    f"{self._name(start)}: pair_id {ids[start]} has no {self.pivot} record, only "
-                    f"{', '.join(langs[start:stop])}; add it, or give another language to --pivot"
+                    f"{self._location(start)}: pair_id {ids[start]} has no {self.pivot} record, only "
+                    f"{', '.join(langs[start:stop])}; add its {self.pivot} record or give another --pivot"
                 ) from None
             groups.append(members)
         return groups
 
-    def _name(self, member: int) -> str:
+    def _location(self, member: int) -> str:
         return self._locate(self.table["piece"][member].as_py(), self.table["place"][member].as_py())
 
     def fit(self, group: Group, limits: Limits) -> list[Group]:

@@ -64,10 +64,10 @@ def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
         return pre_tokenizer["use_regex"] and not pre_tokenizer["add_prefix_space"]  # GPT-2's pattern
     if kind == "Sequence" and [step["type"] for step in pre_tokenizer["pretokenizers"]] == ["Split", "ByteLevel"]:
         split, byte_level = pre_tokenizer["pretokenizers"]
-        known = (
-            split["pattern"].get("Regex") in SPLIT_PATTERNS and split["behavior"] == "Isolated" and not split["invert"]
-        )
-        return known and not byte_level["use_regex"] and not byte_level["add_prefix_space"]
+        known_pattern = split["pattern"].get("Regex") in SPLIT_PATTERNS
+        isolates_matches = split["behavior"] == "Isolated" and not split["invert"]
+        maps_bytes_only = not byte_level["use_regex"] and not byte_level["add_prefix_space"]
+        return known_pattern and isolates_matches and maps_bytes_only
     return False
 
 

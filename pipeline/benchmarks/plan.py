@@ -33,7 +33,8 @@ from pipeline.loss.settings import Head
 from pipeline.models.loading import load_model_config
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.memory import estimate_memory
-from pipeline.plan.model_facts import StorageTracker, model_stats
+from pipeline.plan.model_facts import model_stats
+from pipeline.plan.storage_tracker import StorageTracker
 from pipeline.plan.traffic import estimate_transfers
 from pipeline.plan.workload import PlannedRun, Workload
 

@@ -14,15 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.loading import DTYPES, meta_model
-
-MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
+from pipeline.plan.storage_tracker import StorageTracker
 
 
 @dataclass(frozen=True)
@@ -177,39 +173,6 @@ def _compare_depths(config: PreTrainedConfig, rows: int, tokens: int, precision:
         elementwise=two.elementwise - one.elementwise,
         hidden=rows * tokens * config.hidden_size * DTYPES[precision].itemsize,
     )
-
-
-class StorageTracker(TorchDispatchMode):
-    """Track the storages that are allocated inside the context.
-
-    Attributes:
-        peak: greatest sum of the bytes of live storages.
-        elementwise: bytes read and written by operations except matrix products and views.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = self.elementwise = 0
-
-    def live_bytes(self) -> int:
-        """Return the bytes of the storages that are alive now."""
-        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
-        return sum(size for _, size in self._storages.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
-        result = func(*args, **(kwargs or {}))
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        new = [tensor for tensor in outputs if tensor.untyped_storage()._cdata not in input_storages]
-        for tensor in new:
-            storage = tensor.untyped_storage()
-            self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.live_bytes())
-        if (func._schema.is_mutable or new) and func.overloadpacket not in MATRIX_PRODUCTS:
-            self.elementwise += sum(t.numel() * t.element_size() for t in inputs + outputs)
-        return result
 
 
 @dataclass(frozen=True)

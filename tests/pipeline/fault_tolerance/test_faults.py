@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import RANK_FAILURE
 from pipeline.fault_tolerance.restarts import read_restart_log
-from pipeline.training.nonfinite import check_jump
-from pipeline.training.state import TrainState
 from tests.conftest import Prepared
 from tests.pipeline.training.test_loop import wait_for_step
 from tests.runs import Fork, losses, python, refuses, start_ranks, train, write_recipe
@@ -80,12 +77,3 @@ def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_pat
 
 def test_status_without_a_run(tmp_path: Path) -> None:
     refuses(python("-m", "pipeline.status", tmp_path), "no run has started there", "output_dir")
-
-
-def test_check_jump_compares_with_median() -> None:
-    state = TrainState(step=20, recent_ce=[1.0, 3.0] * 10)
-    check_jump(4.9, state, 3.0)
-    with pytest.raises(UserError, match=r"step 21: the cross entropy jumped to 5.100 from a median of 2.000"):
-        check_jump(5.1, state, 3.0)
-    check_jump(50.0, state, None)
-    check_jump(50.0, TrainState(step=3, recent_ce=[1.0] * 3), 3.0)  # too few losses for a median
