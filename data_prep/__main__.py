@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.convert.conversion import FORMATS, convert
-from data_prep.demo.languages import LANGUAGES
+from data_prep.demo.languages import DEMO_LANGUAGES
 from pipeline.common.errors import UserError, exit_cleanly
 
 
@@ -30,15 +30,15 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _tokenizer(args: argparse.Namespace) -> None:
     from data_prep.tokenization.sampling import sample_texts
-    from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save, train
+    from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save_tokenizer, train_tokenizer
 
     if args.sentencepiece:
         tokenizer = load_tokenizer(args.sentencepiece)
     elif args.input:
-        tokenizer = train(sample_texts(args.input, args.alpha, args.max_characters), args.vocab_size)
+        tokenizer = train_tokenizer(sample_texts(args.input, args.alpha, args.max_characters), args.vocab_size)
     else:
         raise UserError("give --input (records to train on) or --sentencepiece (a trained model)")
-    save(tokenizer, args.output)
+    save_tokenizer(tokenizer, args.output)
     print(f"{args.output}: {len(tokenizer)} tokens, fingerprint {fingerprint(tokenizer)[:16]}")
 
 
@@ -147,7 +147,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--output", type=Path, required=True, help="JSON Lines file of training records")
     demo.add_argument("--test_output", type=Path, help="file of test records; OUTPUT with .test in its name by default")
-    demo.add_argument("--languages", nargs="+", default=list(LANGUAGES), help="languages to write")
+    demo.add_argument("--languages", nargs="+", default=list(DEMO_LANGUAGES), help="languages to write")
     demo.add_argument("--low_resource", nargs="*", default=["sw", "th"], help="languages with few training problems")
     demo.add_argument("--train_problems", type=int, default=1000, help="training problems of other languages")
     demo.add_argument("--low_resource_problems", type=int, default=100, help="training problems of these languages")

@@ -15,7 +15,7 @@ from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.fault_tolerance.watchdog import HEARTBEAT_SECONDS, heartbeat_path
 from pipeline.training.metrics_reader import read_metrics
 
-RECENT_STEPS = 50  # over which the rate and the remaining time are computed
+RATE_STEPS = 50  # over which the rate and the remaining time are computed
 FOLLOW_SECONDS = 10.0
 
 
@@ -55,7 +55,7 @@ def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]]
 
 
 def _progress(metrics: list[dict[str, Any]], max_steps: int) -> list[str]:
-    last, recent = metrics[-1], metrics[-RECENT_STEPS:]
+    last, recent = metrics[-1], metrics[-RATE_STEPS:]
     seconds, rate = (median(record[key] for record in recent) for key in ("step_seconds", "tokens_per_second"))
     left = timedelta(seconds=round((max_steps - last["step"]) * seconds))
     values = [f"{key} {last[key]:.4g}" for key in ("ce_loss", "align_cos", "grad_norm") if last[key] is not None]

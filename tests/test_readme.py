@@ -23,7 +23,7 @@ from data_prep.convert.input_formats import LANGUAGE_NAMES
 from data_prep.records import parse_record
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.distributed import free_port
-from pipeline.evaluation.answer_extraction import LANGUAGES
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES
 from pipeline.loss import LossSettings
 from pipeline.models.families import FAMILIES
 from tests.conftest import Prepared
@@ -171,7 +171,7 @@ def test_readme_limits_list_all_families_and_languages() -> None:
     (families,) = re.findall(r"- Model families: (.*?)\. Other", README, re.DOTALL)
     assert re.findall(r"`(\w+)`", families) == list(FAMILIES)
     (languages,) = re.findall(r"reads answers in (.*?), and only", README)
-    assert re.findall(r"\b[a-z]{2}\b", languages.replace("and ", "")) == sorted(LANGUAGES)
+    assert re.findall(r"\b[a-z]{2}\b", languages.replace("and ", "")) == sorted(ANSWER_LANGUAGES)
 
 
 @pytest.mark.parametrize("page", PAGES)

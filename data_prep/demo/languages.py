@@ -248,7 +248,7 @@ THAI = DemoLanguage(
     answer="คำตอบคือ {r}",
 )
 
-LANGUAGES: dict[str, DemoLanguage] = {
+DEMO_LANGUAGES: dict[str, DemoLanguage] = {
     "en": ENGLISH,
     "es": SPANISH,
     "de": GERMAN,

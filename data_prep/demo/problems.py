@@ -4,12 +4,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.demo.languages import EVENTS, LANGUAGES, NAMES, NOUNS, DemoLanguage
+from data_prep.demo.languages import DEMO_LANGUAGES, EVENTS, NAMES, NOUNS, DemoLanguage
 from data_prep.records import format_record, to_json_line
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import UserError
 
-PIVOT = "en"
+DEMO_PIVOT = "en"
 LARGEST_COUNT = 40  # of the start, the intermediate results and the answer
 
 
@@ -121,7 +121,7 @@ def write_demo(
     train, test = [], []
     for number, problem in enumerate(problems):
         for code in languages:
-            question, answer = format_problem(problem, LANGUAGES[code])
+            question, answer = format_problem(problem, DEMO_LANGUAGES[code])
             is_test = number >= train_problems
             pair_id = f"test-{number - train_problems:05d}" if is_test else f"train-{number:05d}"
             fields = {"question": question, "answer": answer}
@@ -142,9 +142,9 @@ def write_demo(
 
 def _check_languages(languages: list[str], low_resource: list[str]) -> None:
     for code in [*languages, *low_resource]:
-        if code not in LANGUAGES:
-            raise UserError(f"unknown language {code!r}; the demo has {', '.join(LANGUAGES)}")
-    if PIVOT not in languages:
-        raise UserError(f"--languages: the pivot {PIVOT} must be among them")
-    if PIVOT in low_resource or not set(low_resource) <= set(languages):
-        raise UserError(f"--low_resource: must be among --languages and not contain the pivot {PIVOT}")
+        if code not in DEMO_LANGUAGES:
+            raise UserError(f"unknown language {code!r}; the demo has {', '.join(DEMO_LANGUAGES)}")
+    if DEMO_PIVOT not in languages:
+        raise UserError(f"--languages: the pivot {DEMO_PIVOT} must be among them")
+    if DEMO_PIVOT in low_resource or not set(low_resource) <= set(languages):
+        raise UserError(f"--low_resource: must be among --languages and not contain the pivot {DEMO_PIVOT}")

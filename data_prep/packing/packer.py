@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.packing.row_plans import build_rows, count_languages, plan_file, read_plan, write_plan
+from data_prep.packing.row_plans import build_rows, count_languages, plan_file, read_row_plan, write_row_plan
 from data_prep.packing.settings import PackSettings
 from data_prep.packing.token_files import TokenReader, index_file, read_window, tokenize_split
 from data_prep.packing.windows import Limits, Window
@@ -193,7 +193,7 @@ class Packer:
             window = Window(table, self.settings.pivot, self._locate, reader.count_supervised)
             subgroups = [subgroup for group in window.groups() for subgroup in window.fit(group, self.limits)]
             plan = window.rows(subgroups, self.limits, f"rows {self.settings.seed} {number}")
-            write_plan(plan_file(folder, number), plan)
+            write_row_plan(plan_file(folder, number), plan)
             rows = int(plan["row"][-1].as_py()) + 1 if len(plan) else 0
             drops = sorted([lang, reason, count] for (lang, reason), count in window.drops.items())
             write_json(summary_file(number), {"rows": rows, "drops": drops})
@@ -221,7 +221,7 @@ class Packer:
         shards = -(-int(starts[-1]) // size)
         reader = TokenReader(self.work / "pieces")
         for shard in self._local_parts(shards, "write", self._entry_file):
-            plan = read_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
+            plan = read_row_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
             packed = build_rows(plan, reader, self.settings.pivot)
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
             write_json(self._entry_file(shard), {**entry, "languages": count_languages(plan, packed)})

@@ -15,13 +15,13 @@ def plan_file(folder: Path, window: int) -> Path:
     return folder / f"{window:05d}.arrow"
 
 
-def write_plan(path: Path, table: pa.Table) -> None:
+def write_row_plan(path: Path, table: pa.Table) -> None:
     """Write the sequences of one window. The column `row` is the row of each, from 0 in ascending order."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
 
 
-def read_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa.Table:
+def read_row_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa.Table:
     """Read the sequences of a range of rows, counted over all windows.
 
     Args:

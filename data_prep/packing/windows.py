@@ -16,7 +16,7 @@ TOO_LONG, TRUNCATED = "too_long", "truncated"
 
 # Indices of sequences in the table of the window: the pivot first, then the translations by language. A subgroup is the
 # part of a group that is packed into one row: the whole group if it fits.
-Group = list[int]
+ExampleGroup = list[int]
 
 
 class Limits(NamedTuple):
@@ -60,7 +60,7 @@ class Window:
         self._pair_id, self._lang = (table.column(name).to_pylist() for name in ("pair_id", "lang"))
         self._length, self._supervised = (table.column(name).to_pylist() for name in ("length", "supervised"))
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ExampleGroup]:
         """Return all groups in the order of their keys.
 
         Raises UserError if a group has a language twice or no pivot.
@@ -89,7 +89,7 @@ class Window:
     def _location(self, member: int) -> str:
         return self._locate(self.table["piece"][member].as_py(), self.table["place"][member].as_py())
 
-    def fit(self, group: Group, limits: Limits) -> list[Group]:
+    def fit(self, group: ExampleGroup, limits: Limits) -> list[ExampleGroup]:
         """Split a group into subgroups that each fit a row and start with the pivot.
 
         A group that fits a row is returned as it is. The translations of a longer group are distributed over subgroups
@@ -108,7 +108,7 @@ class Window:
         if length[pivot] > limits.tokens or not self._supervised[pivot]:
             self.drops.update((self._lang[i], TOO_LONG) for i in group)
             return []
-        subgroups: list[Group] = []
+        subgroups: list[ExampleGroup] = []
         for member in translations:
             fits_a_row = length[pivot] + length[member] <= limits.tokens and limits.sequences != 1
             if not fits_a_row or not self._supervised[member]:
@@ -132,7 +132,7 @@ class Window:
             if self._supervised[member]:
                 self.drops[self._lang[member], TRUNCATED] += 1
 
-    def rows(self, subgroups: list[Group], limits: Limits, seed: str) -> pa.Table:
+    def rows(self, subgroups: list[ExampleGroup], limits: Limits, seed: str) -> pa.Table:
         """Pack subgroups into few rows.
 
         Args:

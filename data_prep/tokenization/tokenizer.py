@@ -118,7 +118,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def train(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a SentencePiece BPE model and return it as a transformers tokenizer with `CHAT_TEMPLATE`.
 
     It has byte fallback, so that no text is unknown, splits numbers into digits, and does not normalize, so that
@@ -239,7 +239,7 @@ def _backend(proto: ModelProto, name: str) -> Tokenizer:
     return backend
 
 
-def save(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write a tokenizer directory atomically. Raises UserError if `output` is not empty or cannot be written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: already exists; remove it or give another --output")

@@ -95,7 +95,7 @@ def extra_memory(name: str, shape: LossShape, settings: MeasurementSettings) -> 
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measure(shape: LossShape, settings: MeasurementSettings) -> list[Row]:
+def measure_variant(shape: LossShape, settings: MeasurementSettings) -> list[Row]:
     """Return one row per variant."""
     device, names = settings.device, settings.names
     variants = {name: run for name, run in loss_variants(device).items() if names is None or name in names}
@@ -199,7 +199,7 @@ def main() -> None:
     base = LossShape(args.tokens, args.vocab, args.hidden, args.sequence)
     rows: list[Row] = []
     for shape in sweep(base) if args.sweep else [base]:
-        for row in measure(shape, settings):
+        for row in measure_variant(shape, settings):
             rows.append(row)
             print_row(row, 11)
     write_csv(rows, args.out.with_suffix(".csv"))

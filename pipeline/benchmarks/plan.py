@@ -175,7 +175,7 @@ def random_micro_batches(case: Case, step: int) -> tuple[list[MicroBatch], LossN
     return batches, LossNormalizers(sum(n.tokens for n in local) * ranks, sum(n.pairs for n in local) * ranks)
 
 
-def measure(case: Case) -> dict[str, float]:
+def measure_case(case: Case) -> dict[str, float]:
     """Measure a step on this rank.
 
     Returns:
@@ -223,7 +223,7 @@ def run_rank(names: list[str]) -> None:
         print(json.dumps({"case": None, **rates}), flush=True)
     for case in CASES:
         if case.name in names:
-            measurements = measure(case)
+            measurements = measure_case(case)
             if distributed.is_main_process():
                 print(json.dumps({"case": case.name, **measurements}), flush=True)
     distributed.shut_down()

@@ -24,10 +24,10 @@ from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, pyplot, 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.settings import Head
 from pipeline.loss.traffic import Traffic
+from pipeline.plan.suggest import HEADS
 
 VOCAB, HIDDEN, SEQUENCE_LENGTH = 4096, 64, 32
 TOKENS = (256, 1024, 4096, 8192, 16384)
-HEADS: tuple[Head, ...] = ("vocab_parallel", "gathered")
 
 
 class CollectiveCounter(TorchDispatchMode):

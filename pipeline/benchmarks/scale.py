@@ -31,9 +31,9 @@ from pipeline.plan.prediction import GIB, Cluster, Prediction
 from pipeline.plan.workload import PlannedRun, Workload
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
-VARIANTS = ("auto", "vocab_parallel", "gathered", "full_logits", "one_by_one")
+SCALE_VARIANTS = ("auto", "vocab_parallel", "gathered", "full_logits", "one_by_one")
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16)
-BUDGETS_MB = (32.0, 128.0, 512.0, 2048.0)
+SCALE_BUDGETS_MB = (32.0, 128.0, 512.0, 2048.0)
 # A row of 4,096 tokens: sequences of 256 in 8 languages, 60 % target tokens, packing efficiency 98.5 %.
 WORKLOAD = Workload(4096, 4034, 2420, 15.8, 13.8, 1_000_000)
 # The sizes of ds_configs/zero3_bf16.json.
@@ -60,7 +60,7 @@ def predictions(stats: ModelStats, gpus: int, rows: int, variant: str, gpu: str)
     head: Any = {"full_logits": "vocab_parallel", "one_by_one": "auto"}.get(variant, variant)
     prediction_class = {"full_logits": FullLogitsPrediction, "one_by_one": OneByOnePrediction}.get(variant, Prediction)
     micro_batch_sizes = [size for size in MICRO_BATCH_SIZES if rows % (size * gpus) == 0]
-    budgets = BUDGETS_MB if variant != "full_logits" else BUDGETS_MB[:1]
+    budgets = SCALE_BUDGETS_MB if variant != "full_logits" else SCALE_BUDGETS_MB[:1]
     for micro_batch_size, checkpointing, budget in product(micro_batch_sizes, (False, True), budgets):
         config = Config(
             loss=LossSettings(head=head, memory_budget_mb=budget),
@@ -154,7 +154,7 @@ def main() -> None:
     for name, fields in published_models().items():
         stats = stats_of(fields)
         for mode in ("weak", "strong"):
-            rows += [point(name, stats, mode, gpus, variant, args.gpu) for gpus in GPUS for variant in VARIANTS]
+            rows += [point(name, stats, mode, gpus, variant, args.gpu) for gpus in GPUS for variant in SCALE_VARIANTS]
         print(f"{name}: {sum(row['model'] == name and row['step_s'] != '' for row in rows)} points fit", flush=True)
     write_csv(rows, args.out.with_suffix(".csv"))
     write_csv(packing_rows(), args.out.with_name(f"{args.out.name}_data.csv"))

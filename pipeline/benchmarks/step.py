@@ -38,7 +38,7 @@ from pipeline.loss import LossNormalizers
 from pipeline.models.loading import load_model_config
 from pipeline.training.metrics import peak_memory_gb
 
-SOLAR, WEIGHT_0, ONE_BY_ONE, PLAIN = VARIANTS = ("solar", "weight 0", "one by one", "plain")
+SOLAR, WEIGHT_0, ONE_BY_ONE, PLAIN = STEP_VARIANTS = ("solar", "weight 0", "one by one", "plain")
 LEARNING_RATE = 1e-5
 
 TrainOnBatch = Callable[[MicroBatch, LossNormalizers], object]
@@ -140,12 +140,12 @@ def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def compare(args: argparse.Namespace) -> None:
     """Run all variants in turn, and print and write one row for each with the ratio of SOLAR to it."""
-    measurements: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+    measurements: dict[str, list[dict]] = {variant: [] for variant in STEP_VARIANTS}
     for _ in range(args.rounds):
-        for variant in VARIANTS:
+        for variant in STEP_VARIANTS:
             measurements[variant].append(launch(variant, args))
-    seconds = {v: statistics.median(t for m in measurements[v] for t in m["times"]) for v in VARIANTS}
-    memory = {v: statistics.median(m["memory_gb"] for m in measurements[v]) for v in VARIANTS}
+    seconds = {v: statistics.median(t for m in measurements[v] for t in m["times"]) for v in STEP_VARIANTS}
+    memory = {v: statistics.median(m["memory_gb"] for m in measurements[v]) for v in STEP_VARIANTS}
     rows: list[Row] = [
         {
             "arm": variant,
@@ -161,7 +161,7 @@ def compare(args: argparse.Namespace) -> None:
             "deepspeed": version("deepspeed"),
             "transformers": version("transformers"),
         }
-        for variant in VARIANTS
+        for variant in STEP_VARIANTS
     ]
     for row in rows:
         print({k: row[k] for k in ("arm", "step_s", "memory_gb", "solar_time_ratio", "solar_memory_ratio")})
@@ -175,7 +175,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--arm", dest="variant", choices=VARIANTS, help=argparse.SUPPRESS)  # set in child processes
+    parser.add_argument(
+        "--arm", dest="variant", choices=STEP_VARIANTS, help=argparse.SUPPRESS
+    )  # set in child processes
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--vocab_size", type=int, default=65536)
     parser.add_argument("--hidden_size", type=int, default=256)

@@ -27,7 +27,7 @@ PHRASES = {
     "th": (r"คำตอบ", r"คือ|เท่ากับ|เป็น"),
     "zh": (r"答案|答(?=[:是为])", r"是|就是|为|為|等于|等於"),
 }
-LANGUAGES = tuple(PHRASES)
+ANSWER_LANGUAGES = tuple(PHRASES)
 
 # Words for powers of ten, written after the number (in Swahili before it).
 SCALES = {
@@ -74,10 +74,10 @@ def extract_answer(text: str, lang: str) -> Decimal | None:
     """Return the final numeric answer of a solution written in `lang`, or None if it contains no number.
 
     Raises:
-        UserError: there are no rules for the language; `LANGUAGES` lists those that have rules.
+        UserError: there are no rules for the language; `ANSWER_LANGUAGES` lists those that have rules.
     """
     if lang not in PHRASES:
-        raise UserError(f"no answer extraction for language {lang!r}; known: {', '.join(LANGUAGES)}")
+        raise UserError(f"no answer extraction for language {lang!r}; known: {', '.join(ANSWER_LANGUAGES)}")
     text = normalise(text)
     candidates = [*reversed(list(_boxes(text))), *_phrase_spans(text, lang)]
     for span in candidates:

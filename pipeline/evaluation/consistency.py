@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent
-from pipeline.evaluation.answer_extraction import LANGUAGES, answers_equal
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal
 from pipeline.evaluation.significance import wilson_interval
 
 GenerationRow = dict[str, Any]  # of generations.jsonl: pair_id, lang, output, answer, correct, ...
@@ -73,7 +73,7 @@ def _all_equal(answers: Sequence[Decimal | None]) -> bool:
 
 
 def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]:
-    """Identify the language of each output with lingua, among `LANGUAGES`.
+    """Identify the language of each output with lingua, among `ANSWER_LANGUAGES`.
 
     Returns:
         By language asked: `found` counts the outputs by identified language; `none` stands for outputs in which there
@@ -84,7 +84,7 @@ def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]
         UserError: lingua is not installed.
     """
     lingua = import_optional("lingua")
-    codes = {lang: getattr(lingua.IsoCode639_1, lang.upper()) for lang in LANGUAGES}
+    codes = {lang: getattr(lingua.IsoCode639_1, lang.upper()) for lang in ANSWER_LANGUAGES}
     detector = lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes.values()).build()
     names = {code: lang for lang, code in codes.items()}
     counts: dict[str, Counter[str]] = {}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from data_prep.records import parse_record
 from pipeline.common.errors import UserError
-from pipeline.evaluation.answer_extraction import LANGUAGES, parse_gold
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, parse_gold
 
 
 class Example(NamedTuple):
@@ -65,8 +65,8 @@ def _parse_example(line: str) -> Example:
     except (ValueError, RecursionError) as error:
         raise UserError(f"malformed JSON ({error})") from None
     record = parse_record(_with_placeholder_response(raw) if isinstance(raw, dict) else raw)
-    if record.lang not in LANGUAGES:
-        raise UserError(f"unknown language {record.lang!r}; answers can be extracted in {', '.join(LANGUAGES)}")
+    if record.lang not in ANSWER_LANGUAGES:
+        raise UserError(f"unknown language {record.lang!r}; answers can be extracted in {', '.join(ANSWER_LANGUAGES)}")
     gold = parse_gold(raw.get("gold"))
     if gold is None:
         raise UserError("`gold` is missing or not a number; set it to the final answer, for instance 42")

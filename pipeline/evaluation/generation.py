@@ -22,7 +22,7 @@ Model = Any
 Tokenizer = Any
 
 
-def load_model(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
+def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     """Load a model in evaluation mode onto this rank's device, and its tokenizer with a padding token.
 
     Raises:

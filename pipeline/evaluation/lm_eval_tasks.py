@@ -26,7 +26,7 @@ from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent, versions
-from pipeline.evaluation.answer_extraction import LANGUAGES, answers_equal, extract_answer, parse_gold
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, extract_answer, parse_gold
 from pipeline.evaluation.significance import wilson_interval
 from pipeline.models.stop_tokens import stop_token_ids
 
@@ -62,7 +62,7 @@ def evaluate_tasks(args: argparse.Namespace) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     if results is not None:
-        write_results(args, results, output)
+        write_lm_eval_results(args, results, output)
 
 
 def find_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
@@ -141,7 +141,7 @@ def _distributed_class(base: type) -> type:
     return DistributedHFLM
 
 
-def write_results(args: argparse.Namespace, results: dict[str, Any], output: Path) -> None:
+def write_lm_eval_results(args: argparse.Namespace, results: dict[str, Any], output: Path) -> None:
     """Write `harness.json`, `harness.md` and `harness_generations.jsonl` from what lm_eval returned."""
     tasks, rows = {}, []
     for task, samples in results["samples"].items():
@@ -196,7 +196,7 @@ def task_language(task: str) -> str | None:
     """Return the language of a task's solutions by its name (mgsm_native_cot_sw), or None if it is not one of ours."""
     if "_en_cot" in task:  # mgsm_en_cot_sw asks in Swahili for a chain of thought in English
         return "en"
-    languages = [part for part in re.split(r"[_-]", task) if part in LANGUAGES]
+    languages = [part for part in re.split(r"[_-]", task) if part in ANSWER_LANGUAGES]
     return languages[-1] if languages else None
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.accuracy import accuracy_table, score_by_language, vers
 from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example, read_examples
-from pipeline.evaluation.generation import encode_prompts, generate_batches, load_model, plan_batches
+from pipeline.evaluation.generation import encode_prompts, generate_batches, load_for_generation, plan_batches
 from pipeline.evaluation.progress import Generation, GenerationLog
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
@@ -40,7 +40,7 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     examples = read_examples(Path(settings.data), settings.limit)
     output = Path(settings.output or settings.model)
     with _process_group():
-        model, tokenizer = load_model(Path(settings.model), settings.dtype)
+        model, tokenizer = load_for_generation(Path(settings.model), settings.dtype)
         ensure_writable(output)
         log = GenerationLog(output, _inputs(settings))
         prompts = encode_prompts(tokenizer, examples)
@@ -49,7 +49,7 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
         )
         finished_batches = generate_batches(model, tokenizer, prompts, batches, settings.max_new_tokens)
         local = _collect(finished_batches, log, stop)
-        generations = log.generations | (_gather(local) or {})
+        generations = log.generations | (_gather_generations(local) or {})
         complete = distributed.broadcast_from_rank0(lambda: len(generations) == len(examples))
         is_main_process = distributed.is_main_process()
     if not complete:
@@ -96,7 +96,7 @@ def _collect(
     return generations
 
 
-def _gather(local: dict[int, Generation]) -> dict[int, Generation] | None:
+def _gather_generations(local: dict[int, Generation]) -> dict[int, Generation] | None:
     """Gather all ranks' generations on rank 0. Return None on the others."""
     if not torch.distributed.is_initialized():
         return local

@@ -22,8 +22,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.experiments.plan import ExperimentPlan, read_plan
-from pipeline.experiments.results import write_results
+from pipeline.experiments.plan import ExperimentPlan, read_experiment_plan
+from pipeline.experiments.results import write_experiment_results
 from pipeline.experiments.study import Study
 
 PLAN = Path(__file__).parent / "plan.yaml"
@@ -108,7 +108,7 @@ def main() -> None:
     """Run the command line. The options are the fields of `ExperimentSettings`."""
     disable_progress_bar()  # for loading and saving small models
     settings: ExperimentSettings = auto_cli(ExperimentSettings, as_positional=False)
-    plan, output = read_plan(Path(settings.plan)), Path(settings.output)
+    plan, output = read_experiment_plan(Path(settings.plan)), Path(settings.output)
     seeds, amounts = settings.seeds or plan.seeds, settings.amounts or plan.amounts
     for name, requested, planned in (("seeds", seeds, plan.seeds), ("amounts", amounts, plan.amounts)):
         if unknown := sorted(set(requested) - set(planned)):
@@ -119,7 +119,7 @@ def main() -> None:
         return
     for amount in amounts:  # finish the first amount for all seeds before the next
         run_seeds(settings, seeds, amount)
-    print(write_results(plan, output), flush=True)
+    print(write_experiment_results(plan, output), flush=True)
 
 
 if __name__ == "__main__":

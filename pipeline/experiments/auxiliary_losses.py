@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.experiments.synthetic_benchmark import LANGUAGES, PIVOT, SyntheticBenchmark
+from pipeline.experiments.synthetic_benchmark import SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
 from pipeline.models.families import vocabulary_parameter
 
 
@@ -60,10 +60,10 @@ class DictionaryLoss:
         def word_ids(lang: str) -> Tensor:
             return torch.tensor(tokenizer.convert_tokens_to_ids(list(benchmark.languages[lang].content_words())))
 
-        others = [lang for lang in LANGUAGES if lang != PIVOT]
+        others = [lang for lang in SYNTHETIC_LANGUAGES if lang != SYNTHETIC_PIVOT]
         self.weight = weight
         self._words_W = torch.cat([word_ids(lang) for lang in others])
-        self._pivots_W = word_ids(PIVOT).repeat(len(others))
+        self._pivots_W = word_ids(SYNTHETIC_PIVOT).repeat(len(others))
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
         """Return the loss, a scalar; it does not depend on the batch."""

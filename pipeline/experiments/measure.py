@@ -13,11 +13,11 @@ from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.generation import generate
 from pipeline.experiments.synthetic_benchmark import (
-    LANGUAGES,
     LOW,
     MID,
-    PIVOT,
     SHARED_TOKENS,
+    SYNTHETIC_LANGUAGES,
+    SYNTHETIC_PIVOT,
     Combinations,
     SyntheticBenchmark,
     SyntheticProblem,
@@ -61,19 +61,20 @@ def draw_questions(benchmark: SyntheticBenchmark, count: int, seed: str) -> list
 
     low = [question for lang in LOW for question in (*draw(lang, "seen"), *draw(lang, "unseen"))]
     mid = [question for lang in MID for question in draw(lang, "all")]
-    return [*low, *mid, *(BenchmarkQuestion(PIVOT, "all", question.problem) for question in low)]
+    return [*low, *mid, *(BenchmarkQuestion(SYNTHETIC_PIVOT, "all", question.problem) for question in low)]
 
 
 def generate_answers(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
     """Return the words of the greedy response to each question."""
     examples = [
-        Example(str(i), PIVOT, [{"role": "user", "content": text}], Decimal(0)) for i, text in enumerate(questions)
+        Example(str(i), SYNTHETIC_PIVOT, [{"role": "user", "content": text}], Decimal(0))
+        for i, text in enumerate(questions)
     ]
     generations = generate(model, tokenizer, examples, BATCH_SIZE, MAX_NEW_TOKENS)
     return [generation.text.split() for generation in generations]
 
 
-def measure(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, Any]:
+def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, Any]:
     """Return the metrics of a model.
 
     Accuracies are by group of languages. `consistency` is how often a low-resource language gives the pivot's answer;
@@ -102,27 +103,29 @@ def measure(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, c
         )
 
     low = [i for i, question in enumerate(questions) if question.lang in LOW]
-    pivots = [i for i, question in enumerate(questions) if question.lang == PIVOT]
+    pivots = [i for i, question in enumerate(questions) if question.lang == SYNTHETIC_PIVOT]
     same = [final[i] is not None and final[i] == final[j] for i, j in zip(low, pivots, strict=True)]
     confused = [
         bool(set(answer) & _foreign_words(benchmark, question.lang))
         for answer, question in zip(answers, questions, strict=True)
     ]
     return {
-        "pivot": fraction(correct, PIVOT),
+        "pivot": fraction(correct, SYNTHETIC_PIVOT),
         "mid": fmean(fraction(correct, lang) for lang in MID),
         "low": fmean(fraction(correct, lang) for lang in LOW),
         "low_seen": fmean(fraction(correct, lang, "seen") for lang in LOW),
         "low_unseen": fmean(fraction(correct, lang, "unseen") for lang in LOW),
         "consistency": fmean(same),
         "confusion": fmean(fraction(confused, lang) for lang in LOW),
-        "confusion_pivot": fraction(confused, PIVOT),
+        "confusion_pivot": fraction(confused, SYNTHETIC_PIVOT),
         **measure_representations(model, tokenizer, benchmark),
     }
 
 
 def _foreign_words(benchmark: SyntheticBenchmark, lang: str) -> set[str]:
-    return {word for other in LANGUAGES if other != lang for word in benchmark.languages[other].content_words()}
+    return {
+        word for other in SYNTHETIC_LANGUAGES if other != lang for word in benchmark.languages[other].content_words()
+    }
 
 
 def measure_representations(
@@ -135,26 +138,28 @@ def measure_representations(
     input embeddings of translated words, each language's mean subtracted.
     """
     rng = random.Random(f"representations {benchmark.seed}")
-    problems = [benchmark.draw_problem(rng, PIVOT, "all") for _ in range(num_problems)]
-    records = [benchmark.record(str(i), lang, problem) for lang in LANGUAGES for i, problem in enumerate(problems)]
+    problems = [benchmark.draw_problem(rng, SYNTHETIC_PIVOT, "all") for _ in range(num_problems)]
+    records = [
+        benchmark.record(str(i), lang, problem) for lang in SYNTHETIC_LANGUAGES for i, problem in enumerate(problems)
+    ]
     layers = [len(model.get_decoder().layers) // 2 + 1]
     states = pooled_states(model, encode(tokenizer, records), layers, BATCH_SIZE)
-    langs = np.repeat(LANGUAGES, num_problems)
+    langs = np.repeat(SYNTHETIC_LANGUAGES, num_problems)
     silhouette = import_optional("sklearn.metrics").silhouette_score
     metrics: dict[str, float] = {}
     for name, points in states.items():
         kind = "middle" if name.startswith("layer") else name
-        similarities = [similarity_metrics(points[langs == PIVOT], points[langs == lang]) for lang in LOW]
+        similarities = [similarity_metrics(points[langs == SYNTHETIC_PIVOT], points[langs == lang]) for lang in LOW]
         metrics[f"{kind}_cosine"] = fmean(similarity["cosine"].value for similarity in similarities)
         metrics[f"{kind}_centred_cosine"] = fmean(similarity["centred_cosine"].value for similarity in similarities)
         metrics[f"{kind}_silhouette"] = float(silhouette(unit_rows(points.astype(np.float64)), langs, metric="cosine"))
     matrix = model.get_input_embeddings().weight.detach().float().cpu().numpy()
     words = {
         lang: matrix[tokenizer.convert_tokens_to_ids(list(benchmark.languages[lang].content_words()))]
-        for lang in LANGUAGES
+        for lang in SYNTHETIC_LANGUAGES
     }
     metrics["word_centred_cosine"] = fmean(
-        similarity_metrics(words[PIVOT], words[lang])["centred_cosine"].value for lang in LOW
+        similarity_metrics(words[SYNTHETIC_PIVOT], words[lang])["centred_cosine"].value for lang in LOW
     )
     return metrics
 
@@ -163,7 +168,7 @@ def copy_accuracy(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
     """Return the fraction of `count` copy exercises with all digits correct, by language."""
     rng = random.Random(f"copy {benchmark.seed}")
     fractions = {}
-    for lang in LANGUAGES:
+    for lang in SYNTHETIC_LANGUAGES:
         exercises = [
             benchmark.format_copy_exercise(benchmark.draw_problem(rng, lang, "all"), lang) for _ in range(count)
         ]

@@ -85,7 +85,7 @@ def _check_variants(tree: Any) -> None:
             raise ValueError(f"arms.{name} must be a mapping with keys among {', '.join(known)}")
 
 
-def read_plan(path: Path) -> ExperimentPlan:
+def read_experiment_plan(path: Path) -> ExperimentPlan:
     """Read a plan from a YAML file.
 
     Raises:

@@ -74,7 +74,7 @@ def differences(results: Results, variant: str, amount: int, key: str) -> list[f
     return [models[seed][key] - baseline[seed][key] for seed in sorted(models.keys() & baseline.keys())]
 
 
-def write_results(plan: ExperimentPlan, output: Path) -> str:
+def write_experiment_results(plan: ExperimentPlan, output: Path) -> str:
     """Write results.md, results.json and results.png, and return the Markdown.
 
     Raises:
@@ -90,7 +90,7 @@ def write_results(plan: ExperimentPlan, output: Path) -> str:
         tables.append(markdown_table(plan, results, amount, REPRESENTATION_HEADINGS, scale=1, digits=2))
     text = "\n\n".join(tables)
     write_atomically(output / "results.md", f"{text}\n".encode())
-    write_json(output / "results.json", summarize(plan, results, amounts))
+    write_json(output / "results.json", summarize_results(plan, results, amounts))
     write_atomically(output / "results.png", plot_results(plan, results, amounts))
     return text
 
@@ -136,7 +136,7 @@ def markdown_table(
     return "\n".join(lines)
 
 
-def summarize(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> dict[str, Any]:
+def summarize_results(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> dict[str, Any]:
     """Return the content of results.json: means, differences and intervals by amount and variant."""
     keys = [*FRACTION_HEADINGS, *REPRESENTATION_HEADINGS]
     summary: dict[str, Any] = {"versions": versions(), "amounts": {}}

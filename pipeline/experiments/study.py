@@ -22,10 +22,10 @@ from data_prep.records import Record
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.experiments.auxiliary_losses import DictionaryLoss, MiddleLayerLoss, shuffle_pairs
-from pipeline.experiments.measure import copy_accuracy, measure
+from pipeline.experiments.measure import copy_accuracy, measure_model
 from pipeline.experiments.plan import ExperimentPlan, Variant
-from pipeline.experiments.synthetic_benchmark import LANGUAGES, LOW, MID, PIVOT, SyntheticBenchmark
-from pipeline.experiments.training import InMemoryRows, TrainingJob, pack_groups, train
+from pipeline.experiments.synthetic_benchmark import LOW, MID, SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
+from pipeline.experiments.training import InMemoryRows, TrainingJob, pack_groups, run_training_job
 
 MIN_COPY_ACCURACY = 0.95  # sanity check of the base model: fraction of copy exercises with all digits correct
 
@@ -40,7 +40,7 @@ def pretraining_groups(benchmark: SyntheticBenchmark, number: int) -> list[list[
     groups = []
     for i in range(number):
         kind = rng.choices(["pivot", "mid", "copy"], [0.5, 0.2, 0.3])[0]
-        lang = PIVOT if kind == "pivot" else rng.choice(MID if kind == "mid" else LANGUAGES)
+        lang = SYNTHETIC_PIVOT if kind == "pivot" else rng.choice(MID if kind == "mid" else SYNTHETIC_LANGUAGES)
         problem = benchmark.draw_problem(rng, lang, "all")
         groups.append([benchmark.record(str(i), lang, problem, copied=kind == "copy")])
     return groups
@@ -59,10 +59,10 @@ def finetuning_groups(benchmark: SyntheticBenchmark, amount: int, mid_problems: 
     for lang in LOW:  # always 1000 draws, so that a larger amount includes a smaller one
         problems = [benchmark.draw_problem(rng, lang, "seen") for _ in range(1000)][:amount]
         for i, problem in enumerate(problems):
-            groups.append([benchmark.record(f"{lang}-{i}", each, problem) for each in (PIVOT, lang)])
+            groups.append([benchmark.record(f"{lang}-{i}", each, problem) for each in (SYNTHETIC_PIVOT, lang)])
     for i in range(mid_problems):
-        problem = benchmark.draw_problem(rng, PIVOT, "all")
-        groups.append([benchmark.record(f"mid-{i}", each, problem) for each in (PIVOT, *MID)])
+        problem = benchmark.draw_problem(rng, SYNTHETIC_PIVOT, "all")
+        groups.append([benchmark.record(f"mid-{i}", each, problem) for each in (SYNTHETIC_PIVOT, *MID)])
     return groups
 
 
@@ -93,7 +93,7 @@ class Study:
         self._check_base()
         for amount in amounts:
             groups = finetuning_groups(self.benchmark, amount, self.plan.mid_problems)
-            rows = InMemoryRows(pack_groups(self.tokenizer, groups), LANGUAGES)
+            rows = InMemoryRows(pack_groups(self.tokenizer, groups), SYNTHETIC_LANGUAGES)
             for name, variant in self.plan.variants.items():
                 path = self.directory / f"{name}-{amount}.json"
                 if path.is_file() or (variant.amounts is not None and amount not in variant.amounts):
@@ -150,8 +150,8 @@ class Study:
         model = model.to(self.device)
         training = self.plan.pretraining
         groups = pretraining_groups(self.benchmark, training.train_batch_size * (training.max_steps or 0))
-        rows = InMemoryRows(pack_groups(self.tokenizer, groups), LANGUAGES)
-        train(model, rows, self.pad_token_id, TrainingJob(training, seed=self.seed))
+        rows = InMemoryRows(pack_groups(self.tokenizer, groups), SYNTHETIC_LANGUAGES)
+        run_training_job(model, rows, self.pad_token_id, TrainingJob(training, seed=self.seed))
         return model
 
     def fine_tune(self, base: Path, rows: InMemoryRows, variant: Variant) -> dict[str, Any]:
@@ -174,14 +174,14 @@ class Study:
         elif variant.dictionary:
             dictionary = DictionaryLoss(self.benchmark, self.tokenizer, variant.dictionary)
             job = replace(job, auxiliary_loss=dictionary)
-        history = train(model, rows, self.pad_token_id, job)
+        history = run_training_job(model, rows, self.pad_token_id, job)
         if middle:
             middle.remove()
         return self._measure(model) | {name: values[-1] for name, values in history.items()}
 
     def _measure(self, model: PreTrainedModel) -> dict[str, Any]:
         with _no_progress_bars():
-            return measure(model, self.tokenizer, self.benchmark, self.plan.test_problems)
+            return measure_model(model, self.tokenizer, self.benchmark, self.plan.test_problems)
 
 
 @contextmanager

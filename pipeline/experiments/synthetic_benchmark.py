@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.records import Record, parse_record
 from data_prep.tokenization.tokenizer import CHAT_TEMPLATE, ROLES
 
-PIVOT = "pivot"
+SYNTHETIC_PIVOT = "pivot"
 MID = ("mid1", "mid2")
 LOW = ("low1", "low2", "low3")
-LANGUAGES = (PIVOT, *MID, *LOW)
+SYNTHETIC_LANGUAGES = (SYNTHETIC_PIVOT, *MID, *LOW)
 MODULUS = 10
 OPERATORS = ("+", "-", "~", "*")  # plus, minus, minus with swapped operands, times; all modulo 10
 NUM_VERBS, NUM_NOUNS, NUM_CLASSES = 12, 8, 2
@@ -96,7 +96,7 @@ class SyntheticBenchmark:
         self.seed = seed
         self._rng = random.Random(f"world {seed}")
         words = self._draw_words()
-        self.languages = {lang: self._draw_language(words) for lang in LANGUAGES}
+        self.languages = {lang: self._draw_language(words) for lang in SYNTHETIC_LANGUAGES}
         # A verb's operators differ between classes, so that the seen one does not give the unseen one away.
         self.operators = [self._rng.sample(OPERATORS, NUM_CLASSES) for _ in range(NUM_VERBS)]
         self.seen_class = {lang: [self._rng.randrange(NUM_CLASSES) for _ in range(NUM_VERBS)] for lang in LOW}
@@ -106,7 +106,7 @@ class SyntheticBenchmark:
         syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
         per_language = NUM_VERBS + NUM_NOUNS + 4
         words: set[str] = set()
-        while len(words) < per_language * len(LANGUAGES):
+        while len(words) < per_language * len(SYNTHETIC_LANGUAGES):
             words.add("".join(self._rng.choices(syllables, k=3)))
         shuffled = sorted(words)
         self._rng.shuffle(shuffled)

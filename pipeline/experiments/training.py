@@ -75,7 +75,9 @@ class TrainingJob:
     transform_batch: Callable[[MicroBatch], MicroBatch] | None = None
 
 
-def train(model: PreTrainedModel, rows: InMemoryRows, pad_token_id: int, job: TrainingJob) -> dict[str, list[float]]:
+def run_training_job(
+    model: PreTrainedModel, rows: InMemoryRows, pad_token_id: int, job: TrainingJob
+) -> dict[str, list[float]]:
     """Train a model in place for `job.training.max_steps` steps.
 
     Returns:

@@ -27,7 +27,7 @@ from pipeline.plan.tables import memory_table, time_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
 from pipeline.training.preflight import check_ranks
 
-PACKING_EFFICIENCY = 0.985  # of best-fit packing of whole groups, if there are no shards yet
+GROUP_PACKING_EFFICIENCY = 0.985  # of best-fit packing of whole groups, if there are no shards yet
 
 
 def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload, int]:
@@ -47,7 +47,7 @@ def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload
         return Workload.of_manifest(manifest), manifest["tokenizer"]["vocab_size"]
     if options.max_seq_length is None or options.rows is None:
         raise UserError(f"{shards}: no packed shards; give --max_seq_length and --rows, or pack first")
-    tokens = PACKING_EFFICIENCY * options.max_seq_length
+    tokens = GROUP_PACKING_EFFICIENCY * options.max_seq_length
     sequences = tokens / options.sequence_tokens
     pairs = sequences * (options.languages - 1) / options.languages
     target_tokens = tokens * options.supervised_share

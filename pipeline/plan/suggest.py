@@ -14,7 +14,7 @@ MAX_MICRO_BATCH_SIZE = 64
 MAX_GPUS = 4096
 
 # Field of TunableSettings -> how the output names it.
-LABELS = {
+SETTING_LABELS = {
     "micro_batch_size": "training.train_micro_batch_size_per_gpu",
     "checkpointing": "model.activation_checkpointing",
     "offload": "DeepSpeed offload of",
@@ -87,7 +87,9 @@ def nearest_fit(prediction: Prediction) -> tuple[str, Prediction] | None:
                 changes = dict(zip(names, chosen, strict=True))
                 other = replace(current, **changes).apply(prediction)
                 if other.fits:
-                    description = ", ".join(f"{LABELS[name]} {_format(value)}" for name, value in changes.items())
+                    description = ", ".join(
+                        f"{SETTING_LABELS[name]} {_format(value)}" for name, value in changes.items()
+                    )
                     fitting.append((other.time.overlapped, description, other))
         if fitting:
             _, description, other = min(fitting, key=lambda item: item[0])
@@ -153,5 +155,5 @@ def reasons(settings: TunableSettings, prediction: Prediction) -> list[tuple[str
             else:
                 host = f", {other.host_bytes / GIB:.0f} GiB of a host" if other.host_bytes else ""
                 effects.append(f"{_format(value)}: does not fit ({other.memory.peak / GIB:.1f} GiB{host})")
-        rows.append((LABELS[name], _format(getattr(settings, name)), "; ".join(effects)))
+        rows.append((SETTING_LABELS[name], _format(getattr(settings, name)), "; ".join(effects)))
     return rows

@@ -39,7 +39,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> None:
         output = paths[0]
     runs = read_runs(list(paths))
     heading = f"Run `{runs[0].name}`" if len(runs) == 1 else " and ".join(run.name for run in runs)
-    summary, sections = summarize(runs), build_sections(runs, compare_with_first(runs))
+    summary, sections = summarize_runs(runs), build_sections(runs, compare_with_first(runs))
     colors = {run.name: run_color(runs, run) for run in runs} if len(runs) > 1 else {}
     page, text = to_html(heading.replace("`", ""), summary, sections, colors), to_markdown(heading, summary, sections)
     try:
@@ -60,7 +60,7 @@ def compare_with_first(runs: Sequence[RunResults]) -> dict[str, dict[str, Any]]:
     return {run.name: compare_runs(runs[0].path, run.path) for run in evaluated[1:]}
 
 
-def summarize(runs: Sequence[RunResults]) -> str:
+def summarize_runs(runs: Sequence[RunResults]) -> str:
     """Return a few sentences about a single run, or one sentence that names the baseline of several."""
     if len(runs) > 1:
         return f"Comparison of {len(runs)} runs; {runs[0].name} is the baseline."

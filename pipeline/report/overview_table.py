@@ -9,7 +9,7 @@ from pipeline.report.runs import RunResults, series
 
 ABSENT = "–"
 
-Reader = Callable[[RunResults], str | None]
+MetricReader = Callable[[RunResults], str | None]
 
 
 def overview_rows(runs: Sequence[RunResults]) -> list[list[str]]:
@@ -22,7 +22,7 @@ def overview_rows(runs: Sequence[RunResults]) -> list[list[str]]:
     return rows
 
 
-def _from_evaluation(select: Callable[[dict[str, Any]], float | None]) -> Reader:
+def _from_evaluation(select: Callable[[dict[str, Any]], float | None]) -> MetricReader:
     def read(run: RunResults) -> str | None:
         try:
             fraction = select(run.evaluation or {})
@@ -33,7 +33,7 @@ def _from_evaluation(select: Callable[[dict[str, Any]], float | None]) -> Reader
     return read
 
 
-def _from_representations(group: str, metric: str) -> Reader:
+def _from_representations(group: str, metric: str) -> MetricReader:
     def read(run: RunResults) -> str | None:
         if not run.representations:
             return None
@@ -43,7 +43,7 @@ def _from_representations(group: str, metric: str) -> Reader:
     return read
 
 
-def _from_metrics(key: str, combine: Callable[[list[float]], float], format_spec: str) -> Reader:
+def _from_metrics(key: str, combine: Callable[[list[float]], float], format_spec: str) -> MetricReader:
     def read(run: RunResults) -> str | None:
         values = series(run.metrics, key)[1]
         return f"{combine(values):{format_spec}}" if values else None
@@ -62,7 +62,7 @@ def _mean_in_language(evaluation: dict[str, Any]) -> float | None:
 
 
 # The rows of the table: a metric's name, and a function that reads it from a run.
-OVERVIEW_METRICS: dict[str, Reader] = {
+OVERVIEW_METRICS: dict[str, MetricReader] = {
     "accuracy, mean of languages, %": _from_evaluation(lambda result: result["macro"]["accuracy"]),
     "same answer as the pivot, %": _from_evaluation(lambda result: result["macro"]["consistency_with_pivot"]),
     "same answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["mean_pairwise"]),

@@ -23,7 +23,7 @@ from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
 from pipeline.common.plotting import png
 from pipeline.evaluation.accuracy import versions
-from pipeline.evaluation.generation import load_model
+from pipeline.evaluation.generation import load_for_generation
 from pipeline.models.families import FAMILIES
 from pipeline.representations.plots import draw, label
 from pipeline.representations.separability import principal_components, separability
@@ -44,7 +44,7 @@ def measure_model(args: argparse.Namespace) -> None:
     import_optional("sklearn.metrics")  # fail before the model runs
     records, languages, left_out = read_parallel_records(Path(args.data), args.limit)
     output = Path(args.output or args.model)
-    model, tokenizer = load_model(Path(args.model), args.dtype)
+    model, tokenizer = load_for_generation(Path(args.model), args.dtype)
     if model.config.model_type not in FAMILIES:
         raise UserError(f"{args.model}: model_type {model.config.model_type!r} is not one of {', '.join(FAMILIES)}")
     ensure_writable(output)

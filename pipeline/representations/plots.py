@@ -22,8 +22,8 @@ from pipeline.common.plotting import (
 )
 
 TITLES = {"final": "after the final norm", "soft_tokens": "soft-token summaries"}
-CURVES = {"cosine": GREY, "centred_cosine": BLUE, "cka": ORANGE, "retrieval": GREEN}
-LABELS = {"cosine": "cosine", "centred_cosine": "centred cosine", "cka": "linear CKA", "retrieval": "P@1"}
+LAYER_CURVES = {"cosine": GREY, "centred_cosine": BLUE, "cka": ORANGE, "retrieval": GREEN}
+METRIC_LABELS = {"cosine": "cosine", "centred_cosine": "centred cosine", "cka": "linear CKA", "retrieval": "P@1"}
 
 
 def label(name: str) -> str:
@@ -78,13 +78,15 @@ def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
     names = [f"layer_{layer}" for layer in layers]
     others = ["final", "soft_tokens"]
     xs = range(len(names))
-    for metric, color in CURVES.items():
+    for metric, color in LAYER_CURVES.items():
         metrics = [result["representations"][name]["similarity"]["all"][metric] for name in [*names, *others]]
         values, floors = [m["value"] for m in metrics], [m["floor"] for m in metrics]
         axes.plot(xs, values[: len(names)], color=color, linewidth=1.9, marker="o", markersize=4)
         axes.plot(xs, floors[: len(names)], color=color, linewidth=1, linestyle=(0, (2, 2)))
         other_xs = [len(names) + i for i in range(len(others))]
-        axes.scatter(other_xs, values[len(names) :], color=color, s=32, marker="D", label=LABELS[metric], zorder=3)
+        axes.scatter(
+            other_xs, values[len(names) :], color=color, s=32, marker="D", label=METRIC_LABELS[metric], zorder=3
+        )
         axes.scatter(other_xs, floors[len(names) :], color=color, s=30, marker="_", zorder=3)
     ticks = [str(layer) for layer in layers] + ["normed", "soft\ntokens"]
     axes.set_xticks(range(len(ticks)), ticks)

@@ -64,7 +64,7 @@ def train(run: PreparedRun, guard: Guard) -> int:
         if state.step == first_step + 1 and distributed.is_main_process():
             guard.restarts.record_first_step(state.step)
         if state.step % config.training.save_steps == 0 or state.step == run.max_steps:
-            save(run, saver, state, guard)
+            save_checkpoint(run, saver, state, guard)
 
     metrics.close()
     return finish(run, saver, state, guard)
@@ -188,7 +188,7 @@ def log(metrics: MetricsWriter, record: dict[str, Any], num_tokens: float, saver
         saver.record_failure(metrics.path, error)
 
 
-def save(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> None:
+def save_checkpoint(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> None:
     """Start to save a checkpoint."""
     guard.enter_phase(state.step, "saving")
     distributed.broadcast_from_rank0(guard.check_lock)
@@ -199,7 +199,7 @@ def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> i
     """Save if a signal ended the run early, wait for the last checkpoint, and return the exit status."""
     status = 0 if state.step == run.max_steps else STOPPED_BY_SIGNAL
     if status:
-        save(run, saver, state, guard)
+        save_checkpoint(run, saver, state, guard)
     saver.finish()
     if distributed.is_main_process():
         guard.restarts.record_end(state.step, status, guard.stop.seconds_since())

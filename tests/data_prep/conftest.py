@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from data_prep.demo.problems import write_demo
 from data_prep.tokenization.sampling import sample_texts
-from data_prep.tokenization.tokenizer import save, train
+from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
 
 settings.register_profile("no_deadline", deadline=None)  # a loaded machine must not fail tests
 settings.load_profile("no_deadline")
@@ -26,5 +26,5 @@ def demo_file(tmp_path_factory) -> Path:
 def tokenizer_dir(demo_file, tmp_path_factory) -> Path:
     """Train a tokenizer of 512 tokens on the demo data."""
     folder = tmp_path_factory.mktemp("tokenizer") / "tok"
-    save(train(sample_texts([demo_file], 0.5, 1_000_000), 512), folder)
+    save_tokenizer(train_tokenizer(sample_texts([demo_file], 0.5, 1_000_000), 512), folder)
     return folder

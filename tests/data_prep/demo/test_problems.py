@@ -5,15 +5,15 @@ import re
 
 import pytest
 
-from data_prep.demo.languages import LANGUAGES
-from data_prep.demo.problems import PIVOT, draw_problems, format_problem, write_demo
+from data_prep.demo.languages import DEMO_LANGUAGES
+from data_prep.demo.problems import DEMO_PIVOT, draw_problems, format_problem, write_demo
 from data_prep.records import parse_record
 from pipeline.common.errors import UserError
 
 
 def test_write_demo_is_reproducible_from_seed(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        write_demo(tmp_path / name, tmp_path / f"{name}.test", list(LANGUAGES), ["sw"], 30, 5, 10, seed)
+        write_demo(tmp_path / name, tmp_path / f"{name}.test", list(DEMO_LANGUAGES), ["sw"], 30, 5, 10, seed)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a.test").read_bytes() == (tmp_path / "b.test").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
@@ -23,7 +23,7 @@ def test_write_demo_limits_low_resource_languages(tmp_path):
     counts = write_demo(tmp_path / "a", tmp_path / "b", ["en", "de", "sw"], ["sw"], 50, 7, 10, seed=0)
     assert counts == {"en": 50, "de": 50, "sw": 7}
     records = [parse_record(json.loads(line)) for line in (tmp_path / "a").read_text("utf-8").splitlines()]
-    with_pivot = {record.pair_id for record in records if record.lang == PIVOT}
+    with_pivot = {record.pair_id for record in records if record.lang == DEMO_PIVOT}
     assert {record.pair_id for record in records} == with_pivot
 
 
@@ -32,10 +32,10 @@ def test_draw_problems_are_distinct_without_names():
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("code", LANGUAGES)
+@pytest.mark.parametrize("code", DEMO_LANGUAGES)
 def test_format_problem_calculates_gold_answer(code):
     for problem in draw_problems(300, 1):
-        question, answer = format_problem(problem, LANGUAGES[code])
+        question, answer = format_problem(problem, DEMO_LANGUAGES[code])
         assert not re.search(r"[{}]", question + answer)
         for left, sign, right, result in re.findall(r"(\d+) ([-+×]) (\d+) = (\d+)", answer):
             left, right = int(left), int(right)
@@ -48,7 +48,7 @@ def test_format_problem_calculates_gold_answer(code):
 def test_format_problem_inflects_russian_nouns():
     paucal, plural = ("яблока", "книги", "карандаша", "мяча", "коробки"), ("яблок", "книг", "карандашей", "мячей")
     for problem in draw_problems(500, 2):
-        question, _ = format_problem(problem, LANGUAGES["ru"])
+        question, _ = format_problem(problem, DEMO_LANGUAGES["ru"])
         for number, noun in re.findall(r"(\d+) (\w+)", question):
             assert noun in (paucal if 2 <= int(number) <= 4 else (*plural, "коробок")), question
 

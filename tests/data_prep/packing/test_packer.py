@@ -15,7 +15,7 @@ from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
 from tests.data_prep.packing.helpers import EN, FR, contents, run, write_records
 
-STEPS = ["tokenize_split", "write_plan", "write_shard"]  # functions that finish a part of each step
+STEPS = ["tokenize_split", "write_row_plan", "write_shard"]  # functions that finish a part of each step
 
 
 def test_pack_keeps_every_record_and_its_tokens(demo_file, tokenizer_dir, tmp_path):
@@ -162,7 +162,7 @@ def test_pack_names_bad_records_and_leaves_no_files(records, message, tokenizer_
 
 
 def test_pack_rejects_concurrent_run_on_same_output(demo_file, tokenizer_dir, tmp_path, monkeypatch):
-    original, calls = packer.write_plan, []
+    original, calls = packer.write_row_plan, []
 
     def run_again(*args):
         with pytest.raises(UserError, match="another run is packing there"):
@@ -170,7 +170,7 @@ def test_pack_rejects_concurrent_run_on_same_output(demo_file, tokenizer_dir, tm
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(packer, "write_plan", run_again)
+    monkeypatch.setattr(packer, "write_row_plan", run_again)
     run([demo_file], tokenizer_dir, tmp_path / "out")
     verify(tmp_path / "out")
     assert calls

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.sampling import sample_texts
-from data_prep.tokenization.tokenizer import ROLES, fingerprint, load_tokenizer, save, train
+from data_prep.tokenization.tokenizer import ROLES, fingerprint, load_tokenizer, save_tokenizer, train_tokenizer
 from pipeline.common.errors import UserError
 
 TEXTS = ["hello world", "two\nlines", " a  b ", "١٢٣ 12 years", "สวัสดี", "🦒 never seen", "", "<s> no token"]
@@ -36,8 +36,8 @@ def test_tokenizer_has_distinct_special_tokens_and_single_digits(tokenizer_dir):
 
 def test_fingerprint_depends_on_text_and_template(tokenizer_dir, demo_file, tmp_path):
     first = load_tokenizer(tokenizer_dir)
-    again = train(sample_texts([demo_file], 0.5, 1_000_000), 512)
-    save(again, tmp_path / "again")
+    again = train_tokenizer(sample_texts([demo_file], 0.5, 1_000_000), 512)
+    save_tokenizer(again, tmp_path / "again")
     assert fingerprint(first) == fingerprint(again) == fingerprint(load_tokenizer(tmp_path / "again"))
     first(["short", "longer text"], padding=True, truncation=True, max_length=8)  # changes the state of the backend
     assert fingerprint(first) == fingerprint(again)
@@ -87,12 +87,12 @@ def test_load_tokenizer_rejects_unusable_directory(broken, tokenizer_dir, tmp_pa
 
 def test_train_rejects_empty_text():
     with pytest.raises(UserError, match="SentencePiece"):
-        train([], 512)
+        train_tokenizer([], 512)
 
 
 def test_save_rejects_existing_directory(tokenizer_dir):
     with pytest.raises(UserError, match="already exists"):
-        save(load_tokenizer(tokenizer_dir), tokenizer_dir)
+        save_tokenizer(load_tokenizer(tokenizer_dir), tokenizer_dir)
 
 
 def test_sample_texts_weights_languages_by_alpha(tmp_path):
@@ -133,7 +133,7 @@ def test_load_tokenizer_converts_sentencepiece_models(settings, demo_file, tmp_p
         [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
     )
     assert tokenizer.convert_ids_to_tokens([~t for t in tokens if t < 0])[-1] == tokenizer.eos_token == "</s>"
-    save(tokenizer, tmp_path / "saved")
+    save_tokenizer(tokenizer, tmp_path / "saved")
     assert fingerprint(load_tokenizer(tmp_path / "saved")) == fingerprint(tokenizer)
 
 

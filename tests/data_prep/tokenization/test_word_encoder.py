@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from data_prep.demo.languages import LANGUAGES
+from data_prep.demo.languages import DEMO_LANGUAGES
 from data_prep.demo.problems import draw_problems, format_problem
 from data_prep.tokenization.tokenizer import load_tokenizer
 from data_prep.tokenization.word_encoder import SPLIT_PATTERNS, WordEncoder, complement_spans
@@ -43,7 +43,7 @@ def byte_level(pre_tokenizer: pre_tokenizers.PreTokenizer, normalizer: normalize
         vocab_size=700, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
     )
     problems = draw_problems(40, 0)
-    pairs = [format_problem(problem, language) for problem in problems for language in LANGUAGES.values()]
+    pairs = [format_problem(problem, language) for problem in problems for language in DEMO_LANGUAGES.values()]
     tokenizer.train_from_iterator([text for pair in pairs for text in pair], trainer)
     return tokenizer
 

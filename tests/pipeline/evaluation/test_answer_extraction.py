@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import UserError
-from pipeline.evaluation.answer_extraction import LANGUAGES, PHRASES, answers_equal, extract_answer, parse_gold
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, PHRASES, answers_equal, extract_answer, parse_gold
 from tests.pipeline.evaluation.answer_cases import CASES, MINUS
 
 TABLE = [(lang, text, answer) for lang, cases in CASES.items() for text, answer in cases]
@@ -20,11 +20,11 @@ def test_extract_answer_hand_written_solution(lang, text, answer):
 
 
 def test_cases_cover_every_language():
-    assert set(CASES) == set(LANGUAGES) == set(PHRASES)
+    assert set(CASES) == set(ANSWER_LANGUAGES) == set(PHRASES)
     assert len(TABLE) >= 150
 
 
-@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("lang", ANSWER_LANGUAGES)
 def test_extract_answer_prefers_box_then_phrase_then_last_number(lang):
     phrase = {"en": "The answer is 5", "ja": "答えは5です", "zh": "答案是5", "th": "คำตอบคือ 5", "bn": "উত্তর হল 5"}
     text = phrase.get(lang, "#### 5")
@@ -38,7 +38,7 @@ def test_extract_answer_refuses_unknown_language():
         extract_answer("5", "xx")
 
 
-@given(number=st.integers(-(10**9), 10**9), lang=st.sampled_from(LANGUAGES))
+@given(number=st.integers(-(10**9), 10**9), lang=st.sampled_from(ANSWER_LANGUAGES))
 def test_extract_answer_any_integer_in_native_digits(number, lang):
     zeros = {"bn": "০", "te": "౦", "th": "๐", "ja": "０", "zh": "０"}
     written = "".join(chr(ord(zeros.get(lang, "0")) + int(c)) if c.isdigit() else MINUS for c in str(number))
@@ -46,7 +46,7 @@ def test_extract_answer_any_integer_in_native_digits(number, lang):
     assert extract_answer(f"5 = {written}", lang) == number
 
 
-@given(text=st.text(max_size=80), lang=st.sampled_from(LANGUAGES))
+@given(text=st.text(max_size=80), lang=st.sampled_from(ANSWER_LANGUAGES))
 def test_extract_answer_any_text_is_finite_or_none(text, lang):
     answer = extract_answer(text, lang)
     assert answer is None or answer.is_finite()

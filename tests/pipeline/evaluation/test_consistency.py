@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pipeline.evaluation.answer_extraction import LANGUAGES
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES
 from pipeline.evaluation.consistency import agreement, consistency_metrics, consistency_tables, output_languages
 
 SENTENCES = {
@@ -55,11 +55,11 @@ def test_agreement_without_common_questions():
 
 
 def test_output_languages_of_real_sentences():
-    assert set(SENTENCES) == set(LANGUAGES)
+    assert set(SENTENCES) == set(ANSWER_LANGUAGES)
     rows = [row("a", lang, "12", output=text) for lang, text in SENTENCES.items()]
     rows += [row("b", "sw", "12", output=SENTENCES["en"]), row("c", "sw", "12", output="12 + 3 = 15")]
     metrics = output_languages(rows)
-    assert {lang for lang, score in metrics.items() if score["share"] == 1} == set(LANGUAGES) - {"sw"}
+    assert {lang for lang, score in metrics.items() if score["share"] == 1} == set(ANSWER_LANGUAGES) - {"sw"}
     assert metrics["sw"]["share"] == 0.5 and metrics["sw"]["found"] == {"sw": 1, "en": 1, "none": 1}
     assert output_languages([row("c", "sw", "12", output="12")])["sw"] == {
         "share": None,

@@ -3,7 +3,7 @@
 import torch
 
 from pipeline.evaluation.dataset import read_examples
-from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_model, plan_batches
+from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_for_generation, plan_batches
 from tests.pipeline.evaluation.tiny_model import make_records, write_records
 
 
@@ -20,7 +20,7 @@ def reference_greedy(model, prompt: list[int], end: int, max_new_tokens: int) ->
 
 def test_generate_does_not_depend_on_batch_size(tmp_path, random_model_dir):
     examples = read_examples(write_records(tmp_path / "x.jsonl", make_records()))
-    model, tokenizer = load_model(random_model_dir, "float32")
+    model, tokenizer = load_for_generation(random_model_dir, "float32")
     outputs = {size: generate(model, tokenizer, examples, size, max_new_tokens=24) for size in (1, 4, 18)}
     assert outputs[1] == outputs[4] == outputs[18]
     assert len({generation.text for generation in outputs[1]}) > 12  # the prompts do matter
@@ -32,7 +32,7 @@ def test_generate_does_not_depend_on_batch_size(tmp_path, random_model_dir):
 
 def test_generate_batches_of_all_ranks_equal_one_rank(tmp_path, random_model_dir):
     examples = read_examples(write_records(tmp_path / "x.jsonl", make_records()))
-    model, tokenizer = load_model(random_model_dir, "float32")
+    model, tokenizer = load_for_generation(random_model_dir, "float32")
     prompts = encode_prompts(tokenizer, examples)
     parts = []
     for rank in range(3):

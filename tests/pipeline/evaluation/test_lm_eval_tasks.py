@@ -17,7 +17,7 @@ from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError
 from pipeline.evaluation.answer_extraction import extract_answer
 from pipeline.evaluation.dataset import read_examples
-from pipeline.evaluation.generation import generate, load_model
+from pipeline.evaluation.generation import generate, load_for_generation
 from pipeline.evaluation.lm_eval_tasks import (
     extract_rows,
     extraction_score,
@@ -91,7 +91,7 @@ def tasks(prepared, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     examples = [example for example in read_examples(prepared.data, limit=12) if example.lang in ("en", "es")]
-    loaded, tokenizer = load_model(tmp_path / "model", "float32")
+    loaded, tokenizer = load_for_generation(tmp_path / "model", "float32")
     texts = [generation.text for generation in generate(loaded, tokenizer, examples, batch_size=5, max_new_tokens=24)]
     (yaml,) = re.findall(r"^```yaml\n(task: .*?)^```$", (ROOT / "docs/evaluation.md").read_text(), re.M | re.S)
     (tmp_path / "tasks").mkdir()

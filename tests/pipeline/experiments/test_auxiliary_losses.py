@@ -8,7 +8,7 @@ import torch
 from pipeline.data.micro_batch import collate
 from pipeline.experiments.auxiliary_losses import DictionaryLoss, MiddleLayerLoss, shuffle_pairs
 from pipeline.experiments.study import finetuning_groups
-from pipeline.experiments.synthetic_benchmark import LANGUAGES, LOW, PIVOT, SyntheticBenchmark
+from pipeline.experiments.synthetic_benchmark import LOW, SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
 from pipeline.experiments.training import pack_groups
 from pipeline.models.solar_model import decode
 from tests.pipeline.experiments.conftest import tiny_model
@@ -28,7 +28,7 @@ def model(benchmark):
 def batch(benchmark):
     groups = finetuning_groups(benchmark, 2, 2)
     random.Random(0).shuffle(groups)
-    return collate(pack_groups(benchmark.build_tokenizer(), groups), list(LANGUAGES), 3)
+    return collate(pack_groups(benchmark.build_tokenizer(), groups), list(SYNTHETIC_LANGUAGES), 3)
 
 
 def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
@@ -67,9 +67,9 @@ def test_dictionary_loss_matches_definition_and_detaches_pivots(benchmark, model
     tokenizer = benchmark.build_tokenizer()
     matrix = model.get_input_embeddings().weight
     squares, norms = [], []
-    for lang in LANGUAGES[1:]:
+    for lang in SYNTHETIC_LANGUAGES[1:]:
         for word, pivot in zip(
-            benchmark.languages[lang].content_words(), benchmark.languages[PIVOT].content_words(), strict=True
+            benchmark.languages[lang].content_words(), benchmark.languages[SYNTHETIC_PIVOT].content_words(), strict=True
         ):
             u, v = matrix[tokenizer.convert_tokens_to_ids(word)], matrix[tokenizer.convert_tokens_to_ids(pivot)]
             squares.append(((u - v) ** 2).sum().item())
@@ -78,7 +78,7 @@ def test_dictionary_loss_matches_definition_and_detaches_pivots(benchmark, model
     assert loss.item() == pytest.approx(2 * (sum(squares) / len(squares)) / (sum(norms) / len(norms)))
     model.zero_grad()
     loss.backward()
-    pivots = tokenizer.convert_tokens_to_ids(list(benchmark.languages[PIVOT].content_words()))
+    pivots = tokenizer.convert_tokens_to_ids(list(benchmark.languages[SYNTHETIC_PIVOT].content_words()))
     lows = tokenizer.convert_tokens_to_ids(list(benchmark.languages[LOW[0]].content_words()))
     assert matrix.grad[pivots].abs().max() == 0
     assert (matrix.grad[lows].abs().amax(1) > 0).all()

@@ -14,7 +14,7 @@ from pipeline.experiments.results import (
     REPRESENTATION_HEADINGS,
     interval,
     read_results,
-    write_results,
+    write_experiment_results,
 )
 
 PLAN = ExperimentPlan({"sft": Variant(), "ours": Variant()}, [60], [1, 2, 3], TrainingSettings(), TrainingSettings())
@@ -39,9 +39,9 @@ def test_write_results_pairs_differences_by_seed(tmp_path):
         plant(tmp_path, "sft", seed, low=low)
     plant(tmp_path, "ours", 1, low=0.50)  # +10 points for each seed, so the interval is empty
     plant(tmp_path, "ours", 3, low=0.60)
-    assert "| ours | +10.0 |" in write_results(PLAN, tmp_path)  # no interval for two seeds
+    assert "| ours | +10.0 |" in write_experiment_results(PLAN, tmp_path)  # no interval for two seeds
     plant(tmp_path, "ours", 2, low=0.70)
-    text = write_results(PLAN, tmp_path)
+    text = write_experiment_results(PLAN, tmp_path)
     assert "| sft | 50.0 |" in text
     assert "| ours | +10.0 [+10.0, +10.0] |" in text
     summary = json.loads((tmp_path / "results.json").read_text())["amounts"]["60"]["ours"]
@@ -52,10 +52,10 @@ def test_write_results_pairs_differences_by_seed(tmp_path):
 
 def test_write_results_reports_failed_sanity_check(tmp_path):
     plant(tmp_path, "sft", 1, low=0.95)
-    assert "Sanity check failed: the low-resource accuracy of sft is 95.0 %" in write_results(PLAN, tmp_path)
+    assert "Sanity check failed: the low-resource accuracy of sft is 95.0 %" in write_experiment_results(PLAN, tmp_path)
 
 
 def test_write_results_refuses_missing_baseline(tmp_path):
     assert read_results(tmp_path) == {}
     with pytest.raises(UserError, match="no results of 'sft'"):
-        write_results(PLAN, tmp_path)
+        write_experiment_results(PLAN, tmp_path)

@@ -9,7 +9,7 @@ import yaml
 from pipeline.common.errors import UserError
 from pipeline.experiments import study
 from pipeline.experiments.__main__ import PLAN
-from pipeline.experiments.plan import read_plan
+from pipeline.experiments.plan import read_experiment_plan
 from tests.runs import python, refuses
 
 SHORT = {"train_batch_size": 8, "max_steps": 4, "learning_rate": 0.001, "precision": "fp32"}
@@ -38,7 +38,7 @@ def write_plan(path: Path, **changes: object) -> Path:
 
 
 def run(plan: Path, output: Path, seed: int = 1) -> None:
-    loaded = read_plan(plan)
+    loaded = read_experiment_plan(plan)
     study.Study(loaded, seed, output).run(loaded.amounts, print)
 
 
@@ -82,12 +82,12 @@ def test_experiment_stops_if_sanity_check_fails(tmp_path):
 
 @pytest.mark.parametrize("name", ["plan.yaml", "screening.yaml"])
 def test_read_plan_accepts_plans_of_the_project(name):
-    plan = read_plan(PLAN.parent / name)
+    plan = read_experiment_plan(PLAN.parent / name)
     assert all(set(variant.amounts or []) <= set(plan.amounts) for variant in plan.variants.values())
 
 
 def test_plans_of_the_project_share_no_seed():
-    final, screening = (read_plan(PLAN.parent / name) for name in ("plan.yaml", "screening.yaml"))
+    final, screening = (read_experiment_plan(PLAN.parent / name) for name in ("plan.yaml", "screening.yaml"))
     assert not set(final.seeds) & set(screening.seeds)
     assert len(set(final.seeds)) >= 10
 
@@ -105,10 +105,10 @@ def test_plans_of_the_project_share_no_seed():
 )
 def test_read_plan_refuses_invalid_plan(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        read_plan(write_plan(tmp_path / "plan.yaml", **changes))
+        read_experiment_plan(write_plan(tmp_path / "plan.yaml", **changes))
     assert "\n" not in str(error.value) and "plan.yaml" in str(error.value)
 
 
 def test_read_plan_refuses_missing_file(tmp_path):
     with pytest.raises(UserError, match="cannot read the plan"):
-        read_plan(tmp_path / "no.yaml")
+        read_experiment_plan(tmp_path / "no.yaml")

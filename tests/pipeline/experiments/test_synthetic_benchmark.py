@@ -8,14 +8,14 @@ import pytest
 from data_prep.records import Record
 from pipeline.experiments.study import finetuning_groups, pretraining_groups
 from pipeline.experiments.synthetic_benchmark import (
-    LANGUAGES,
     LOW,
     MID,
     NUM_CLASSES,
     NUM_VERBS,
     OPERATORS,
-    PIVOT,
     SHARED_TOKENS,
+    SYNTHETIC_LANGUAGES,
+    SYNTHETIC_PIVOT,
     SyntheticBenchmark,
     compute,
 )
@@ -46,11 +46,11 @@ def shown_combinations(benchmark: SyntheticBenchmark, record: Record) -> set[tup
 
 def test_finetuning_groups_show_half_of_combinations_in_low(benchmark):
     groups = finetuning_groups(benchmark, amount=400, mid_problems=300)
-    shown: dict[str, set] = {lang: set() for lang in LANGUAGES}
+    shown: dict[str, set] = {lang: set() for lang in SYNTHETIC_LANGUAGES}
     for record in chain.from_iterable(groups):
         shown[record.lang] |= shown_combinations(benchmark, record)
     everything = {(verb, c) for verb in range(NUM_VERBS) for c in range(NUM_CLASSES)}
-    for lang in (PIVOT, *MID):
+    for lang in (SYNTHETIC_PIVOT, *MID):
         assert shown[lang] == everything
     for lang in LOW:
         assert shown[lang] == {(verb, benchmark.seen_class[lang][verb]) for verb in range(NUM_VERBS)}
@@ -58,7 +58,7 @@ def test_finetuning_groups_show_half_of_combinations_in_low(benchmark):
 
 def test_pretraining_groups_never_solve_low_resource_problems(benchmark):
     records = [group[0] for group in pretraining_groups(benchmark, 2000)]
-    assert {record.lang for record in records} == set(LANGUAGES)
+    assert {record.lang for record in records} == set(SYNTHETIC_LANGUAGES)
     assert not any(record.lang in LOW and "=" in solution(record) for record in records)
 
 
@@ -77,7 +77,7 @@ def test_operators_of_a_verb_differ(benchmark):
 
 def test_format_problem_is_correct_arithmetic(benchmark):
     rng = random.Random(1)
-    for lang in LANGUAGES:
+    for lang in SYNTHETIC_LANGUAGES:
         problem = benchmark.draw_problem(rng, lang, "all")
         question, answer = benchmark.format_problem(problem, lang)
         for clause in answer.split(" . ")[1:-1]:

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.config.recipe import load_config
-from pipeline.experiments.training import InMemoryRows, TrainingJob, train
+from pipeline.experiments.training import InMemoryRows, TrainingJob, run_training_job
 from tests.conftest import Prepared
 from tests.runs import TINY, metrics, write_recipe
-from tests.runs import train as run_trainer
+from tests.runs import run_training_job as run_trainer
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_train_gives_the_trainers_losses(prepared: Prepared, tmp_path: Path, tie
     shards = ShardSet.open(prepared.shards)
     rows = InMemoryRows(shards, shards.manifest["languages"])
     job = TrainingJob(config.training, config.loss, config.seed)
-    history = train(model, rows, tokenizer.pad_token_id, job)
+    history = run_training_job(model, rows, tokenizer.pad_token_id, job)
     expected = metrics(tmp_path / "run")
     # The order of fp32 sums and the AdamW implementation differ, so rounding errors grow with the steps.
     assert history["ce"] == pytest.approx([m["ce_loss"] for m in expected], rel=2e-5)

@@ -48,7 +48,7 @@ def run_rank() -> None:
 
 @pytest.mark.slow
 def test_gather_together_matches_one_by_one() -> None:
-    (found,) = run_ranks(2, ["-m", "tests.pipeline.zero3.test_persistent_parameters"])
+    (found,) = run_ranks(2, ["-m", "tests.pipeline.benchmarks.test_persistent_parameters"])
     assert found["losses"] and found["parameters"], found
     assert found["persistent"] > 10 and found["saved"] == found["persistent"] - 1, found
 
