@@ -106,30 +106,6 @@ def test_train_refuses_unwritable_output_dir(prepared: Prepared, tmp_path: Path)
     refuses(python("pipeline/train.py", "--config", recipe), "output directory", "change output_dir")
 
 
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
-        ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
-        ({"train_batch_size": 8, "zero_optimization": {"stage": 3}}, ["'train_batch_size'", "recipe"]),
-        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["zero_hpz_partition_size"]),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
-        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}, ["bf16", "training.precision"]),
-    ],
-    ids=["stage", "batch size", "hpZ", "nvme", "precision"],
-)
-def test_deepspeed_config_refuses(content: dict, parts: list[str], tmp_path: Path) -> None:
-    from pipeline.common.errors import UserError
-    from pipeline.config.recipe import load_config
-    from pipeline.zero3.ds_config import deepspeed_config
-
-    file = tmp_path / "ds.json"
-    file.write_text(json.dumps(content))
-    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
-    with pytest.raises(UserError) as caught:
-        deepspeed_config(load_config(recipe, []), 2)
-    assert all(part in str(caught.value) for part in parts), caught.value
-
-
 @pytest.mark.slow
 def test_train_refuses_checkpoint_of_other_model(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, training__max_steps=1)

@@ -1,0 +1,31 @@
+"""DeepSpeed files that are refused, each in one line that says what to change."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import UserError
+from pipeline.config.recipe import load_config
+from pipeline.zero3.ds_config import deepspeed_config
+from tests.runs import write_recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
+        ({"train_batch_size": 8, "zero_optimization": {"stage": 3}}, ["'train_batch_size'", "recipe"]),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["zero_hpz_partition_size"]),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
+        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}, ["bf16", "training.precision"]),
+    ],
+    ids=["stage", "batch size", "hpZ", "nvme", "precision"],
+)
+def test_deepspeed_config_refuses(content: dict, parts: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(content))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
+    with pytest.raises(UserError) as caught:
+        deepspeed_config(load_config(recipe, []), 2)
+    assert all(part in str(caught.value) for part in parts), caught.value
