@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 RUN := source $(VENV)/bin/activate &&
 
-.PHONY: demo demo-clean experiment test test-fast lint format clean
+.PHONY: install demo demo-clean experiment test test-fast lint format clean
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+
+install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(RUN) python -m pipeline.demo

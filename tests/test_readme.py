@@ -40,7 +40,8 @@ SUBSTITUTIONS = [
     ("source .venv/bin/activate", "true", "the tests already run in an environment"),
     ("--max_seq_length 4096", "--max_seq_length 512", "there is little data, and long rows are slow on a CPU"),
     ("deepspeed pipeline", "python pipeline", "the launcher takes seconds; test_demo.py and ONE_RANK replace it"),
-    ("-0.5b.yaml", f"-0.5b.yaml {FEW_STEPS}", "likewise, and an epoch takes long"),
+    ("-0.5b.yaml", f"-0.5b.yaml FEW_STEPS='{FEW_STEPS}'", "an epoch takes long"),
+    ("train.py --config $RECIPE", "train.py --config $RECIPE $FEW_STEPS", "likewise"),
     ("-m pipeline.evaluation", "-m pipeline.evaluation --limit 2 --max_new_tokens 8", "generation on a CPU is slow"),
 ]
 
@@ -48,7 +49,8 @@ SUBSTITUTIONS = [
 NOT_RUN = {
     "hf download ": "there is no hub; the fixture creates what it would download",
     "git clone ": "there is no network; likewise",
-    "RECIPE=": "Slurm: tests/slurm submits the scripts to a real cluster",
+    "INPUT=": "Slurm: tests/slurm submits the scripts to a real cluster",
+    "sbatch ": "likewise",
     "RUN=": "likewise",
 }
 
@@ -61,7 +63,9 @@ def fenced(language: str) -> Iterator[str]:
 
 
 def commands() -> list[str]:
-    return [line for block in fenced("bash") for line in block.splitlines() if line.strip()]
+    """Return the README's commands, with continued lines joined and comments dropped."""
+    lines = [line for block in fenced("bash") for line in block.replace("\\\n", "").splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def substitute(text: str) -> str:
@@ -137,7 +141,7 @@ def test_readme_commands_run(checkout: Path) -> None:
             f"README: {command}\nrun as: {script}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
         )
         if command.startswith("export "):
-            exports.append(command)
+            exports.append(substitute(command))
 
     run = checkout / "runs" / "qwen2.5-0.5b"
     for name in ("checkpoint-2/COMPLETE", "metrics.jsonl", "hf/model.safetensors", "evaluation.json", "report.html"):
