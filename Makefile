@@ -8,8 +8,8 @@ RUN := source $(VENV)/bin/activate &&
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
+	$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@
 
 install: $(VENV)/.installed
@@ -24,11 +24,15 @@ demo-clean:
 experiment: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments
 
+$(VENV)/.ops: $(VENV)/.installed
+	$(RUN) python -m tests.build_ops
+	touch $@
+
 # More processes than cores, because many tests wait for other processes.
-test: $(VENV)/.installed
+test: $(VENV)/.ops
 	$(RUN) python -m pytest -q -n 3 --dist loadgroup
 
-test-fast: $(VENV)/.installed
+test-fast: $(VENV)/.ops
 	$(RUN) python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 lint: $(VENV)/.installed

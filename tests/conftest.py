@@ -17,10 +17,19 @@ from tests.workers import Workers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pytest-xdist keep a file's tests together, and all tests of the Slurm cluster, of which there is one."""
+    """Order and group the tests for pytest-xdist.
+
+    The Slurm tests share one cluster, so one worker runs them all; they come first, because together they take longest.
+    Slow tests are distributed one by one. The other tests of a file stay together.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        return 0 if item.path.parent.name == "slurm" else 1 if item.get_closest_marker("slow") else 2
+
+    items.sort(key=rank)
     for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group("slurm" if folder.name == "slurm" else str(item.path)))
+        if rank(item) != 1:
+            item.add_marker(pytest.mark.xdist_group("slurm" if rank(item) == 0 else str(item.path)))
 
 
 @pytest.fixture(scope="session")

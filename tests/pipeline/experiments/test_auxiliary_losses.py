@@ -92,5 +92,5 @@ def test_shuffle_pairs_keeps_number_of_pairs_and_breaks_all(batch):
     assert (shuffled.pivot[~translations] == original.pivot[~translations]).all()
     assert (shuffled.pivot[translations] != original.pivot[translations]).all()
     assert sorted(shuffled.pivot[translations].unique()) == sorted(original.pivot[translations].unique())
-    assert (original.problem[shuffled.pivot[translations]] != original.problem[translations]).all()
-    assert (shuffled.problem[translations] == original.problem[shuffled.pivot[translations]]).all()
+    assert (original.problem_id[shuffled.pivot[translations]] != original.problem_id[translations]).all()
+    assert (shuffled.problem_id[translations] == original.problem_id[shuffled.pivot[translations]]).all()

@@ -46,7 +46,7 @@ def test_run_refuses_second_run_and_reports_suspended_rank(prepared: Prepared, t
     assert first[0].returncode == RANK_FAILURE
     assert len(errors(output)) == 1, output
     assert "rank 1 on" in errors(output)[0] and "sends no heartbeat" in errors(output)[0]
-    assert "in fit" in (run / "ranks" / "rank-00000.stacks.txt").read_text()
+    assert "loop.py" in (run / "ranks" / "rank-00000.stacks.txt").read_text()
     first[1].kill()
     first[1].wait()
     assert "failed" in python("-m", "pipeline.status", run).stdout
