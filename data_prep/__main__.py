@@ -126,11 +126,11 @@ def _build_parser() -> argparse.ArgumentParser:
 
     verify = add_command("verify", _verify, "Check every hash and invariant of a shard directory.")
     verify.add_argument("shards", type=Path, help="shard directory")
-    verify.add_argument("--tokenizer", help="also check that the shards were made with this tokenizer")
+    verify.add_argument("--tokenizer", help="also check that this tokenizer packed the shards")
 
     inspect = add_command("inspect", _inspect, "Print a packed row as text, with the prompts in brackets.")
     inspect.add_argument("shards", type=Path, help="shard directory")
-    inspect.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id")
+    inspect.add_argument("--tokenizer", required=True, help="tokenizer directory or Hub model ID")
     inspect.add_argument("--row", type=int, default=0, help="row to print, from 0")
 
     stats = add_command("stats", _stats, "Report languages, packing efficiency and drops of a shard directory.")
@@ -139,7 +139,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
     weights = add_command("weights", _weights, "Write vocabulary weights by inverse document frequency of responses.")
     weights.add_argument("shards", type=Path, help="shard directory")
-    weights.add_argument("--model", required=True, help="directory or hub id of the model (or tokenizer) to train")
+    weights.add_argument(
+        "--model", required=True, help="directory or Hub model ID of the model (or tokenizer) to train"
+    )
     weights.add_argument("--output", type=Path, required=True, help="safetensors file for loss.vocabulary_weights")
     return parser
 
@@ -161,12 +163,16 @@ def _add_tokenizer_options(tokenizer: argparse.ArgumentParser) -> None:
     tokenizer.add_argument("--output", type=Path, required=True, help="tokenizer directory to write")
     tokenizer.add_argument("--vocab_size", type=int, default=16384, help="number of tokens, special tokens included")
     tokenizer.add_argument("--alpha", type=float, default=0.5, help="sample languages in proportion to size ** alpha")
-    tokenizer.add_argument("--max_characters", type=int, default=100_000_000, help="largest number to train on")
+    tokenizer.add_argument(
+        "--max_characters", type=int, default=100_000_000, help="maximum number of characters to train on"
+    )
 
 
 def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--format", required=True, choices=FORMATS, help="format of the input")
-    convert.add_argument("--input", nargs="+", required=True, help="files or folders of that format, or a hub id")
+    convert.add_argument(
+        "--input", nargs="+", required=True, help="files or folders in that format, or a Hub dataset ID"
+    )
     convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines file to write")
     convert.add_argument("--pivot", default="en", help="language that the others are translations of")
     convert.add_argument(
@@ -179,16 +185,18 @@ def _add_pack_options(pack: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--input", type=Path, nargs="+", required=True, help="canonical records: .jsonl or .parquet files"
     )
-    pack.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id, with a chat template")
+    pack.add_argument("--tokenizer", required=True, help="tokenizer directory or Hub model ID, with a chat template")
     pack.add_argument("--output", type=Path, required=True, help="shard directory to write")
-    pack.add_argument("--max_seq_length", type=int, default=2048, help="largest number of tokens of a row")
+    pack.add_argument("--max_seq_length", type=int, default=2048, help="maximum number of tokens in a row")
     pack.add_argument("--pivot", default="en", help="language that every group must have")
     pack.add_argument("--seed", type=int, default=0, help="determines the order of groups and rows")
     pack.add_argument("--max_sequences_per_row", type=int, default=0, help="0 for no limit")
-    pack.add_argument("--truncate", action="store_true", help="truncate pairs too long for a row, do not drop them")
-    pack.add_argument("--rows_per_shard", type=int, default=1024, help="rows of every shard except the last")
     pack.add_argument(
-        "--window_bytes", type=int, default=0, help="input bytes packed together; 0 depends on the size of the input"
+        "--truncate", action="store_true", help="truncate pairs that are too long for a row instead of dropping them"
+    )
+    pack.add_argument("--rows_per_shard", type=int, default=1024, help="number of rows in every shard except the last")
+    pack.add_argument(
+        "--window_bytes", type=int, default=0, help="input bytes packed together; 0: depends on the input size"
     )
 
 

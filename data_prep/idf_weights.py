@@ -1,4 +1,4 @@
-"""Vocabulary weights by inverse document frequency, which reduce the influence of tokens that most responses share.
+"""Inverse document frequency weights, which reduce the influence of tokens that occur in most responses.
 
 Shape letters: V vocabulary.
 """
@@ -17,13 +17,13 @@ from pipeline.common.errors import UserError
 
 
 def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np.ndarray:
-    """Compute the inverse document frequency of every token, with responses as documents.
+    """Compute the inverse document frequency of every token, counting each response as a document.
 
-    The weight of a token that S_v of S responses contain is log(S / S_v) / log S: 0 if all contain it, 1 if one does.
-    A token that no response contains has weight 1.
+    A token that occurs in S_v of S responses has the weight log(S / S_v) / log S: 0 if it occurs in all responses, 1
+    if it occurs in only one. A token that occurs in no response has weight 1.
 
     Args:
-        rows: Packed rows; a response is the supervised tokens of one sequence.
+        rows: Packed rows; a response is the target tokens of one sequence.
         vocab_size: V.
 
     Returns:
@@ -48,13 +48,15 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
 
 
 def model_vocab_size(name: str) -> int:
-    """Return the vocabulary size of a model, which can exceed that of its tokenizer, or else of a tokenizer.
+    """Return the vocabulary size of a model, or of a tokenizer if the directory contains no model.
+
+    The vocabulary of a model can be larger than that of its tokenizer.
 
     Args:
-        name: Directory or hub id of a model, or of a tokenizer without a model.
+        name: Directory or Hub model ID of a model or tokenizer.
 
     Raises:
-        UserError: There is neither a model nor a tokenizer.
+        UserError: `name` is neither a model nor a tokenizer.
     """
     try:
         return int(AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config().vocab_size)
@@ -63,7 +65,7 @@ def model_vocab_size(name: str) -> int:
 
 
 def write_weights(shards: Path, output: Path, vocab_size: int) -> int:
-    """Write the weights of a shard directory as the safetensors file that `loss.vocabulary_weights` names.
+    """Compute the weights from a shard directory and write the safetensors file for `loss.vocabulary_weights`.
 
     Args:
         shards: Shard directory.
@@ -71,10 +73,10 @@ def write_weights(shards: Path, output: Path, vocab_size: int) -> int:
         vocab_size: V.
 
     Returns:
-        The number of tokens that more than one response contains.
+        The number of tokens that occur in more than one response.
 
     Raises:
-        UserError: The shards are not readable, their tokens do not fit, or the file cannot be written.
+        UserError: The shards are unreadable, a token id is V or larger, or the file cannot be written.
     """
     rows = ShardSet.open(shards)
     try:

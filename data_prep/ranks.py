@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """A single rank, and the interface of several.
+    """A single rank. Subclasses implement the same interface for several ranks.
 
     Attributes:
         rank: Rank of this process.
@@ -29,15 +29,18 @@ class Ranks:
     size = 1
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks in rank order (collective)."""
+        """Return the values of all ranks in rank order. Collective: all ranks must call it."""
         return [value]
 
     def all_merge(self, local: dict) -> dict:
-        """Return the union of the dictionaries of all ranks (collective)."""
+        """Return the union of the dictionaries of all ranks. Collective: all ranks must call it."""
         return {key: value for part in self.all_gather(local) for key, value in part.items()}
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Return `work()` (collective). If it raises UserError on some ranks, all ranks raise that of the lowest."""
+        """Return `work()`. Collective: all ranks must call it.
+
+        If `work` raises UserError on any rank, all ranks raise the error of the lowest such rank.
+        """
         try:
             value, error = work(), None
         except UserError as failure:
@@ -48,7 +51,7 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def abort(self, status: int) -> None:
-        """End the processes of all ranks with an exit status."""
+        """Terminate all ranks with an exit status."""
         sys.exit(status)
 
 
@@ -76,7 +79,7 @@ class MpiRanks(Ranks):
 def start() -> Ranks:
     """Initialize MPI if a launcher started several processes, and return the ranks.
 
-    Raises UserError if MPI does not connect these processes, because each would do all the work.
+    Raises UserError if MPI does not connect these processes, because each process would then do all the work.
     """
     launched = max(int(os.environ.get(name) or 1) for name in _SIZE_VARIABLES)
     if launched == 1:
@@ -90,18 +93,18 @@ def start() -> Ranks:
 
 
 def exit_on_signals() -> None:
-    """Install handlers for USR1 and TERM that exit at once with status 75, for work that can be interrupted anywhere.
+    """Install handlers for USR1 and TERM that exit immediately with status 75.
 
-    Slurm and mpirun send USR1 to every rank.
+    Use this for work that can be interrupted anywhere. Slurm and mpirun send USR1 to every rank.
     """
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(STOPPED_BY_SIGNAL))
 
 
 def run_together(ranks: Ranks, work: Callable[[], None]) -> None:
-    """Run `work` on this rank. If it fails, print the error and end all ranks, so that none waits forever.
+    """Run `work` on this rank. If it fails, print the error and terminate all ranks, so that none waits forever.
 
-    An AgreedError, which is raised on all ranks, is printed by rank 0 only.
+    An AgreedError is raised on all ranks, so only rank 0 prints it.
     """
     if ranks.size == 1:
         work()

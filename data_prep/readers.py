@@ -1,7 +1,7 @@
-"""Read JSON Lines, Parquet and plain text files, whole or in splits, and name a file's rows in error messages.
+"""Read JSON Lines, Parquet and plain text files, whole or in splits, and locate rows for error messages.
 
-JSON Lines files are split by byte ranges and Parquet files by row groups. A split is processed by one rank, which holds
-it in memory, so there should be many splits and none should be large.
+JSON Lines files are split by byte ranges and Parquet files by row groups. One rank holds a whole split in memory, so
+there should be many small splits.
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.common.errors import UserError
 
 SPLIT_BYTES = (1 << 20, 16 << 20)  # smallest and largest default split of a JSON Lines file
-SPLITS = 64  # splits of the whole input, unless they would be smaller or larger than that
+SPLITS = 64  # default number of splits, if their size is within those bounds
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class InputSplit(NamedTuple):
 
     Attributes:
         path: A JSON Lines file, or a Parquet file if the suffix is `.parquet`.
-        start, stop: Byte range [start, stop) of JSON Lines (the lines that start in it), or row groups of Parquet.
+        start, stop: Byte range [start, stop) for JSON Lines (the lines that start in it), or row groups for Parquet.
     """
 
     path: Path
@@ -49,11 +49,11 @@ class InputRow(NamedTuple):
 
     @property
     def location(self) -> str:
-        """File and row for error messages, see `locate`."""
+        """File and row, for error messages; see `locate`."""
         return locate(self.path, self.position)
 
     def apply(self, function: Callable[[Any], T]) -> T:
-        """Return `function(value)`. Raises its UserError with file and row in front of the message."""
+        """Return `function(value)`. If it raises a UserError, prefix the message with file and row."""
         try:
             return function(self.value)
         except UserError as error:
@@ -73,19 +73,19 @@ def locate(path: Path, position: int) -> str:
 
 
 def is_parquet(path: Path) -> bool:
-    """Return whether a file is read as Parquet, which its suffix decides."""
+    """Return whether a file has the suffix of a Parquet file."""
     return path.suffix == ".parquet"
 
 
 def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
-    """Cut input files into splits that do not depend on the number of ranks.
+    """Divide input files into splits that do not depend on the number of ranks.
 
     Args:
         paths: JSON Lines and Parquet files.
-        split_bytes: Bytes of a JSON Lines split; 0 for 1/64 of the whole input within `SPLIT_BYTES`.
+        split_bytes: Size of a JSON Lines split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`.
 
     Returns:
-        The splits, file by file in the order of `paths`. Parquet files have one split per row group.
+        The splits of each file, in the order of `paths`. Parquet files have one split per row group.
 
     Raises:
         UserError: A file is missing, unreadable, empty, or has the suffix `.parquet` but is not Parquet.
@@ -115,14 +115,14 @@ def _nonzero_size(path: Path) -> int:
 
 
 def read_split(split: InputSplit) -> Iterator[InputRow]:
-    """Yield the rows of a split, decoded. Raises UserError naming file and row for malformed JSON or Parquet."""
+    """Yield the decoded rows of a split. For malformed JSON or Parquet, raise a UserError with the file and row."""
     if is_parquet(split.path):
         return _read_row_groups(_open_parquet(split.path), split.path, split.start, split.stop)
     return _read_json_lines(split.path, split.start, split.stop)
 
 
 def read_file(path: Path) -> Iterator[InputRow]:
-    """Yield all rows of a JSON Lines or Parquet file, decoded. Raises UserError as `read_split` does."""
+    """Yield all decoded rows of a JSON Lines or Parquet file. Raises UserError like `read_split`."""
     if is_parquet(path):
         file = _open_parquet(path)
         return _read_row_groups(file, path, 0, file.num_row_groups)
@@ -132,7 +132,8 @@ def read_file(path: Path) -> Iterator[InputRow]:
 def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[InputRow]:
     """Yield the lines of a UTF-8 text file that start in the byte range [start, stop), without their line ends.
 
-    A byte order mark at the start of the file is dropped. Raises UserError naming file and row if a line is not UTF-8.
+    A byte order mark at the start of the file is removed. If a line is not UTF-8, a UserError with the file and row is
+    raised.
     """
     with open(path, "rb") as file:
         if start:
@@ -180,5 +181,5 @@ def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) ->
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without a full stop at its end."""
+    """Return the first line of an error message, without a trailing full stop."""
     return str(error).strip().split("\n")[0].rstrip(". ")

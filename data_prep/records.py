@@ -1,4 +1,4 @@
-"""Canonical records: check, read and write one conversation in one language."""
+"""Check, read and write canonical records. A record is one conversation in one language."""
 
 import json
 import re
@@ -13,13 +13,13 @@ _LANG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
 class Record(NamedTuple):
-    """A training conversation in one language. The records with one `pair_id` are translations of one example.
+    """A training conversation in one language. Records with the same `pair_id` are translations of the same example.
 
     Attributes:
         pair_id: Shared by the translations of one example.
         lang: Language code.
-        messages: `role` and `content` of each message; the last one is the assistant's.
-        gold: Final answer, None if absent.
+        messages: `role` and `content` of each message. The last message is the assistant's.
+        gold: Final answer, or None if absent.
     """
 
     pair_id: str
@@ -29,7 +29,10 @@ class Record(NamedTuple):
 
 
 def parse_record(raw: Any) -> Record:
-    """Check a decoded record and return it. Raises UserError, without file and row, if it is not canonical."""
+    """Check a decoded record and return it.
+
+    Raises UserError if it is not canonical. The message does not contain the file and row.
+    """
     if not isinstance(raw, dict):
         raise UserError("not a JSON object; a record looks like {pair_id, lang, question, answer, gold}")
     pair_id, lang = raw.get("pair_id"), raw.get("lang")
@@ -85,7 +88,7 @@ def _messages(raw: dict[str, Any]) -> list[dict[str, str]]:
 def read_records(paths: list[Path]) -> Iterator[Record]:
     """Yield the records of canonical JSON Lines and Parquet files.
 
-    Raises UserError for a missing or empty file, and naming file and row for a malformed record.
+    Raises UserError if a file is missing or empty or a record is malformed; the message names the file and row.
     """
     for split in split_inputs(paths):
         for row in read_split(split):
@@ -93,13 +96,13 @@ def read_records(paths: list[Path]) -> Iterator[Record]:
 
 
 def format_record(pair_id: str, lang: str, fields: dict[str, Any], gold: str | None) -> dict[str, Any]:
-    """Return a canonical record as a dictionary, its keys always in the same order.
+    """Return a canonical record as a dictionary with a fixed key order.
 
     Args:
         pair_id: Shared by the translations of one example.
         lang: Language code.
         fields: `question` and `answer`, or `messages`, and optionally `system`.
-        gold: Final answer, left out if None.
+        gold: Final answer; omitted if None.
     """
     record = {"pair_id": pair_id, "lang": lang, **fields}
     if gold is not None:
@@ -108,5 +111,5 @@ def format_record(pair_id: str, lang: str, fields: dict[str, Any], gold: str | N
 
 
 def to_json_line(record: dict[str, Any]) -> str:
-    """Return a record as a line of JSON Lines. Equal records give equal bytes."""
+    """Format a record as a JSON line. Equal records give equal bytes."""
     return json.dumps(record, ensure_ascii=False) + "\n"

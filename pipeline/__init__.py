@@ -1,1 +1,1 @@
-"""SOLAR training: soft-token alignment for cross-lingual reasoning under DeepSpeed ZeRO-3."""
+"""SOLAR training: soft-token alignment for cross-lingual reasoning, with DeepSpeed ZeRO-3."""

@@ -1,8 +1,8 @@
-"""Compare two models on the same questions: difference in accuracy, paired bootstrap interval, exact McNemar test.
+"""Compare two models on the same questions: accuracy difference, paired bootstrap interval, exact McNemar test.
 
     python -m pipeline.compare --baseline runs/sft --candidate runs/solar --output runs/solar
 
-Reads each run's `generations.jsonl`, written by `pipeline.evaluation`; writes `comparison.json` and `comparison.md`.
+Reads `generations.jsonl` of each run (written by `pipeline.evaluation`). Writes `comparison.json` and `comparison.md`.
 """
 
 import argparse
@@ -24,14 +24,14 @@ def compare_runs(baseline: Path, candidate: Path) -> dict[str, Any]:
 
     Args:
         baseline: directory of a run, or its `generations.jsonl`.
-        candidate: the run to compare with it.
+        candidate: directory of the other run, or its `generations.jsonl`.
 
     Returns:
-        The content of `comparison.json`: metrics by language under `languages`, and their mean over languages under
-        `mean`, see `compare_matrices`; `records` in common, and how many are `left_out` because only one run has them.
+        The content of `comparison.json`. `languages`: metrics by language, and `mean`: their mean over languages; see
+        `compare_matrices`. `records`: number of records in common. `left_out`: number of records found in only one run.
 
     Raises:
-        UserError: a file is missing or damaged, or the two runs have no record in common or disagree on a gold answer.
+        UserError: a file is missing or damaged, or the runs have no record in common or different gold answers.
     """
     first, second = read_generations(baseline), read_generations(candidate)
     common = [key for key in first if key in second]
@@ -40,7 +40,7 @@ def compare_runs(baseline: Path, candidate: Path) -> dict[str, Any]:
     for pair_id, lang in common:
         if first[pair_id, lang]["gold"] != second[pair_id, lang]["gold"]:
             raise UserError(
-                f"{candidate}: pair_id {pair_id!r}, {lang}: another gold than in {baseline}; "
+                f"{candidate}: pair_id {pair_id!r}, {lang}: a gold answer that differs from {baseline}; "
                 "evaluate both on the same data"
             )
     groups = {pair_id: row for row, pair_id in enumerate(dict.fromkeys(pair_id for pair_id, _ in common))}
@@ -63,14 +63,14 @@ def compare_matrices(baseline: np.ndarray, candidate: np.ndarray, languages: lis
 
     Args:
         baseline: [G, L] matrix over example groups and languages: 1 correct, 0 wrong, nan absent.
-        candidate: the same of the other model.
+        candidate: the same matrix for the other model.
         languages: the L language codes.
 
     Returns:
-        By language under `languages`: `n` examples, the accuracies `baseline` and `candidate`, their `difference`
-        (candidate minus baseline) with its 95 % bootstrap interval `low` to `high`, the number of questions that only
-        the candidate answers correctly (`gained`) and only the baseline (`lost`), and `mcnemar_p` of these two. Under
-        `mean` the means of the accuracies over languages, and their difference with its interval.
+        `languages`: for each language `n` (number of examples), the accuracies `baseline` and `candidate`, and their
+        `difference` (candidate minus baseline) with its 95 % bootstrap interval `low` to `high`. `gained` and `lost`
+        are the numbers of questions that only the candidate or only the baseline answers correctly, and `mcnemar_p` is
+        the p-value of these two. `mean`: mean accuracies over languages, and their difference with its interval.
         Accuracies are fractions in [0, 1].
     """
     differences = candidate - baseline
@@ -97,10 +97,10 @@ def compare_matrices(baseline: np.ndarray, candidate: np.ndarray, languages: lis
 
 
 def read_generations(path: Path) -> ScoredAnswers:
-    """Read a run's `generations.jsonl`, given the file or its directory.
+    """Read the `generations.jsonl` of a run. `path` is the file or its directory.
 
     Returns:
-        By (pair_id, lang): whether the answer is `correct`, and the `gold` answer.
+        For each (pair_id, lang), whether the answer is `correct`, and the `gold` answer.
 
     Raises:
         UserError: the file is missing, empty or malformed; the message names file and row.
@@ -143,12 +143,14 @@ def _accuracy_cells(metrics: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command line."""
     description = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=description)
     parser.add_argument("--baseline", type=Path, required=True, help="directory of a run, or its generations.jsonl")
-    parser.add_argument("--candidate", type=Path, required=True, help="the run to compare with it")
-    parser.add_argument("--output", type=Path, required=True, help="directory of the two result files")
+    parser.add_argument(
+        "--candidate", type=Path, required=True, help="directory of the other run, or its generations.jsonl"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory for the two result files")
     args = parser.parse_args()
     result = compare_runs(args.baseline, args.candidate)
     try:

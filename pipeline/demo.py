@@ -19,7 +19,7 @@ RECIPE = Path("pipeline/recipes/demo.yaml")
 
 @dataclass(frozen=True)
 class Stage:
-    """Command of the demo, and the file or directory that exists once it has finished."""
+    """Stage of the demo: its command, and the file or directory that exists once it has finished."""
 
     name: str
     output: Path
@@ -27,7 +27,7 @@ class Stage:
 
 
 def demo_stages(config: Config, ranks: int) -> list[Stage]:
-    """Return the stages in order. `ranks` must divide the recipe's batch size."""
+    """Return the stages in order. The batch size must be divisible by `ranks`."""
     run, shards, tokenizer = Path(config.output_dir), Path(config.data.shards), Path(config.data.tokenizer or "")
     data, test, model = run / "train.jsonl", run / "train.test.jsonl", run / "hf"
     micro_batch = min(config.training.train_micro_batch_size_per_gpu, config.training.train_batch_size // ranks)
@@ -70,7 +70,7 @@ def main() -> None:
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     run.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    # As many GPUs (or CPU processes) as possible; their number must divide the batch size.
+    # Use as many GPUs (or CPU processes) as possible. The batch size must be divisible by their number.
     ranks = max(n for n in range(1, (gpus or 2) + 1) if config.training.train_batch_size % n == 0)
     for stage in demo_stages(config, ranks):
         if stage.output.exists():

@@ -1,7 +1,7 @@
 """Export a checkpoint as a Hugging Face model: `python -m pipeline.export --checkpoint DIR --output HFDIR`.
 
-Tensors are merged from the ranks' partitions one at a time, so at most one output file is in memory. Vocabulary padding
-is removed.
+Tensors are merged from the partitions of the ranks one at a time, so at most one output file is in memory. Vocabulary
+padding is removed.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_token_ids
 
-MAX_FILE_BYTES = 5 * 10**9  # Hugging Face's traditional shard size
+MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
 
 
 def export(source: Path, output: Path, dtype: str) -> None:
     """Write safetensors, config, tokenizer and chat template of a checkpoint to a Hugging Face directory.
 
     Args:
-        source: Checkpoint, or a run's output_dir for its newest checkpoint.
+        source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
         output: Directory to create.
         dtype: Data type of the weights, a key of `DTYPES`.
 
@@ -55,8 +55,8 @@ def export(source: Path, output: Path, dtype: str) -> None:
     config.vocab_size, config.dtype = state["vocab_size"], DTYPES[dtype]
     config.save_pretrained(partial)
     shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
-    # Inference engines such as vLLM read stop tokens from the generation config. The chat template's end of turn is one
-    # of them, and may differ from the base model's EOS token.
+    # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
+    # template is one of them, and may differ from the base model's EOS token.
     tokenizer = load_tokenizer(source / "tokenizer")
     stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
     GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
@@ -68,7 +68,7 @@ def export(source: Path, output: Path, dtype: str) -> None:
 
 
 def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield Hugging Face names and tensors, vocabularies without padding, and a tied head only once."""
+    """Yield (Hugging Face name, tensor). Vocabulary padding is removed, and a tied head is yielded only once."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # verbose
@@ -84,7 +84,7 @@ def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterato
 
 
 def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:
-    """Write model.safetensors, or several files and an index, with Hugging Face's names."""
+    """Write model.safetensors, or several files and an index, with the file names of Hugging Face."""
     files: list[list[str]] = []  # tensor names of each file
     pending: dict[str, torch.Tensor] = {}
     total = 0
@@ -116,13 +116,16 @@ def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path)
 
 
 def _check_tokenizer(original: Path, output: Path) -> None:
-    """Warn if AutoTokenizer loads another tokenizer, as it does for families with a tokenizer class of their own."""
+    """Warn if AutoTokenizer does not load the same tokenizer.
+
+    This happens for model types that have their own tokenizer class.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         same = fingerprint(AutoTokenizer.from_pretrained(output)) == fingerprint(load_tokenizer(original))
     if not same:
         print(
-            f"warning: {output}: AutoTokenizer replaces this tokenizer with the class of the model's family; "
+            f"warning: {output}: AutoTokenizer uses the tokenizer class of the model type and tokenizes differently; "
             "load it with PreTrainedTokenizerFast.from_pretrained"
         )
 
@@ -130,7 +133,9 @@ def _check_tokenizer(original: Path, output: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint-N, or an output_dir for its newest")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="checkpoint-N, or an output_dir to use its newest checkpoint"
+    )
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to create")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="data type of the exported weights")
     args = parser.parse_args()

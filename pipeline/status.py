@@ -1,4 +1,4 @@
-"""Show the state of a run in a few lines, from its files: `python -m pipeline.status RUN [--follow]`, on any host."""
+"""Show the status of a run, read from its files, on any host: `python -m pipeline.status RUN [--follow]`."""
 
 import argparse
 import time
@@ -15,12 +15,12 @@ from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.fault_tolerance.watchdog import HEARTBEAT_SECONDS, heartbeat_path
 from pipeline.training.metrics_reader import read_metrics
 
-RATE_STEPS = 50  # over which the rate and the remaining time are computed
+RATE_STEPS = 50  # number of steps over which the rate and the remaining time are computed
 FOLLOW_SECONDS = 10.0
 
 
 def status(run: Path) -> list[str]:
-    """Return the lines to show for a run.
+    """Return the status lines of a run.
 
     Raises:
         UserError: No run has started in the directory.
@@ -28,7 +28,7 @@ def status(run: Path) -> list[str]:
     events = read_restart_log(run)
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
-        raise UserError(f"{run}: no run has started there (no starts.jsonl); give a run's output_dir")
+        raise UserError(f"{run}: no run has started in this directory (no starts.jsonl); give a run's output_dir")
     metrics = read_metrics(run)
     failure = read_json_or_none(run / "ranks" / "failed.json")
     lines = [_state(run, events, starts, failed=failure is not None)]
@@ -66,7 +66,7 @@ def _progress(metrics: list[dict[str, Any]], max_steps: int) -> list[str]:
 
 
 def _slowest_rank(run: Path, ranks: int) -> str:
-    """Describe the rank that waited least for the others before the last step, as they waited for it."""
+    """Describe the slowest rank: the one that waited least for the others before the last step."""
     heartbeats = {rank: read_json_or_none(heartbeat_path(run, rank)) or {} for rank in range(ranks)}
     waits = {rank: heartbeat["waited"] for rank, heartbeat in heartbeats.items() if "waited" in heartbeat}
     if len(waits) < 2:

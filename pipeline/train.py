@@ -1,10 +1,10 @@
-"""Train a model with SOLAR under DeepSpeed ZeRO-3.
+"""Train a model with SOLAR and DeepSpeed ZeRO-3.
 
     deepspeed pipeline/train.py --config pipeline/recipes/demo.yaml [--any.key value] [--dry_run]
     DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 pipeline/train.py        # two CPU ranks, demo recipe
 
-Any launcher works that sets RANK, WORLD_SIZE and MASTER_ADDR, and so does srun as in slurm/train.sh. A run resumes
-from its newest complete checkpoint.
+Any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR works, as well as srun (see slurm/train.sh). A run resumes from
+its newest complete checkpoint.
 
   --config RECIPE       recipe file (default: pipeline/recipes/demo.yaml)
   --dry_run             check everything, print sizes, memory and traffic, and exit
@@ -18,7 +18,8 @@ import warnings
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Python puts the script's folder first on sys.path, where our modules would shadow others. Use the root instead.
+    # Python puts the folder of the script first on sys.path, where its modules would shadow others. Use the root
+    # instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -28,7 +29,7 @@ STARTED = time.monotonic()
 from pipeline.fault_tolerance.signals import StopSignal
 
 if __name__ == "__main__":
-    STOP = StopSignal()  # before the imports below, which take seconds, so that a signal meanwhile is not lost
+    STOP = StopSignal()  # before the slow imports below, so that no signal is lost
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError, exit_cleanly
@@ -71,7 +72,7 @@ def main(args: list[str], stop: StopSignal) -> int:
 
 
 def split_args(args: list[str]) -> tuple[str, bool, list[str]]:
-    """Separate --config, --dry_run and the launcher's --local_rank from the overrides of settings."""
+    """Separate --config, --dry_run and the --local_rank of the launcher from the setting overrides."""
     recipe, dry_run, overrides = str(DEMO_RECIPE), False, []
     remaining = iter(args)
     for arg in remaining:
@@ -91,7 +92,10 @@ def split_args(args: list[str]) -> tuple[str, bool, list[str]]:
 
 
 def run_and_report_once() -> int:
-    """Run `main`. Rank 0 reports an error that all ranks find; other ranks report theirs if rank 0 does not exit."""
+    """Run `main` and print an error only once.
+
+    If all ranks fail with the same error, rank 0 prints it. The other ranks only print theirs if rank 0 does not exit.
+    """
     try:
         return main(sys.argv[1:], STOP)
     except AgreedError:

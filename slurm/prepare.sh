@@ -29,7 +29,7 @@ if [ -z "${INPUT:-}" ]; then
 fi
 read -ra inputs <<<"$INPUT"
 for input in "${inputs[@]}"; do need "$input" "set INPUT to files of records"; done
-[ -n "${TOKENIZER:-}" ] || fail "TOKENIZER is not set; set it to a tokenizer directory or hub id"
+[ -n "${TOKENIZER:-}" ] || fail "TOKENIZER is not set; set it to a tokenizer directory or Hub model ID"
 [ -n "${SHARDS:-}" ] || fail "SHARDS is not set; set it to the directory to create"
 
 if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
@@ -39,6 +39,6 @@ fi
 step --ntasks="$tasks" --cpus-per-task="$cpus_per_task" --mpi="$MPI_TYPE" python -m data_prep pack \
   --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || finish $? 3
 if [ -n "${WEIGHTS:-}" ]; then
-  [ -n "${MODEL:-}" ] || fail "WEIGHTS is set but MODEL is not; set MODEL to the model's directory or hub id"
+  [ -n "${MODEL:-}" ] || fail "WEIGHTS is set but MODEL is not; set MODEL to the model's directory or Hub model ID"
   on_one_rank python -m data_prep weights "$SHARDS" --model "$MODEL" --output "$WEIGHTS" || finish $? 3
 fi

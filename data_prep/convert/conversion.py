@@ -1,4 +1,4 @@
-"""Convert other formats to canonical JSON Lines: form groups of translations, drop and count inconsistent examples."""
+"""Convert other formats to canonical JSON Lines. Examples are grouped by translation; inconsistent ones are dropped."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ from data_prep.records import format_record, parse_record, to_json_line
 from pipeline.common.errors import UserError
 
 FORMATS = sorted({**GROUPED_FORMATS, **SCATTERED_FORMATS})
-BUCKETS = 64  # files that scattered examples are distributed over; one at a time is held in memory
+BUCKETS = 64  # number of bucket files; one bucket at a time is in memory
 
 
 @dataclass
 class ConversionReport:
-    """Counts of what a conversion kept and dropped.
+    """Counts of the records that a conversion kept and dropped.
 
     Attributes:
-        kept: Records per language.
+        kept: Number of records per language.
         groups: Number of groups.
-        drops: Examples per (reason, language).
+        drops: Number of dropped examples per (reason, language).
     """
 
     kept: Counter = field(default_factory=Counter)
@@ -34,7 +34,7 @@ class ConversionReport:
     drops: Counter = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
-        """Return the report as text: one line of what was kept, then one line per reason for dropping."""
+        """Format the report as text: one line for the kept records, then one line per drop reason."""
 
         def format_counts(counts: Iterable[tuple[str, int]]) -> str:
             return ", ".join(f"{lang} {number}" for lang, number in sorted(counts))
@@ -49,9 +49,9 @@ class ConversionReport:
 def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
     """Convert input files to canonical JSON Lines. The output file is written completely or not at all.
 
-    An example is dropped from its group if the format marks it as unusable, its gold answer differs from the pivot's,
-    its response is empty, it is malformed, or the group already has its language. A group without pivot or without
-    translation is dropped as a whole.
+    An example is dropped if the format marks it as unusable, its gold answer differs from the pivot's, its response is
+    empty, it is malformed, or its group already has an example in its language. A group without a pivot or without a
+    translation is dropped entirely.
 
     Args:
         format_name: One of `FORMATS`.
@@ -62,7 +62,7 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
         The counts of kept and dropped examples.
 
     Raises:
-        UserError: The input does not have that format, or no group remains.
+        UserError: The input is not in that format, or no group remains.
     """
     report = ConversionReport()
     temporary = output.with_name(output.name + ".tmp")
@@ -74,7 +74,7 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
                 examples = GROUPED_FORMATS[format_name](source)
                 groups = (list(group) for _, group in groupby(examples, key=lambda example: example.pair_id))
             else:
-                groups = _group_through_files(SCATTERED_FORMATS[format_name](source), Path(folder))
+                groups = _group_on_disk(SCATTERED_FORMATS[format_name](source), Path(folder))
             with open(temporary, "w", encoding="utf-8") as file:
                 for group in groups:
                     for example in _keep_consistent(group, source.pivot, report):
@@ -93,8 +93,11 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
     return report
 
 
-def _group_through_files(examples: Iterable[RawExample], folder: Path) -> Iterator[list[RawExample]]:
-    """Yield the groups of examples that come in any order, through files so that memory holds one bucket at a time."""
+def _group_on_disk(examples: Iterable[RawExample], folder: Path) -> Iterator[list[RawExample]]:
+    """Group examples by `pair_id`.
+
+    The input may be in any order. Examples are spilled to bucket files so that only one bucket is in memory at a time.
+    """
     files = [open(folder / str(number), "w+", encoding="utf-8") for number in range(BUCKETS)]  # noqa: SIM115
     try:
         for example in examples:
@@ -113,7 +116,7 @@ def _group_through_files(examples: Iterable[RawExample], folder: Path) -> Iterat
 
 
 def _keep_consistent(group: list[RawExample], pivot: str, report: ConversionReport) -> list[RawExample]:
-    """Return the consistent examples of a group, the pivot first, and count the others in the report."""
+    """Return the consistent examples of a group, pivot first. The others are counted in the report."""
     members: dict[str, RawExample] = {}
     for example in group:
         reason = example.drop_reason or _find_error(example)
@@ -140,7 +143,7 @@ def _keep_consistent(group: list[RawExample], pivot: str, report: ConversionRepo
 
 
 def _find_error(example: RawExample) -> str:
-    """Return the reason for which an example cannot become a canonical record, or an empty string."""
+    """Return why an example cannot become a canonical record, or an empty string if it can."""
     messages = example.fields.get("messages")
     response = messages[-1].get("content") if messages else example.fields.get("answer")
     if messages is not None and (not messages or messages[-1].get("role") != "assistant"):
@@ -148,7 +151,7 @@ def _find_error(example: RawExample) -> str:
     if not isinstance(response, str) or not response.strip():
         return "empty_response"
     try:
-        parse_record(_to_record(example))  # every record that is written must be readable
+        parse_record(_to_record(example))  # ensure that the written record can be read back
     except UserError:
         return "malformed"
     return ""

@@ -1,4 +1,4 @@
-"""Readers of other data formats; each yields examples whose `pair_id` identifies translations of one another."""
+"""Readers for other data formats. Examples that are translations of each other get the same `pair_id`."""
 
 import re
 from collections import Counter
@@ -18,14 +18,14 @@ FIELDS = ("pair_id", "lang", "question", "answer", "messages", "system", "gold")
 
 
 class RawExample(NamedTuple):
-    """An example as read from another format, not yet checked against its group.
+    """An example read from another format, before the checks against its group.
 
     Attributes:
         pair_id: Shared by the translations of one example.
         lang: Language code.
         fields: `question` and `answer`, or `messages`, and optionally `system`.
-        gold: Final answer, None if absent.
-        drop_reason: Reason for which the format marks the example as unusable, otherwise empty.
+        gold: Final answer, or None if absent.
+        drop_reason: Why the format marks the example as unusable, or an empty string.
     """
 
     pair_id: str
@@ -39,10 +39,10 @@ class Source(NamedTuple):
     """The input of a conversion.
 
     Attributes:
-        inputs: Files, folders or hub ids.
-        columns: Column names by the names of `FIELDS`, for columns that are named differently.
+        inputs: Files, folders or Hub dataset IDs.
+        columns: Mapping from a name in `FIELDS` to the column name in the input, if the names differ.
         pivot: Language that the others are translations of.
-        split: Split of a hub dataset.
+        split: Split of a Hub dataset.
     """
 
     inputs: list[str]
@@ -55,10 +55,10 @@ Reader = Callable[[Source], Iterator[RawExample]]
 
 
 def number_text(value: Any) -> str | None:
-    """Return a gold answer as text that compares equal for equal numbers.
+    """Normalize a gold answer to text, so that equal numbers give equal strings.
 
-    The values 8.0, "8" and " 8 " give "8", "8,000" gives "8000", text that is not a number is stripped, and None stays
-    None.
+    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Other text is only stripped. None
+    returns None.
     """
     if value is None:
         return None
@@ -71,19 +71,19 @@ def number_text(value: Any) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number of a text in the form of `number_text`, in the digits of any script, or None."""
+    """Return the last number in a text, normalized by `number_text`, or None. Accepts the digits of any script."""
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
     digits = "".join(str(int(c)) if c.isdecimal() else c for c in numbers[-1]) if numbers else None
     return number_text(digits.rstrip(",")) if digits else None
 
 
 def pivot_first(langs: Iterable[str], pivot: str) -> list[str]:
-    """Return languages in alphabetical order after the pivot."""
+    """Return the pivot, then the other languages in alphabetical order."""
     return sorted(langs, key=lambda lang: (lang != pivot, lang))
 
 
 def read_canonical(source: Source) -> Iterator[RawExample]:
-    """Read JSON Lines or Parquet with the canonical columns, or with others that `columns` names.
+    """Read JSON Lines or Parquet with the canonical columns, or with the column names given in `columns`.
 
     Chat `messages` may have the keys role and content, or from and value.
     """
@@ -93,13 +93,13 @@ def read_canonical(source: Source) -> Iterator[RawExample]:
 
 
 def read_datasets(source: Source) -> Iterator[RawExample]:
-    """Read a folder saved by the `datasets` library, or a dataset of the hub."""
-    import datasets  # slow to import and needed by this format alone
+    """Read a folder saved by the `datasets` library, or a dataset from the Hub."""
+    import datasets  # slow to import, only needed for this format
 
     for name in source.inputs:
         try:
             loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
-        except Exception as error:  # the library raises many types for a damaged folder or an unreachable hub
+        except Exception as error:  # the library raises many types for a damaged folder or an unreachable Hub
             raise UserError(f"{name}: cannot be loaded by the datasets library ({first_line(error)})") from None
         if isinstance(loaded, datasets.DatasetDict):
             if source.split not in loaded:
@@ -141,9 +141,9 @@ def _parse_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def read_mgsm(source: Source) -> Iterator[RawExample]:
-    """Read MGSM: files mgsm_{lang}.tsv of question TAB answer; rows with one index are translations.
+    """Read MGSM: files mgsm_{lang}.tsv with lines `question TAB answer`, in the same order in all languages.
 
-    The answer is the bare number.
+    The answer is only the number.
     """
     files = {path.stem.removeprefix("mgsm_"): path for path in _list_files(source.inputs, "mgsm_*.tsv")}
     for index, lang, row in _read_aligned(files, read_lines, source.pivot):
@@ -159,7 +159,7 @@ def _split_at_last_tab(line: str) -> tuple[str, str]:
 
 
 def read_msvamp(source: Source) -> Iterator[RawExample]:
-    """Read MSVAMP: JSON Lines test_{Language}.json, paired by the English question that every row repeats."""
+    """Read MSVAMP: JSON Lines files test_{Language}.json. Rows are paired by the English question in each row."""
     files = {}
     for path in _list_files(source.inputs, "test_*.json"):
         name = path.stem.removeprefix("test_")
@@ -177,7 +177,7 @@ def read_msvamp(source: Source) -> Iterator[RawExample]:
 
 
 def read_mcot(source: Source) -> Iterator[RawExample]:
-    """Read mCoT outputs: {lang}.jsonl; rows with one index are translations, and `result` is true if correct."""
+    """Read mCoT outputs: files {lang}.jsonl with rows in the same order. `result` is true if the row is correct."""
     files = {path.stem: path for path in _list_files(source.inputs, "*.jsonl")}
     for index, lang, row in _read_aligned(files, _read_objects, source.pivot):
         prompt, response = row.apply(lambda columns: _get_strings(columns, "question", "response"))
@@ -188,7 +188,7 @@ def read_mcot(source: Source) -> Iterator[RawExample]:
 
 
 def read_parallel(source: Source) -> Iterator[RawExample]:
-    """Read line-aligned text files NAME.{lang}; a line becomes the answer to an empty question."""
+    """Read line-aligned text files NAME.{lang}. Each line becomes the answer to an empty question."""
     stems: dict[str, dict[str, Path]] = {}
     for path in _list_files(source.inputs, "*.*"):
         stems.setdefault(path.stem, {})[path.suffix[1:]] = path
@@ -201,11 +201,13 @@ _PROMPT = re.compile(r"answer in (\w+)\.?\s+### Instruction:\n(.*?)\n\n### Respo
 
 
 def read_mathoctopus(source: Source) -> Iterator[RawExample]:
-    """Read MathOctopus MGSM8KInstruct: {prompt, chosen} without ids; the prompt contains language and question.
+    """Read MathOctopus MGSM8KInstruct: rows {prompt, chosen} without ids.
 
-    A row with the same question as a row of the pivot (the Cross set) is paired with it. Other rows (the Parallel set)
-    are paired with the only pivot question that has the same numbers and the same final answer. A row that matches
-    several pivot questions in this way is dropped.
+    The prompt contains the language and the question.
+
+    A row whose question also occurs in a pivot row (the Cross set) is paired with that row. Other rows (the Parallel
+    set) are paired with the pivot question that has the same numbers and the same final answer. A row that matches
+    several pivot questions is dropped.
     """
     files = _list_files(source.inputs, "*.json", "*.jsonl")
     rows = [row.apply(_parse_octopus) for path in files for row in _read_objects(path)]
@@ -225,7 +227,7 @@ def read_mathoctopus(source: Source) -> Iterator[RawExample]:
 
 
 def _parse_octopus(row: dict[str, Any]) -> tuple[str, str, str, str | None]:
-    """Return language, question, answer and gold answer of a row."""
+    """Return the language, question, answer and gold answer of a row."""
     prompt, answer = _get_strings(row, "prompt", "chosen")
     match = _PROMPT.search(prompt)
     if not match or match[1] not in LANGUAGE_NAMES:
@@ -234,7 +236,7 @@ def _parse_octopus(row: dict[str, Any]) -> tuple[str, str, str, str | None]:
 
 
 def _signature(question: str, gold: str | None) -> tuple:
-    """Return the sorted numbers of a question, and its gold answer."""
+    """Return the sorted numbers in a question and its gold answer, as a key for matching."""
     numbers = (last_number(number) for number in re.findall(r"\d[\d,.]*", question))
     return tuple(sorted(filter(None, numbers))), gold
 
@@ -242,9 +244,9 @@ def _signature(question: str, gold: str | None) -> tuple:
 def _read_aligned(
     files: dict[str, Path], read: Callable[[Path], Iterable[InputRow]], pivot: str
 ) -> Iterator[tuple[int, str, InputRow]]:
-    """Yield (row index, language, row) of files whose rows with one index are translations, the pivot first.
+    """Yield (row index, language, row) from files with aligned rows, pivot first.
 
-    Raises UserError if the file of the pivot is missing or the files differ in length.
+    Raises UserError if the pivot's file is missing or the files differ in length.
     """
     if pivot not in files:
         raise UserError(f"no file of the pivot {pivot} among {', '.join(str(path) for path in files.values())}")
@@ -286,7 +288,7 @@ def _read_objects(path: Path) -> Iterator[InputRow]:
         yield row
 
 
-# Formats whose readers yield the examples of a group one after another, and formats whose readers do not.
+# Formats whose readers yield the examples of each group consecutively, and formats whose readers do not.
 Readers = dict[str, Reader]
 GROUPED_FORMATS: Readers = {"mcot": read_mcot, "mgsm": read_mgsm, "msvamp": read_msvamp, "parallel": read_parallel}
 SCATTERED_FORMATS: Readers = {"canonical": read_canonical, "datasets": read_datasets, "mathoctopus": read_mathoctopus}

@@ -1,10 +1,12 @@
 """Sentence templates of the demo problems in eight languages.
 
-The sentences need only forms that a template can choose: present tense (which avoids the gender of the Russian past
-tense), no pronouns except the French one stored with each name, no elision (no French de/que before a name), and counts
-from 2 to 20, for which Russian needs only its paucal and its plural. Chinese and Thai nouns have their classifiers, and
-Swahili nouns have the form of `-ngapi` of their class. Template fields are {a} the name, {x} the noun, {n} a count, {k}
-the number of boxes, {r} a result, {s} a calculation, and those that a language adds (see `DemoLanguage`).
+The sentences only use word forms that a template can select. They are in the present tense, which avoids the gender of
+the Russian past tense. They contain no pronouns, except the French one stored with each name, and no elision (no French
+de/que before a name). Counts are from 2 to 20, for which Russian needs only the paucal and the plural. Chinese and Thai
+nouns are stored with their classifiers, and Swahili nouns with the form of `-ngapi` for their noun class.
+
+Template fields: {a} the name, {x} the noun, {n} a count, {k} the number of boxes, {r} a result, {s} a calculation, and
+language-specific fields (see `DemoLanguage`).
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import UserError
 
 DEMO_PIVOT = "en"
-LARGEST_COUNT = 40  # of the start, the intermediate results and the answer
+LARGEST_COUNT = 40  # limit for the start count, the intermediate results and the answer
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class DemoProblem:
     Attributes:
         name: One of `NAMES`.
         noun: One of `NOUNS`.
-        boxes: Number of boxes that the things come in, 0 for no boxes.
-        first: Number of things at the start, in each box if there are boxes.
-        events: One of `EVENTS` and a number of things, for each event.
+        boxes: Number of boxes, 0 if there are none.
+        first: Number of items at the start; per box if there are boxes.
+        events: For each event, its key in `EVENTS` and the number of items.
     """
 
     name: str
@@ -32,7 +32,7 @@ class DemoProblem:
     events: tuple[tuple[str, int], ...]
 
     def without_name(self) -> tuple:
-        """Return what identifies a problem: no two training or test problems have the same value."""
+        """Return all fields except the name. They are unique among the training and test problems."""
         return self.noun, self.boxes, self.first, self.events
 
     def steps(self) -> list[int]:
@@ -62,7 +62,7 @@ def draw_problems(number: int, seed: int) -> list[DemoProblem]:
 
 
 def format_problem(problem: DemoProblem, language: DemoLanguage) -> tuple[str, str]:
-    """Return a problem's question, and its answer with the chain of thought, in one language."""
+    """Return the question and the answer (with chain of thought) of a problem in one language."""
     forms = {**language.names[problem.name], **language.nouns[problem.noun]}
     counts = problem.steps()
 
@@ -99,13 +99,13 @@ def write_demo(
 
     Args:
         output: File of training records.
-        test_output: File of test records; every test problem is written in every language.
+        test_output: File of test records. Every test problem is written in every language.
         languages: Language codes, the pivot "en" among them.
-        low_resource: Those of `languages` that have only the first `low_resource_problems` training problems.
-        train_problems: Training problems of every other language.
-        low_resource_problems: Training problems of the low-resource languages.
-        test_problems: Test problems, different from all training problems.
-        seed: Determines the problems.
+        low_resource: Subset of `languages` that only gets the first `low_resource_problems` training problems.
+        train_problems: Number of training problems in every other language.
+        low_resource_problems: Number of training problems in each low-resource language.
+        test_problems: Number of test problems. They differ from all training problems.
+        seed: Seed of the random problems.
 
     Returns:
         The number of training records per language.

@@ -1,7 +1,7 @@
-"""Bin packing of whole groups, reproducible from their lengths.
+"""Deterministic bin packing of whole groups by length.
 
-Best-fit decreasing is within a percent of the optimum if many items fit into a bin. If only two or three fit, as with
-groups in ten languages, it wastes two to four percent. A search over a few bins at a time recovers most of that.
+Best-fit decreasing is within one percent of the optimum if many items fit into a bin. If only two or three fit, as with
+groups in ten languages, it wastes two to four percent. A search over a few bins at a time recovers most of that loss.
 """
 
 import random
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 
 NEAR_OPTIMUM = 1.005  # the search ends if the number of bins is at most this factor above the lower bound
 PASSES = 12  # largest number of passes of the search
-MIN_TRIALS = 1000  # trials of a pass: as many as there are bins, but at least this number
-PATIENCE = 3  # the search ends after this number of passes that save no bin
+MIN_TRIALS = 1000  # a pass has as many trials as there are bins, but at least this number
+PATIENCE = 3  # the search ends after this number of passes without an improvement
 
 Bins = list[list[int]]
 
 
 def pack_bins(lengths: Sequence[int], capacity: int, counts: Sequence[int] = (), limit: int = 0) -> Bins:
-    """Pack items into few bins.
+    """Pack items into as few bins as possible.
 
     Args:
-        lengths: Tokens of each item, at most `capacity`.
-        capacity: Largest number of tokens of a bin.
-        counts: Sequences of each item. Ignored if `limit` is 0.
-        limit: Largest number of sequences of a bin, 0 for no limit.
+        lengths: Number of tokens in each item, at most `capacity`.
+        capacity: Maximum number of tokens in a bin.
+        counts: Number of sequences in each item. Ignored if `limit` is 0.
+        limit: Maximum number of sequences in a bin, 0 for no limit.
 
     Returns:
         The indices of the items in each bin.
@@ -35,9 +35,9 @@ def pack_bins(lengths: Sequence[int], capacity: int, counts: Sequence[int] = (),
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int, counts: Sequence[int] = (), limit: int = 0) -> Bins:
-    """Put each item, the longest first, into the fullest bin that has room for it; see `pack_bins` for the arguments.
+    """Put each item, longest first, into the fullest bin that has room for it. For the arguments see `pack_bins`.
 
-    Items of equal length keep their order, so the result depends on the order of items only among equals.
+    The sort is stable, so the input order only matters among items of equal length.
     """
     order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
     bins: Bins = []
@@ -68,7 +68,7 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int, counts: Sequence[
 def _find_best_fit(
     by_room: list[list[int]], rooms: int, length: int, sequences: list[int], max_sequences: int
 ) -> tuple[int, int]:
-    """Return the smallest sufficient room and a bin with it that has at most `max_sequences`, or (-1, -1)."""
+    """Return the smallest sufficient free space and a bin with it and at most `max_sequences`, or (-1, -1)."""
     candidates = rooms >> length << length
     while candidates:
         room = (candidates & -candidates).bit_length() - 1
@@ -82,13 +82,14 @@ def _find_best_fit(
 def improve(bins: Bins, lengths: Sequence[int], capacity: int) -> Bins:
     """Repack a few bins at a time until their number is near the lower bound or no longer decreases.
 
-    A trial takes one of the emptier bins and a few at random and repacks their items so that each bin is as full as
-    they allow. The result replaces them if it has fewer bins, or as many whose token counts are at least as uneven.
+    A trial takes one of the emptier bins and a few random ones, and repacks their items so that each bin is as full as
+    possible. The new bins replace the old ones if there are fewer of them, or if there are as many and their token
+    counts are at least as uneven.
 
     Args:
         bins: The bins to start from, changed in place.
-        lengths: Tokens of each item.
-        capacity: Largest number of tokens of a bin.
+        lengths: Number of tokens in each item.
+        capacity: Maximum number of tokens in a bin.
 
     Returns:
         `bins`.
@@ -122,7 +123,10 @@ def improve(bins: Bins, lengths: Sequence[int], capacity: int) -> Bins:
 
 
 def _fill_one_by_one(items: list[int], lengths: Sequence[int], capacity: int) -> Bins:
-    """Fill each bin with the longest remaining item and the others that fill it most (subset sums as bit masks)."""
+    """Fill each bin with the longest remaining item and the subset of the others that leaves least space free.
+
+    Subset sums are stored as bit masks.
+    """
     remaining = sorted(items, key=lambda item: -lengths[item])
     bins = []
     while remaining:

@@ -1,13 +1,13 @@
-"""Pack canonical records into a shard directory: the same bytes for any number of ranks and after any interruption.
+"""Pack canonical records into a shard directory.
 
-There are three steps. Each is cut into parts, of which rank r does every part i with i % ranks == r. A part is finished
-if its last file exists.
+The output is byte-identical for any number of ranks and after any interruption. Packing has three steps. Each step is
+divided into parts, and rank r processes every part i with i % ranks == r. A part is finished if its last file exists.
 
     tokenize  an input split -> its tokens and index          (token_files.py)
-    assign    the groups of a window of pair keys -> rows     (windows.py, row_plans.py)
+    assign    the groups of one packing window -> rows        (windows.py, row_plans.py)
     write     a range of rows -> one Parquet file             (this module)
 
-All files are in OUTPUT.partial until the manifest is written. Then its folder of shards is renamed to OUTPUT.
+All files are in OUTPUT.partial until the manifest is written. Then the folder of shards is renamed to OUTPUT.
 """
 
 import fcntl
@@ -36,17 +36,19 @@ from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
-PACKER_VERSION = 3  # to be incremented if the same input and settings give different bytes
+PACKER_VERSION = 3  # increment it whenever a change alters the bytes for the same input and settings
 
 T = TypeVar("T")
 
 
 def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSettings, ranks: Ranks) -> dict[str, Any]:
-    """Pack canonical records into a shard directory, or finish an interrupted run. Collective over all ranks.
+    """Pack canonical records into a shard directory, or finish an interrupted run.
+
+    Collective: all ranks must call it.
 
     Args:
         inputs: JSON Lines and Parquet files of canonical records.
-        tokenizer: Tokenizer directory, hub id or SentencePiece model file.
+        tokenizer: Tokenizer directory, Hub model ID or SentencePiece model file.
         output: Shard directory to write.
         settings: Settings of the run.
         ranks: The ranks that share the work.
@@ -55,7 +57,7 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
         The manifest of the shard directory.
 
     Raises:
-        UserError: The input is malformed, `output` was made with other settings, or the disk is full.
+        UserError: The input is malformed, `output` was packed with different settings, or the disk is full.
     """
     packer = Packer(inputs, output, settings, ranks)
     ranks.agree(lambda: _report_os_errors(lambda: packer.read_sources(tokenizer)))
@@ -72,7 +74,7 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
 
 
 def _report_os_errors(work: Callable[[], T]) -> T:
-    """Return `work()`, with its OSError as a UserError. The work folder is kept, so that another run can continue."""
+    """Return `work()`, converting an OSError to a UserError. The work folder is kept so that a rerun can continue."""
     try:
         return work()
     except OSError as error:
@@ -88,11 +90,11 @@ class Packer:
         self.work = output.with_name(output.name + ".partial")
         self.splits: list[InputSplit] = []
         self.windows = 0
-        self.hashes: dict[int, str] = {}  # by index of the input, for those that this rank hashed
+        self.hashes: dict[int, str] = {}  # by input index; only the inputs that this rank hashed
         self._lock: int | None = None
 
     def read_sources(self, tokenizer: str) -> None:
-        """Load the tokenizer, split the inputs and hash those of this rank. Not collective."""
+        """Load the tokenizer, split the inputs, and hash the inputs assigned to this rank. Not collective."""
         self.splits = split_inputs(self.inputs)
         self.tokenizer = load_tokenizer(tokenizer)
         self.windows = self.settings.count_windows(sum(path.stat().st_size for path in self.inputs))
@@ -105,7 +107,10 @@ class Packer:
             os.close(self._lock)
 
     def build_head(self) -> None:
-        """Build the head of the manifest: everything that determines the bytes. Collective over all ranks."""
+        """Build the head of the manifest: everything that determines the output bytes.
+
+        Collective: all ranks must call it.
+        """
         hashes = self.ranks.all_merge(self.hashes)
         self.head = {
             "format_version": FORMAT_VERSION,
@@ -122,7 +127,7 @@ class Packer:
         }
 
     def run(self) -> None:
-        """Do all steps that are not finished. On a UserError, delete the work folder, which is useless then."""
+        """Run all unfinished steps. On a UserError, delete the work folder, because it cannot be resumed."""
         try:
             self._tokenize_splits()
             rows, drops = self._assign_rows()
@@ -136,19 +141,19 @@ class Packer:
         self.ranks.all_gather(None)  # no rank returns before the output exists
 
     def is_finished(self) -> bool:
-        """Return whether the output exists. Raises UserError if it is not a shard directory of these settings."""
+        """Return whether the output exists. Raises UserError if it was packed with different settings."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
         _check_same_head(self.head, read_manifest(self.output), self.output)
         return True
 
     def remove_leftovers(self) -> None:
-        """Delete the work folder of a run that was interrupted after the output existed."""
+        """Delete the work folder of a run that was interrupted after it published the output."""
         if self.ranks.rank == 0 and (self.work / "settings.json").is_file():
             shutil.rmtree(self.work, ignore_errors=True)
 
     def prepare_work_folder(self) -> None:
-        """Lock the work folder on rank 0, and create it or check whether an interrupted run can be continued."""
+        """On rank 0, lock the work folder, then create it or check that the interrupted run can be resumed."""
         if self.ranks.rank != 0:
             return
         self.work.mkdir(parents=True, exist_ok=True)
@@ -156,12 +161,12 @@ class Packer:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.work}: another run is packing there; wait for it or stop it") from None
+            raise UserError(f"{self.work}: another run is packing in this folder; wait for it or stop it") from None
         head = self.work / "settings.json"
         if not head.is_file() and any(self.work.iterdir()):
             raise UserError(f"{self.work}: exists and is not the work folder of a packing run; remove it")
         if head.is_file() and json.loads(head.read_text("utf-8")) != self.head:
-            print(f"{self.work}: was made with other settings or input; starting again", flush=True)
+            print(f"{self.work}: was made with different settings or input; starting again", flush=True)
             for name in FOLDERS:
                 shutil.rmtree(self.work / name, ignore_errors=True)
         write_json(head, self.head)
@@ -169,7 +174,7 @@ class Packer:
             (self.work / name).mkdir(exist_ok=True)
 
     def _local_parts(self, number: int, description: str, last_file: Callable[[int], Path]) -> Iterator[int]:
-        """Yield this rank's parts of a step that are not finished, with a progress bar if attached to a terminal."""
+        """Yield this rank's unfinished parts of a step. Shows a progress bar if attached to a terminal."""
         local = range(self.ranks.rank, number, self.ranks.size)
         unfinished = [i for i in local if not last_file(i).is_file()]
         yield from tqdm(unfinished, desc=description, unit=" parts", disable=None if self.ranks.rank == 0 else True)
@@ -181,7 +186,7 @@ class Packer:
         self.ranks.all_gather(None)
 
     def _assign_rows(self) -> tuple[list[int], Counter]:
-        """Assign groups to rows; return the number of rows of each window and the drops of all windows."""
+        """Assign groups to rows. Return the number of rows in each window and the drops of all windows."""
         folder = self.work / "windows"
         reader = TokenReader(self.work / "pieces")
 
@@ -215,7 +220,7 @@ class Packer:
         return self.work / "entries" / f"{shard:05d}.json"
 
     def _write_shards(self, rows: list[int]) -> int:
-        """Write the shards, and the manifest entry of each with counts per language; return the number of shards."""
+        """Write the shards and their manifest entries (with counts per language). Return the number of shards."""
         starts = np.cumsum([0, *rows])
         size = self.settings.rows_per_shard
         shards = -(-int(starts[-1]) // size)
@@ -246,7 +251,7 @@ def _check_same_head(head: dict[str, Any], manifest: dict[str, Any], path: Path)
     for key, value in head.items():
         if manifest.get(key) != value:
             raise UserError(
-                f"{path}: made with another `{key}`; remove it, restore that setting, or give another --output"
+                f"{path}: made with a different `{key}`; remove it, restore that setting, or give another --output"
             )
 
 

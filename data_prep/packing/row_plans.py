@@ -1,4 +1,4 @@
-"""Row plans: files that list the sequences of each packed row of a window until their tokens are written to shards."""
+"""Row plans: temporary files that list the sequences of each packed row of a window."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ def plan_file(folder: Path, window: int) -> Path:
 
 
 def write_row_plan(path: Path, table: pa.Table) -> None:
-    """Write the sequences of one window. The column `row` is the row of each, from 0 in ascending order."""
+    """Write the sequences of one window. The column `row` holds their row number, from 0 in ascending order."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
 
@@ -26,11 +26,11 @@ def read_row_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa
 
     Args:
         folder: Folder of the row plans.
-        starts: int [windows + 1]: window w has the rows from starts[w] to starts[w + 1].
+        starts: int [windows + 1]. Window w contains the rows [starts[w], starts[w + 1]).
         first, stop: The rows [first, stop) to read.
 
     Returns:
-        The sequences in the order of rows; the column `row` is 0 for the row `first`.
+        The sequences in row order. The column `row` is relative to `first`.
     """
     tables = []
     for window in range(int(np.searchsorted(starts, first, side="right")) - 1, len(starts) - 1):
@@ -46,7 +46,7 @@ def read_row_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa
 
 
 def build_rows(plan: pa.Table, reader: TokenReader, pivot: str) -> list[PackedRow]:
-    """Return the rows of a plan with their tokens."""
+    """Read the tokens of a row plan and build its packed rows."""
     rows = []
     columns = {name: plan[name].to_pylist() for name in ("pair_id", "lang", "piece", "offset", "length")}
     starts = np.flatnonzero(np.diff(plan["row"].to_numpy(), prepend=-1))
@@ -59,11 +59,11 @@ def build_rows(plan: pa.Table, reader: TokenReader, pivot: str) -> list[PackedRo
 
 
 def count_languages(plan: pa.Table, rows: list[PackedRow]) -> dict[str, dict[str, int]]:
-    """Return the number of sequences, tokens, supervised tokens and characters of each language.
+    """Count the sequences, tokens, target tokens and characters of each language.
 
     Args:
         plan: The sequences of the rows.
-        rows: What `build_rows` returned for them.
+        rows: The rows that `build_rows` returned for the plan.
     """
     lengths = plan["length"].to_numpy()
     supervised = np.add.reduceat(

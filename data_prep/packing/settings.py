@@ -4,27 +4,27 @@ from dataclasses import dataclass
 
 from pipeline.common.errors import UserError
 
-# Smallest and largest default packing window, in input bytes: a thousand groups or more. Larger windows would use more
-# memory and hardly improve the packing efficiency.
+# Smallest and largest default packing window, in input bytes. The smallest holds about a thousand groups. Windows above
+# the largest would use more memory and hardly improve the packing efficiency.
 WINDOW_BYTES = (8 << 20, 64 << 20)
-WINDOWS = 16  # packing windows of the whole input, unless they would be smaller or larger than that
+WINDOWS = 16  # default number of packing windows, if their size is within those bounds
 
 _MINIMUMS = {"max_seq_length": 1, "rows_per_shard": 1, "max_sequences_per_row": 0, "window_bytes": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
 class PackSettings:
-    """Everything besides the sources and the tokenizer that determines the bytes of a shard directory.
+    """Settings that determine the bytes of a shard directory, together with the sources and the tokenizer.
 
     Attributes:
-        max_seq_length: Largest number of tokens of a row.
+        max_seq_length: Maximum number of tokens in a row.
         pivot: Language that every group is aligned to.
         seed: Determines the order of groups and rows.
-        max_sequences_per_row: Largest number of sequences of a row, 0 for no limit.
+        max_sequences_per_row: Maximum number of sequences in a row, 0 for no limit.
         truncate: Whether to truncate pairs that are too long for a row instead of dropping them.
-        rows_per_shard: Rows of every shard except the last.
-        window_bytes: Input bytes whose groups are packed together, which memory per rank grows with; 0 for 1/16 of the
-            input within `WINDOW_BYTES`.
+        rows_per_shard: Number of rows in every shard except the last.
+        window_bytes: Input bytes in a packing window. Only groups of the same window are packed together, and the
+            memory per rank grows with this size. 0 for 1/16 of the input, within the bounds `WINDOW_BYTES`.
 
     Raises:
         UserError: A number is out of range.

@@ -1,8 +1,8 @@
 """First step of packing: write each input split as a file of tokens and an index sorted by packing window.
 
-The tokens are in `piece-N.tokens` (int32, the complement of the id if supervised) and the index is in `piece-N.arrow`,
-with one record batch per window. The index is written last, so a split is finished if its index exists. The columns
-`piece` and `place` are the number of the input split and the position of the record in its file.
+The tokens are in `piece-N.tokens` as int32, where a target token t is stored as its complement ~t. The index is in
+`piece-N.arrow`, with one record batch per window. It is written last, so a split is finished if its index exists. The
+columns `piece` and `place` are the number of the input split and the position of the record in its file.
 """
 
 import hashlib
@@ -35,29 +35,29 @@ INDEX = pa.schema(
 
 
 def pair_key(pair_id: str, seed: int) -> int:
-    """Return a uniformly distributed 64-bit hash of a pair id. Groups are packed and shuffled in the order of keys."""
+    """Return a uniformly distributed 64-bit hash of a pair id. Sorting groups by this key shuffles them."""
     digest = hashlib.blake2b(pair_id.encode("utf-8"), digest_size=8, salt=seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little")
 
 
 def tokens_file(folder: Path, number: int) -> Path:
-    """Return the path of the tokens of an input split."""
+    """Return the path of the tokens file of a split."""
     return folder / f"piece-{number:05d}.tokens"
 
 
 def index_file(folder: Path, number: int) -> Path:
-    """Return the path of the index of an input split."""
+    """Return the path of the index file of a split."""
     return folder / f"piece-{number:05d}.arrow"
 
 
 def tokenize_split(split: InputSplit, number: int, folder: Path, encoder: ChatEncoder, windows: int, seed: int) -> None:
-    """Tokenize the records of an input split and write its tokens and index.
+    """Tokenize the records of a split and write its tokens and index.
 
     Args:
         split: The input split.
-        number: Its number, which names its files.
+        number: Number of the split, used in the file names.
         folder: Folder of the files.
-        encoder: Encoder of the conversations.
+        encoder: Encoder for the conversations.
         windows: Number of packing windows.
         seed: Seed of `pair_key`.
 
@@ -88,7 +88,7 @@ def tokenize_split(split: InputSplit, number: int, folder: Path, encoder: ChatEn
 def _write_files(
     number: int, folder: Path, columns: dict[str, list], tokens: np.ndarray, lengths: np.ndarray, windows: int
 ) -> None:
-    """Write tokens and index in the order of keys, which is the order of windows."""
+    """Write the tokens and the index, sorted by key and therefore by window."""
     keys = np.array(columns["key"], np.uint64)
     order = np.argsort(keys, kind="stable")
     starts = np.cumsum(lengths) - lengths
@@ -111,7 +111,10 @@ def _write_files(
 
 
 def read_window(folder: Path, splits: int, window: int) -> pa.Table:
-    """Return the index of one window over all input splits, with a column `piece`, sorted by group and language."""
+    """Return the index of one window over all splits, sorted by group and language.
+
+    The added column `piece` holds the split number.
+    """
     tables = []
     for number in range(splits):
         with pa.memory_map(str(index_file(folder, number))) as source:
@@ -129,7 +132,7 @@ class TokenReader:
         self._files: dict[int, int] = {}
 
     def read(self, split: int, offset: int, length: int) -> np.ndarray:
-        """Return int32 [length]: the tokens of a sequence, or of its start, as `ChatEncoder.encode` returned them."""
+        """Return the first `length` tokens of a sequence as int32 [length], encoded as by `ChatEncoder.encode`."""
         if split not in self._files:
             if len(self._files) >= 256:  # far below the limit on open files
                 self.close()
@@ -137,7 +140,7 @@ class TokenReader:
         return np.frombuffer(os.pread(self._files[split], 4 * length, 4 * offset), np.int32)
 
     def count_supervised(self, split: int, offset: int, length: int) -> int:
-        """Return the number of supervised tokens among the first `length` tokens of a sequence."""
+        """Return the number of target tokens among the first `length` tokens of a sequence."""
         return int(np.count_nonzero(self.read(split, offset, length) < 0))
 
     def close(self) -> None:

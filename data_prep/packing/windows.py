@@ -1,4 +1,4 @@
-"""Second step of packing: check the groups of one window, split those that are too long, and assign them to rows."""
+"""Second step of packing: check the groups of one window, split long groups, and assign them to rows."""
 
 import random
 from collections import Counter
@@ -15,7 +15,7 @@ from pipeline.common.errors import UserError
 TOO_LONG, TRUNCATED = "too_long", "truncated"
 
 # Indices of sequences in the table of the window: the pivot first, then the translations by language. A subgroup is the
-# part of a group that is packed into one row: the whole group if it fits.
+# part of a group that is packed into one row, or the whole group if it fits.
 ExampleGroup = list[int]
 
 
@@ -23,8 +23,8 @@ class Limits(NamedTuple):
     """Limits of a row.
 
     Attributes:
-        tokens: Largest number of tokens.
-        sequences: Largest number of sequences, 0 for no limit.
+        tokens: Maximum number of tokens.
+        sequences: Maximum number of sequences, 0 for no limit.
         truncate: Whether pairs that are too long are truncated instead of dropped.
     """
 
@@ -37,11 +37,11 @@ class Window:
     """The sequences of one packing window.
 
     Args:
-        table: Their index, sorted by group and language, see `token_files.read_window`.
+        table: Index of the sequences, sorted by group and language; see `token_files.read_window`.
         pivot: Language that every group must have.
-        locate: `locate(split, position)` returns file and row of a record for error messages.
-        count_supervised: `count_supervised(split, offset, length)` returns the number of supervised tokens among the
-            first `length` tokens of a sequence.
+        locate: `locate(split, position)` returns the file and row of a record, for error messages.
+        count_supervised: `count_supervised(split, offset, length)` returns the number of target tokens among the first
+            `length` tokens of a sequence.
 
     Attributes:
         drops: Number of sequences that were dropped or truncated, by (language, reason).
@@ -63,7 +63,7 @@ class Window:
     def groups(self) -> list[ExampleGroup]:
         """Return all groups in the order of their keys.
 
-        Raises UserError if a group has a language twice or no pivot.
+        Raises UserError if a group has no pivot or has two records in the same language.
         """
         ids, langs = self._pair_id, self._lang
         starts = [i for i in range(len(ids)) if i == 0 or ids[i] != ids[i - 1]]
@@ -92,9 +92,9 @@ class Window:
     def fit(self, group: ExampleGroup, limits: Limits) -> list[ExampleGroup]:
         """Split a group into subgroups that each fit a row and start with the pivot.
 
-        A group that fits a row is returned as it is. The translations of a longer group are distributed over subgroups
-        by first fit. A pair of pivot and translation that does not fit a row loses the translation or, with `truncate`,
-        the ends of both. `drops` counts both cases.
+        A group that fits a row is returned unchanged. The translations of a longer group are distributed over subgroups
+        by first fit. If a pivot and a translation together do not fit a row, the translation is dropped or, with
+        `truncate`, both are truncated. `drops` counts both cases.
         """
         length = self._length
         if sum(length[i] for i in group) <= limits.tokens and not 0 < limits.sequences < len(group):
@@ -124,7 +124,7 @@ class Window:
         return subgroups or [[pivot]]
 
     def _truncate(self, member: int, length: int) -> None:
-        """Truncate a sequence to `length` tokens, after which it may have no supervised token."""
+        """Truncate a sequence to `length` tokens. It may have no target token left."""
         if self._length[member] > length:
             split, offset = (self.table[name][member].as_py() for name in ("piece", "offset"))
             self._length[member] = length
@@ -133,15 +133,15 @@ class Window:
                 self.drops[self._lang[member], TRUNCATED] += 1
 
     def rows(self, subgroups: list[ExampleGroup], limits: Limits, seed: str) -> pa.Table:
-        """Pack subgroups into few rows.
+        """Pack subgroups into as few rows as possible.
 
         Args:
-            subgroups: What `fit` returned for all groups.
-            limits: The limits that it was called with.
+            subgroups: The results of `fit` for all groups.
+            limits: The limits that were passed to `fit`.
             seed: Determines the order of the rows.
 
         Returns:
-            The packed sequences row by row: the table of the window with a column `row`.
+            The table of the window, sorted by row, with an added column `row`.
         """
         lengths = [sum(self._length[i] for i in subgroup) for subgroup in subgroups]
         bins = pack_bins(lengths, limits.tokens, [len(subgroup) for subgroup in subgroups], limits.sequences)

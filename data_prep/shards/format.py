@@ -17,12 +17,12 @@ from pipeline.common.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-IGNORE = -100  # label of a token that is not supervised (Hugging Face convention)
+IGNORE = -100  # label of a token that is not a target (Hugging Face convention)
 PIVOT, TRANSLATION = "pivot", "translation"  # roles
 COUNTS = ("rows", "tokens", "supervised_tokens", "sequences", "pairs")  # of a shard and of all shards, in the manifest
-OPEN_FILES = 128  # shards that a reader keeps open
-CACHED_GROUPS = 32  # decoded row groups that a reader keeps in memory
-ROW_GROUP = 8  # rows of a Parquet row group, which random access decodes as a whole
+OPEN_FILES = 128  # maximum number of shards that a reader keeps open
+CACHED_GROUPS = 32  # maximum number of decoded row groups that a reader keeps in memory
+ROW_GROUP = 8  # rows in a Parquet row group; random access decodes a whole group
 
 SCHEMA = pa.schema(
     [
@@ -38,12 +38,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PackedRow:
-    """A row of T tokens in S sequences. The sequences of a group are contiguous and start with its pivot.
+    """A packed row of T tokens in S sequences. The sequences of a group are consecutive, pivot first.
 
     Attributes:
         input_ids: int32 [T].
-        labels: int32 [T]: the token ids, not shifted, and -100 for tokens that are not supervised.
-        seq_lens: int32 [S]: tokens of each sequence, T in total.
+        labels: int32 [T]. Token ids of the target tokens (not shifted), and -100 for all other tokens.
+        seq_lens: int32 [S]. Number of tokens in each sequence; they sum to T.
         pair_id, lang: S strings.
         role: S strings, "pivot" or "translation".
     """
@@ -59,7 +59,7 @@ class PackedRow:
     def from_encoded(
         cls, sequences: Sequence[np.ndarray], pair_id: list[str], lang: list[str], role: list[str]
     ) -> "PackedRow":
-        """Build a row from encoded sequences, in which ~t (negative) is a supervised token t; see `ChatEncoder`."""
+        """Build a row from sequences that encode a target token t as ~t (negative); see `ChatEncoder`."""
         encoded = np.concatenate(sequences)
         ids = np.where(encoded < 0, ~encoded, encoded)
         labels = np.where(encoded < 0, ids, np.int32(IGNORE))
@@ -72,7 +72,7 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(path: Path, rows: Sequence[PackedRow]) -> dict[str, Any]:
-    """Write rows as one Parquet file, atomically, and return its manifest entry: name, sha256 and `COUNTS`."""
+    """Write rows atomically as one Parquet file. Return its manifest entry: name, sha256 and `COUNTS`."""
     table = pa.table(
         [
             _lists([row.input_ids for row in rows], pa.int32()),
@@ -92,7 +92,7 @@ def write_shard(path: Path, rows: Sequence[PackedRow]) -> dict[str, Any]:
 
 
 def count_rows(rows: Iterable[PackedRow]) -> dict[str, int]:
-    """Return the `COUNTS` of rows. A pair is a translation with its pivot."""
+    """Compute the `COUNTS` of rows. A pair is a translation with its pivot."""
     totals = dict.fromkeys(COUNTS, 0)
     for row in rows:
         supervised = int(np.count_nonzero(row.labels != IGNORE))
@@ -121,9 +121,9 @@ def write_manifest(
 
     Args:
         path: Folder of the shards.
-        head: What determined the bytes of the shards: settings, tokenizer and sources.
-        shards: What `write_shard` returned for each shard.
-        per_language: Number of sequences, tokens, supervised tokens and characters by language.
+        head: Everything that determines the bytes of the shards: settings, tokenizer and sources.
+        shards: The result of `write_shard` for each shard.
+        per_language: Number of sequences, tokens, target tokens and characters by language.
         drops: Number of dropped or truncated sequences by reason and language.
     """
     totals = {name: sum(shard[name] for shard in shards) for name in COUNTS}
@@ -140,7 +140,7 @@ def write_manifest(
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a shard directory. Raises UserError if it is missing, damaged or of another format."""
+    """Return the manifest of a shard directory. Raises UserError if it is missing or unreadable."""
     if not path.is_dir():
         raise UserError(f"{path}: no such shard directory; make it with: python -m data_prep pack --output {path} ...")
     file = path / MANIFEST
@@ -159,7 +159,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 class ShardSet:
-    """Sequence of the rows of a shard directory, with cheap random access: one row group is decoded at a time.
+    """Rows of a shard directory, with cheap random access: one row group is decoded at a time.
 
     Args:
         path: Shard directory.
@@ -182,8 +182,7 @@ class ShardSet:
             check_hashes: Whether to compare the SHA-256 of every shard with the manifest.
 
         Raises:
-            UserError: The directory or a shard is missing, the manifest is not readable by this version, or a hash
-                differs.
+            UserError: The directory or a shard is missing, this version cannot read the manifest, or a hash differs.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -211,7 +210,7 @@ class ShardSet:
         return (self[index] for index in range(len(self)))
 
     def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """Open a shard; return its file and the first row of each of its row groups, followed by its number of rows."""
+        """Open a shard. Return its file, and the first row of each row group followed by the number of rows."""
         file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         return file, np.cumsum([0, *rows])

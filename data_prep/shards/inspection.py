@@ -1,4 +1,4 @@
-"""Print packed rows as text: language and role of each sequence, the prompt in brackets, supervised text without."""
+"""Print packed rows as text: the language and role of each sequence, and its text with the prompt in brackets."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ def inspect_row(path: Path, tokenizer: str, index: int) -> None:
 
     Args:
         path: Shard directory.
-        tokenizer: Directory or hub id of the tokenizer that the shards were made with.
+        tokenizer: Directory or Hub model ID of the tokenizer that packed the shards.
         index: Number of the row, from 0.
 
     Raises:
-        UserError: The directory is not readable, there is no such row, or the tokenizer is another one.
+        UserError: The directory is unreadable, there is no such row, or a different tokenizer packed the shards.
     """
     shards = ShardSet.open(path, check_hashes=False)
     check_tokenizer(path, shards.manifest, tokenizer)
@@ -36,7 +36,7 @@ def inspect_row(path: Path, tokenizer: str, index: int) -> None:
 
 
 def _render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text]:
-    """Return one text per sequence: a heading, then its text with the unsupervised parts dimmed and within ⟦ ⟧."""
+    """Return one text per sequence: a heading, then its text. Parts that are not targets are dimmed and in ⟦ ⟧."""
     texts = []
     stop = 0
     for length, pair_id, lang, role in zip(row.seq_lens.tolist(), row.pair_id, row.lang, row.role, strict=True):

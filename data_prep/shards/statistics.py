@@ -1,4 +1,4 @@
-"""Report languages, supervised tokens, packing efficiency and drops of a shard directory, as text and as a plot."""
+"""Report the languages, target tokens, packing efficiency and drops of a shard directory as text or plot."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from pipeline.common.errors import UserError
 
 
 def report_lines(path: Path, manifest: dict[str, Any]) -> list[str]:
-    """Return a manifest as text: a line of totals, a table of languages, and a line per reason for drops."""
+    """Format a manifest as text: a line of totals, a table of languages, and a line per drop reason."""
     totals = manifest["totals"]
     lines = [
         f"{path}: {len(manifest['shards'])} shards, {totals['rows']} rows, {totals['tokens']} tokens, "
@@ -27,11 +27,11 @@ def report_lines(path: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def plot_statistics(manifest: dict[str, Any], output: Path) -> None:
-    """Plot tokens, supervised tokens, tokens per character and drops per language to a PNG file.
+    """Plot tokens, target tokens, tokens per character and drops per language to a PNG file.
 
     Raises UserError if the file cannot be written.
     """
-    from matplotlib.figure import Figure  # slow to import and needed by this function alone
+    from matplotlib.figure import Figure  # slow to import, only needed here
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -45,7 +45,7 @@ def plot_statistics(manifest: dict[str, Any], output: Path) -> None:
     axes[0, 0].set_title("tokens")
     axes[0, 0].legend()
     axes[0, 1].bar(names, [100 * part / whole for part, whole in zip(supervised, tokens, strict=True)])
-    axes[0, 1].set_title("supervised tokens, %")
+    axes[0, 1].set_title("target tokens, %")
     axes[1, 0].bar(names, [number / max(length, 1) for number, length in zip(tokens, characters, strict=True)])
     axes[1, 0].set_title("tokens per character")
     bottom = dict.fromkeys(manifest["languages"], 0)

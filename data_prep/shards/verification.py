@@ -1,4 +1,4 @@
-"""Check every hash and every invariant of a shard directory."""
+"""Check all hashes and invariants of a shard directory."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,10 +15,10 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
 
     Args:
         path: Shard directory.
-        tokenizer: If given, also check that the shards were made with this tokenizer (a directory or hub id).
+        tokenizer: If given, also check that this tokenizer (directory or Hub model ID) packed the shards.
 
     Raises:
-        UserError: A check failed; the message names the first shard and row.
+        UserError: A check failed; the message names the first such shard and row.
     """
     shards = ShardSet.open(path)
     manifest = shards.manifest
@@ -40,9 +40,11 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
 
 
 def check_tokenizer(path: Path, manifest: dict, tokenizer: str) -> None:
-    """Raise UserError if the shards were made with another tokenizer."""
+    """Raise UserError if a different tokenizer packed the shards."""
     if fingerprint(load_tokenizer(tokenizer)) != manifest["tokenizer"]["fingerprint"]:
-        raise UserError(f"{path}: packed with another tokenizer than {tokenizer}; pack again, or give that tokenizer")
+        raise UserError(
+            f"{path}: packed with a tokenizer that differs from {tokenizer}; pack again, or give the original tokenizer"
+        )
 
 
 def _find_row_error(row: PackedRow, manifest: dict) -> str | None:

@@ -1,4 +1,4 @@
-"""Encode conversations with a tokenizer's chat template as tokens and a mask of supervised tokens."""
+"""Encode conversations with a tokenizer's chat template as token ids with a mask of the target tokens."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ _PLAIN = {"role", "content"}
 
 
 class ChatEncoder:
-    """Encoder of conversations.
+    """Encoder for conversations.
 
-    If the chat template has `{% generation %}` markers, the text within them is supervised. Otherwise the supervised
-    text of every assistant message is what follows its generation prompt, and the tokens of that prompt must be a
+    If the chat template has `{% generation %}` markers, the text between them is the target. Otherwise the target is
+    the text of each assistant message after its generation prompt. In that case the tokens of the prompt must be a
     prefix of the tokens of the conversation.
     """
 
@@ -35,16 +35,17 @@ class ChatEncoder:
         self._word_encoder = WordEncoder.for_backend(self._backend)
 
     def encode(self, conversations: Sequence[Messages]) -> list[list[int] | UserError]:
-        """Return the tokens of each conversation, or the error that prevents its encoding.
+        """Encode conversations.
 
         Args:
             conversations: Messages of each conversation, with `role` and `content`.
 
         Returns:
-            A list of T integers per conversation: the token id t if the token is not supervised, its complement ~t
-            (which is negative) if it is. The first token is never supervised. A conversation has a UserError, which
-            does not name the record, if the chat template rejects its messages, no token is supervised, its text
-            contains a control token, or the prompt is tokenized differently alone and in the conversation.
+            For each conversation a list of T integers: the complement ~t (negative) for a target token with id t, and t
+            for any other token. The first token is never a target. A conversation that cannot be encoded gets a
+            UserError instead, which does not name the record. This happens if the chat template rejects the messages,
+            there is no target token, the text contains a control token, or the prompt alone is tokenized differently
+            than within the conversation.
         """
         return [self._encode(messages, check=number == 0) for number, messages in enumerate(conversations)]
 
@@ -74,7 +75,7 @@ class ChatEncoder:
             return error
 
     def _render(self, messages: Messages) -> tuple[str, list[Span]]:
-        """Return the text of a conversation, and its character spans that are supervised."""
+        """Return the text of a conversation and the character spans of the target text."""
         text, spans = self._apply_template(messages)
         if not self._marked:
             for turn, message in enumerate(messages):
@@ -86,7 +87,7 @@ class ChatEncoder:
     def _apply_template(self, messages: Messages, prompt: bool = False) -> tuple[str, list[Span]]:
         """Return the rendered text and its generation spans. Raises UserError if the template rejects the messages.
 
-        Messages of role and content alone, which are nearly all, are rendered without the overhead of transformers.
+        Messages that have only a role and content (nearly all) are rendered without the overhead of transformers.
         """
         try:
             if any(message.keys() != _PLAIN for message in messages):
@@ -109,7 +110,7 @@ class ChatEncoder:
             raise UserError(f"the chat template rejects the messages: {error}") from None
 
     def _check_prompts(self, tokens: list[int], text: str, messages: Messages) -> None:
-        """Check that each prompt is tokenized alone, as in evaluation, as it is within the conversation."""
+        """Check that each prompt has the same tokens alone, as in evaluation, as within the conversation."""
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -123,7 +124,7 @@ class ChatEncoder:
 
 
 def _token_spans(encoding: Encoding, characters: int, spans: list[Span]) -> list[Span]:
-    """Convert spans of characters to spans of tokens, which include the tokens of the first and the last character."""
+    """Convert character spans to token spans, which include the tokens of the first and the last character."""
     token_spans = []
     for start, end in spans:
         first, after = _token_at(encoding, start, end), _token_at(encoding, end, characters)

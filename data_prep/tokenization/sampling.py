@@ -1,4 +1,4 @@
-"""Sampling of text for tokenizer training, in which small languages get more than their proportion."""
+"""Sample text for tokenizer training, with small languages oversampled."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,19 +9,20 @@ from pipeline.common.errors import UserError
 
 
 def sample_texts(paths: list[Path], alpha: float, max_characters: int) -> Iterator[str]:
-    """Yield message texts of canonical files, with the languages in proportion to their size ** alpha.
+    """Yield message texts from canonical files, with languages in proportion to their size ** alpha.
 
-    A language of n characters gets a fraction proportional to n ** alpha of the sampled characters: alpha 1 keeps the
-    proportions and 0 makes all languages equal. The texts of a language are sampled evenly, and repeated if its
-    fraction is larger than the language. The files are read twice and never held in memory.
+    A language with n characters gets a fraction of the sampled characters proportional to n ** alpha. An alpha of 1
+    keeps the original proportions, and 0 gives all languages the same amount. The texts of a language are sampled
+    evenly, and repeated if it has less text than its fraction requires. The files are read twice and never held in
+    memory.
 
     Args:
         paths: JSON Lines and Parquet files of canonical records.
         alpha: Exponent in [0, 1].
-        max_characters: Approximate number of characters to sample; all there are if the files have fewer.
+        max_characters: Approximate number of characters to sample; all of them if the files have fewer.
 
     Raises:
-        UserError: A record is malformed, or alpha lies outside [0, 1].
+        UserError: A record is malformed, or alpha is outside [0, 1].
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha must be in [0, 1], not {alpha}")
@@ -40,7 +41,7 @@ def sample_texts(paths: list[Path], alpha: float, max_characters: int) -> Iterat
 
 
 def _texts(paths: list[Path]) -> Iterator[tuple[str, str]]:
-    """Yield language and content of each message."""
+    """Yield the language and content of each message."""
     for record in read_records(paths):
         for message in record.messages:
             yield record.lang, message["content"]

@@ -23,7 +23,7 @@ from pipeline.common.errors import UserError
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
-# The stop token after an assistant message is supervised, so that the model learns to stop.
+# The stop token after an assistant message is a target, so that the model learns to stop.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{%- for message in messages -%}"
@@ -41,9 +41,9 @@ def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrained
     """Load a tokenizer with the class that its own files declare.
 
     Args:
-        name: a directory, a hub id, or a SentencePiece model file (`.model`), which gets this project's chat template.
-        for_training: also require what packing and training need: a fast tokenizer, a usable chat template, and a pad
-            token and an eos token that differ.
+        name: directory, Hub model ID, or SentencePiece model file (`.model`), which gets this project's chat template.
+        for_training: also require a fast tokenizer, a usable chat template, and a pad token that differs from the eos
+            token, as packing and training need them.
 
     Raises:
         UserError: it cannot be loaded, or it lacks something that training needs.
@@ -57,7 +57,7 @@ def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrained
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     try:
         tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file or an unreachable hub makes the library raise
+    except Exception as error:  # whatever a damaged file or an unreachable Hub makes the library raise
         raise UserError(f"{name}: cannot be loaded as a tokenizer ({_first_line(error)})") from None
     if for_training:
         _check_for_training(name, tokenizer)
@@ -65,7 +65,7 @@ def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrained
 
 
 def _tokenizer_class(name: str | Path) -> Any:
-    """Return the class to load a tokenizer with.
+    """Return the class that loads a tokenizer.
 
     If config.json names qwen2 (or one of some other families), AutoTokenizer uses that family's class even if the
     tokenizer declares a generic one. The family's own pre-tokenizer then replaces the one in tokenizer.json, and a
@@ -92,7 +92,7 @@ def _check_for_training(name: str | Path, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _is_path(name: str) -> bool:
-    """Return whether a name is a path rather than a hub id (NAME or ORGANIZATION/NAME), if it is not a directory."""
+    """Return whether a name that is no directory is a path rather than a Hub model ID (NAME or ORGANIZATION/NAME)."""
     return name.startswith((".", os.sep)) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 
 
@@ -121,17 +121,17 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a SentencePiece BPE model and return it as a transformers tokenizer with `CHAT_TEMPLATE`.
 
-    It has byte fallback, so that no text is unknown, splits numbers into digits, and does not normalize, so that
-    decoding restores the text. Unigram models are not used because they choose their vocabulary among distinct words,
-    of which text from templates has few.
+    It uses byte fallback, so that no text is unknown, and splits numbers into digits. It does not normalize, so that
+    decoding restores the text. Unigram models are not used because they take their vocabulary from distinct words, and
+    text generated from templates has few of them.
 
     Args:
         texts: Training text.
         vocab_size: Number of tokens, special tokens included.
 
     Raises:
-        UserError: SentencePiece cannot train: there is no text, or `vocab_size` is smaller than the number of
-            characters or larger than the number of merges allows.
+        UserError: there is no text, or `vocab_size` is too small for the number of distinct characters or too large for
+            the number of possible merges.
     """
     model = io.BytesIO()
     try:
@@ -163,14 +163,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> PreTrainedTokenizerFast:
     """Convert a SentencePiece model to a transformers tokenizer with the special tokens and template of this module.
 
-    Special tokens that the model lacks are added after its vocabulary.
+    Special tokens that are missing from the model are appended to its vocabulary.
 
     Args:
         model: Content of a BPE or unigram model file.
         name: Name of the model in error messages.
 
     Raises:
-        UserError: `model` is not such a model, or the result would not tokenize as SentencePiece does.
+        UserError: `model` is not a BPE or unigram model, or the result would tokenize differently from SentencePiece.
     """
     proto = ModelProto()
     try:
@@ -208,7 +208,7 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
 
 
 def _backend(proto: ModelProto, name: str) -> Tokenizer:
-    """Build the model, normalizer, pre-tokenizer and decoder that a SentencePiece model describes."""
+    """Build a fast tokenizer (model, normalizer, pre-tokenizer, decoder) from a SentencePiece model."""
     scores = {piece.piece: piece.score for piece in proto.pieces}
     spec, rules = proto.trainer_spec, proto.normalizer_spec
     if spec.model_type == spec.BPE:

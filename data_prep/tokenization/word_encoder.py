@@ -1,4 +1,4 @@
-"""Word-by-word tokenization with a cache: several times faster than the `tokenizers` library, with the same tokens.
+"""Word-by-word tokenization with a cache. Several times faster than the `tokenizers` library, with identical tokens.
 
 A fast tokenizer splits text at added tokens and then into words, and tokenizes every word independently. The tokens of
 a word can therefore be cached if the tokenizer splits text before spaces, which `WordEncoder.for_backend` checks.
@@ -19,7 +19,7 @@ Span = tuple[int, int]
 
 
 def complement_spans(ids: list[int], spans: list[Span]) -> list[int]:
-    """Return token ids in which the ids within `spans` of tokens are complements, which encodes ids and mask in one."""
+    """Replace the token ids within `spans` by their complements, which encodes ids and target mask in one list."""
     tokens = list(ids)
     for start, end in spans:
         tokens[start:end] = [~i for i in ids[start:end]]
@@ -53,7 +53,7 @@ _WORD_START = re.compile(r"(?<=\S)(?= )")
 
 
 def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
-    """Return whether a pre-tokenizer, as in tokenizer.json, is one that is known to split before spaces."""
+    """Return whether a pre-tokenizer (its entry in tokenizer.json) is known to split before spaces."""
     if pre_tokenizer is None:
         return False
     kind = pre_tokenizer["type"]
@@ -72,11 +72,11 @@ def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 
 class WordEncoder:
-    """Encoder for tokenizers that split before spaces: SentencePiece models without dummy prefix, GPT-2, Llama 3, Qwen.
+    """Encoder for tokenizers that split before spaces: GPT-2, Llama 3, Qwen, SentencePiece without dummy prefix.
 
     Args:
-        backend: Tokenizer whose tokens to reproduce.
-        added: Ids of its added tokens, special tokens included.
+        backend: Tokenizer to reproduce.
+        added: Ids of its added tokens, including special tokens.
     """
 
     def __init__(self, backend: Tokenizer, added: dict[str, int]):
@@ -92,7 +92,7 @@ class WordEncoder:
         def complements(text: str) -> list[int]:
             return [~i for i in ids(text)]
 
-        # By supervised or not: a cache for the first word of a segment, and one for the others, which follow a space.
+        # For target text and for other text: a cache for the first word of a segment, and one for words after a space.
         self._caches = {
             False: (_Cache(ids), _Cache(lambda word: ids(" " + word))),
             True: (_Cache(complements), _Cache(lambda word: complements(" " + word))),
@@ -115,9 +115,9 @@ class WordEncoder:
         return cls(backend, {token["content"]: token["id"] for token in added}) if known else None
 
     def encode(self, text: str, spans: list[Span]) -> list[int] | None:
-        """Return the token ids of a text, as complements within `spans` of characters.
+        """Return the token ids of a text, with complements for the characters within `spans`.
 
-        Returns None if a span starts or ends elsewhere than at the start or end of the text or of an added token.
+        Returns None unless all spans start and end at a boundary of the text or of an added token.
         """
         tokens: list[int] = []
         boundaries = {boundary for span in spans for boundary in span}

@@ -1,1 +1,1 @@
-"""Benchmarks. Nothing outside this package imports it."""
+"""Benchmarks. No other package imports this one."""

@@ -1,4 +1,7 @@
-"""Fit the planner's step time to a CPU: two measured rates, and two constants fitted on `pipeline.benchmarks.plan`."""
+"""Calibrate the planner's step time for a CPU.
+
+Two rates are measured, and two constants are fitted to the measurements of `pipeline.benchmarks.plan`.
+"""
 
 import os
 import statistics
@@ -18,7 +21,7 @@ PROBES = 31
 
 
 def probe() -> dict[str, float]:
-    """Measure FLOP/s of a matrix product and bytes/s of an exponential on this rank, while all ranks do the same."""
+    """Measure FLOP/s of a matrix product and bytes/s of an exponential on this rank, with all ranks busy."""
     a, b, x = torch.randn(1024, 256), torch.randn(256, 1024), torch.randn(1 << 20)
 
     def median_seconds(operation: Callable[[], Any]) -> float:
@@ -34,7 +37,7 @@ def probe() -> dict[str, float]:
 
 
 def cpu_device(rates: dict[str, float], module_seconds: float, hop_seconds: float) -> Device:
-    """Describe a core of this machine as a device whose messages go through its own memory."""
+    """Return a CPU core of this machine as a device. Its messages go through its own memory."""
     tflops, gb_s = rates["flops"] / 1e12, rates["bytes_per_s"] / 1e9
     return Device(
         name="CPU",
@@ -55,7 +58,7 @@ def cpu_device(rates: dict[str, float], module_seconds: float, hop_seconds: floa
 
 
 def predicted_seconds(run: PlannedRun, device: Device) -> float:
-    """Predict a step on CPUs: nothing overlaps, and ranks share the cores if there are more ranks than cores."""
+    """Predict the step time on CPUs. Nothing overlaps, and ranks share cores if there are more ranks than cores."""
     time = Prediction(run, Cluster(1, run.ranks, device)).time
     ranks_per_core = max(1.0, run.ranks / (os.cpu_count() or 1))
     return ranks_per_core * (sum(time.compute.values()) + sum(time.messages.values()))
@@ -68,7 +71,7 @@ def with_error(name: str, predicted: float, measured: float, digits: int) -> dic
 
 
 class StepTimeFit:
-    """Least-squares fit of the seconds per module and per hop to measured step times.
+    """Least-squares fit of the seconds per module and per hop.
 
     The predicted step time is linear in both constants, so three predictions per run determine it.
     """
@@ -86,7 +89,7 @@ class StepTimeFit:
         self.module_grid, self.hop_grid = np.meshgrid(np.geomspace(1e-4, 1e-2, 200), np.geomspace(1e-5, 1e-2, 200))
 
     def fit(self, selected: np.ndarray) -> tuple[float, float]:
-        """Search the grid for the constants with the least squared log error on the selected rows."""
+        """Return the constants on the grid with the least squared log error on the selected rows."""
         squares = np.zeros_like(self.module_grid)
         terms = (self.base, self.modules, self.hops, self.measured)
         for base, modules, hops, seconds in zip(*(term[selected] for term in terms), strict=True):
@@ -108,12 +111,12 @@ class StepTimeFit:
 
 
 def calibrate(rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str, float]]) -> None:
-    """Fit the time of module hooks and of a hop to the measured `step_s`, and add the predicted times to the rows.
+    """Fit the time per module and per hop to the measured `step_s`, and add the predicted times to the rows.
 
-    Prints the errors of the fit, and of each case with constants fitted on all other cases.
+    Prints the errors of the fit and of the cross-validation over cases.
 
     Args:
-        rows: measurements; one per run.
+        rows: measurements, one per run.
         rates: result of `probe` by number of ranks.
     """
     for ranks, rate in rates.items():

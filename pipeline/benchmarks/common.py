@@ -1,4 +1,4 @@
-"""Helpers that several benchmarks share: random packed rows, local ranks, CSV files, plots."""
+"""Shared helpers for the benchmarks: random packed rows, local ranks, CSV files, plots."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from pipeline.common import distributed
 from pipeline.data.micro_batch import MicroBatch, collate
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUT = ROOT / "runs" / "bench"  # default folder of results
+OUTPUT = ROOT / "runs" / "bench"  # default folder for results
 
 Row = dict[str, Any]  # of a CSV file
 
@@ -35,14 +35,14 @@ def processor_name() -> str:
 
 
 def machine(device: str) -> str:
-    """Return the name of the GPU, or of the CPU with its number of threads. `device`: "cuda" or "cpu"."""
+    """Return the GPU name, or the CPU name with the number of threads. `device` is "cuda" or "cpu"."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write rows with the columns of the first one; create the folder if it is missing."""
+    """Write rows as CSV with the columns of the first row. Create the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -56,7 +56,7 @@ def print_row(row: Row, columns: int) -> None:
 
 
 def pyplot() -> ModuleType:
-    """Import matplotlib.pyplot with a backend that needs no display."""
+    """Return matplotlib.pyplot with a backend that needs no display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,11 +66,13 @@ def pyplot() -> ModuleType:
 
 
 def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, step: int) -> MicroBatch:
-    """Return packed rows of sequence pairs that differ on every rank and step; two thirds are target tokens.
+    """Return a micro-batch of random sequence pairs that differs on each rank and step.
+
+    Two thirds of its tokens are target tokens.
 
     Args:
-        rows: packed rows of the micro-batch.
-        tokens: length of a row; the part that does not fill a sequence is left out.
+        rows: number of packed rows.
+        tokens: length of a row, rounded down to whole sequences.
     """
     generator = np.random.default_rng([step, distributed.rank()])
     count = tokens // sequence_length
@@ -92,16 +94,16 @@ def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, 
 
 @contextmanager
 def persistent_parameters_gathered_one_by_one() -> Iterator[None]:
-    """Make engines built in this context gather persistent parameters as DeepSpeed does, one collective each."""
+    """Make engines built in this context gather each persistent parameter in its own collective, as DeepSpeed does."""
     with mock.patch("pipeline.zero3.engine.gather_together_after_steps"):
         yield
 
 
 def run_ranks(ranks: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Run `python ARGUMENTS` on ranks of this machine, on CPUs if there is no GPU.
+    """Run `python ARGUMENTS` on several ranks of this machine, on CPUs if there is no GPU.
 
     Returns:
-        The JSON objects that rank 0 prints, one per line. Its other output is dropped. Standard error is passed on.
+        The JSON objects that rank 0 prints, one per line. Other output is discarded, except for standard error.
 
     Raises:
         RuntimeError: a rank fails.

@@ -1,12 +1,12 @@
-"""Measure time and extra memory of the loss, forward and backward, and of its alternatives. Writes a CSV and a plot.
+"""Measure time and extra memory of the loss and its alternatives, forward and backward. Writes a CSV and a plot.
 
-    python -m pipeline.benchmarks.loss                                     the reference shape on this machine
-    python -m pipeline.benchmarks.loss --sweep                             cost against T, V, d and sequence length
+    python -m pipeline.benchmarks.loss                                     reference shape on this machine
+    python -m pipeline.benchmarks.loss --sweep                             vary T, V, d and the sequence length
     python -m pipeline.benchmarks.loss --tokens 8192 --hidden 4096 --vocab 131072 --dtype bfloat16 --device cuda
 
-Variants are timed in turn, so that a slow phase of the machine affects all of them. A row holds the median time and
-its ratio to this loss and to the lower bound (three matrix products) in the same run. Extra memory is the peak of one
-call beyond hidden states and weights, gradients included.
+Variants are timed in turn, so that a slow phase of the machine affects all of them. Each row contains the median time
+and its ratio to this loss and to the lower bound (three matrix products) in the same run. Extra memory is the peak of
+one call minus the hidden states and weights; it includes gradients.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class MeasurementSettings:
     Attributes:
         rounds: timed calls of each variant.
         clock: returns seconds; not used on a GPU.
-        names: variants to run, without measuring their memory; None for all variants with memory.
+        names: variants to time without measuring memory; None to time and measure all variants.
     """
 
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class MeasurementSettings:
 
 
 def time_call(run: LossVariant, inputs: LossInputs, device: str, clock: Callable[[], float]) -> float:
-    """Return the milliseconds of one call; on a GPU, averaged over calls in a row, which hides the first launch."""
+    """Return the milliseconds of one call. On a GPU, average over consecutive calls to hide the launch latency."""
     inputs.clear_grads()
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -70,10 +70,10 @@ def _process_memory_mb(field: str) -> float:
 
 
 def _extra_memory_cpu(name: str, shape: LossShape, dtype: torch.dtype, settings: LossSettings, threads: int) -> float:
-    """Return the growth of the peak resident size during one call, in MB. Runs in a process of its own."""
+    """Return by how much one call raises the peak resident size, in MB. Runs in a separate process."""
     torch.set_num_threads(threads)
     run = loss_variants("cpu")[name]
-    run(LossInputs.random(LossShape(256, 512, 64, 64), dtype, "cpu"))  # libraries allocate at their first call
+    run(LossInputs.random(LossShape(256, 512, 64, 64), dtype, "cpu"))  # libraries allocate in their first call
     inputs = LossInputs.random(shape, dtype, "cpu", settings)
     before = _process_memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -82,7 +82,7 @@ def _extra_memory_cpu(name: str, shape: LossShape, dtype: torch.dtype, settings:
 
 
 def extra_memory(name: str, shape: LossShape, settings: MeasurementSettings) -> float:
-    """Return the peak memory of one call beyond hidden states and weights, in MB."""
+    """Return the peak memory of one call minus hidden states and weights, in MB."""
     if settings.device == "cpu":
         arguments = (name, shape, settings.dtype, settings.loss, torch.get_num_threads())
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -95,8 +95,8 @@ def extra_memory(name: str, shape: LossShape, settings: MeasurementSettings) -> 
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measure_variant(shape: LossShape, settings: MeasurementSettings) -> list[Row]:
-    """Return one row per variant."""
+def measure_variants(shape: LossShape, settings: MeasurementSettings) -> list[Row]:
+    """Measure all selected variants on one shape and return one CSV row for each."""
     device, names = settings.device, settings.names
     variants = {name: run for name, run in loss_variants(device).items() if names is None or name in names}
     inputs = LossInputs.random(shape, settings.dtype, device, settings.loss)
@@ -130,7 +130,7 @@ def measure_variant(shape: LossShape, settings: MeasurementSettings) -> list[Row
 
 
 def sweep(base: LossShape) -> list[LossShape]:
-    """Vary each of T, V, d and the sequence length alone."""
+    """Return the shapes that vary one of T, V, d and the sequence length at a time."""
     shapes = [replace(base, tokens=base.tokens * k // 2) for k in (1, 2, 4, 8)]
     shapes += [replace(base, vocab=base.vocab * k // 4) for k in (1, 2, 8)]
     shapes += [replace(base, hidden=base.hidden * k // 2) for k in (1, 4)]
@@ -139,7 +139,7 @@ def sweep(base: LossShape) -> list[LossShape]:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Draw bars of time and memory for one shape, or for a sweep one line plot per varied size."""
+    """Plot time and memory: bars for one shape, or one line plot per varied size for a sweep."""
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     swept = [key for key in asdict(LossShape()) if len({row[key] for row in rows}) > 1]
     if not swept:
@@ -199,7 +199,7 @@ def main() -> None:
     base = LossShape(args.tokens, args.vocab, args.hidden, args.sequence)
     rows: list[Row] = []
     for shape in sweep(base) if args.sweep else [base]:
-        for row in measure_variant(shape, settings):
+        for row in measure_variants(shape, settings):
             rows.append(row)
             print_row(row, 11)
     write_csv(rows, args.out.with_suffix(".csv"))

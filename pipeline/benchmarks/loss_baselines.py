@@ -1,4 +1,4 @@
-"""Variants that `pipeline.benchmarks.loss` compares: this loss, the alternatives, and a lower bound.
+"""Variants compared by `pipeline.benchmarks.loss`: this loss, its alternatives, and a lower bound.
 
 Each variant is a function of `LossInputs` that computes the gradients of the hidden states and of the tied [V, d]
 matrix. Shape letters: T target tokens, V vocabulary, d hidden size.
@@ -19,13 +19,13 @@ from pipeline.loss.softmax import accumulation_dtype, add_product_
 
 @dataclass(frozen=True)
 class LossShape:
-    """Sizes of the loss inputs. Sequences come in pairs of pivot and translation.
+    """Sizes of the loss inputs. Sequences are pairs of pivot and translation.
 
     Attributes:
         tokens: T.
         vocab: V.
         hidden: d.
-        sequence: target tokens of each sequence.
+        sequence: number of target tokens per sequence.
     """
 
     tokens: int = 2048
@@ -41,11 +41,11 @@ class LossShape:
 
 @dataclass
 class LossInputs:
-    """Inputs of the loss, and buffers that are reused from call to call.
+    """Inputs of the loss, and buffers that are reused across calls.
 
     Attributes:
-        hidden: [T, d] hidden states with a gradient.
-        weight: [V, d] tied matrix of head and input embedding with a gradient.
+        hidden: [T, d] hidden states; require a gradient.
+        weight: [V, d] tied matrix of head and input embedding; requires a gradient.
         targets, targets_on_host: [T] token ids on the device and on the CPU.
         accumulator: [V, d] gradient buffer.
         logits: [T, V] buffer of the lower bound.
@@ -66,7 +66,7 @@ class LossInputs:
     ) -> "LossInputs":
         """Draw inputs from a fixed seed."""
         generator = torch.Generator(device).manual_seed(0)
-        # Logits of standard deviation 2 are neither flat nor one-hot.
+        # Logits with standard deviation 2 are neither flat nor one-hot.
         hidden = torch.randn(shape.tokens, shape.hidden, generator=generator, device=device)
         weight = torch.randn(shape.vocab, shape.hidden, generator=generator, device=device) * (2 / shape.hidden**0.5)
         targets = torch.randint(0, shape.vocab, (shape.tokens,), generator=generator, device=device)
@@ -80,7 +80,7 @@ class LossInputs:
         )
 
     def zeroed_accumulator(self) -> Tensor:
-        """Return [V, d] zeros in fp32 or wider; the training loop also keeps this buffer from step to step."""
+        """Return the [V, d] gradient buffer, zeroed. The training loop also reuses its buffer in each step."""
         if self.accumulator is None:
             return torch.zeros_like(self.weight, dtype=accumulation_dtype(self.weight.dtype), requires_grad=False)
         return self.accumulator.zero_()
@@ -118,7 +118,7 @@ def solar(inputs: LossInputs) -> None:
 
 
 def solar_ce(inputs: LossInputs) -> None:
-    """Compute cross entropy alone with this project's loss: no pairs, no soft tokens."""
+    """Compute cross entropy only, with this project's loss: no pairs, no soft tokens."""
     _solar(inputs, 0.0)
 
 
@@ -133,39 +133,39 @@ def plain(inputs: LossInputs) -> None:
 
 
 def plain_ce(inputs: LossInputs) -> None:
-    """Compute cross entropy alone by autograd over full logits."""
+    """Compute cross entropy only, by autograd over full logits."""
     F.cross_entropy(inputs.hidden @ inputs.weight.T, inputs.targets).backward()
 
 
 def torch_chunked_ce(inputs: LossInputs) -> None:
-    """Compute cross entropy alone with torch's chunked linear_cross_entropy."""
+    """Compute cross entropy only, with torch's chunked linear_cross_entropy."""
     options = torch.nn.LinearCrossEntropyOptions()
     F.linear_cross_entropy(inputs.hidden, inputs.weight, inputs.targets, options=options).backward()
 
 
 def deepspeed_chunked_ce(inputs: LossInputs) -> None:
-    """Compute cross entropy alone with DeepSpeed's row-chunked function over full logits."""
+    """Compute cross entropy only, with DeepSpeed's row-chunked function over full logits."""
     from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 
     chunked_cross_entropy(inputs.hidden @ inputs.weight.T, inputs.targets).backward()
 
 
 def liger_ce(inputs: LossInputs) -> None:
-    """Compute cross entropy alone with Liger-Kernel."""
+    """Compute cross entropy only, with Liger-Kernel."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     LigerFusedLinearCrossEntropyFunction.apply(inputs.hidden, inputs.weight, inputs.targets)[0].backward()
 
 
 def cce(inputs: LossInputs) -> None:
-    """Compute cross entropy alone with Apple's cut-cross-entropy."""
+    """Compute cross entropy only, with Apple's cut-cross-entropy."""
     from cut_cross_entropy import linear_cross_entropy
 
     linear_cross_entropy(inputs.hidden, inputs.weight, inputs.targets).backward()
 
 
 def three_products(inputs: LossInputs) -> None:
-    """Compute the lower bound: the products z = H W^T, dH = dz W, and dW = dz^T H into fp32, and nothing else."""
+    """Compute only the lower bound: the products z = H W^T, dH = dz W, and dW = dz^T H into fp32."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
     if inputs.logits is None:
         inputs.logits = hidden.new_empty(inputs.shape.tokens, inputs.shape.vocab)
@@ -177,7 +177,7 @@ def three_products(inputs: LossInputs) -> None:
 
 
 def loss_variants(device: str) -> dict[str, LossVariant]:
-    """Return the variants that are installed and run on the device, by name; this project's loss is first."""
+    """Return the variants that are installed and run on the device, by name, starting with this project's loss."""
     variants: dict[str, LossVariant] = {
         "solar": solar,
         "solar CE": solar_ce,

@@ -1,11 +1,11 @@
 """Measure tokenize-and-pack throughput and packing efficiency, against `datasets.map` with TRL's `pack_dataset`.
 
-    python -m pipeline.benchmarks.packing --input X.jsonl --tokenizer DIR [--rounds 3]  (--rounds 0: efficiency alone)
+    python -m pipeline.benchmarks.packing --input X.jsonl --tokenizer DIR [--rounds 3]  (--rounds 0: efficiency only)
 
-Every variant reads the same canonical file and writes packed rows to disk, in a process of its own bound to one core.
-data_prep also runs on two ranks, and twice at once as two independent runs, which shows what the second core of the
-machine can add at most. Variants run in turn for `rounds` rounds, and medians are reported. Imports and tokenizer
-loading are not timed. On a shared machine, compare tokens per second of processor time. Only the baselines need TRL:
+Every variant reads the same canonical file and writes packed rows to disk, in its own process bound to one core.
+data_prep also runs on two ranks, and as two independent runs at once, which gives an upper bound for the speedup from a
+second core. Variants run in turn for `rounds` rounds, and medians are reported. Imports and tokenizer loading are not
+timed. On a shared machine, compare tokens per second of processor time. Only the baselines require TRL:
 `pip install -e .[bench]`.
 """
 
@@ -36,14 +36,14 @@ TWO_RUNS = "data_prep twice at once"
 
 
 def time_data_prep(args: argparse.Namespace, output: Path) -> dict:
-    """Time one packing run on this process's ranks."""
+    """Time one packing run on the ranks of this process."""
     from data_prep import ranks
     from data_prep.packing.packer import PackSettings, pack
     from data_prep.tokenization.tokenizer import load_tokenizer
 
     local_ranks = ranks.start()
     settings = PackSettings(max_seq_length=args.max_seq_length)
-    load_tokenizer(args.tokenizer)  # so that imports and reading files from disk are not timed
+    load_tokenizer(args.tokenizer)  # so that imports and disk reads are not timed
     local_ranks.all_gather(None)
     start = time.perf_counter(), time.process_time()
     manifest = pack([args.input], args.tokenizer, output, settings, local_ranks)
@@ -51,7 +51,7 @@ def time_data_prep(args: argparse.Namespace, output: Path) -> dict:
 
 
 def time_baseline(args: argparse.Namespace, output: Path) -> dict:
-    """Time one run of `datasets.map` and `pack_dataset` on single sequences; TRL has no groups."""
+    """Time one run of `datasets.map` and `pack_dataset` on single sequences, as TRL has no groups."""
     from datasets import load_dataset
     from trl import pack_dataset
 
@@ -91,14 +91,14 @@ def _elapsed(start: tuple[float, float]) -> dict[str, float]:
 
 
 def run_twice_at_once(args: argparse.Namespace) -> dict:
-    """Run data_prep twice at once on different cores, and return the tokens of both and the time of the slower one."""
+    """Run data_prep twice at once on different cores. Return the tokens of both runs and the time of the slower one."""
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda core: run_variant(args, DATA_PREP, first_core=core), (0, 1)))
     return {**max(runs, key=lambda run: run["seconds"]), "tokens": sum(run["tokens"] for run in runs)}
 
 
 def run_variant(args: argparse.Namespace, variant: str, ranks: int = 1, first_core: int = 0) -> dict:
-    """Run one variant on `ranks` cores in processes of its own, and return the result of its slowest rank.
+    """Run one variant on `ranks` cores in separate processes. Return the result of its slowest rank.
 
     Raises:
         UserError: the variant fails.
@@ -134,7 +134,7 @@ def run_variant(args: argparse.Namespace, variant: str, ranks: int = 1, first_co
 
 
 def compare(args: argparse.Namespace) -> list[dict]:
-    """Return one row per variant with its median throughput over the rounds."""
+    """Run all variants and return one row for each with its median throughput over the rounds."""
     variants = (
         [(DATA_PREP, 1), (DATA_PREP, 2), (TWO_RUNS, 1), *((name, 1) for name in BASELINES)] if args.rounds else []
     )
@@ -156,7 +156,7 @@ def compare(args: argparse.Namespace) -> list[dict]:
 
 
 def packing_efficiencies(args: argparse.Namespace) -> list[dict]:
-    """Return the packing efficiency of groups and of single sequences, with other algorithms and an upper bound."""
+    """Compute the packing efficiency of groups and of single sequences, for several algorithms and an upper bound."""
     from data_prep.packing.bin_packing import best_fit_decreasing, pack_bins
     from data_prep.records import read_records
     from data_prep.tokenization.chat_template import ChatEncoder
@@ -187,7 +187,7 @@ def packing_efficiencies(args: argparse.Namespace) -> list[dict]:
 
 
 def next_fit(lengths: list[int], size: int) -> int:
-    """Return the number of bins if each item goes into the last bin or a new one."""
+    """Return the number of bins that next-fit packing uses."""
     bins, room = 1, size
     for length in lengths:
         if length > room:
@@ -207,7 +207,7 @@ def machine_and_versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="canonical JSON Lines with question and answer")
-    parser.add_argument("--tokenizer", required=True, help="tokenizer directory or hub id")
+    parser.add_argument("--tokenizer", required=True, help="tokenizer directory or Hub model ID")
     parser.add_argument("--max_seq_length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     # Set in child processes.

@@ -1,12 +1,12 @@
-"""Compare bytes, memory and time of real training steps with the planner's prediction. Writes a CSV.
+"""Compare the bytes, memory and time of real training steps with the planner's prediction. Writes a CSV.
 
     python -m pipeline.benchmarks.plan
 
-Tiny models of several shapes train under ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
-collective. Memory is the peak of all live storages after each operation; what an operation allocates and frees within
-itself is not included. Time is the median wall-clock time of a step, so the machine must be idle. The rates of a matrix
-product and of a pass over memory are measured before, and two constants, the host time per module and the time per
-hop, are fitted on all rows together.
+Tiny models of several shapes train with ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
+collective. Memory is the peak of all live storages after each operation, so temporary allocations within an operation
+are not included. Time is the median wall-clock time of a step, so the machine must be idle. The rates of a matrix
+product and of a pass over memory are measured first. Then two constants, the host time per module and the time per hop,
+are fitted to all rows together.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Case:
     """A tiny model and its settings.
 
     Attributes:
-        bucket: size of DeepSpeed's reduce and prefetch buckets, in elements. Like `live`, it is small so that
+        bucket: size of DeepSpeed's reduce and prefetch buckets, in elements. Both `bucket` and `live` are so small that
             parameters are gathered and released.
         live: DeepSpeed's maximum of live parameters, in elements.
     """
@@ -73,7 +73,7 @@ class Case:
     budget_mb: float | None = None
 
     def config(self, ranks: int) -> Config:
-        """Return the recipe of the case on a number of ranks."""
+        """Return the recipe of the case for a number of ranks."""
         heads = self.hidden // 32
         fields = {
             "model_type": self.model_type,
@@ -100,7 +100,7 @@ class Case:
         )
 
     def deepspeed(self, ranks: int) -> dict[str, Any]:
-        """Return the complete DeepSpeed configuration of the case on a number of ranks."""
+        """Return the complete DeepSpeed configuration of the case for a number of ranks."""
         ds: dict[str, Any] = {
             "zero_optimization": {
                 "stage": 3,
@@ -142,7 +142,7 @@ def case_named(name: str) -> Case:
 
 
 def planned_run(case: Case, ranks: int) -> PlannedRun:
-    """Return the planner's input for a case on a number of ranks."""
+    """Return the planner's input for a case and a number of ranks."""
     config = case.config(ranks)
     stats = model_stats(load_model_config(config.model, 1))
     target_tokens = int((np.arange(ROW_TOKENS) % SEQUENCE_LENGTH >= SEQUENCE_LENGTH // 3).sum())
@@ -152,8 +152,8 @@ def planned_run(case: Case, ranks: int) -> PlannedRun:
     return PlannedRun(config, stats, zero, workload, ranks, gpu=False, mask_copies=True)
 
 
-def case_engine(case: Case) -> "ZeroEngine":
-    """Build a randomly initialized model of the case under ZeRO-3 on this process's ranks."""
+def build_case_engine(case: Case) -> "ZeroEngine":
+    """Build the ZeRO-3 engine of a case, with random weights, on all ranks of the process group."""
     from pipeline.training.engine_setup import build_engine
 
     ranks = distributed.world_size()
@@ -165,7 +165,7 @@ def case_engine(case: Case) -> "ZeroEngine":
 
 
 def random_micro_batches(case: Case, step: int) -> tuple[list[MicroBatch], LossNormalizers]:
-    """Return this rank's micro-batches of a step and the normalizers of all ranks, whose counts are equal."""
+    """Return this rank's micro-batches of a step, and the normalizers over all ranks. All ranks have equal counts."""
     ranks = distributed.world_size()
     batches = [
         random_batch(case.vocab, case.rows, ROW_TOKENS, SEQUENCE_LENGTH, step * case.accumulation + m)
@@ -179,7 +179,8 @@ def measure_case(case: Case) -> dict[str, float]:
     """Measure a step on this rank.
 
     Returns:
-        Received bytes, collectives, live bytes after a step and at its peak, and the median seconds of a step.
+        Received bytes, number of collectives, live bytes after a step and at its peak, and the median seconds of a
+        step.
     """
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
@@ -187,7 +188,7 @@ def measure_case(case: Case) -> dict[str, float]:
     gc.collect()
     times = []
     with StorageTracker() as tracker:
-        engine = case_engine(case)
+        engine = build_case_engine(case)
         for step in range(COUNTED_STEPS):
             batches, normalizers = random_micro_batches(case, step)
             tracker.peak = 0
@@ -230,14 +231,14 @@ def run_rank(names: list[str]) -> None:
 
 
 def launch(ranks: int, names: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Run the named cases on that many ranks, and return the rates and the measurements of rank 0."""
+    """Run the named cases on `ranks` ranks. Return the rates and the measurements of rank 0."""
     arguments = ["-m", "pipeline.benchmarks.plan", "--rank_of", str(ranks), "--cases", *names]
     rates, *measurements = run_ranks(ranks, arguments)
     return rates, measurements
 
 
 def compare(case: Case, ranks: int, measurements: dict[str, Any]) -> Row:
-    """Return a row with the prediction beside the measurements."""
+    """Return a CSV row with the measurements and the prediction."""
     run = planned_run(case, ranks)
     memory, transfers = estimate_memory(run), estimate_transfers(run)
     pairs = {

@@ -1,10 +1,11 @@
-"""Measure bytes and time of the loss on several gloo ranks of this machine, with both heads. Writes a CSV and a plot.
+"""Measure the communication volume and runtime of the loss on several gloo ranks, for both LM head implementations.
 
     python -m pipeline.benchmarks.ranks
 
-For 1, 2 and 4 ranks and growing numbers of target tokens, the bytes that a rank receives are counted at every
-collective and compared with the formula of `pipeline.loss.traffic`. The formula also gives the number of target tokens
-at which both heads receive the same.
+The heads are the vocabulary-parallel head and the ring head (`gathered`). For 1, 2 and 4 ranks and increasing numbers
+of target tokens, the bytes that a rank receives are counted at every collective and compared with the formula of
+`pipeline.loss.traffic`. The formula also gives the number of target tokens from which the ring head receives fewer
+bytes. Writes a CSV and a plot.
 """
 
 import argparse
@@ -34,9 +35,9 @@ class CollectiveCounter(TorchDispatchMode):
     """Count the collectives inside the context and the bytes that this rank receives in them.
 
     Attributes:
-        received: bytes; an all-reduce counts as on a ring.
-        calls: collectives and received messages.
-        largest: elements of the largest storage that any operation reads or writes.
+        received: bytes; an all-reduce is counted as a ring all-reduce.
+        calls: number of collectives and received messages.
+        largest: number of elements of the largest storage that any operation reads or writes.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
@@ -71,7 +72,7 @@ class CollectiveCounter(TorchDispatchMode):
 
 
 def random_inputs(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch, Vocabulary, LossNormalizers]:
-    """Return sequence pairs of this rank, and its shard of a tied vocabulary."""
+    """Return random hidden states, sequence pairs and the tied vocabulary shard of this rank, and the normalizers."""
     generator = torch.Generator().manual_seed(rank)
     sequences = torch.arange(tokens // SEQUENCE_LENGTH)
     loss_batch = LossBatch(
@@ -90,7 +91,7 @@ def random_inputs(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch
 
 
 def expected_traffic(ranks: int, tokens: int) -> Traffic:
-    """Return the traffic of `random_inputs` if the loss needs only one chunk. `tokens`: of each rank."""
+    """Return the traffic for `random_inputs` in a single chunk. `tokens` is the number per rank."""
     sequences = tokens // SEQUENCE_LENGTH * ranks
     return Traffic(
         ranks=ranks,
@@ -110,7 +111,7 @@ def expected_traffic(ranks: int, tokens: int) -> Traffic:
 def measure_traffic(
     group: dist.ProcessGroup, tokens: int, head: Head, repeats: int = 1, memory_budget_mb: float = 1e6
 ) -> tuple[float, int, float]:
-    """Return the received bytes, the elements of the largest tensor, and the median milliseconds of this rank."""
+    """Return the received bytes, the elements of the largest tensor, and the median milliseconds on this rank."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     hidden, loss_batch, vocabulary, normalizers = random_inputs(rank, ranks, tokens)
     settings = LossSettings(head=head, memory_budget_mb=memory_budget_mb)
@@ -141,7 +142,10 @@ def run_rank() -> None:
 
 
 def crossover_tokens(ranks: int) -> int:
-    """Return the target tokens per rank from which the ring head receives fewer bytes, by the formula."""
+    """Return the smallest number of target tokens per rank at which the ring head needs less communication.
+
+    At this number the ring head (`gathered`) is predicted to receive fewer bytes than the vocabulary-parallel head.
+    """
     for tokens in range(SEQUENCE_LENGTH, 10**6, SEQUENCE_LENGTH):
         traffic = expected_traffic(ranks, tokens)
         if traffic.gathered < traffic.vocab_parallel:
@@ -150,7 +154,7 @@ def crossover_tokens(ranks: int) -> int:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Plot counted and expected bytes against target tokens, for 2 and 4 ranks."""
+    """Plot measured and predicted bytes against target tokens, for 2 and 4 ranks."""
     figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for axis, ranks in zip(axes, (2, 4), strict=True):
         for head, color in zip(HEADS, ("C0", "C1"), strict=True):
@@ -193,7 +197,7 @@ def main() -> None:
             )
             print_row(rows[-1], 8)
     for ranks in (2, 4):
-        print(f"{ranks} ranks: by the formula both heads receive the same at {crossover_tokens(ranks)} tokens per rank")
+        print(f"{ranks} ranks: the ring head should receive fewer bytes from {crossover_tokens(ranks)} tokens per rank")
     write_csv(rows, args.out.with_suffix(".csv"))
     plot(rows, args.out.with_suffix(".png"))
 

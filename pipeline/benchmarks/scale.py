@@ -1,11 +1,12 @@
-"""Predict scaling to 1,024 GPUs with the planner, and of preprocessing. Writes CSVs and plots.
+"""Predict the scaling of training to 1,024 GPUs and the scaling of preprocessing. Writes CSVs and plots.
 
     python -m pipeline.benchmarks.scale --out docs/bench/scale
 
-Covers four published models on H100s, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong scaling
-(1,024 rows per step). Variants: the loss with each head and with `auto`, plain ZeRO-3 with full logits, and `auto` with
-persistent parameters gathered one by one. Each point uses the fastest micro-batch size, checkpointing and loss buffer
-that fit. Nothing is measured here; `python -m pipeline.benchmarks.plan` compares the formulas with measurements.
+Covers four published models on H100 GPUs, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong
+scaling (1,024 rows per step). Variants: the loss with each head and with `auto`, plain ZeRO-3 with full logits, and
+`auto` with persistent parameters gathered one by one. Each point uses the fastest combination of micro-batch size,
+activation checkpointing and loss buffer that fits. Nothing is measured here. `python -m pipeline.benchmarks.plan`
+compares the formulas with measurements.
 """
 
 import argparse
@@ -34,7 +35,7 @@ GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 SCALE_VARIANTS = ("auto", "vocab_parallel", "gathered", "full_logits", "one_by_one")
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16)
 SCALE_BUDGETS_MB = (32.0, 128.0, 512.0, 2048.0)
-# A row of 4,096 tokens: sequences of 256 in 8 languages, 60 % target tokens, packing efficiency 98.5 %.
+# A row of 4,096 tokens: sequences of 256 tokens in 8 languages, 60 % target tokens, packing efficiency 98.5 %.
 WORKLOAD = Workload(4096, 4034, 2420, 15.8, 13.8, 1_000_000)
 # The sizes of ds_configs/zero3_bf16.json.
 ZERO = ZeroSettings(
@@ -47,15 +48,15 @@ def published_models() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 
 
-def stats_of(fields: dict[str, Any], vocab_multiple: int = 1024) -> ModelStats:
-    """Return the sizes of the model with these configuration fields and a padded vocabulary."""
+def published_model_stats(fields: dict[str, Any], vocab_multiple: int = 1024) -> ModelStats:
+    """Return the sizes of a model with these configuration fields, with a padded vocabulary."""
     config = AutoConfig.for_model(**fields)
     config.vocab_size = padded_vocab_size(config.vocab_size, vocab_multiple)
     return model_stats(config)
 
 
 def predictions(stats: ModelStats, gpus: int, rows: int, variant: str, gpu: str) -> Iterator[Prediction]:
-    """Yield the predictions for all settings. `rows`: of an optimizer step on all GPUs."""
+    """Yield the predictions for all settings. `rows` is the number of rows per optimizer step over all GPUs."""
     device = load_device(gpu)
     head: Any = {"full_logits": "vocab_parallel", "one_by_one": "auto"}.get(variant, variant)
     prediction_class = {"full_logits": FullLogitsPrediction, "one_by_one": OneByOnePrediction}.get(variant, Prediction)
@@ -72,7 +73,7 @@ def predictions(stats: ModelStats, gpus: int, rows: int, variant: str, gpu: str)
 
 
 def point(name: str, stats: ModelStats, mode: str, gpus: int, variant: str, gpu: str) -> Row:
-    """Return the row of the fastest settings that fit; its values are empty if none fits."""
+    """Return the CSV row of the fastest settings that fit. Its values are empty if none fits."""
     rows = 16 * gpus if mode == "weak" else 1024
     point: Row = {"model": name, "mode": mode, "gpus": gpus, "rows_per_step": rows, "way": variant}
     keys = (
@@ -100,7 +101,7 @@ def point(name: str, stats: ModelStats, mode: str, gpus: int, variant: str, gpu:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Plot the rate per GPU against the number of GPUs: one column per model, one line of plots per scaling mode."""
+    """Plot the tokens/s per GPU against the number of GPUs: one column per model, one row per scaling mode."""
     names = list(dict.fromkeys(row["model"] for row in rows))
     size = (4 * len(names), 6.5)
     figure, axes = pyplot().subplots(2, len(names), figsize=size, layout="constrained", sharex=True)
@@ -133,7 +134,7 @@ def packing_rows() -> list[Row]:
                 "ranks": ranks,
                 "input_gb": round(run.input_bytes / 1e9, 2),
                 "tokens": f"{run.tokens:.3g}",
-                "pieces": run.pieces,
+                "pieces": run.splits,
                 "windows": run.windows,
                 "shards": run.shards,
                 "disk_gb": round(run.disk_bytes / 1e9, 2),
@@ -152,7 +153,7 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[Row] = []
     for name, fields in published_models().items():
-        stats = stats_of(fields)
+        stats = published_model_stats(fields)
         for mode in ("weak", "strong"):
             rows += [point(name, stats, mode, gpus, variant, args.gpu) for gpus in GPUS for variant in SCALE_VARIANTS]
         print(f"{name}: {sum(row['model'] == name and row['step_s'] != '' for row in rows)} points fit", flush=True)

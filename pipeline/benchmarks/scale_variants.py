@@ -1,8 +1,8 @@
-"""Variants of the predictions that `pipeline.benchmarks.scale` compares.
+"""Variants of the prediction, compared by `pipeline.benchmarks.scale`.
 
-`full_logits` is plain ZeRO-3: full logits in memory, gradients by autograd, vocabulary matrices gathered like all other
-parameters. `one_by_one` is this project's step, except that DeepSpeed gathers each persistent parameter in its own
-collective after the optimizer update.
+`full_logits` is plain ZeRO-3: full logits in memory, gradients by autograd, and vocabulary matrices gathered like all
+other parameters. `one_by_one` differs from this project's step only in that DeepSpeed gathers each persistent parameter
+in its own collective after the optimizer update.
 """
 
 from dataclasses import replace
@@ -58,7 +58,7 @@ def _one_by_one(transfer: Transfer, run: PlannedRun) -> Transfer:
 
 
 def _vocabulary_transfer(run: PlannedRun) -> Transfer:
-    """Gather the vocabulary matrices for each use and reduce their gradient once per micro-step."""
+    """Estimate gathering the vocabulary matrices for each use and reducing their gradient once per micro-step."""
     others, steps = run.ranks - 1, run.gradient_accumulation_steps
     collectives = 5 if run.stats.tied else 3  # a tied matrix is used at both ends of the model
     received = steps * others / run.ranks * sum(run.stats.vocabulary) * run.element_size * collectives
@@ -67,9 +67,9 @@ def _vocabulary_transfer(run: PlannedRun) -> Transfer:
 
 
 def _full_logits_bytes(run: PlannedRun) -> dict[str, int]:
-    """Estimate the memory of full logits under autograd.
+    """Estimate the memory of full logits with autograd.
 
-    Forward holds logits, log-softmax and softmax. Backward holds their gradients too.
+    Forward holds the logits, log-softmax and softmax. Backward also holds their gradients.
     """
     tokens, target_tokens = run.micro_batch_tokens, run.micro_batch_size * run.workload.target_tokens
     vocab, e = run.stats.vocab_size, run.element_size

@@ -1,11 +1,11 @@
-"""Measure time and memory of whole training steps: SOLAR, two variants of it, and plain DeepSpeed with full logits.
+"""Measure time and memory of full training steps: SOLAR, two variants of it, and plain DeepSpeed with full logits.
 
     python -m pipeline.benchmarks.step --ranks 2 --vocab_size 65536 --hidden_size 256 --output docs/bench/train_cpu.csv
 
-Variants of SOLAR: alignment weight 0; persistent parameters gathered one by one after a step, as DeepSpeed does it.
-Each variant trains a randomly initialized Qwen2 on random packed rows in its own processes. Variants run in turn for
-`rounds` rounds. Time is the median step of all rounds. Memory is the peak of a rank beyond its memory once its engine
-is built.
+The variants of SOLAR are alignment weight 0, and persistent parameters gathered one by one after a step, as DeepSpeed
+does. Each variant trains a randomly initialized Qwen2 on random packed rows in separate processes. Variants run in turn
+for `rounds` rounds. Time is the median step time over all rounds. Memory is the peak of a rank minus its memory after
+the engine has been built.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TrainOnBatch = Callable[[MicroBatch, LossNormalizers], object]
 
 
 def model_fields(vocab_size: int, hidden_size: int, layers: int, tied: bool) -> dict[str, Any]:
-    """Return the configuration of the Qwen2 that all variants train."""
+    """Return the configuration fields of the Qwen2 model that all variants train."""
     heads = max(1, hidden_size // 64)
     return {
         "model_type": "qwen2",
@@ -120,7 +120,7 @@ def run_variant(args: argparse.Namespace) -> None:
 
 
 def memory_in_use_gb() -> float:
-    """Return the memory in use, in GiB: allocated on the GPU (this resets the peak), or resident on a CPU."""
+    """Return the memory in use in GiB: allocated on the GPU, or resident on a CPU. Resets the peak on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**30
@@ -139,7 +139,7 @@ def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Run all variants in turn, and print and write one row for each with the ratio of SOLAR to it."""
+    """Run all variants in turn. Print and write one row for each, with the ratio of SOLAR to it."""
     measurements: dict[str, list[dict]] = {variant: [] for variant in STEP_VARIANTS}
     for _ in range(args.rounds):
         for variant in STEP_VARIANTS:
@@ -182,10 +182,10 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=65536)
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=1, help="packed rows of each rank and step")
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens of each row")
-    parser.add_argument("--sequence", type=int, default=128, help="tokens of each sequence in a row")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each round")
+    parser.add_argument("--rows", type=int, default=1, help="number of packed rows per rank and step")
+    parser.add_argument("--tokens", type=int, default=1024, help="number of tokens per row")
+    parser.add_argument("--sequence", type=int, default=128, help="number of tokens per sequence")
+    parser.add_argument("--steps", type=int, default=5, help="number of timed steps per round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--deepspeed", default="ds_configs/zero3.json")

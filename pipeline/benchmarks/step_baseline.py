@@ -1,4 +1,4 @@
-"""Baseline of `pipeline.benchmarks.step`: SOLAR with full logits under plain DeepSpeed ZeRO-3.
+"""Baseline of `pipeline.benchmarks.step`: SOLAR with full logits and plain DeepSpeed ZeRO-3.
 
 Shape letters: T target tokens, V vocabulary, d hidden size, S sequences.
 """
@@ -26,7 +26,7 @@ class PlainSolar(nn.Module):
         super().__init__()
         self.model = model
         self.embedding = vocabulary_parameter(model.get_input_embeddings())
-        # The parameter is used outside the module that owns it, so ZeRO-3 has to gather it for this module too.
+        # The parameter is used outside the module that owns it, so ZeRO-3 must gather it for this module too.
         deepspeed.zero.register_external_parameter(self, self.embedding)
 
     def forward(self, batch: MicroBatch, weight: float) -> Tensor:

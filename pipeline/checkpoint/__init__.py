@@ -1,1 +1,1 @@
-"""Checkpoints: directory layout, background saving, resuming, and conversion to another number of ranks."""
+"""Checkpoints: directory layout, background saving, resuming, and conversion to a different number of ranks."""

@@ -17,8 +17,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class HostCopies:
     """Reusable copies of a state's tensors in host memory, pinned for tensors from a GPU.
 
-    The buffers stay allocated from the first save to the end of the run. They hold one copy of this rank's part of a
-    checkpoint: fp32 weights and two Adam moments, 12 bytes x parameters / ranks.
+    The buffers stay allocated from the first save until the end of the run. They hold one copy of this rank's part of
+    a checkpoint (fp32 weights and two Adam moments), which takes 12 bytes x parameters / ranks.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class HostCopies:
         self._used = 0
 
     def copy_to_host(self, state: Any) -> Any:
-        """Copy a nested structure of dicts, lists and values, and wait until the copies are complete.
+        """Copy a nested structure of dicts, lists and values. Returns after the copies are complete.
 
         The tensors of the result are overwritten by the next call.
         """
@@ -63,13 +63,13 @@ def write_file(path: Path, content: Any) -> int:
 
     Args:
         path: File to write. Missing parent directories are created.
-        content: Bytes, written as they are, or any other object, written with `torch.save`.
+        content: Bytes, which are written unchanged, or any other object, which is written with `torch.save`.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
-        UserError: The operating system refuses the write; the message names the file and the reason.
+        UserError: The write failed; the message names the file and the reason.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def write_file(path: Path, content: Any) -> int:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """Return the error for a write that the operating system refused, with its remedy."""
+    """Return the UserError for a failed write, with the remedy in its message."""
     remedy = "free disk space" if error.errno in DISK_FULL else "fix the cause"
     return UserError(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
 

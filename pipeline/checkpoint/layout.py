@@ -7,8 +7,9 @@ checkpoint-N/model_config/, tokenizer/  for export
 checkpoint-N/config.yaml         the recipe
 checkpoint-N/COMPLETE            JSON: a random id and the size of every file; written last
 
-`pipeline.checkpoint.saver` writes them. .checkpoint-N.partial is a checkpoint that is still being written.
-.checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, for another number of ranks.
+`pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
+.checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
+ranks.
 """
 
 import dataclasses
@@ -32,11 +33,11 @@ DEEPSPEED_TAG = "zero"  # DeepSpeed calls the subdirectory of its files a tag
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Properties of a model that trainer_state.json records, and that must match to resume.
+    """Properties of a model that are recorded in trainer_state.json and must match to resume.
 
     Attributes:
-        vocab_size: Rows of the model's own vocabulary.
-        padded_size: Rows of the vocabulary as trained, padding included.
+        vocab_size: Number of vocabulary entries, without padding.
+        padded_size: Number of vocabulary rows, including padding.
         languages: Languages of the data, in the order of the running means.
     """
 
@@ -86,12 +87,12 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 def universal_path(output_dir: Path, path: Path) -> Path:
-    """Return the path of a checkpoint's copy in DeepSpeed's universal format."""
+    """Return the path of the copy of a checkpoint in DeepSpeed's universal format."""
     return output_dir / f".{path.name}.universal"
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint. The marker goes first, so that a partly deleted directory never counts as complete.
+    """Delete a checkpoint, marker first, so that a partly deleted directory never counts as complete.
 
     Raises:
         OSError: The marker cannot be deleted.
@@ -101,7 +102,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def rotate_checkpoints(directory: Path, limit: int) -> None:
-    """Delete all but the newest `limit` checkpoints, and universal copies whose checkpoint no longer exists.
+    """Delete all but the newest `limit` checkpoints, and universal copies of checkpoints that no longer exist.
 
     Raises:
         OSError: A marker cannot be deleted.

@@ -1,4 +1,4 @@
-"""Convert a checkpoint for another number of ranks, to DeepSpeed's universal format."""
+"""Convert a checkpoint to DeepSpeed's universal format, so that a different number of ranks can load it."""
 
 import os
 import shutil
@@ -13,19 +13,22 @@ WORKERS = 4  # processes of DeepSpeed's converter; each loads the file of one sa
 
 
 def convert_to_universal(path: Path, output_dir: Path) -> None:
-    """Write a checkpoint's universal copy into `output_dir`, unless it exists already. Call it on rank 0 only.
+    """Write the universal copy of a checkpoint into `output_dir` unless it exists. Call it on rank 0 only.
 
     Raises:
-        UserError: The converter failed, for example on a full disk: it needs up to twice the checkpoint's size.
+        UserError: The converter failed, for example because the disk is full. It needs up to twice the checkpoint's
+            size.
     """
     final = universal_path(output_dir, path)
-    marker = (path / COMPLETE_MARKER).read_bytes()  # its random id tells apart copies of different checkpoint-N
+    marker = (
+        path / COMPLETE_MARKER
+    ).read_bytes()  # contains a random id, which identifies the checkpoint that the copy was made from
     if (final / COMPLETE_MARKER).is_file() and (final / COMPLETE_MARKER).read_bytes() == marker:
         return
     partial = final.with_name(final.name + ".partial")
     for old in (final, partial):
         shutil.rmtree(old, ignore_errors=True)
-    print(f"{path}: converting to DeepSpeed's universal format for another number of ranks", flush=True)
+    print(f"{path}: converting to DeepSpeed's universal format for a different number of ranks", flush=True)
     workers = str(min(WORKERS, os.cpu_count() or 1))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(path / DEEPSPEED_TAG), "--output_folder", str(partial / DEEPSPEED_TAG)]
@@ -36,8 +39,8 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
         raise UserError(
-            f"{path}: cannot be converted for another number of ranks ({reason}); free up to twice its size "
-            f"in {output_dir}, or use as many ranks as saved it"
+            f"{path}: cannot be converted for a different number of ranks ({reason}); free up to twice its size "
+            f"in {output_dir}, or use the number of ranks that saved it"
         )
     (partial / COMPLETE_MARKER).write_bytes(marker)
     os.replace(partial, final)

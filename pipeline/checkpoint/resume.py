@@ -22,7 +22,7 @@ from pipeline.zero3.engine import ZeroEngine
 
 
 def find_resumable(config: Config) -> Path | None:
-    """Return the newest intact checkpoint of output_dir, else of training.copy_checkpoints_to, else None."""
+    """Return the newest intact checkpoint in output_dir, or else in training.copy_checkpoints_to, or else None."""
     path = newest_checkpoint(Path(config.output_dir))
     if path is None and config.training.copy_checkpoints_to:
         path = newest_checkpoint(Path(config.training.copy_checkpoints_to))
@@ -30,38 +30,41 @@ def find_resumable(config: Config) -> Path | None:
 
 
 def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
-    """Return the saved trainer state of a checkpoint, after checking that this run can resume from it.
+    """Check that this run can resume from a checkpoint, and return the saved trainer state.
 
     The number of ranks may differ from the run that saved it.
 
     Raises:
-        UserError: The checkpoint is damaged, or was saved with another vocabulary or other languages.
+        UserError: The checkpoint is damaged, or was saved with a different vocabulary or different languages.
     """
     state = read_state(path)
     if (state["vocab_size"], state["padded_size"]) != (model.vocab_size, model.padded_size):
         raise UserError(
-            f"{path}: checkpoint of another model (vocabulary {state['vocab_size']} padded to {state['padded_size']}, "
-            f"here {model.vocab_size} padded to {model.padded_size}); use another output_dir"
+            f"{path}: checkpoint of a different model (vocabulary {state['vocab_size']} "
+            f"padded to {state['padded_size']}, here {model.vocab_size} padded to {model.padded_size}); "
+            "use another output_dir"
         )
     if state["languages"] != model.languages:
-        raise UserError(f"{path}: checkpoint of other data (languages {state['languages']}); use another output_dir")
+        raise UserError(
+            f"{path}: checkpoint of different data (languages {state['languages']}); use another output_dir"
+        )
     return state
 
 
 def load(path: Path, state: dict[str, Any], config: Config, engine: ZeroEngine) -> None:
-    """Load weights, optimizer, random generators and running means of a checkpoint into an engine.
+    """Load the weights, optimizer state, random generators and running means from a checkpoint.
 
     Args:
-        path: Checkpoint directory. If another number of ranks saved it, its universal copy must exist.
+        path: Checkpoint directory. If it was saved with a different number of ranks, its universal copy must exist.
         state: Its trainer state.
         config: Settings of this run.
         engine: Engine to load into.
 
     Raises:
-        UserError: The parameters have other names or shapes, or DeepSpeed cannot load its files.
+        UserError: The names or shapes of the parameters differ, or DeepSpeed cannot load its files.
     """
     if state["model_signature"] != model_signature(engine.ds_engine.module):
-        raise UserError(f"{path}: checkpoint of another model (other parameters); use another output_dir")
+        raise UserError(f"{path}: checkpoint of a different model (different parameters); use another output_dir")
     same_ranks = state["ranks"] == distributed.world_size()
     source = path if same_ranks else universal_path(Path(config.output_dir), path)
     if not engine.load_checkpoint(source, DEEPSPEED_TAG):

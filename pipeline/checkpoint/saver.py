@@ -1,14 +1,14 @@
-"""Save checkpoints in the background: a thread of each rank writes while training continues.
+"""Save checkpoints while training continues: a background thread on each rank writes.
 
-A save takes these steps. A kill between any two of them leaves the older checkpoints intact:
+A save has these steps. A kill between any two of them leaves the older checkpoints intact:
 
-1. all ranks, between two optimizer steps: copy weights and optimizer to host memory (`Saver.start`)
-2. each rank's thread: write this rank's files into .checkpoint-N.partial, flush them to disk, then write their sizes
-3. all ranks, with the all-reduce of a later step: learn that all ranks have written, or that one has failed
-   (`Saver.local_status`, `Saver.advance`)
-4. rank 0's thread: write COMPLETE, rename to checkpoint-N, rotate old checkpoints, copy to the second directory
+1. All ranks, between two optimizer steps: copy the weights and optimizer state to host memory (`Saver.start`).
+2. Thread on each rank: write this rank's files into .checkpoint-N.partial, flush them to disk, then write their sizes.
+3. All ranks, in the all-reduce of a later step: check whether all ranks have finished writing or any has failed
+   (`Saver.local_status`, `Saver.advance`).
+4. Thread on rank 0: write COMPLETE, rename to checkpoint-N, rotate old checkpoints, copy to the second directory.
 
-With `training.save_in_background: false` the steps are the same, but training waits and nothing is copied in memory.
+With `training.save_in_background: false` the steps are the same, but training waits and the state is not copied.
 """
 
 import json
@@ -34,7 +34,7 @@ from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
-VISIBLE_SECONDS = 60.0  # how long a shared file system may take to show one node's files to another
+VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
 
 
 class SupportsSavePretrained(Protocol):
@@ -49,8 +49,8 @@ class Saver:
 
     Args:
         config: Settings of the run.
-        model: Recorded in each checkpoint and compared before a run resumes from it.
-        pretrained: Objects that each checkpoint contains for export, by folder name.
+        model: Model identity, recorded in each checkpoint and compared before a run resumes from it.
+        pretrained: Objects to store in each checkpoint for export, by folder name.
         engine: Engine to save.
         saved_step: Step of the checkpoint that the run resumed from, 0 if it is a new run.
     """
@@ -69,7 +69,7 @@ class Saver:
         self._saved_step = saved_step  # of the newest checkpoint, finished or in progress
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
-        self._writing = False  # the job writes this rank's files; otherwise it is rank 0's commit
+        self._writing = False  # whether the job writes this rank's files; otherwise it is the commit on rank 0
         self._partial: Path | None = None
         self._failure: UserError | None = None
         self._wait_seconds = 0.0
@@ -79,12 +79,13 @@ class Saver:
         distributed.barrier()
 
     def start(self, state: dict[str, Any]) -> None:
-        """Start saving `state`, the engine and this rank's random generators (collective, between two steps).
+        """Start saving `state`, the engine and this rank's random generators.
 
-        Waits for the previous save first. Does nothing if the step is saved already.
+        Collective: all ranks must call it, between two optimizer steps. Waits for the previous save first. Does nothing
+        if the step has already been saved.
 
         Args:
-            state: Trainer state, with its `step`; must be JSON-serializable.
+            state: Trainer state, including `step`; must be JSON-serializable.
 
         Raises:
             AgreedError: This or the previous checkpoint cannot be written.
@@ -107,24 +108,24 @@ class Saver:
         self._wait_seconds += time.perf_counter() - started
 
     def pop_wait_seconds(self) -> float:
-        """Return how long training has waited for saves since the last call, in seconds."""
+        """Return the seconds that training has waited for saves since the last call."""
         seconds, self._wait_seconds = self._wait_seconds, 0.0
         return seconds
 
     def local_status(self) -> list[float]:
-        """Return this rank's [files are written, something failed] as 0 or 1, to be summed over ranks for `advance`."""
+        """Return [files written, save failed] for this rank, each 0 or 1. Sum over ranks for `advance`."""
         done = self._job is not None and self._job.done()
         failed = self._failure is not None or self._job_error() is not None
         return [float(done and self._writing), float(failed)]
 
     def advance(self, written: float, failed: float) -> None:
-        """Advance the save in progress (collective, with equal arguments on all ranks).
+        """Advance the save in progress. Collective: all ranks must call it with the same arguments.
 
-        Once all ranks have written their files, rank 0's thread commits the checkpoint.
+        Once all ranks have written their files, the thread on rank 0 commits the checkpoint.
 
         Args:
             written: Number of ranks that have written their files.
-            failed: Number of ranks on which something failed.
+            failed: Number of ranks whose save failed.
 
         Raises:
             AgreedError: On all ranks, if any rank has failed. The unfinished checkpoint is removed.
@@ -138,7 +139,7 @@ class Saver:
                 self._job = self._thread.submit(self._commit, self._partial)
 
     def finish(self) -> None:
-        """Wait until the save in progress is complete, if there is one (collective).
+        """Wait for the save in progress, if any. Collective: all ranks must call it.
 
         Raises:
             AgreedError: The checkpoint cannot be written.
@@ -149,14 +150,14 @@ class Saver:
             self.advance(*distributed.all_reduce_sum(self.local_status(), self.engine.device))
 
     def record_failure(self, path: Path, error: OSError) -> None:
-        """Record a failed write outside a save, so that the next `advance` raises on all ranks."""
+        """Record a failed write of another file, so that the next `advance` raises on all ranks."""
         self._failure = self._failure or write_error(path, error)
 
     def _job_error(self) -> BaseException | None:
         return self._job.exception() if self._job is not None and self._job.done() else None
 
     def _abort(self) -> None:
-        """Remove the unfinished checkpoint and raise the first failure on all ranks."""
+        """Remove the unfinished checkpoint, and raise the first failure on all ranks."""
         if self._job is not None:
             wait([self._job])
         error = self._failure or self._job_error()
@@ -167,7 +168,7 @@ class Saver:
         raise AgreedError(next(message for message in messages if message is not None)) from error
 
     def _shared_files(self, state: dict[str, Any]) -> dict[str, bytes]:
-        """Return the files of which a checkpoint has one for all ranks."""
+        """Return the checkpoint files that are not per rank."""
         engine = self.engine
         trainer_state = state | {
             "ranks": distributed.world_size(),
@@ -187,10 +188,10 @@ class Saver:
         return files
 
     def _commit(self, partial: Path) -> None:
-        """Complete and publish a checkpoint that all ranks have written. Runs in rank 0's thread.
+        """Complete and publish a checkpoint that all ranks have written. Runs in the thread on rank 0.
 
         Raises:
-            UserError: A file cannot be written, or the files of a rank are not visible on this host.
+            UserError: A file cannot be written, or the files of a rank do not appear on this host.
         """
         sizes = _merge_sizes(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
@@ -210,7 +211,7 @@ class Saver:
         self._copy_to_second_directory(final, limit)
 
     def _copy_to_second_directory(self, final: Path, limit: int) -> None:
-        """Copy a checkpoint to training.copy_checkpoints_to. A failure is only a warning."""
+        """Copy a checkpoint to training.copy_checkpoints_to. On failure, print a warning and continue."""
         directory = self.config.training.copy_checkpoints_to
         if directory is None or layout.find_damage(target := Path(directory) / final.name) is None:
             return
@@ -239,15 +240,15 @@ def _write_files(partial: Path, files: dict[str, Any]) -> None:
 
 
 def _sizes_path(partial: Path, rank: int) -> Path:
-    """Return the path of the list of a rank's files and their sizes."""
+    """Return the path of the file that lists the files of a rank and their sizes."""
     return partial / f"files-{rank}.json"
 
 
 def _merge_sizes(partial: Path, ranks: int) -> dict[str, int]:
-    """Merge, then delete, the ranks' lists of file sizes.
+    """Merge the file size lists of all ranks, then delete them.
 
     Raises:
-        UserError: A rank's list is not visible on this host.
+        UserError: The list of a rank does not appear on this host.
     """
     sizes: dict[str, int] = {}
     deadline = time.monotonic() + VISIBLE_SECONDS
@@ -266,7 +267,7 @@ def _merge_sizes(partial: Path, ranks: int) -> dict[str, int]:
 
 
 def _publish(partial: Path, final: Path, limit: int) -> None:
-    """Rename a complete checkpoint to its final name and rotate old ones. An intact checkpoint is never replaced.
+    """Rename a complete checkpoint to its final name, and rotate old ones. Never replaces an intact checkpoint.
 
     Raises:
         OSError: The rename, a deletion or a flush fails.

@@ -10,7 +10,7 @@ from pipeline.common.errors import UserError
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in blocks.
+    """Return the hex SHA-256 of a file. The file is read in blocks.
 
     Raises:
         OSError: The file cannot be read.
@@ -20,7 +20,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes | str, durable: bool = True) -> None:
-    """Write a file so that readers see either the old content or all of the new.
+    """Write a file so that readers see either the old or the complete new content.
 
     Args:
         path: File to create or replace.
@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json_or_none(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if the file is missing, truncated or holds anything else."""
+    """Return the JSON object in a file, or None if the file is missing or contains no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def ensure_writable(directory: Path, setting: str = "--output") -> None:
 
     Args:
         directory: Output directory.
-        setting: Flag or configuration key that names the directory, for the message.
+        setting: Flag or configuration key of the directory, for the error message.
 
     Raises:
         UserError: The directory cannot be created or written to.

@@ -1,6 +1,6 @@
-"""Distributed helpers: ranks, collectives on small Python values, ports and process exit.
+"""Distributed helpers: ranks, collectives for small Python values, ports and process exit.
 
-Rank and world size are available before the process group exists, from the launcher's environment variables.
+Rank and world size come from the launcher's environment variables, so they are available before the process group.
 """
 
 import os
@@ -17,14 +17,14 @@ import torch.distributed as dist
 from pipeline.common.errors import AgreedError, UserError
 
 T = TypeVar("T")
-POLL_SECONDS = 5.0  # between two heartbeats during long work on rank 0
+POLL_SECONDS = 5.0  # interval between heartbeats during long work on rank 0
 
 
 def set_slurm_environment() -> None:
     """Set the launcher's variables (RANK, WORLD_SIZE, ...) from Slurm's, if srun started this process as one rank.
 
-    Call it before anything that reads the rank. It changes nothing if a launcher has set the variables already, or
-    outside an srun step (such as in the shell of a batch script).
+    Call it before anything reads the rank. It does nothing if a launcher has already set the variables, or outside an
+    srun step (for example in the shell of a batch script).
 
     Raises:
         UserError: There are several ranks, and MASTER_ADDR or MASTER_PORT is not set.
@@ -47,17 +47,17 @@ def set_slurm_environment() -> None:
 
 
 def rank() -> int:
-    """Return this process's global rank, 0 without a launcher."""
+    """Return the global rank of this process, or 0 without a launcher."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Return the number of ranks, 1 without a launcher."""
+    """Return the number of ranks, or 1 without a launcher."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Return whether this is rank 0, which writes shared files and prints."""
+    """Return whether this is rank 0. Only rank 0 prints and writes shared files."""
     return rank() == 0
 
 
@@ -73,7 +73,7 @@ def barrier() -> None:
 
 
 def broadcast_from_rank0(work: Callable[[], Any]) -> Any:
-    """Call `work` on rank 0 and return its result on all ranks.
+    """Call `work` on rank 0 and return its result on all ranks. Collective: all ranks must call it.
 
     Raises:
         AgreedError: On all ranks, if `work` raises a UserError.
@@ -92,10 +92,10 @@ def broadcast_from_rank0(work: Callable[[], Any]) -> Any:
 
 
 def run_long_on_rank0(work: Callable[[], Any], heartbeat: Callable[[], None]) -> Any:
-    """Call `work` on rank 0 and return its result on all ranks, however long it takes.
+    """Call long-running `work` on rank 0 and return its result on all ranks. Collective: all ranks must call it.
 
-    Unlike `broadcast_from_rank0`, no collective waits for `work`, so it may outlast the timeouts of the process group
-    and the watchdog.
+    Unlike in `broadcast_from_rank0`, no collective waits for `work`, so it may take longer than the timeouts of the
+    process group and the watchdog.
 
     Args:
         work: Called on rank 0, in a thread.
@@ -114,7 +114,7 @@ def run_long_on_rank0(work: Callable[[], Any], heartbeat: Callable[[], None]) ->
 def shut_down(status: int = 0) -> NoReturn:
     """Destroy the process group and exit.
 
-    Normal interpreter shutdown may abort after process groups were in use, so this exits directly.
+    Normal interpreter shutdown can crash once process groups have been used, so skip it.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -122,14 +122,14 @@ def shut_down(status: int = 0) -> NoReturn:
 
 
 def exit_now(status: int) -> NoReturn:
-    """Exit immediately, without waiting for other threads or for a collective in progress."""
+    """Exit immediately, without waiting for other threads or collectives in progress."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def free_port() -> int:
-    """Return a TCP port that is free on this machine at the moment."""
+    """Return a TCP port that is currently free on this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -143,7 +143,7 @@ def local_device() -> torch.device:
 
 
 def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
-    """Sum each value over all ranks in float64, which is exact for counts below 2^53."""
+    """Sum each value over all ranks in float64 (exact for counts below 2^53). Collective: all ranks must call it."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     if dist.is_initialized():
         dist.all_reduce(tensor)
@@ -151,7 +151,10 @@ def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """Return the values of all ranks, in rank order. Pickles them, so use it for small values only."""
+    """Return the values of all ranks in rank order. Collective: all ranks must call it.
+
+    The values are pickled, so use it for small values only.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()

@@ -1,4 +1,4 @@
-"""Exceptions for mistakes that a user can fix: printed as one line, exit status 2, no traceback."""
+"""Exceptions for errors that a user can fix. They are printed as one line without traceback; the exit status is 2."""
 
 import os
 import sys
@@ -8,15 +8,18 @@ from pipeline.common.exit_codes import USER_ERROR
 
 
 class UserError(Exception):
-    """Bad input or settings. The message names the file, row or key, says what is wrong and what to do."""
+    """Invalid input or settings. The message names the file, row or key, what is wrong, and what to do."""
 
 
 class AgreedError(UserError):
-    """A UserError raised on all ranks and printed once."""
+    """UserError that is raised on all ranks of a run with the same message.
+
+    The ranks have exchanged the error in a collective, so no rank is left waiting for another. It is printed only once.
+    """
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> None:
-    """Run a command-line `main` and exit; a `UserError` gives status 2 and one line on standard error."""
+    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error; the status is 2."""
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -24,6 +27,6 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

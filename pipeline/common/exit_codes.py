@@ -1,5 +1,5 @@
 """Exit statuses of all commands; docs/operations.md explains them to users and slurm/lib.sh acts on them."""
 
-USER_ERROR = 2  # bad input, settings or environment: one line on standard error; a restart would fail again
+USER_ERROR = 2  # bad input, settings or environment: one line on standard error; a restart fails again
 STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL of sysexits.h: state saved after USR1 or TERM; restart to resume
 RANK_FAILURE = 76  # a rank hung or was lost; restart to resume

@@ -1,4 +1,4 @@
-"""Imports of the libraries in the optional dependency groups."""
+"""Import libraries from the optional dependency groups."""
 
 from importlib import import_module
 from types import ModuleType
@@ -27,5 +27,5 @@ def import_optional(module: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != top_level:
             raise
         raise UserError(
-            f"{package} is not installed; it belongs to the extra `evaluation`: pip install {package}"
+            f"{package} is not installed; install it with `pip install {package}`, or install the `evaluation` extra"
         ) from None

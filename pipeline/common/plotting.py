@@ -9,7 +9,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, GREY = "#2b2b2b", "#9a9a9a"
 BLUE, NAVY, LIGHT, ORANGE, GREEN = "#2f6db3", "#5b86b8", "#a9c5e6", "#d9822b", "#3a8f5c"
-RUN_COLORS = (BLUE, ORANGE, GREEN, "#8a5ba8", "#b5463c", "#5f6b76", "#a3902c", "#2a9aa0")  # runs compared in one plot
+RUN_COLORS = (BLUE, ORANGE, GREEN, "#8a5ba8", "#b5463c", "#5f6b76", "#a3902c", "#2a9aa0")  # one per run in a plot
 # Twelve colors that remain distinguishable in one scatter plot: Paul Tol's "muted" palette and three more.
 LANGUAGE_COLORS = (
     *("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499"),
@@ -18,7 +18,7 @@ LANGUAGE_COLORS = (
 DPI = 130
 
 
-def figure_of(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Create an empty figure.
 
     Args:
@@ -29,8 +29,8 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=engine, facecolor="white")
 
 
-def axes_of(figure: Figure, cell: Any) -> Axes:
-    """Add styled axes to a figure, in one cell of its grid specification."""
+def add_axes(figure: Figure, cell: Any) -> Axes:
+    """Add styled axes to a figure, in one cell of its GridSpec."""
     axes = figure.add_subplot(cell)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
@@ -53,7 +53,7 @@ def png(figure: Figure) -> bytes:
 
 
 def heat_map(axes: Axes, names: list[str], values: list[list[float | None]], vmin: float, vmax: float) -> None:
-    """Draw a square matrix with its values as text; None, as on the diagonal, stays blank."""
+    """Draw a square matrix as a heat map, with its values as text. Cells with None stay blank."""
     cells = [[float("nan") if value is None else value for value in row] for row in values]
     axes.imshow(cells, cmap="Blues", vmin=vmin, vmax=vmax)
     axes.grid(False)

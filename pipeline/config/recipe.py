@@ -1,4 +1,4 @@
-"""Load a recipe (YAML) and command-line overrides into a `Config`. Every mistake is one clear line."""
+"""Load a recipe (YAML) and command-line overrides into a `Config`. Each error is reported as a one-line message."""
 
 import argparse
 import difflib
@@ -14,11 +14,11 @@ from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
-FREE_KEYS = ("model.config.", "data.language_weights.")  # mappings whose keys the user chooses
+ARBITRARY_KEY_PREFIXES = ("model.config.", "data.language_weights.")  # mappings with user-defined keys
 
 
 def load_config(recipe: str | Path, overrides: list[str]) -> Config:
-    """Load a recipe, then apply overrides of the form `--any.key value`.
+    """Load a recipe and apply overrides of the form `--any.key value`.
 
     Raises:
         UserError: the file is unreadable, a key is unknown (the message suggests the nearest known key), or a value
@@ -46,7 +46,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
 
 
 def help_text(usage: str, description: str) -> str:
-    """Format the help of a command that takes a recipe: every setting with its default and explanation."""
+    """Format the help of a command that takes a recipe, with the default and description of every setting."""
     parser = ArgumentParser(usage=usage, description=description, formatter_class=_HelpFormatter, add_help=False)
     parser.add_class_arguments(Config)
     return parser.format_help()
@@ -61,21 +61,21 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe must be a mapping of keys to values")
-    _check_keys(list(_keys_of_tree(tree)), str(path))
+    _check_keys(list(_recipe_keys(tree)), str(path))
     return tree
 
 
 def _check_keys(names: list[str], source: str) -> None:
     known = list(_known_keys(Config))
     for name in names:
-        if name not in known and not name.startswith(FREE_KEYS):
+        if name not in known and not name.startswith(ARBITRARY_KEY_PREFIXES):
             near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.split(".")[-1] == name]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{source}: unknown key {name!r}{hint}")
 
 
 def _known_keys(cls: type, prefix: str = "") -> Iterator[str]:
-    """Yield all dotted keys of a dataclass, sections included."""
+    """Yield all dotted keys of a settings dataclass, including its sections."""
     hints = get_type_hints(cls)
     for f in fields(cls):
         yield prefix + f.name
@@ -83,17 +83,17 @@ def _known_keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield from _known_keys(hints[f.name], f"{prefix}{f.name}.")  # type: ignore[arg-type]
 
 
-def _keys_of_tree(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield all dotted keys of a recipe."""
+def _recipe_keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield all dotted keys in a recipe."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         yield name
-        if isinstance(value, dict) and f"{name}." not in FREE_KEYS:
-            yield from _keys_of_tree(value, f"{name}.")
+        if isinstance(value, dict) and f"{name}." not in ARBITRARY_KEY_PREFIXES:
+            yield from _recipe_keys(value, f"{name}.")
 
 
 def _check_values(config: Config, recipe: Path) -> None:
-    """Check the ranges and combinations that types do not express."""
+    """Check the ranges and combinations that the types cannot express."""
     t, loss = config.training, config.loss
     positive = {
         "training.train_batch_size": t.train_batch_size,
@@ -124,11 +124,13 @@ def _check_values(config: Config, recipe: Path) -> None:
     if loss.alignment_weight < 0:
         raise UserError(f"{recipe}: loss.alignment_weight is {loss.alignment_weight}; it must not be negative")
     if (loss.pooling == "weights") != (loss.token_weights is not None):
-        raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights need each other; set both or neither")
+        raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights must be set together")
     for lang, value in config.data.language_weights.items():
         if not 0 < value < float("inf"):
             raise UserError(f"{recipe}: data.language_weights.{lang} is {value}; it must be greater than 0")
     if (config.model.path is None) == (config.model.config is None):
-        raise UserError(f"{recipe}: set either model.path (a directory or hub id) or model.config (a model to build)")
+        raise UserError(
+            f"{recipe}: set either model.path (a directory or Hub model ID) or model.config (a model to build)"
+        )
     if config.model.path is None and config.data.tokenizer is None:
         raise UserError(f"{recipe}: set data.tokenizer; a model built from model.config has no tokenizer")

@@ -11,11 +11,11 @@ class ModelSettings:
     """The model to train.
 
     Attributes:
-        path: directory or hub id of a Hugging Face causal language model; null: build one from `model.config`.
-        config: configuration of a model to build from random weights: `model_type` and its fields. The vocabulary
-            size defaults to the tokenizer's.
+        path: directory or Hub model ID of a Hugging Face causal language model; null: build one from `model.config`.
+        config: configuration of a model to build with random weights: `model_type` and its fields. `vocab_size`
+            defaults to the tokenizer's.
         attn_implementation: attention implementation of transformers.
-        vocab_multiple: pad the vocabulary to a multiple of this. Every number of ranks in use must divide the result.
+        vocab_multiple: pad the vocabulary to a multiple of this. The result must be divisible by the number of ranks.
         activation_checkpointing: recompute each decoder layer in backward instead of storing its activations.
         trust_remote_code: run code from the model's repository.
     """
@@ -34,9 +34,9 @@ class DataSettings:
 
     Attributes:
         shards: directory of packed shards, written by `python -m data_prep pack`.
-        tokenizer: the tokenizer that packed the shards; null: the one in `model.path`.
-        language_weights: sampling weight of each language, as {language: weight}. A row's weight is the mean over its
-            tokens of their language's weight. A language that is not listed has weight 1.
+        tokenizer: tokenizer that packed the shards; null: the one in `model.path`.
+        language_weights: sampling weights, as {language: weight}. The weight of a row is the mean language weight over
+            its tokens. A language that is not listed has weight 1.
     """
 
     shards: str = "runs/demo/shards"
@@ -46,14 +46,14 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Optimization and checkpoints, in the terms of Hugging Face and DeepSpeed.
+    """Optimization and checkpoints. The names are those of Hugging Face and DeepSpeed.
 
     Attributes:
         train_batch_size: packed rows per optimizer step, over all ranks and gradient accumulation steps.
         train_micro_batch_size_per_gpu: packed rows per rank and forward pass. The number of gradient accumulation
-            steps follows from both batch sizes and the number of ranks.
-        num_train_epochs: passes over the data, if `max_steps` is null.
-        max_steps: number of optimizer steps; null: as many as `num_train_epochs` takes.
+            steps is computed from both batch sizes and the number of ranks.
+        num_train_epochs: number of passes over the data; ignored if `max_steps` is set.
+        max_steps: number of optimizer steps; null: computed from `num_train_epochs`.
         learning_rate: peak learning rate of AdamW.
         lr_scheduler_type: decay of the learning rate to 0 after the warm-up; `constant`: no decay.
         warmup_ratio: fraction of the steps over which the learning rate rises linearly from 0.
@@ -63,15 +63,15 @@ class TrainingSettings:
         adam_epsilon: epsilon of AdamW.
         max_grad_norm: clip the global gradient norm to this; 0: no clipping.
         precision: data type of the model's weights and activations.
-        save_steps: save a checkpoint every so many steps, and at the end.
+        save_steps: number of steps between checkpoints. The last step is always saved.
         save_total_limit: keep this many checkpoints; the oldest are deleted.
-        save_in_background: continue to train while a checkpoint is written. This keeps one copy of each rank's part in
-            host memory: 12 bytes x parameters / ranks.
-        copy_checkpoints_to: second directory for the checkpoints of this run. Training resumes from it if
+        save_in_background: continue training while a checkpoint is written. This requires host memory for a copy of
+            each rank's part: 12 bytes x parameters / ranks.
+        copy_checkpoints_to: second directory to copy the checkpoints of this run to. Training resumes from it if
             `output_dir` has none.
-        hang_timeout_s: end the run after so many seconds without progress (a step, a save, loading).
-        max_loss_jump: end the run if the cross entropy exceeds the median of the last 50 steps by this (nats per
-            token); null: never.
+        hang_timeout_s: terminate the run after this many seconds without progress (a step, a save, loading).
+        max_loss_jump: terminate the run if the cross entropy exceeds the median of the last 50 steps by more than this
+            (nats per token); null: never.
     """
 
     train_batch_size: int = 8
@@ -97,12 +97,12 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """The run.
+    """Settings of a run.
 
     Attributes:
-        output_dir: directory of metrics and checkpoints. A run resumes from its newest complete checkpoint.
-        seed: seed of the data order and of random weights.
-        deepspeed: DeepSpeed JSON file. Batch sizes, precision and gradient clipping are set in the recipe, not there.
+        output_dir: directory for metrics and checkpoints. A run resumes from its newest complete checkpoint.
+        seed: random seed of the data order and the initial weights.
+        deepspeed: DeepSpeed JSON file. Batch sizes, precision and gradient clipping must be set in the recipe instead.
         model: the model to train.
         data: the data to train on.
         loss: the SOLAR loss.

@@ -1,4 +1,4 @@
-"""Deterministic data loader over packed shards, in an order that does not depend on the number of ranks."""
+"""Deterministic data loader over packed shards. The order does not depend on the number of ranks."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from pipeline.data.micro_batch import MicroBatch, collate
 
 
 class RowSource(Protocol):
-    """A random-access collection of packed rows, such as `ShardSet`; its manifest lists the languages."""
+    """Random-access collection of packed rows, such as `ShardSet`. Its manifest lists the languages."""
 
     manifest: dict[str, Any]
 
@@ -26,9 +26,9 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a global batch is split into micro-batches.
+    """Division of a global batch into micro-batches.
 
-    Micro-step m of rank r takes `micro_batch_size` rows from row (m * world_size + r) * micro_batch_size on.
+    In micro-step m, rank r takes `micro_batch_size` rows, starting at row (m * world_size + r) * micro_batch_size.
     """
 
     train_batch_size: int
@@ -38,18 +38,18 @@ class BatchSplit:
 
     @property
     def accumulation_steps(self) -> int:
-        """Number of micro-batches of each rank in one optimizer step."""
+        """Number of micro-batches per rank and optimizer step."""
         return self.train_batch_size // (self.micro_batch_size * self.world_size)
 
 
 class Loader:
     """Endless stream of global batches over shuffled epochs.
 
-    Row n of the stream is row n % len(rows) of epoch n // len(rows). The order of an epoch depends on the seed alone,
-    so any number of ranks gets the same global batches. A thread reads the next batch ahead.
+    Row n of the stream is row n % len(rows) of epoch n // len(rows). The order of an epoch depends only on the seed,
+    so the global batches are the same for any number of ranks. A thread prefetches the next batch.
 
     Attributes:
-        consumed: number of rows that have been handed out, over all ranks.
+        consumed: number of rows returned so far, over all ranks.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Loader:
         return {"consumed": self.consumed, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a position that `state_dict` returned."""
+        """Resume from a position that `state_dict` returned."""
         self.consumed, self.seed, self._prefetched = state["consumed"], state["seed"], None
         self._epoch_orders.clear()
 
@@ -86,7 +86,7 @@ class Loader:
         return micro_batches
 
     def put_back(self) -> None:
-        """Return the last global batch to the stream, because it was not trained on."""
+        """Put the last global batch back into the stream, because it was not trained on."""
         self.consumed, self._prefetched = self.consumed - self.split.train_batch_size, None
 
     def _read(self, first: int) -> list[MicroBatch]:
@@ -109,14 +109,14 @@ class Loader:
 def epoch_order(num_rows: int, weights: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
     """Return the shuffled row indices of an epoch, [num_rows] int64.
 
-    With weights, row i occurs floor or ceil of num_rows * w_i / sum(w) times (systematic sampling).
+    With weights (systematic sampling), row i occurs num_rows * w_i / sum(w) times, rounded up or down.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(num_rows)
     if weights is None:
         return order
     ends = np.cumsum(weights[order]) / weights.sum() * num_rows
-    # Systematic sampling draws once in each unit interval, always at the same offset.
+    # Systematic sampling makes one draw in each unit interval, always at the same offset.
     draws = np.searchsorted(ends, np.arange(num_rows) + generator.random()).clip(0, num_rows - 1)
     return order[generator.permutation(draws)]
 
@@ -124,7 +124,7 @@ def epoch_order(num_rows: int, weights: np.ndarray | None, seed: int, epoch: int
 def row_weights(rows: RowSource, language_weights: dict[str, float]) -> np.ndarray | None:
     """Return the sampling weight of each row, [num_rows], or None if no language has a weight.
 
-    A row's weight is the mean over its tokens of their language's weight. A language without a weight counts as 1.
+    The weight of a row is the mean language weight over its tokens. A language without a weight has weight 1.
     """
     if not language_weights:
         return None

@@ -1,6 +1,6 @@
 """Collate packed rows into micro-batches.
 
-Shape letters: B rows of a micro-batch, N tokens of its longest row, T target tokens, S sequences.
+Shape letters: B rows of a micro-batch, N tokens in its longest row, T target tokens, S sequences.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ class MicroBatch:
 
     Attributes:
         input_ids: [B, N] int64 token ids.
-        position_ids: [B, N] int64. Positions restart at 0 in every sequence, so attention keeps sequences apart.
-        positions: [T] int64 indices into the flattened [B, N] whose hidden states predict a target token.
-        loss_batch: layout of the target tokens by sequence and pair.
+        position_ids: [B, N] int64. Positions restart at 0 in every sequence, so sequences do not attend to each other.
+        positions: [T] int64 indices into the flattened [B, N]. The hidden state at each predicts a target token.
+        loss_batch: layout of the target tokens, with their sequences and pairs.
         num_tokens: number of tokens without padding.
         pair_ids: sorted pair ids of the rows, for error messages.
     """
@@ -35,7 +35,7 @@ class MicroBatch:
     pair_ids: list[str]
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Return a copy with the model's inputs on `device`. The layout stays on the host, where the loss reads it."""
+        """Return a copy with the model inputs on `device`. The loss batch stays on the host, where it is read."""
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
@@ -47,14 +47,16 @@ class MicroBatch:
 def collate(
     rows: list[PackedRow], languages: list[str], pad_token_id: int, token_weights: Tensor | None = None
 ) -> MicroBatch:
-    """Stack packed rows into one micro-batch.
+    """Pad and stack packed rows.
 
-    Padding forms a sequence of its own, so no other sequence attends to it.
+    Padding is treated as a separate sequence, so no other sequence attends to it. In the loss batch, the pivot of each
+    sequence is the last pivot at or before it in its row, because the sequences of a group are consecutive and start
+    with their pivot.
 
     Args:
         rows: B packed rows.
-        languages: all languages of the run; a language is numbered by its index.
-        pad_token_id: id that fills rows up to the longest.
+        languages: all languages of the run; a language's id is its index in this list.
+        pad_token_id: token id used to pad rows to the longest one.
         token_weights: [V] pooling weights by token id, or None.
     """
     width = max(len(row.input_ids) for row in rows)
@@ -97,7 +99,7 @@ def collate(
 
 
 def problem_number(pair_id: str) -> int:
-    """Hash a pair id to a 63-bit number that is equal on every rank."""
+    """Hash a pair id to a 63-bit integer. The hash is the same on all ranks."""
     return int.from_bytes(hashlib.blake2b(pair_id.encode(), digest_size=8).digest(), "big") >> 1
 
 

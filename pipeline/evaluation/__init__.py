@@ -1,1 +1,1 @@
-"""Evaluation of Hugging Face models: accuracy, agreement across languages, languages of outputs, lm-eval tasks."""
+"""Evaluation of Hugging Face models: accuracy, agreement across languages, output languages, lm-eval tasks."""

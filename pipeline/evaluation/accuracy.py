@@ -1,4 +1,4 @@
-"""Accuracy per language, its table, and the library versions it depends on."""
+"""Compute accuracy per language, format it as a table, and list the library versions it depends on."""
 
 import platform
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.evaluation.significance import wilson_interval
 
 
 class LanguageScore(NamedTuple):
-    """Accuracy of one language; all proportions are in [0, 1].
+    """Accuracy in one language. All proportions are in [0, 1].
 
     Attributes:
         n: number of examples.
@@ -21,8 +21,8 @@ class LanguageScore(NamedTuple):
         accuracy: `correct` / `n`.
         low: lower bound of the accuracy's 95 % Wilson interval.
         high: upper bound of that interval.
-        consistency_with_pivot: proportion of the questions asked in both languages that get the pivot's answer. None
-            for the pivot itself and if there is no such question.
+        consistency_with_pivot: proportion of questions with the same answer as in the pivot, among the questions asked
+            in both languages. None for the pivot itself, and if there are no such questions.
     """
 
     n: int
@@ -34,15 +34,15 @@ class LanguageScore(NamedTuple):
 
 
 def score_by_language(examples: Sequence[Example], answers: Sequence[Decimal | None], pivot: str) -> dict[str, Any]:
-    """Score answers per language, in alphabetical order, and average over languages.
+    """Score answers per language (in alphabetical order) and average over languages.
 
     Args:
         examples: the examples that were asked.
-        answers: the extracted answer to each example, None if there is none.
-        pivot: language that the other languages' answers are compared with.
+        answers: the extracted answer to each example, or None if none was found.
+        pivot: language to compare the answers in other languages with.
 
     Returns:
-        `pivot`, `languages` and `macro`, as `evaluation.json` holds them.
+        The entries `pivot`, `languages` and `macro` of `evaluation.json`.
     """
     by_lang: dict[str, dict[str, tuple[Decimal | None, Decimal]]] = {}
     for example, answer in zip(examples, answers, strict=True):

@@ -1,8 +1,8 @@
-r"""Extraction of the final number from a written solution, in eleven languages.
+r"""Extract the final number from a written solution in one of eleven languages.
 
 The last balanced `\boxed{}` takes precedence, then the last answer phrase of the language ("The answer is 8",
-"答えは8です"), then the last number. Numbers are parsed by the conventions of the language: 70.000 is seventy thousand
-in German and seventy in English.
+"答えは8です"), then the last number. Numbers follow the conventions of the language: 70.000 is seventy thousand in
+German and seventy in English.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.common.errors import UserError
 
-# Answer phrases: a noun, and the copulas that may join it to the number.
+# Answer phrases: a noun, and the copulas that may connect it to the number.
 PHRASES = {
     "bn": (r"উত্তর(?:টি|টা)?", r"হলো|হল(?!ে)|হবে|হচ্ছে|হয়|হ'ল"),
     "de": (r"\b(?:Antwort|Lösung|Ergebnis)\b", r"\b(?:ist|lautet|beträgt|wäre)\b"),
@@ -50,7 +50,7 @@ GROUP_SPACE = "\ue000"  # marks a no-break or narrow space, which NFKC would tur
 SPACES = dict.fromkeys(map(ord, "\u00a0\u202f\u2007\u2008\u2009\u2006\u2005\u2004\u205f"), GROUP_SPACE)
 MINUSES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\ufe63\uff0d"), "-")
 CURRENCY = r"(?:[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?))"
-LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # of scripts with spaces between words
+LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # letters of scripts with spaces between words
 SENTENCE_END = re.compile(r"[\n。!?।॥৷]|\.(?!\d)")
 FRACTION = re.compile(r"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?![\d/]|[.,]\d)")
 MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、]*"
@@ -60,9 +60,9 @@ class Number(NamedTuple):
     """A number in a text.
 
     Attributes:
-        start: index of its first character, including sign and currency.
-        end: index after its last character.
-        value: its value.
+        start: index of the first character, including sign and currency.
+        end: index after the last character.
+        value: numeric value.
     """
 
     start: int
@@ -74,7 +74,7 @@ def extract_answer(text: str, lang: str) -> Decimal | None:
     """Return the final numeric answer of a solution written in `lang`, or None if it contains no number.
 
     Raises:
-        UserError: there are no rules for the language; `ANSWER_LANGUAGES` lists those that have rules.
+        UserError: the language is not in `ANSWER_LANGUAGES`.
     """
     if lang not in PHRASES:
         raise UserError(f"no answer extraction for language {lang!r}; known: {', '.join(ANSWER_LANGUAGES)}")
@@ -89,7 +89,7 @@ def extract_answer(text: str, lang: str) -> Decimal | None:
 
 
 def answers_equal(first: Decimal | None, second: Decimal | None) -> bool:
-    """Return whether two answers are equal to within 1e-6, since 1/3 has no exact decimal form. None equals nothing."""
+    """Return whether two answers differ by at most 1e-6 (1/3 has no exact decimal form). None equals no answer."""
     if first is None or second is None:
         return False
     return abs(first - second) <= Decimal("0.000001")
@@ -110,7 +110,7 @@ def parse_gold(gold: object) -> Decimal | None:
 
 
 def normalise(text: str) -> str:
-    """Convert to ASCII digits and minus signs, fold compatibility forms, and remove LaTeX spacing and wrappers."""
+    """Convert digits and minus signs to ASCII, fold compatibility forms, and remove LaTeX spacing and wrappers."""
     text = _without_latex(_fold(text))
     return re.sub(r"(?i)\b(rs|tk|usd|eur|k?sh|tsh|kes)\.?(?=-?\d)", r"\1 ", text)
 
@@ -124,7 +124,7 @@ def _fold(text: str) -> str:
 
 
 def _prepare(char: str) -> str:
-    """Prevent NFKC from merging digits that do not belong together: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
+    """Keep NFKC from merging unrelated digits: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
     kind = unicodedata.decomposition(char).partition(">")[0]
     if kind == "<fraction":
         return " " + char
@@ -176,7 +176,7 @@ def _phrase_pattern(lang: str) -> re.Pattern[str]:
 
 
 def _answer_in_span(span: str, lang: str) -> Decimal | None:
-    """Return the number that opens the span, or the equation's result if it opens one; otherwise the last number."""
+    """Return the number (or the result of the equation) at the start of the span, or else its last number."""
     numbers = _numbers(span, lang)
     if not numbers:
         return None
@@ -195,7 +195,7 @@ def _numbers(text: str, lang: str) -> list[Number]:
     token = (
         rf"[1-9]\d{{0,2}}(?:(?:{space}\d{{3}})+|(?:['’]\d{{3}})+)(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\w.,)])\.\d+"
     )
-    # Digits that follow a letter belong to a name (x2, A4), except in scripts without spaces.
+    # Digits after a letter are part of a name (x2, A4), except in scripts without spaces.
     pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,])(?P<whole>{token})")
     numbers: list[Number] = []
     for match in pattern.finditer(text):
@@ -207,7 +207,7 @@ def _numbers(text: str, lang: str) -> list[Number]:
 
 
 def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal, int]:
-    """Return the value of the matched digits and where it ends; parses 3/4 and 2 1/2, but not dates (3/4/2024)."""
+    """Return the value of the matched digits and its end. Parses 3/4 and 2 1/2, but not dates (3/4/2024)."""
     before = text[max(0, match.start() - 3) : match.start()].rstrip()
     value = _resolve(match["whole"], lang, dollars=before.endswith("$"))
     fraction = FRACTION.match(text, match.end())
@@ -219,7 +219,7 @@ def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal,
 
 
 def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
-    """Parse digits with separators; `dollars` says whether a dollar sign precedes them."""
+    """Parse digits with separators. `dollars` is True if a dollar sign precedes them."""
     token = re.sub(f"[ '’{GROUP_SPACE}]", "", token)
     marks = [c for c in token if c in ".,"]
     if not marks:
@@ -247,7 +247,7 @@ def _groups(lang: str, head: str, mark: str, tail: str, dollars: bool) -> bool:
 
 
 def _with_sign(text: str, number: Number) -> Number:
-    """Include a currency symbol and a minus sign before the number; a dash between two terms is not a sign."""
+    """Include a currency symbol and a minus sign before the number. A dash between two terms is not a sign."""
     offset = max(0, number.start - 40)
     head = text[offset : number.start]
     head = re.sub(rf"{CURRENCY}\s*$", "", head)

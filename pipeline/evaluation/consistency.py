@@ -1,6 +1,6 @@
-"""Consistency across languages: do the answers to one question agree, and is each output in the language asked?
+"""Consistency across languages: do the answers to a question agree, and is each output in the requested language?
 
-The functions work on the rows of `generations.jsonl`, and on `evaluation.json`, to which these metrics are added.
+The functions take the rows of `generations.jsonl` or the content of `evaluation.json`, which includes these metrics.
 """
 
 from collections import Counter
@@ -16,11 +16,14 @@ from pipeline.evaluation.accuracy import percent
 from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal
 from pipeline.evaluation.significance import wilson_interval
 
-GenerationRow = dict[str, Any]  # of generations.jsonl: pair_id, lang, output, answer, correct, ...
+GenerationRow = dict[str, Any]  # row of generations.jsonl: pair_id, lang, output, answer, correct, ...
 
 
 def consistency_metrics(rows: Sequence[GenerationRow]) -> dict[str, Any]:
-    """Compute `agreement` and `output_languages`; the latter is None, with a note, if lingua is not installed."""
+    """Compute `agreement` and `output_languages`.
+
+    If lingua is not installed, print a note and set `output_languages` to None.
+    """
     try:
         languages = output_languages(rows)
     except UserError as error:
@@ -30,13 +33,15 @@ def consistency_metrics(rows: Sequence[GenerationRow]) -> dict[str, Any]:
 
 
 def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
-    """Compute how often the answers to one question are equal, right or wrong. A missing answer equals no other.
+    """Compute how often the answers to a question are equal across languages, whether correct or not.
+
+    A missing answer equals no other answer.
 
     Returns:
-        `pairwise`: by two languages, the fraction of equal answers to the questions asked in both; None if there are
-        none. `mean_pairwise`: mean over these pairs. `all_languages`: of the `problems` that are asked in every
-        language, how many get the same answer in all of them (`same`, and as a fraction `share`, with its 95 % Wilson
-        interval `low` to `high`) and how many get the right one in all of them (`correct`).
+        `pairwise`: for each pair of languages, the fraction of equal answers to the questions asked in both; None if
+        there are no such questions. `mean_pairwise`: mean over the pairs. `all_languages`: counts over the `problems`
+        asked in every language. `same` is the number with the same answer in all languages (as a fraction: `share`,
+        with its 95 % Wilson interval `low` to `high`), and `correct` the number with the correct answer in all.
     """
     answers: dict[str, dict[str, Decimal | None]] = {}
     wrong = set()
@@ -76,9 +81,10 @@ def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]
     """Identify the language of each output with lingua, among `ANSWER_LANGUAGES`.
 
     Returns:
-        By language asked: `found` counts the outputs by identified language; `none` stands for outputs in which there
-        is nothing to identify, such as bare numbers. `share` is the fraction of the other outputs that are in the
-        language asked, with its 95 % Wilson interval `low` to `high`; all three are None if every output is `none`.
+        For each requested language: `found` counts the outputs by identified language, where `none` means that the
+        output has no identifiable language (for example a bare number). `share` is the fraction of all other outputs
+        that are in the requested language, with its 95 % Wilson interval `low` to `high`. All three are None if every
+        output is `none`.
 
     Raises:
         UserError: lingua is not installed.
@@ -102,13 +108,16 @@ def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]
 
 
 def consistency_tables(evaluation: dict[str, Any]) -> str:
-    """Format all consistency metrics as Markdown, in percent; empty if the evaluation has none."""
+    """Format all consistency metrics as Markdown, in percent. Return an empty string if there are none."""
     parts = [agreement_sentences(evaluation), agreement_table(evaluation), output_languages_table(evaluation)]
     return "\n\n".join(part for part in parts if part)
 
 
 def agreement_sentences(evaluation: dict[str, Any]) -> str:
-    """Describe the agreement of two languages on average, and of all; empty if there is nothing to compare."""
+    """Describe in words the average agreement between two languages and the agreement of all languages.
+
+    Return an empty string if there is nothing to compare.
+    """
     metrics = evaluation.get("agreement")
     if not metrics or metrics["mean_pairwise"] is None:
         return ""
@@ -116,15 +125,15 @@ def agreement_sentences(evaluation: dict[str, Any]) -> str:
     total = metrics["all_languages"]
     if total["problems"]:
         text += (
-            f" All languages give one answer to {total['same']} of {total['problems']} problems "
-            f"({percent(total['share'])} %, {percent(total['low'])} to {percent(total['high'])}), the "
-            f"right one to {total['correct']}."
+            f" All languages give the same answer to {total['same']} of {total['problems']} problems "
+            f"({percent(total['share'])} %, {percent(total['low'])} to {percent(total['high'])}); "
+            f"it is correct for {total['correct']} of them."
         )
     return text
 
 
 def agreement_table(evaluation: dict[str, Any]) -> str:
-    """Format the agreement of every two languages as a Markdown table, in percent; empty if there is none."""
+    """Format the pairwise agreement as a Markdown table, in percent. Return an empty string if there is none."""
     matrix = agreement_matrix(evaluation)
     if not matrix:
         return ""
@@ -137,7 +146,7 @@ def agreement_table(evaluation: dict[str, Any]) -> str:
 
 
 def agreement_matrix(evaluation: dict[str, Any]) -> list[list[float | None]]:
-    """Return the [L, L] fractions of equal answers, None on the diagonal; empty if there is nothing to compare."""
+    """Return the [L, L] fractions of equal answers, with None on the diagonal, or [] if there is nothing to compare."""
     metrics, languages = evaluation.get("agreement"), list(evaluation["languages"])
     if not metrics or metrics["mean_pairwise"] is None:
         return []
@@ -146,7 +155,7 @@ def agreement_matrix(evaluation: dict[str, Any]) -> list[list[float | None]]:
 
 
 def output_languages_table(evaluation: dict[str, Any]) -> str:
-    """Format the languages of the outputs as a Markdown table; empty if they were not identified."""
+    """Format the output languages as a Markdown table. Return an empty string if they were not identified."""
     metrics = evaluation.get("output_languages")
     if not metrics:
         return ""

@@ -1,4 +1,4 @@
-"""Evaluation examples: canonical records with a number as gold answer."""
+"""Read evaluation examples: canonical records with a numeric gold answer."""
 
 import json
 from decimal import Decimal
@@ -16,7 +16,7 @@ class Example(NamedTuple):
     Attributes:
         pair_id: shared by all translations of the question, which form an example group.
         lang: language code.
-        messages: the conversation up to the response, each with `role` and `content`.
+        messages: the conversation before the response; each message has `role` and `content`.
         gold: the correct number.
     """
 
@@ -27,14 +27,14 @@ class Example(NamedTuple):
 
 
 def read_examples(path: Path, limit: int | None = None) -> list[Example]:
-    """Read the examples of a JSON Lines file of canonical records, whose written-out answer may be absent.
+    """Read the examples in a JSON Lines file of canonical records. The written-out answer may be absent.
 
     Args:
         path: the file.
         limit: keep only the first `limit` example groups.
 
     Raises:
-        UserError: the file is missing or empty, or a record is malformed; the message names file and row.
+        UserError: the file is missing or empty, or a record is malformed; the message names the file and row.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; --data takes JSON Lines of records {{pair_id, lang, question, gold}}")
@@ -76,7 +76,7 @@ def _parse_example(line: str) -> Example:
 
 
 def _with_placeholder_response(raw: dict[str, Any]) -> dict[str, Any]:
-    """Put a placeholder in place of the response, which `parse_record` requires and test data may lack."""
+    """Replace the response with a placeholder, because `parse_record` requires one and test data may lack it."""
     messages = raw.get("messages")
     if not isinstance(messages, list):
         return {**raw, "answer": "-"}

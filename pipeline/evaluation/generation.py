@@ -1,4 +1,4 @@
-"""Load a Hugging Face causal LM and generate greedily in batches."""
+"""Load a Hugging Face causal LM and generate responses greedily in batches."""
 
 import os
 from collections.abc import Container, Iterator, Sequence
@@ -17,13 +17,13 @@ from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
 from pipeline.models.stop_tokens import stop_token_ids
 
-# transformers' annotations do not say that a causal LM can generate, nor what a tokenizer's calls return.
+# The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
 Model = Any
 Tokenizer = Any
 
 
 def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
-    """Load a model in evaluation mode onto this rank's device, and its tokenizer with a padding token.
+    """Load a model in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
 
     Raises:
         UserError: the directory is missing, cannot be loaded, or has no chat template.
@@ -45,10 +45,10 @@ def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
 
 
 def encode_prompts(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[list[int]]:
-    """Apply the chat template to each example; return token ids up to where the response starts.
+    """Apply the chat template to each example. Return the token ids up to the start of the response.
 
     Raises:
-        UserError: the chat template rejects a conversation; the message names pair_id and language.
+        UserError: the chat template rejects a conversation; the message names the pair_id and language.
     """
     prompts = []
     for example in examples:
@@ -69,10 +69,11 @@ def plan_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[list[int]]:
-    """Return this rank's batches as indices into `prompts`, longest prompts first.
+    """Return the batches of this rank as indices into `prompts`, longest prompts first.
 
     Prompts of similar length share a batch. Batches are formed from all prompts before they are divided among the
-    ranks, so that a response does not depend on the number of ranks. A batch is left out if all its prompts are `done`.
+    ranks, so that a response does not depend on the number of ranks. A batch is omitted if all its prompts are in
+    `done`.
     """
     longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches = [longest_first[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
@@ -86,10 +87,10 @@ def generate_batches(
     batches: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> Iterator[dict[int, Generation]]:
-    """Yield the greedy responses to one batch after the other, by index into `prompts`.
+    """Generate greedily, batch by batch. Yield the responses of each batch by index into `prompts`.
 
     Raises:
-        UserError: out of GPU memory.
+        UserError: the GPU ran out of memory.
     """
     config = _set_greedy_config(model, tokenizer, max_new_tokens)
     quiet = not distributed.is_main_process()
@@ -109,7 +110,7 @@ def generate(
     """Generate the greedy response to each example in this process.
 
     Raises:
-        UserError: the chat template rejects a conversation, or out of GPU memory.
+        UserError: the chat template rejects a conversation, or the GPU ran out of memory.
     """
     prompts = encode_prompts(tokenizer, examples)
     generations: dict[int, Generation] = {}
@@ -119,7 +120,7 @@ def generate(
 
 
 def _set_greedy_config(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
-    """Replace the model's generation defaults by plain greedy decoding; keep only its stop tokens."""
+    """Replace the generation defaults of the model with plain greedy decoding. Keep only its stop tokens."""
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,

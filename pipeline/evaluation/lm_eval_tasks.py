@@ -1,12 +1,11 @@
-"""Run tasks of lm-evaluation-harness (lm_eval) on a model, and score their outputs with our own answer extraction too.
+"""Run lm-evaluation-harness (lm_eval) tasks on a model, and also score the outputs with our own answer extraction.
 
     python -m pipeline.evaluation.lm_eval_tasks --model runs/solar/hf --tasks mgsm_native_cot_sw --output runs/solar
     python -m pipeline.evaluation.lm_eval_tasks --model runs/solar/hf --tasks mine_sw --include_path tasks --output out
 
-Tasks are those that lm_eval ships, whose data comes from the hub, or YAML files in `--include_path`, whose data may be
-local: see docs/evaluation.md. For several ranks, use `torchrun --nproc-per-node 8 -m
-pipeline.evaluation.lm_eval_tasks ...`. Writes `harness.json`, `harness.md` and, for tasks that generate text,
-`harness_generations.jsonl`.
+Tasks are built into lm_eval, with data from the Hub, or are YAML files in `--include_path`, whose data may be local.
+See docs/evaluation.md. For several ranks, use `torchrun --nproc-per-node 8 -m pipeline.evaluation.lm_eval_tasks ...`.
+Writes `harness.json`, `harness.md` and, for tasks that generate text, `harness_generations.jsonl`.
 """
 
 import argparse
@@ -56,7 +55,7 @@ def evaluate_tasks(args: argparse.Namespace) -> None:
             apply_chat_template=args.chat_template,
             bootstrap_iters=0,
         )
-    except OSError as error:  # a data set that does not exist, or no connection
+    except OSError as error:  # the data set does not exist, or there is no connection
         raise UserError(f"--tasks {' '.join(args.tasks)}: {str(error).strip().splitlines()[0]}") from error
     finally:
         if torch.distributed.is_initialized():
@@ -66,7 +65,7 @@ def evaluate_tasks(args: argparse.Namespace) -> None:
 
 
 def find_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
-    """Return a task manager that has the tasks. The thousands that lm_eval ships are indexed only if needed.
+    """Return a task manager for the tasks. The thousands of tasks in lm_eval are indexed only if needed.
 
     Raises:
         UserError: lm-eval is not installed, `include_path` is not a directory, or a task is unknown.
@@ -113,9 +112,9 @@ def build_model(args: argparse.Namespace) -> Any:
 
 
 def _distributed_class(base: type) -> type:
-    """Derive a class of lm_eval's model that distributes examples over all ranks.
+    """Create a subclass of the lm_eval model that distributes examples over all ranks.
 
-    The original does so only if each process has access to several GPUs, and it numbers ranks per machine.
+    The base class only does so if each process has access to several GPUs, and it numbers ranks per machine.
     """
 
     class DistributedHFLM(base):
@@ -142,7 +141,7 @@ def _distributed_class(base: type) -> type:
 
 
 def write_lm_eval_results(args: argparse.Namespace, results: dict[str, Any], output: Path) -> None:
-    """Write `harness.json`, `harness.md` and `harness_generations.jsonl` from what lm_eval returned."""
+    """Write `harness.json`, `harness.md` and `harness_generations.jsonl` from the results of lm_eval."""
     tasks, rows = {}, []
     for task, samples in results["samples"].items():
         task_rows = extract_rows(task, samples)
@@ -176,11 +175,11 @@ def lm_eval_scores(metrics: dict[str, Any], n: int) -> dict[str, dict[str, float
     """Return lm_eval's own metrics of a task.
 
     Args:
-        metrics: as lm_eval names them, "metric,filter".
+        metrics: metrics by lm_eval name, "metric,filter".
         n: number of examples.
 
     Returns:
-        By the same names `value`, and for proportions `low` and `high` of the 95 % Wilson interval, else None.
+        For each name `value`, and the bounds `low` and `high` of the 95 % Wilson interval; None if it is no proportion.
     """
     scores: dict[str, dict[str, float | None]] = {}
     for key, value in _numbers(metrics).items():
@@ -193,7 +192,7 @@ def lm_eval_scores(metrics: dict[str, Any], n: int) -> dict[str, dict[str, float
 
 
 def task_language(task: str) -> str | None:
-    """Return the language of a task's solutions by its name (mgsm_native_cot_sw), or None if it is not one of ours."""
+    """Return the language of the solutions, from the task name (mgsm_native_cot_sw), or None if it is unsupported."""
     if "_en_cot" in task:  # mgsm_en_cot_sw asks in Swahili for a chain of thought in English
         return "en"
     languages = [part for part in re.split(r"[_-]", task) if part in ANSWER_LANGUAGES]
@@ -201,12 +200,12 @@ def task_language(task: str) -> str | None:
 
 
 def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Extract the answers from a task's generations with our own extraction, one row per example.
+    """Extract the answers from the generations of a task with our own extraction. Return one row per example.
 
     Returns an empty list if the task's language is unknown, its targets are not numbers, or it generates no text.
     """
     lang, rows = task_language(task), {}
-    for sample in samples:  # one for each of the task's filters, all with the same response
+    for sample in samples:  # one sample per filter of the task, all with the same response
         gold = parse_gold(str(sample["target"]).strip())
         response = sample["resps"][0][0] if sample["resps"] and sample["resps"][0] else None
         if lang is None or gold is None or not isinstance(response, str):
@@ -225,7 +224,7 @@ def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str,
 
 
 def extraction_score(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """Compute the accuracy of `extract_rows` with its 95 % Wilson interval, or None without rows."""
+    """Compute the accuracy of `extract_rows` with its 95 % Wilson interval. Return None if there are no rows."""
     if not rows:
         return None
     correct = sum(row["correct"] for row in rows)
@@ -234,7 +233,7 @@ def extraction_score(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def lm_eval_table(result: dict[str, Any]) -> str:
-    """Format the content of `harness.json` as a Markdown table; proportions are in percent."""
+    """Format the content of `harness.json` as a Markdown table, with proportions in percent."""
     lines = [
         "| task | problems | lm_eval metric | value | 95 % interval | our accuracy % | 95 % interval |",
         "|---|---:|---|---:|---:|---:|---:|",
@@ -255,24 +254,24 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     description = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluation.lm_eval_tasks", description=description)
-    parser.add_argument("--model", required=True, help="directory of a Hugging Face causal LM, or a hub id")
+    parser.add_argument("--model", required=True, help="directory of a Hugging Face causal LM, or a Hub model ID")
     parser.add_argument("--tasks", required=True, nargs="+", help="names of tasks, groups or tags")
-    parser.add_argument("--include_path", help="directory with YAML files of more tasks")
-    parser.add_argument("--output", help="directory of the result files; by default the model's directory")
+    parser.add_argument("--include_path", help="directory with YAML files of additional tasks")
+    parser.add_argument("--output", help="directory for the result files; default: the model directory")
     parser.add_argument("--backend", default="hf", choices=("hf", "vllm"), help="library that generates")
     parser.add_argument(
-        "--model_args", default="", help="more arguments of the backend: tensor_parallel_size=8,max_length=4096"
+        "--model_args", default="", help="additional arguments for the backend: tensor_parallel_size=8,max_length=4096"
     )
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="sequences per batch on each rank")
     parser.add_argument("--max_new_tokens", type=PositiveInt, default=512, help="maximum response length, in tokens")
-    parser.add_argument("--num_fewshot", type=int, help="examples before each question; by default the task's own")
-    parser.add_argument("--limit", type=PositiveInt, help="evaluate only this many examples of each task, the first")
+    parser.add_argument("--num_fewshot", type=int, help="number of few-shot examples; default: set by the task")
+    parser.add_argument("--limit", type=PositiveInt, help="evaluate only the first LIMIT examples of each task")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument(
         "--chat_template",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="ask through the model's chat template",
+        help="apply the chat template of the model",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Finished generations of an interrupted evaluation, kept in OUTPUT/generations.partial so that it can resume."""
+"""Log of finished generations in OUTPUT/generations.partial, from which an interrupted evaluation resumes."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ class Generation(NamedTuple):
 
     Attributes:
         text: the response without special tokens.
-        finished: whether the model generated a stop token; if not, the response was cut at max_new_tokens.
+        finished: whether the model generated a stop token. If not, the response was truncated at max_new_tokens.
     """
 
     text: str
@@ -26,16 +26,17 @@ class Generation(NamedTuple):
 
 
 class GenerationLog:
-    """Generations of earlier runs of the same evaluation, and the file that this rank appends new ones to.
+    """Generations of earlier runs of the same evaluation, and the file to which this rank appends new ones.
 
-    Creating one is a collective operation.
+    The constructor is collective: all ranks must call it.
 
     Args:
-        output: directory of the results.
-        inputs: everything that determines the generations, as JSON. Generations logged with other inputs are deleted.
+        output: directory for the results.
+        inputs: everything that determines the generations, as JSON. Generations logged with different inputs are
+            deleted.
 
     Attributes:
-        generations: what all ranks of earlier runs generated, by index of the example.
+        generations: generations of all ranks in earlier runs, by example index.
 
     Raises:
         UserError: the log cannot be written.
@@ -43,11 +44,16 @@ class GenerationLog:
 
     def __init__(self, output: Path, inputs: Mapping[str, Any]) -> None:
         self.folder = output / "generations.partial"
-        self.generations: dict[int, Generation] = distributed.broadcast_from_rank0(lambda: self._merge(dict(inputs)))
+        self.generations: dict[int, Generation] = distributed.broadcast_from_rank0(
+            lambda: self._merge_rank_files(dict(inputs))
+        )
         self._file = open(self.folder / f"rank-{distributed.rank()}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
 
-    def _merge(self, inputs: dict[str, Any]) -> dict[int, Generation]:
-        """Merge the files of all ranks into one, so that the number of ranks may change. Called on rank 0."""
+    def _merge_rank_files(self, inputs: dict[str, Any]) -> dict[int, Generation]:
+        """Merge the files of all ranks, so that the evaluation can resume with a different world size.
+
+        Deletes the folder first if it was written with different inputs. Called on rank 0 only.
+        """
         try:
             if read_json_or_none(self.folder / INPUTS_FILE) != inputs:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -78,7 +84,7 @@ def _format_lines(generations: Mapping[int, Generation]) -> str:
 
 
 def _read_log(path: Path) -> list[tuple[int, Generation]]:
-    """Read complete lines; skip a last one that was cut short by a kill."""
+    """Read all complete lines. An incomplete last line, left by a killed process, is skipped."""
     text = path.read_text(encoding="utf-8")
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
     return [(index, Generation(text, finished)) for index, text, finished in rows]

@@ -1,4 +1,4 @@
-"""Evaluate a model: generate, score, write the result files."""
+"""Evaluate a model: generate responses, score them, and write the result files."""
 
 import dataclasses
 import json
@@ -27,8 +27,8 @@ from pipeline.fault_tolerance.signals import StopSignal
 def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> int:
     """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`.
 
-    If any rank receives a signal, nothing is scored, and the next start resumes from the finished batches. Ranks that
-    did not receive it generate the rest of their batches first.
+    If any rank receives a signal, nothing is scored, and the next run resumes after the finished batches. Ranks that
+    did not receive the signal finish their batches before exiting.
 
     Returns:
         The exit status: 0, or 75 after a signal.
@@ -61,7 +61,7 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
 
 
 def _inputs(settings: EvaluationSettings) -> dict[str, Any]:
-    """Return what determines the generations: settings, test data, and size and time of the model's files."""
+    """Return everything that determines the generations: settings, test data, and size and mtime of the model files."""
     files = sorted(path for path in Path(settings.model).iterdir() if path.is_file())
     return {
         "settings": dataclasses.asdict(dataclasses.replace(settings, output=None)),
@@ -73,11 +73,11 @@ def _inputs(settings: EvaluationSettings) -> dict[str, Any]:
 
 @contextmanager
 def _process_group() -> Iterator[None]:
-    """Join the launcher's process group for the duration of the block, if there are several ranks."""
+    """Initialize the process group for the duration of the block if there are several ranks."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    # gloo on GPUs too: only texts are exchanged, once. The ranks finish at different times, hence the long timeout.
+    # gloo even on GPUs, because only text is exchanged, once. Ranks finish at different times, hence the long timeout.
     torch.distributed.init_process_group("gloo", timeout=timedelta(hours=6))
     try:
         yield
@@ -88,7 +88,7 @@ def _process_group() -> Iterator[None]:
 def _collect(
     batches: Iterator[dict[int, Generation]], log: GenerationLog, stop: StopSignal | None
 ) -> dict[int, Generation]:
-    """Generate and log one batch after the other until all are done or a signal is received."""
+    """Generate and log batches until all are finished or a signal is received."""
     generations: dict[int, Generation] = {}
     while not (stop and stop.received) and (batch := next(batches, None)) is not None:
         log.add(batch)
@@ -97,7 +97,10 @@ def _collect(
 
 
 def _gather_generations(local: dict[int, Generation]) -> dict[int, Generation] | None:
-    """Gather all ranks' generations on rank 0. Return None on the others."""
+    """Gather the generations of all ranks on rank 0. Return None on the other ranks.
+
+    Collective: all ranks must call it.
+    """
     if not torch.distributed.is_initialized():
         return local
     parts: list[Any] | None = [None] * distributed.world_size() if distributed.is_main_process() else None
@@ -137,4 +140,4 @@ def _write_results(
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode("utf-8", "replace"))  # a lone surrogate must not lose the run
+    write_atomically(path, text.encode("utf-8", "replace"))  # a lone surrogate must not make the run fail

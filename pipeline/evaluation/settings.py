@@ -8,17 +8,17 @@ from jsonargparse.typing import PositiveInt
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """What to evaluate, and how.
+    """Settings of an evaluation.
 
     Args:
         model: directory of a Hugging Face causal LM with its tokenizer and chat template.
         data: JSON Lines of records {pair_id, lang, messages or question, gold}; gold is the final number.
-        output: directory of the three result files; by default the model's directory.
-        pivot: language that the answers in the other languages are compared with.
-        batch_size: number of sequences that each rank generates at once.
+        output: directory for the three result files; default: the model directory.
+        pivot: language to compare the answers in other languages with.
+        batch_size: number of sequences per batch on each rank.
         max_new_tokens: maximum length of a response, in tokens.
-        limit: evaluate only this many questions, the first ones, each in all its languages.
-        dtype: data type of the model; auto takes the one of the model's files.
+        limit: evaluate only the first `limit` questions, each in all its languages.
+        dtype: data type of the model; auto: the data type in the model files.
     """
 
     model: str

@@ -9,13 +9,13 @@ from statistics import NormalDist
 import numpy as np
 
 RESAMPLES = 10_000
-MAX_ELEMENTS = 10_000_000  # drawn at once; bounds the memory of the bootstrap
+MAX_ELEMENTS = 10_000_000  # maximum number of elements drawn at once; bounds the memory of the bootstrap
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval (Wilson 1927) of the proportion `correct` / `n`, for `n` > 0.
 
-    Unlike the normal approximation it keeps its coverage near 0 and 1 and for small `n`.
+    Unlike the normal approximation, it has correct coverage near 0 and 1 and for small `n`.
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     proportion = correct / n
@@ -27,7 +27,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 def mcnemar(gained: int, lost: int) -> float:
     """Return the exact two-sided p-value of McNemar's test (McNemar 1947, binomial form).
 
-    Under the null hypothesis each of the `gained` + `lost` discordant pairs is gained with probability one half.
+    Under the null hypothesis, each of the `gained` + `lost` discordant pairs is gained with probability 1/2.
     """
     n, fewer = gained + lost, min(gained, lost)
     tail = sum(comb(n, k) for k in range(fewer + 1))
@@ -37,15 +37,14 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Compute 95 % percentile intervals (Efron 1979) of the mean difference of two models.
 
-    Whole example groups are resampled, so that the translations of one question stay together: they are not
-    independent observations.
+    Whole example groups are resampled, because the translations of a question are not independent observations.
 
     Args:
-        differences: [G, L] of -1, 0 or 1, and nan if a group has no example in a language.
-        seed: of the resampling.
+        differences: [G, L] with values -1, 0 or 1, or nan if a group has no example in a language.
+        seed: random seed of the resampling.
 
     Returns:
-        Lower and upper bounds per language, [L] each, and the two bounds of the mean over languages.
+        The lower and upper bounds per language, [L] each, and the lower and upper bound of the mean over languages.
     """
     present = (~np.isnan(differences)).astype(np.float64)
     values = np.nan_to_num(differences)

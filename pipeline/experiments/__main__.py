@@ -1,9 +1,9 @@
-"""Run an experiment: every seed of its plan, in parallel on all GPUs or CPU cores, then the tables.
+"""Run an experiment: all seeds of its plan, in parallel on all GPUs or CPU cores. Then write the tables.
 
     python -m pipeline.experiments                      # all of pipeline/experiments/plan.yaml, into runs/experiment
     python -m pipeline.experiments --seeds '[100]'      # one seed, e.g. as a task of a Slurm array; no tables
 
-A restart skips models that have results. If all have them, it writes the tables.
+A restart skips models that already have results. Once all models have results, the tables are written.
 """
 
 import os
@@ -31,14 +31,14 @@ PLAN = Path(__file__).parent / "plan.yaml"
 
 @dataclass(frozen=True)
 class ExperimentSettings:
-    """What to run, and where to write the results.
+    """Settings of an experiment run.
 
     Args:
-        plan: YAML file with variants, amounts, seeds and sizes.
+        plan: YAML file with the variants, amounts, seeds and sizes.
         output: directory for base models, metrics and tables.
-        seeds: some of the plan's seeds; default: all.
-        amounts: some of the plan's amounts of low-resource pairs; default: all.
-        processes: number of seeds to run at once; default: the number of GPUs, or of CPU cores without GPUs.
+        seeds: subset of the plan's seeds; default: all.
+        amounts: subset of the plan's amounts of low-resource pairs; default: all.
+        processes: number of seeds to run at once; default: the number of GPUs or, without GPUs, of CPU cores.
     """
 
     plan: str = str(PLAN)
@@ -52,7 +52,7 @@ def save_plan(plan: ExperimentPlan, output: Path) -> None:
     """Write the plan next to its results. Seeds, amounts and variants may be added to a saved plan.
 
     Raises:
-        UserError: the directory has results of a plan that differs in anything else.
+        UserError: the directory has results of a plan that differs in any other way.
     """
     ensure_writable(output)
     path, new = output / "plan.yaml", _to_plain(asdict(plan))
@@ -62,26 +62,26 @@ def save_plan(plan: ExperimentPlan, output: Path) -> None:
     changed |= {f"arms.{name}" for name in new["arms"] if variants[name] != saved["arms"].get(name, variants[name])}
     if changed:
         raise UserError(
-            f"{output}: has results of another plan, which differs in {', '.join(sorted(changed))}; "
+            f"{output}: has results of a different plan, which differs in {', '.join(sorted(changed))}; "
             "give another --output"
         )
     text = yaml.safe_dump(new | {"arms": variants}, sort_keys=False)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # processes of several seeds do not rewrite it
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # avoid rewriting it in the process of each seed
         write_atomically(path, text.encode())
 
 
 def _to_plain(value: Any) -> Any:
-    """Turn tuples into lists, as YAML reads them."""
+    """Convert tuples to lists, as in a plan read from YAML."""
     if isinstance(value, dict):
         return {key: _to_plain(v) for key, v in value.items()}
     return [_to_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def run_seeds(settings: ExperimentSettings, seeds: list[int], amount: int) -> None:
-    """Run each seed at one amount in a process of its own.
+    """Run each seed for one amount in a separate process.
 
     Raises:
-        UserError: a seed failed; the others are finished first.
+        UserError: a seed failed. The other seeds finish first.
     """
     gpus = torch.cuda.device_count()
     processes = settings.processes or gpus or os.cpu_count() or 1
@@ -101,7 +101,7 @@ def run_seeds(settings: ExperimentSettings, seeds: list[int], amount: int) -> No
         statuses = list(pool.map(run, enumerate(seeds)))
     failed = [str(seed) for seed, status in zip(seeds, statuses, strict=True) if status]
     if failed:
-        raise UserError(f"seeds {', '.join(failed)} failed, see above; the same command resumes with what is missing")
+        raise UserError(f"seeds {', '.join(failed)} failed, see above; run the same command again to resume")
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
     if len(seeds) == 1:
         Study(plan, seeds[0], output).run(amounts, lambda text: print(text, flush=True))
         return
-    for amount in amounts:  # finish the first amount for all seeds before the next
+    for amount in amounts:  # finish one amount for all seeds before the next one
         run_seeds(settings, seeds, amount)
     print(write_experiment_results(plan, output), flush=True)
 

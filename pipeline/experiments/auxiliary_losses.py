@@ -1,4 +1,4 @@
-"""Auxiliary losses and data changes of the variants: a middle-layer baseline, an oracle, and shuffled pairs.
+"""Auxiliary losses and batch transforms of the variants: middle-layer baseline, dictionary oracle, shuffled pairs.
 
 Shape letters: T target tokens, S sequences, d hidden size, W words.
 """
@@ -17,12 +17,14 @@ from pipeline.models.families import vocabulary_parameter
 
 
 class MiddleLayerLoss:
-    """Alignment of mean hidden states after a layer: weight * mean over pairs of (1 - cosine), with detached pivots.
+    """Alignment loss on the mean hidden states of a layer: weight * mean over pairs of (1 - cosine).
+
+    Pivots are detached.
 
     Args:
-        model: the model; a forward hook on it keeps the layer's output.
+        model: the model, which gets a forward hook that stores the output of the layer.
         weight: factor of the loss.
-        layer: number of the layer, from 1.
+        layer: number of the layer, counted from 1.
     """
 
     def __init__(self, model: Any, weight: float, layer: int) -> None:
@@ -33,7 +35,7 @@ class MiddleLayerLoss:
         self._hidden_states = output[0] if isinstance(output, tuple) else output
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """Return the loss, a scalar, of the model's last forward pass."""
+        """Return the scalar loss for the last forward pass of the model."""
         loss_batch = batch.loss_batch.to(self._hidden_states.device)
         hidden_Td = self._hidden_states.flatten(0, 1).index_select(0, batch.positions)
         sums_Sd = hidden_Td.new_zeros(len(loss_batch.lengths), hidden_Td.shape[1])
@@ -50,7 +52,7 @@ class MiddleLayerLoss:
 
 
 class DictionaryLoss:
-    """Alignment of word embeddings by a dictionary, an upper bound for what aligned words can achieve.
+    """Alignment loss on word embeddings with a dictionary: an upper bound for methods that align words.
 
     The loss is weight * mean over words of the squared distance between the input embeddings of a word and of its
     detached translation in the pivot language, divided by the mean squared norm of the latter.
@@ -66,7 +68,7 @@ class DictionaryLoss:
         self._pivots_W = word_ids(SYNTHETIC_PIVOT).repeat(len(others))
 
     def __call__(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """Return the loss, a scalar; it does not depend on the batch."""
+        """Return the scalar loss. It does not depend on the batch."""
         matrix = vocabulary_parameter(model.get_input_embeddings())
         words_Wd = matrix[self._words_W.to(matrix.device)]
         pivots_Wd = matrix[self._pivots_W.to(matrix.device)].detach()
@@ -76,7 +78,7 @@ class DictionaryLoss:
 def shuffle_pairs(batch: MicroBatch) -> MicroBatch:
     """Pair each translation with the pivot of the next example group in the batch.
 
-    The number of pairs stays the same, and none of them is a correct one.
+    The number of pairs stays the same, but no pair is correct.
     """
     loss_batch = batch.loss_batch
     own = torch.arange(len(loss_batch.pivot))

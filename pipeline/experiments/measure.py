@@ -1,4 +1,4 @@
-"""Measure a model on the synthetic benchmark: accuracy, consistency, language confusion and representations."""
+"""Evaluate a model on the synthetic benchmark: accuracy, consistency, language confusion and representations."""
 
 import random
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from pipeline.experiments.synthetic_benchmark import (
 from pipeline.representations.similarity import similarity_metrics, unit_rows
 from pipeline.representations.states import encode, pooled_states
 
-# The annotations of transformers lack a causal LM's generate() and the result types of a tokenizer.
+# The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
 Model = Any
 Tokenizer = Any
 
@@ -35,7 +35,7 @@ BATCH_SIZE = 400
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """A problem in one language; `combinations` is "seen" or "unseen" for a low-resource language, else "all"."""
+    """A problem in one language. `combinations` is "seen" or "unseen" in a low-resource language, otherwise "all"."""
 
     lang: str
     combinations: Combinations
@@ -47,11 +47,12 @@ def draw_questions(benchmark: SyntheticBenchmark, count: int, seed: str) -> list
 
     Args:
         benchmark: the languages.
-        count: questions per mid-resource language, and per low-resource language and kind of combinations.
+        count: number of questions per mid-resource language, and per low-resource language and kind of combinations.
         seed: seed of the questions.
 
     Returns:
-        The questions in the low-resource languages, those in the mid-resource languages, and the former in the pivot.
+        The questions in the low-resource languages, the questions in the mid-resource languages, and the low-resource
+        questions translated into the pivot.
     """
     rng = random.Random(seed)
 
@@ -65,7 +66,7 @@ def draw_questions(benchmark: SyntheticBenchmark, count: int, seed: str) -> list
 
 
 def generate_answers(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
-    """Return the words of the greedy response to each question."""
+    """Generate a greedy response to each question and return its words."""
     examples = [
         Example(str(i), SYNTHETIC_PIVOT, [{"role": "user", "content": text}], Decimal(0))
         for i, text in enumerate(questions)
@@ -75,17 +76,17 @@ def generate_answers(model: Model, tokenizer: Tokenizer, questions: Sequence[str
 
 
 def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, Any]:
-    """Return the metrics of a model.
+    """Compute the metrics of a model.
 
-    Accuracies are by group of languages. `consistency` is how often a low-resource language gives the pivot's answer;
-    `confusion` how often an output contains words of another language. All of them are fractions in [0, 1]. The metrics
-    of `measure_representations` follow.
+    Accuracies are per group of languages. `consistency` is how often the answer in a low-resource language equals the
+    answer in the pivot. `confusion` is how often an output contains words of another language. All of these are
+    fractions in [0, 1]. The result also includes the metrics of `measure_representations`.
 
     Args:
         model: model in evaluation mode.
         tokenizer: its tokenizer.
         benchmark: the languages.
-        count: test questions, see `draw_questions`.
+        count: number of test questions, see `draw_questions`.
     """
     questions = draw_questions(benchmark, count, f"test {benchmark.seed}")
     texts = [benchmark.format_problem(question.problem, question.lang)[0] for question in questions]
@@ -131,11 +132,11 @@ def _foreign_words(benchmark: SyntheticBenchmark, lang: str) -> set[str]:
 def measure_representations(
     model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, num_problems: int = 48
 ) -> dict[str, float]:
-    """Return similarity to the pivot and separability of the languages, by kind of representation.
+    """Compute the similarity to the pivot and the separability of languages for each kind of representation.
 
-    Representations are pooled over reference solutions, at a middle layer, after the final norm and as soft tokens. The
-    cosines are means over low-resource languages, the silhouette is by language. `word_centred_cosine` compares the
-    input embeddings of translated words, each language's mean subtracted.
+    Representations are pooled over reference solutions: at a middle layer, after the final norm, and as soft tokens.
+    Cosines are means over the low-resource languages. The silhouette uses the languages as clusters.
+    `word_centred_cosine` compares the input embeddings of translated words after subtracting the mean of each language.
     """
     rng = random.Random(f"representations {benchmark.seed}")
     problems = [benchmark.draw_problem(rng, SYNTHETIC_PIVOT, "all") for _ in range(num_problems)]
@@ -165,13 +166,11 @@ def measure_representations(
 
 
 def copy_accuracy(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, float]:
-    """Return the fraction of `count` copy exercises with all digits correct, by language."""
+    """Return, for each language, the fraction of `count` copy tasks answered with all digits correct."""
     rng = random.Random(f"copy {benchmark.seed}")
     fractions = {}
     for lang in SYNTHETIC_LANGUAGES:
-        exercises = [
-            benchmark.format_copy_exercise(benchmark.draw_problem(rng, lang, "all"), lang) for _ in range(count)
-        ]
+        exercises = [benchmark.format_copy_task(benchmark.draw_problem(rng, lang, "all"), lang) for _ in range(count)]
         answers = generate_answers(model, tokenizer, [question for question, _ in exercises])
         digits = [[word for word in answer if word in SHARED_TOKENS and word.isdigit()] for answer in answers]
         expected = [[word for word in answer.split() if word.isdigit()] for _, answer in exercises]

@@ -1,4 +1,4 @@
-"""Plan of an experiment: variants, data sizes and seeds, read from a YAML file that is fixed before the run."""
+"""Plan of an experiment: variants, data sizes and seeds. It is read from a YAML file that is fixed before the run."""
 
 import argparse
 from dataclasses import dataclass, field, fields
@@ -27,15 +27,15 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant adds to plain supervised fine-tuning.
+    """Changes that a variant makes to plain supervised fine-tuning.
 
     Attributes:
         loss: the SOLAR loss; None for plain fine-tuning.
-        idf: whether inverse document frequencies are the vocabulary weights.
+        idf: whether to use inverse document frequencies as vocabulary weights.
         middle: weight of the middle-layer loss.
         dictionary: weight of the dictionary loss.
-        shuffle: whether translations are paired with pivots of other problems.
-        amounts: the plan's amounts for which this variant runs; None for all.
+        shuffle: whether to pair translations with pivots of other problems.
+        amounts: amounts of the plan for which this variant runs; None for all.
     """
 
     loss: LossSettings | None = None
@@ -48,17 +48,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """Everything that decides the results of an experiment.
+    """Everything that determines the results of an experiment.
 
     Attributes:
-        arms: the variants by name; `sft` is the baseline that the others are compared with.
-        amounts: pairs per low-resource language in the fine-tuning data, one series of runs for each.
-        seeds: seeds of the benchmark and of the training.
+        arms: the variants by name. `sft` is the baseline.
+        amounts: numbers of pairs per low-resource language in the fine-tuning data, with one series of runs for each.
+        seeds: random seeds of the benchmark and the training.
         pretraining: training of the base model.
         finetuning: training of each variant.
         model: size of the model.
-        mid_problems: problems in both mid-resource languages in the fine-tuning data.
-        test_problems: test problems per language, and per low-resource language for seen and unseen combinations each.
+        mid_problems: number of problems in the fine-tuning data that are in both mid-resource languages.
+        test_problems: number of test problems per language. Low-resource languages have this number of seen and of
+            unseen combinations each.
     """
 
     arms: dict[str, Variant]
@@ -89,7 +90,7 @@ def read_experiment_plan(path: Path) -> ExperimentPlan:
     """Read a plan from a YAML file.
 
     Raises:
-        UserError: unreadable file, unknown key, value of a wrong type, or no variant `sft`.
+        UserError: the file is unreadable, has an unknown key or a value of the wrong type, or has no variant `sft`.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ExperimentPlan, "plan")
@@ -98,11 +99,11 @@ def read_experiment_plan(path: Path) -> ExperimentPlan:
         _check_variants(tree)
         plan: ExperimentPlan = parser.instantiate_classes(parser.parse_object({"plan": tree})).plan
     except OSError as error:
-        raise UserError(f"{path}: cannot read the plan ({error.strerror}); name a readable file with --plan") from None
+        raise UserError(f"{path}: cannot read the plan ({error.strerror}); pass a readable file with --plan") from None
     except (yaml.YAMLError, UnicodeDecodeError, argparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{path}: invalid plan: {' '.join(str(error).replace('plan.', '').split())}") from None
     if BASELINE not in plan.variants:
-        raise UserError(f"{path}: arms has no {BASELINE!r}, the baseline of the comparison; add it")
+        raise UserError(f"{path}: arms has no {BASELINE!r}, which is the baseline; add it")
     if not plan.seeds or not plan.amounts or min(plan.amounts) < 1:
         raise UserError(f"{path}: seeds and amounts must not be empty, and amounts must be at least 1")
     if not plan.pretraining.max_steps or not plan.finetuning.max_steps:

@@ -1,4 +1,4 @@
-"""Tables of an experiment: each variant minus plain fine-tuning, paired by seed, with 95 % intervals."""
+"""Tables of an experiment: difference of each variant from plain fine-tuning, paired by seed, with 95 % intervals."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from pipeline.common.atomic_io import write_atomically, write_json
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
-from pipeline.common.plotting import GREY, RUN_COLORS, axes_of, figure_of, png, title
+from pipeline.common.plotting import GREY, RUN_COLORS, add_axes, new_figure, png, title
 from pipeline.evaluation.accuracy import versions
 from pipeline.experiments.plan import BASELINE, ExperimentPlan
 
-# Headings of the metrics that are shown in percent, and of those that are shown as they are.
+# Headings of the metrics that are shown in percent, and of the metrics that are shown unscaled.
 FRACTION_HEADINGS = {
     "low": "low-resource",
     "low_seen": "seen combinations",
@@ -33,17 +33,17 @@ REPRESENTATION_HEADINGS = {
     "soft_tokens_silhouette": "soft tokens, silhouette",
     "word_centred_cosine": "word embeddings, centered cosine",
 }
-# Sanity check: the baseline's mean accuracy in the low-resource languages must leave room for a difference.
+# Sanity check: the baseline's mean low-resource accuracy (in percent) must leave room for differences.
 BASELINE_ACCURACY_RANGE = (0.25, 0.80)
 
-MIN_SEEDS = 3  # for an interval to be shown
+MIN_SEEDS = 3  # minimum number of seeds to show an interval
 
-ModelMetrics = dict[str, Any]  # of one model, as `Study` writes them
+ModelMetrics = dict[str, Any]  # metrics of one model, as written by `Study`
 Results = dict[tuple[str, int], dict[int, ModelMetrics]]  # by variant and amount, then by seed
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and its 95 % interval by Student's t."""
+    """A mean over seeds and its 95 % confidence interval (Student's t)."""
 
     mean: float
     low: float
@@ -51,7 +51,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: list[float]) -> Interval:
-    """Return the mean and its interval; the bounds of a single value are NaN."""
+    """Compute the mean and its confidence interval. The bounds are NaN for a single value."""
     mean = fmean(values)
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
@@ -69,7 +69,7 @@ def read_results(output: Path) -> Results:
 
 
 def differences(results: Results, variant: str, amount: int, key: str) -> list[float]:
-    """Return a metric of a variant minus that of the baseline, for the seeds that have both."""
+    """Return the differences of a metric between a variant and the baseline, for the seeds that have both."""
     models, baseline = results.get((variant, amount), {}), results.get((BASELINE, amount), {})
     return [models[seed][key] - baseline[seed][key] for seed in sorted(models.keys() & baseline.keys())]
 
@@ -98,15 +98,15 @@ def write_experiment_results(plan: ExperimentPlan, output: Path) -> str:
 def markdown_table(
     plan: ExperimentPlan, results: Results, amount: int, headings: dict[str, str], scale: float, digits: int
 ) -> str:
-    """Return the baseline's means, then each variant's differences from them with intervals.
+    """Format the means of the baseline, and the differences of each variant from it with intervals.
 
     Args:
-        plan: the plan, for the order of the variants.
+        plan: the plan, which gives the order of the variants.
         results: metrics of all models.
         amount: pairs per low-resource language.
-        headings: heading of each metric.
-        scale: factor of the numbers, 100 for percent.
-        digits: digits after the decimal point.
+        headings: column heading of each metric.
+        scale: factor that the metrics are multiplied by; 100 for percent.
+        digits: number of digits after the decimal point.
     """
     models = results[BASELINE, amount]
     lines = [
@@ -130,14 +130,14 @@ def markdown_table(
     if "low" in means and not low <= means["low"] <= high:
         lines += [
             "",
-            f"Sanity check failed: the low-resource accuracy of {BASELINE} is {means['low']:.1f} %. Outside of "
-            f"{low:.0f} to {high:.0f} % the variants differ little.",
+            f"Sanity check failed: the low-resource accuracy of {BASELINE} is {means['low']:.1f} %. Outside "
+            f"{low:.0f} to {high:.0f} %, the variants differ little.",
         ]
     return "\n".join(lines)
 
 
 def summarize_results(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> dict[str, Any]:
-    """Return the content of results.json: means, differences and intervals by amount and variant."""
+    """Compute the content of results.json: means, differences and intervals by amount and variant."""
     keys = [*FRACTION_HEADINGS, *REPRESENTATION_HEADINGS]
     summary: dict[str, Any] = {"versions": versions(), "amounts": {}}
     for amount in amounts:
@@ -155,11 +155,11 @@ def summarize_results(plan: ExperimentPlan, results: Results, amounts: Sequence[
 
 
 def plot_results(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> bytes:
-    """Plot the low-resource accuracy minus that of plain fine-tuning, by variant and amount; return a PNG file."""
-    figure = figure_of(9, 3.6)
+    """Plot the difference in low-resource accuracy from plain fine-tuning, by variant and amount, as PNG."""
+    figure = new_figure(9, 3.6)
     grid = figure.add_gridspec(1, 2)
     for column, (key, name) in enumerate({"low": "all problems", "low_unseen": "held-out combinations"}.items()):
-        axes = axes_of(figure, grid[0, column])
+        axes = add_axes(figure, grid[0, column])
         _draw_differences(axes, plan, results, amounts, key)
         title(axes, f"Low-resource accuracy, {name}")
         if column == 0:

@@ -1,7 +1,7 @@
-"""Run one seed of an experiment: pretrain a base model, check it, then train and measure every variant.
+"""Run one seed of an experiment: pretrain a base model, check it, then train and evaluate every variant.
 
-The results are in OUTPUT/seed-S: the base model as a Hugging Face directory, and one JSON file per model. A model whose
-file exists is skipped.
+Results are written to OUTPUT/seed-S: the base model as a Hugging Face directory, and one JSON file per model. Models
+with an existing JSON file are skipped.
 """
 
 import json
@@ -27,14 +27,14 @@ from pipeline.experiments.plan import ExperimentPlan, Variant
 from pipeline.experiments.synthetic_benchmark import LOW, MID, SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
 from pipeline.experiments.training import InMemoryRows, TrainingJob, pack_groups, run_training_job
 
-MIN_COPY_ACCURACY = 0.95  # sanity check of the base model: fraction of copy exercises with all digits correct
+MIN_COPY_ACCURACY = 0.95  # sanity check of the base model: fraction of copy tasks answered with all digits correct
 
 
 def pretraining_groups(benchmark: SyntheticBenchmark, number: int) -> list[list[Record]]:
-    """Return `number` single records.
+    """Return `number` groups of one record each.
 
-    Half of them are solved problems in the pivot, a fifth solved problems in the mid-resource languages, and the rest
-    copy exercises in all languages.
+    One half are solved problems in the pivot, one fifth are solved problems in the mid-resource languages, and the rest
+    are copy tasks in all languages.
     """
     rng = random.Random(f"pretraining {benchmark.seed}")
     groups = []
@@ -47,16 +47,16 @@ def pretraining_groups(benchmark: SyntheticBenchmark, number: int) -> list[list[
 
 
 def finetuning_groups(benchmark: SyntheticBenchmark, amount: int, mid_problems: int) -> list[list[Record]]:
-    """Return groups of parallel records, the pivot first.
+    """Return groups of parallel records, pivot first.
 
     Args:
         benchmark: the languages.
-        amount: groups of the pivot and one low-resource language, for each of these languages.
-        mid_problems: groups of the pivot and both mid-resource languages.
+        amount: number of groups of the pivot and one low-resource language, for each low-resource language.
+        mid_problems: number of groups of the pivot and both mid-resource languages.
     """
     rng = random.Random(f"fine-tuning {benchmark.seed}")
     groups = []
-    for lang in LOW:  # always 1000 draws, so that a larger amount includes a smaller one
+    for lang in LOW:  # always draw 1000, so that larger amounts include smaller ones
         problems = [benchmark.draw_problem(rng, lang, "seen") for _ in range(1000)][:amount]
         for i, problem in enumerate(problems):
             groups.append([benchmark.record(f"{lang}-{i}", each, problem) for each in (SYNTHETIC_PIVOT, lang)])
@@ -77,10 +77,10 @@ class Study:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run(self, amounts: Sequence[int], log: Callable[[str], None]) -> None:
-        """Train and measure the models of this seed that have no results yet.
+        """Train and evaluate the models of this seed that have no results yet.
 
         Args:
-            amounts: pairs per low-resource language, one series of runs for each.
+            amounts: numbers of pairs per low-resource language, with one series of runs for each.
             log: called with one line per model.
 
         Raises:
@@ -104,7 +104,7 @@ class Study:
                 log(self._describe(name, amount, metrics, time.perf_counter() - start))
 
     def _make_base(self, base: Path, log: Callable[[str], None]) -> None:
-        """Pretrain, save and measure the base model."""
+        """Pretrain, save and evaluate the base model."""
         start = time.perf_counter()
         model = self.pretrain()
         model.save_pretrained(base)
@@ -122,7 +122,7 @@ class Study:
         worst = min(accuracy, key=accuracy.__getitem__)
         if accuracy[worst] < MIN_COPY_ACCURACY:
             raise UserError(
-                f"seed {self.seed}: the base model copies all digits in only {accuracy[worst]:.1%} of the exercises in "
+                f"seed {self.seed}: the base model copies all digits in only {accuracy[worst]:.1%} of the tasks in "
                 f"{worst}; a comparison of variants needs at least {MIN_COPY_ACCURACY:.0%}. Pretrain for more steps"
             )
 
@@ -155,7 +155,10 @@ class Study:
         return model
 
     def fine_tune(self, base: Path, rows: InMemoryRows, variant: Variant) -> dict[str, Any]:
-        """Train one variant from the base model and return its metrics. All variants get the same rows in one order."""
+        """Train one variant from the base model and return its metrics.
+
+        All variants get the same rows in the same order.
+        """
         torch.manual_seed(self.seed)
         model: Any = AutoModelForCausalLM.from_pretrained(base)
         model = model.to(self.device)

@@ -1,9 +1,9 @@
-"""Synthetic benchmark of parallel word problems in six languages, part of which can be solved by transfer only.
+"""Synthetic benchmark of parallel word problems in six languages, some of which can only be solved by transfer.
 
 The operation of a step depends on its verb and on the class of its noun. The data in the pivot and the mid-resource
-languages contain every combination of verb and class. Those in a low-resource language contain each verb with one
-class only, so the other half of each verb's meaning can come from the other languages alone. Words and word orders
-differ between languages; digits and operators are shared.
+languages contain every combination of verb and class. The data in a low-resource language contain each verb with only
+one class, so the other half of each verb's meaning can only be learned from the other languages. Words and word orders
+differ between languages. Digits and operators are shared.
 """
 
 import random
@@ -22,13 +22,13 @@ MID = ("mid1", "mid2")
 LOW = ("low1", "low2", "low3")
 SYNTHETIC_LANGUAGES = (SYNTHETIC_PIVOT, *MID, *LOW)
 MODULUS = 10
-OPERATORS = ("+", "-", "~", "*")  # plus, minus, minus with swapped operands, times; all modulo 10
+OPERATORS = ("+", "-", "~", "*")  # plus, minus, minus with swapped operands, times (all modulo 10)
 NUM_VERBS, NUM_NOUNS, NUM_CLASSES = 12, 8, 2
 NUM_STEPS = (1, 2)
 SHARED_TOKENS = (*map(str, range(MODULUS)), *OPERATORS, "=", ".")
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", *ROLES)
 
-# Which combinations of verb and class: all, those in a language's training data, or those held out of it.
+# Combinations of verb and class: all, those in the training data of a language, or those held out of it.
 Combinations = Literal["all", "seen", "unseen"]
 
 
@@ -40,11 +40,11 @@ def compute(operator: str, a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class SyntheticLanguage:
-    """Words of a language and its word order.
+    """Words and word orders of a language.
 
     Attributes:
-        verbs, nouns: the words, in the order of their meanings.
-        start, ask, copy, answer: words that begin a problem, ask for its result, ask for a copy, begin the result.
+        verbs, nouns: the words, ordered by meaning.
+        start, ask, copy, answer: words that start a problem, ask for its result, ask for a copy, and start the result.
         question_order: order of verb, noun and number in a question.
         solution_order: order of verb and noun in a solution.
     """
@@ -59,11 +59,11 @@ class SyntheticLanguage:
     solution_order: tuple[int, ...]
 
     def content_words(self) -> tuple[str, ...]:
-        """Return all words, in the order of their meanings, which is the same in all languages."""
+        """Return all words, ordered by meaning. The order is the same in all languages."""
         return (*self.verbs, *self.nouns, self.start, self.ask, self.copy, self.answer)
 
     def clause(self, verb: int, noun: int, number: int | None) -> str:
-        """Format one step: with its number as in a question, without as in a solution."""
+        """Format one step, with its number (as in a question) or without (as in a solution)."""
         parts = [self.verbs[verb], self.nouns[noun]] + ([] if number is None else [str(number)])
         order = self.question_order if number is not None else self.solution_order
         return " ".join(parts[i] for i in order)
@@ -71,10 +71,10 @@ class SyntheticLanguage:
 
 @dataclass(frozen=True)
 class SyntheticProblem:
-    """A first number with its noun, and the (verb, noun, number) of each step.
+    """A word problem: the first number with its noun, and the (verb, noun, number) of each step.
 
-    The first noun has no influence on the result. Without it, a low-resource language would contain each noun only
-    next to the verbs of its class, and no amount of text could separate the meanings of nouns and verbs.
+    The first noun does not affect the result. Without it, a low-resource language would contain each noun only with the
+    verbs of its class, and no amount of text could separate the meanings of nouns and verbs.
     """
 
     first: int
@@ -83,12 +83,12 @@ class SyntheticProblem:
 
 
 class SyntheticBenchmark:
-    """Languages, meanings and problems, which all follow from one seed.
+    """Languages, meanings and problems, all generated from one seed.
 
     Attributes:
         seed: the seed.
         languages: the languages by code.
-        operators: [verb][class], the operator of a step.
+        operators: operator of a step, indexed by [verb][class].
         seen_class: for each low-resource language, the class with which each verb occurs in its training data.
     """
 
@@ -97,7 +97,7 @@ class SyntheticBenchmark:
         self._rng = random.Random(f"world {seed}")
         words = self._draw_words()
         self.languages = {lang: self._draw_language(words) for lang in SYNTHETIC_LANGUAGES}
-        # A verb's operators differ between classes, so that the seen one does not give the unseen one away.
+        # The operators of a verb differ between classes, so that the seen one does not reveal the unseen one.
         self.operators = [self._rng.sample(OPERATORS, NUM_CLASSES) for _ in range(NUM_VERBS)]
         self.seen_class = {lang: [self._rng.randrange(NUM_CLASSES) for _ in range(NUM_VERBS)] for lang in LOW}
 
@@ -113,7 +113,7 @@ class SyntheticBenchmark:
         return shuffled
 
     def _draw_language(self, words: list[str]) -> SyntheticLanguage:
-        """Take the words of one language off `words` and draw its word orders."""
+        """Pop the words of one language from `words` and draw its word orders."""
         own = [words.pop() for _ in range(NUM_VERBS + NUM_NOUNS + 4)]
         verbs, nouns = tuple(own[:NUM_VERBS]), tuple(own[NUM_VERBS : NUM_VERBS + NUM_NOUNS])
         start, ask, copy, answer = own[NUM_VERBS + NUM_NOUNS :]
@@ -136,9 +136,9 @@ class SyntheticBenchmark:
         """Draw a problem.
 
         Args:
-            rng: source of randomness.
-            lang: language whose training data decide which combinations are seen.
-            combinations: which combinations of verb and class the problem may use; no restriction outside of `LOW`.
+            rng: random number generator.
+            lang: language whose training data determine which combinations are seen.
+            combinations: combinations of verb and class that the problem may use. Ignored for languages not in `LOW`.
         """
         steps = []
         for _ in range(rng.choice(NUM_STEPS)):
@@ -150,7 +150,7 @@ class SyntheticBenchmark:
         return SyntheticProblem(rng.randrange(MODULUS), rng.randrange(NUM_NOUNS), tuple(steps))
 
     def format_problem(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
-        """Return the question and the worked solution in one language."""
+        """Format a problem as question and worked solution in one language."""
         language, results = self.languages[lang], self.results(problem)
         solved = []
         for (verb, noun, number), (before, after) in zip(problem.steps, pairwise(results), strict=True):
@@ -159,16 +159,16 @@ class SyntheticBenchmark:
         solution = [_format_start(problem, language), *solved, f"{language.answer} {results[-1]}"]
         return _format_question(problem, language, language.ask), " ".join(solution)
 
-    def format_copy_exercise(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
-        """Return question and answer of an exercise that repeats the problem: it needs words and digits, no meaning."""
+    def format_copy_task(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
+        """Format a task to repeat the problem as question and answer. It requires words and digits but no meaning."""
         language = self.languages[lang]
         copied = [f"{language.clause(verb, noun, None)} {number} ." for verb, noun, number in problem.steps]
         answer = " ".join([_format_start(problem, language), *copied])
         return _format_question(problem, language, language.copy), answer
 
     def record(self, pair_id: str, lang: str, problem: SyntheticProblem, copied: bool = False) -> Record:
-        """Return the training record of a problem, or of its copy exercise, in one language."""
-        question, answer = self.format_copy_exercise(problem, lang) if copied else self.format_problem(problem, lang)
+        """Return the training record of a problem, or of its copy task, in one language."""
+        question, answer = self.format_copy_task(problem, lang) if copied else self.format_problem(problem, lang)
         return parse_record({"pair_id": pair_id, "lang": lang, "question": question, "answer": answer})
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:

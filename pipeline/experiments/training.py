@@ -1,6 +1,6 @@
-"""Train a small model in one process with the trainer's own model, loss, data order and schedules.
+"""Train a small model in one process, with the same model, loss, data order and schedules as the trainer.
 
-An experiment consists of hundreds of short runs. The trainer would need a launcher and DeepSpeed for each of them.
+An experiment consists of hundreds of short runs, for each of which the trainer would need a launcher and DeepSpeed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ from pipeline.models.param_groups import adamw_arguments
 from pipeline.models.solar_model import SolarModel
 from pipeline.training.schedules import alignment_weight, learning_rate
 
-AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar, its weight included
+AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar that includes its weight
 
 
 class InMemoryRows(list[PackedRow]):
@@ -36,7 +36,7 @@ class InMemoryRows(list[PackedRow]):
 
 
 def pack_groups(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Record]]) -> list[PackedRow]:
-    """Tokenize each group of records, the first of which is its pivot, into one row.
+    """Tokenize each group of records into one row. The first record of a group is its pivot.
 
     Raises:
         UserError: a record cannot be encoded with the chat template.
@@ -56,15 +56,15 @@ def pack_groups(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Re
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that decides a training besides the model and the rows.
+    """Everything that determines a training run, except for the model and the rows.
 
     Attributes:
         training: batch size, steps and optimizer.
-        loss: the SOLAR loss; by default plain fine-tuning.
-        seed: seed of the data order.
+        loss: the SOLAR loss; default: plain fine-tuning.
+        seed: random seed of the data order.
         vocabulary_weights: [V] fp32 weight of each vocabulary entry in the soft tokens, or None.
         auxiliary_loss: loss to add to the SOLAR loss, or None.
-        transform_batch: change to make to each batch, or None.
+        transform_batch: function applied to each batch, or None.
     """
 
     training: TrainingSettings
@@ -120,7 +120,7 @@ def run_training_job(
 
 
 def local_vocabulary(model: PreTrainedModel, weights: Tensor | None) -> tuple[Vocabulary, dict[nn.Parameter, Tensor]]:
-    """Return the whole vocabulary as the shard of a single process, and its zeroed gradients by parameter."""
+    """Return the full vocabulary as the shard of a single process, and its zeroed gradients by parameter."""
     embedding = vocabulary_parameter(model.get_input_embeddings())
     head = embedding if head_config(model).tied else vocabulary_parameter(model.get_output_embeddings())
     grads = {parameter: torch.zeros_like(parameter) for parameter in (embedding, head)}

@@ -1,4 +1,4 @@
-"""Guard a run on one rank: hold the lock, run the watchdog, and end all ranks with the status of the first failure."""
+"""Guard a run: hold the lock, run the watchdog, and terminate all ranks with the status of the first failure."""
 
 import sys
 import time
@@ -16,20 +16,20 @@ from pipeline.fault_tolerance.restarts import RestartLog
 from pipeline.fault_tolerance.signals import StopSignal
 from pipeline.fault_tolerance.watchdog import HEARTBEAT_SECONDS, Watchdog, heartbeat_path
 
-LOCK_WATCH_SECONDS = 6 * HEARTBEAT_SECONDS  # a lock's holder without a heartbeat for this long counts as dead
+LOCK_WATCH_SECONDS = 6 * HEARTBEAT_SECONDS  # a lock holder without a heartbeat for this long counts as dead
 GRACE_SECONDS = 2.0  # for the record of another rank's failure to appear on a network file system
 
 
 class Guard:
-    """Context manager around everything from the first collective on.
+    """Context manager for a run on one rank, entered before the first collective.
 
-    A failure of any rank ends all ranks within bounded time. They exit with the status of the first failure, which is
-    printed once: 2 for a `UserError`, 76 if a rank hung or was lost, 1 for a bug. The lock is released on exit.
+    If any rank fails, all ranks exit within a bounded time with the status of the first failure: 2 for a `UserError`,
+    76 if a rank hung or was lost, 1 for a bug. The failure is printed once, and the lock is released.
 
     Args:
         directory: Output directory of the run.
         stop: Signals received by this process.
-        timeout: Seconds without progress that count as a hang.
+        timeout: Seconds without progress after which a rank counts as hung.
         started_at: When this process started, in `time.monotonic()` seconds.
 
     Attributes:
@@ -61,11 +61,11 @@ class Guard:
         """Check on rank 0, before it writes, that this run still holds the lock. Do nothing on other ranks.
 
         Raises:
-            UserError: Another run has taken over the directory.
+            UserError: Another run has taken over the lock.
         """
         if self._lock is not None and not self._lock.is_held():
             raise UserError(
-                f"{self._lock.path}: another run has taken this directory; this run ends without saving, "
+                f"{self._lock.path}: another run has taken over this directory; this run exits without saving, "
                 "use another output_dir"
             )
 
@@ -84,7 +84,7 @@ class Guard:
             self._lock.release()
 
     def _exit_with_failure(self, error: Exception) -> None:
-        """Exit with the status of the run's first failure, and report this one if it is the first."""
+        """Exit with the status of the first failure of the run. If this failure is the first, print it."""
         label = distributed.rank_label()
         if isinstance(error, AgreedError):  # its message names the rank, if one rank caused it
             status, message = USER_ERROR, f"error: {error}"
@@ -98,7 +98,7 @@ class Guard:
             status, message = 1, f"error: {label}: {type(error).__name__}: {error}"
         if self._watchdog.record_failure(status, message or str(error)):
             if not message:
-                suspects = self._watchdog.find_suspects()
+                suspects = self._watchdog.describe_suspects()
                 message = f"error: {label}: lost contact; {suspects}; restart to resume"
                 self._watchdog.dump_stacks()
             if status == 1:
@@ -112,7 +112,7 @@ class Guard:
 
 
 def is_lost_contact(error: Exception) -> bool:
-    """Return whether a collective failed because another rank is gone or late, as gloo and NCCL report it."""
+    """Return whether an error of gloo or NCCL means that another rank is gone or late."""
     if isinstance(error, torch.distributed.DistError):
         return True
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""Lock an output directory for one run. A stale lock is detected without comparing the clocks of hosts."""
+"""Lock an output directory for one run. Stale locks are detected without comparing the clocks of hosts."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError
 
 LOCK = "lock.json"
-SETTLE_SECONDS = 1.0  # after two runs replace the same stale lock; the last write wins
+SETTLE_SECONDS = 1.0  # delay to detect that two runs replaced the same stale lock; the last write wins
 
 
 class RunLock:
@@ -21,14 +21,14 @@ class RunLock:
     Args:
         directory: Output directory.
         heartbeat: File that a live holder rewrites every few seconds.
-        watch_seconds: How long to watch that file for a change before the holder counts as dead.
+        watch_seconds: Seconds without a change of that file after which the holder counts as dead.
 
     Attributes:
         path: The lock file.
-        token: Random id of this start of the run.
+        token: Random id of this process start.
 
     Raises:
-        UserError: Another live run holds the directory, or has just replaced the same stale lock.
+        UserError: Another live run holds the lock, or has just replaced the same stale lock.
     """
 
     def __init__(self, directory: Path, heartbeat: Path, watch_seconds: float) -> None:
@@ -64,7 +64,7 @@ class RunLock:
             raise UserError(f"{self.path.parent}: just taken by {winner}; use another output_dir") from None
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
-        """Return whether a holder is dead for certain: an earlier start of this Slurm job, or a local process."""
+        """Return whether a holder is certainly dead: an earlier start of this Slurm job or a vanished local process."""
         if self._owner["job"] and holder.get("job") == self._owner["job"]:
             return True
         if holder.get("host") != self._owner["host"] or holder.get("job"):
@@ -89,7 +89,7 @@ class RunLock:
 
 
 def content_changes(path: Path, watch_seconds: float) -> bool:
-    """Watch a file and return whether its content changes in that time."""
+    """Watch a file for up to `watch_seconds` and return whether its content changes."""
     before = _content(path)
     deadline = time.monotonic() + watch_seconds
     while time.monotonic() < deadline:

@@ -28,7 +28,7 @@ class RestartLog:
         """Record a start that resumes from `step` (0 for a new run).
 
         Raises:
-            UserError: Crash loop: this Slurm job has failed three times after starting from the same step.
+            UserError: This Slurm job is in a crash loop: it has failed three times after starting from the same step.
         """
         job = os.environ.get("SLURM_JOB_ID")
         failures = count_starts_without_progress(read_restart_log(self.path.parent), job, step) if job else 0
@@ -46,7 +46,7 @@ class RestartLog:
         self._append(event="first step", step=step, seconds=round(time.monotonic() - self.started_at, 2))
 
     def record_end(self, step: int, status: int, seconds_since_signal: float | None) -> None:
-        """Record an orderly end and the seconds since the signal that caused it, if there was one."""
+        """Record a normal exit and, if a signal caused it, the seconds since that signal."""
         self._append(event="end", step=step, status=status, seconds_since_signal=seconds_since_signal)
 
     def _append(self, **event: Any) -> None:
@@ -68,7 +68,10 @@ def read_restart_log(directory: Path) -> list[dict[str, Any]]:
 
 
 def count_starts_without_progress(events: list[dict[str, Any]], job: str, step: int) -> int:
-    """Count a job's latest consecutive starts from `step`. A stop by signal resets the count, as it is no failure."""
+    """Count how many of the job's most recent starts in a row were from `step`.
+
+    An exit after a signal is not a failure and resets the count.
+    """
     count = 0
     for event in events:
         if event["event"] == "start":

@@ -1,4 +1,4 @@
-"""Record USR1 and TERM for the next step boundary. Imported before anything slow, so it imports little itself."""
+"""Record USR1 and TERM until the next step boundary. This module is imported first, so it has no slow imports."""
 
 import signal
 import time
@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class StopSignal:
-    """Catches USR1 (sent by Slurm's --signal) and TERM (preemption, scancel, torchrun) once constructed.
+    """Handler that records USR1 (Slurm's --signal) and TERM (preemption, scancel, torchrun) from its construction on.
 
     Attributes:
         name: Name of the first signal received, or None.

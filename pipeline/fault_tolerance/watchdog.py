@@ -1,11 +1,11 @@
-"""Watchdog thread of each rank: writes its heartbeat, watches the next rank, and ends a run that hangs or lost a rank.
+"""Watchdog thread: on each rank, writes heartbeats, and terminates the run if it hangs or loses a rank.
 
 RUN/ranks/rank-RRRRR.json         heartbeat, rewritten every few seconds: a counter, and the rank's step and phase
-RUN/ranks/rank-RRRRR.stacks.txt   stacks of all threads, if the run had to be ended
+RUN/ranks/rank-RRRRR.stacks.txt   stacks of all threads, if the watchdog terminated the run
 RUN/ranks/failed.json             the first failure; all other ranks exit with its status
 
-Clocks of different hosts are never compared: a rank is unresponsive if its heartbeat file does not change while another
-rank watches it. Rank r watches rank r + 1 only, so the file system load grows linearly with the number of ranks.
+Clocks of different hosts are never compared. A rank is unresponsive if its heartbeat file does not change while another
+rank watches it. Rank r only watches rank r + 1, so the file system load grows linearly with the number of ranks.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pipeline.common.distributed import exit_now
 from pipeline.common.exit_codes import RANK_FAILURE
 
 HEARTBEAT_SECONDS = 5.0
-EXIT_GRACE_SECONDS = 20.0  # for the first failed rank to report, and for other main threads to exit on their own
+EXIT_GRACE_SECONDS = 20.0  # for the first failed rank to report, and for the main threads of other ranks to exit
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should block a thread
 
 
@@ -38,10 +38,10 @@ class Watchdog:
 
     Args:
         directory: Output directory of the run.
-        token: Random id of this start of the run; files of earlier starts are ignored.
+        token: Random id of this start of the run. Files of earlier starts are ignored.
         rank: This rank.
         ranks: World size.
-        timeout: Seconds without progress of this rank's main thread that count as a hang.
+        timeout: Seconds without progress of the main thread after which this rank counts as hung.
     """
 
     def __init__(self, directory: Path, token: str, rank: int, ranks: int, timeout: float) -> None:
@@ -52,7 +52,7 @@ class Watchdog:
         self._values: dict[str, float] = {}
         self._heartbeats = 0
         self._is_first_failure = False
-        self._next_rank: tuple[int, float] = (-1, time.monotonic())  # its counter, and when that last changed
+        self._next_rank: tuple[int, float] = (-1, time.monotonic())  # its counter, and when the counter last changed
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -62,11 +62,11 @@ class Watchdog:
         self._thread.start()
 
     def enter_phase(self, step: int, phase: str, **values: float) -> None:
-        """Report progress of the main thread. This only sets attributes; the thread writes them to disk.
+        """Report progress of the main thread. This only sets attributes. The thread writes them to disk.
 
         Args:
             step: Optimizer step, counted from 1.
-            phase: What the main thread is about to do, for messages.
+            phase: What the main thread does next, for messages.
             **values: Numbers to publish in the heartbeat file.
         """
         self._progress = (step, phase, time.monotonic())
@@ -85,7 +85,7 @@ class Watchdog:
 
         Args:
             status: Exit status for all ranks.
-            message: One line that says what failed.
+            message: One-line description of the failure.
 
         Returns:
             False if another rank has failed first; `first_failure` returns its record.
@@ -95,8 +95,8 @@ class Watchdog:
         path = self.directory / "ranks" / "failed.json"
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except OSError:  # another rank was first, or the file system is full or gone; then every rank reports
-            time.sleep(1)  # ranks that fail together: the creator of the file may not have written it yet
+        except OSError:  # another rank was first, or the file system is unusable, in which case every rank reports
+            time.sleep(1)  # another rank may have created the file but not written it yet
             return self.first_failure() is None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(content))
@@ -107,11 +107,13 @@ class Watchdog:
         """Return the record of the first failure, or None if no rank has failed."""
         return self._read(self.directory / "ranks" / "failed.json")
 
-    def find_suspects(self) -> str:
-        """Identify unresponsive ranks or, if there are none, slow ones. Takes about two heartbeats.
+    def describe_suspects(self) -> str:
+        """Describe the unresponsive ranks or, if there are none, the slow ones.
+
+        Blocks for about two heartbeat intervals.
 
         Returns:
-            A description that names the ranks, their hosts and their steps.
+            A description with the ranks, their hosts and their steps.
         """
         before = self._read_heartbeats()
         time.sleep(2.2 * HEARTBEAT_SECONDS)
@@ -151,7 +153,9 @@ class Watchdog:
             "phase": phase,
             **self._values,
         }
-        with contextlib.suppress(OSError):  # the next save reports a full disk; ending here would blame this rank
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk is reported by the next save; failing here would blame this rank
             write_atomically(heartbeat_path(self.directory, self.rank), json.dumps(content), durable=False)
 
     def _run(self) -> None:
@@ -175,11 +179,11 @@ class Watchdog:
                 self._end_run(f"a rank sent no heartbeat for {self.max_silence:.0f} s at step {step} ({phase})")
 
     def _end_run(self, reason: str) -> None:
-        """Record the failure, report it and exit, while the main thread is stuck or about to be."""
+        """Record the failure, print it and exit, because the main thread hangs or is about to."""
         if not self.record_failure(RANK_FAILURE, reason):
             return
         self.write_heartbeat()
-        suspects, stacks = self.find_suspects(), self.directory / "ranks"
+        suspects, stacks = self.describe_suspects(), self.directory / "ranks"
         label = f"rank {self.rank} on {self.host}"
         message = f"error: {label}: {reason}; {suspects}; stacks in {stacks}; restart to resume"
         print(message, file=sys.stderr, flush=True)
@@ -196,7 +200,7 @@ class Watchdog:
         return time.monotonic() - self._next_rank[1] > self.max_silence
 
     def _read_heartbeats(self) -> dict[int, dict[str, Any]]:
-        """Return the heartbeats of all ranks that have written one in this start of the run."""
+        """Return the heartbeats of all ranks that have written one since this start of the run."""
         heartbeats = {r: self._read(heartbeat_path(self.directory, r)) for r in range(self.ranks)}
         return {r: heartbeat for r, heartbeat in heartbeats.items() if heartbeat is not None}
 

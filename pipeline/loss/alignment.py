@@ -1,8 +1,8 @@
-"""Distances between pooled representations, and their running means per language.
+"""Distances between pooled representations, and the running means of pooled representations per language.
 
-All tensors here are [n, d] or smaller, never of the size of the vocabulary.
-Shape letters: S sequences of all ranks, n sequences of one chunk, m of them whose pooled representations require a
-gradient, d hidden size, L languages.
+All tensors are at most [n, d] or [S, d]. None has the size of the vocabulary.
+Shape letters: S sequences of all ranks, n sequences of one chunk, m the number of these whose pooled representations
+require a gradient, d hidden size, L languages.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from pipeline.loss.settings import LossSettings
 
 @dataclass
 class RunningMeans:
-    """Running mean of each language's pooled representations over micro-steps; equal on all ranks.
+    """Running mean of the pooled representations of each language over micro-steps. Equal on all ranks.
 
     Attributes:
         means: [L, d] fp32.
-        seen: [L] bool, whether the language has a mean yet. If not, its mean is 0 and has no effect.
+        seen: [L] bool, whether the language has a mean yet. If not, its entry in `means` is 0, which has no effect.
     """
 
     means: Tensor
@@ -30,21 +30,23 @@ class RunningMeans:
 
     @classmethod
     def zeros(cls, languages: int, hidden_size: int, device: torch.device | str = "cpu") -> "RunningMeans":
-        """Return the running means of L = `languages` languages before the first micro-step."""
+        """Create the initial running means of L = `languages` languages."""
         return cls(
             torch.zeros(languages, hidden_size, device=device), torch.zeros(languages, dtype=torch.bool, device=device)
         )
 
     def update(self, pooled: Tensor, language: Tensor, nonempty: Tensor, momentum: float) -> None:
-        """Set mean <- momentum * mean + (1 - momentum) * (mean of this micro-step), for each language that occurs.
+        """Update the mean of each language in the micro-step.
+
+        The new mean is momentum * mean + (1 - momentum) * mean of this micro-step.
 
         The first micro-step with a language sets its mean.
 
         Args:
             pooled: [S, d] pooled representations, not centered.
             language: [S] int64.
-            nonempty: [S] bool, whether the sequence has target tokens; others are left out.
-            momentum: fraction of the old mean that is kept.
+            nonempty: [S] bool, whether the sequence has target tokens. Other sequences are ignored.
+            momentum: weight of the old mean.
         """
         language, pooled = language[nonempty], pooled[nonempty].to(self.means.dtype)
         count = torch.bincount(language, minlength=len(self.means)).to(self.means.dtype)
@@ -65,9 +67,9 @@ class PooledRepresentations:
     Attributes:
         values: [S, d] pooled representations, not centered.
         distance_sum, cosine_sum: scalars, sums over the pairs aligned so far.
-        requires_grad: for each chunk, the [m] numbers within it of the sequences that require a gradient.
-        grad_index: [S] on the host, index of the sequence in its chunk's `requires_grad`, or -1.
-        requires_grad_of_rank: for each chunk and rank, how many of the rank's sequences require a gradient.
+        requires_grad: for each chunk, [m] indices within the chunk of the sequences that require a gradient.
+        grad_index: [S] on the host, index of the sequence in the `requires_grad` of its chunk, or -1.
+        requires_grad_of_rank: for each chunk and rank, the number of sequences of the rank that require a gradient.
         pivot, problem_id, language, lengths: [S], as in `GlobalLayout`, on the device.
     """
 
@@ -103,18 +105,18 @@ class PooledRepresentations:
         self.cosine_sum = self.values.new_zeros(())
 
     def align(self, index: int, pooled: Tensor, running_means: RunningMeans | None, factor: float) -> Tensor | None:
-        """Add the distances of the pairs whose translation is in a chunk.
+        """Add the distances of all pairs whose translation is in the chunk.
 
         Args:
-            index: index of the chunk. The pivots of its sequences must be in it or in earlier chunks. If pivots are
-                not detached, they must be in it. For InfoNCE, the chunk must be the whole micro-step.
+            index: index of the chunk. The pivots of its sequences must be in the chunk itself or, if pivots are
+                detached, in earlier chunks. For InfoNCE, the chunk must be the whole micro-step.
             pooled: [n, d] pooled representations of the chunk's sequences.
             running_means: means to subtract, or None.
             factor: factor of the gradient; 0 if no gradient is needed.
 
         Returns:
-            [m, d] factor * d(sum of the distances)/du of the sequences that require a gradient, or None if the chunk
-            has no pairs or `factor` is 0.
+            [m, d] gradient factor * d(sum of distances)/du for the sequences that require a gradient, or None if the
+            chunk has no pairs or `factor` is 0.
         """
         settings, chunk = self.settings, self.chunks[index]
         self.values[chunk.sequences] = pooled
@@ -126,7 +128,7 @@ class PooledRepresentations:
             leaf = pooled.detach().requires_grad_(factor != 0)
             u = self._center(leaf, self.language[chunk.sequences], running_means)
             if "pivot" in settings.detach:
-                # The gradient that InfoNCE gives a pivot as a negative is dropped by the index at the end.
+                # Indexing at the end drops the gradient of detached pivots, which InfoNCE also uses as negatives.
                 pivot_u = self._center(self.values[pivots], self.language[pivots], running_means)
             else:
                 pivot_u = u[pivots - chunk.first]
@@ -152,8 +154,8 @@ class PooledRepresentations:
         The negatives are the sequences of all other problems, in any language.
 
         Args:
-            u: [n, d] of the only chunk; n is S.
-            pairs: numbers of the translations.
+            u: [n, d] representations of the only chunk, so n is S.
+            pairs: indices of the translations.
         """
         n = len(u)
         unit = u / u.norm(dim=1, keepdim=True).clamp_min(1e-8)

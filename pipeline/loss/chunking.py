@@ -1,11 +1,11 @@
-"""Cut the target tokens into chunks whose logits fit the buffer. The result is the same on every rank.
+"""Divide the target tokens into chunks whose logits fit the buffer. The result is the same on all ranks.
 
-An *alignment group* is a set of sequences that all need their pooled representations before any of their gradients
-can be computed: one sequence, a pair group (a pivot and its translations), or the whole micro-step.
-A *chunk* is as many whole alignment groups as fit the buffer. A group that does not fit is a chunk of several
-*subchunks*, whose logits are computed twice. The rows of a subchunk are ordered by rank.
+An *alignment group* is a set of sequences whose pooled representations must all be known before the gradient of any of
+them can be computed. It is one sequence, a pair group (a pivot and its translations), or the whole micro-step.
+A *chunk* contains as many whole alignment groups as fit the buffer. A group that does not fit becomes a chunk of
+several *subchunks*, whose logits are computed twice. The rows of a subchunk are ordered by rank.
 
-Target tokens and sequences are numbered in chunk order, so that each chunk and each subchunk is a slice of them.
+Target tokens and sequences are numbered in chunk order, so that each chunk and each subchunk is a slice.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class SequenceSpan:
     """Rows [start, stop) of a subchunk that belong to one sequence.
 
     Attributes:
-        start, stop: row numbers within the subchunk.
-        sequence: number of the sequence within the chunk.
+        start, stop: row indices within the subchunk.
+        sequence: index of the sequence within the chunk.
     """
 
     start: int
@@ -32,12 +32,12 @@ class SequenceSpan:
 
 @dataclass(frozen=True)
 class Subchunk:
-    """Target tokens whose logits are in the buffer together.
+    """Target tokens whose logits are in the buffer at the same time.
 
     Attributes:
-        ranges: for each rank, the [start, end) of its own target tokens, numbered as in its `LossBatch`.
+        ranges: for each rank, its target tokens [start, end), numbered as in its `LossBatch`.
         start: number of the subchunk's first target token in chunk order.
-        spans: the rows of each sequence.
+        spans: rows of each sequence.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -65,15 +65,15 @@ class Subchunk:
         return min(self.counts) == self.max_count
 
     def of_rank(self, rank: int, first_sequence: int) -> tuple[slice, tuple[SequenceSpan, ...]]:
-        """Return one rank's part of the subchunk.
+        """Return the part of the subchunk that belongs to one rank.
 
         Args:
             rank: the rank.
-            first_sequence: number of the rank's first sequence within the chunk.
+            first_sequence: index of the rank's first sequence within the chunk.
 
         Returns:
-            The rank's target tokens in chunk order, and their spans. In the spans, rows and sequences are counted
-            from the rank's own first row and first sequence.
+            The rank's target tokens in chunk order, and their spans. Rows and sequences in the spans are relative to
+            the rank's first row and first sequence.
         """
         first = sum(self.counts[:rank])
         last = first + self.counts[rank]
@@ -90,9 +90,9 @@ class Chunk:
     """Whole alignment groups of every rank.
 
     Attributes:
-        subchunks: the parts that are in the buffer one after another; usually a single one.
+        subchunks: parts that are in the buffer one after the other; usually only one.
         first, last: the sequences [first, last) in chunk order, ordered by rank.
-        sequence_counts: how many of the sequences each rank has.
+        sequence_counts: number of sequences of each rank.
     """
 
     subchunks: tuple[Subchunk, ...]
@@ -113,7 +113,7 @@ class Chunk:
     def passes(self, backward: bool) -> tuple[Subchunk, ...]:
         """Return the subchunks in the order in which their hidden states are needed.
 
-        Several subchunks are needed twice if there is a `backward` pass.
+        If there are several, each is needed again in the `backward` pass.
         """
         return self.subchunks * 2 if backward and len(self.subchunks) > 1 else self.subchunks
 
@@ -121,16 +121,16 @@ class Chunk:
 def schedule(
     lengths: list[list[int]], pivots: list[list[int]], rows: int, alignment_group: AlignmentGroup
 ) -> tuple[list[Chunk], list[tuple[int, int]]]:
-    """Cut the sequences of all ranks into chunks.
+    """Divide the sequences of all ranks into chunks.
 
     Args:
         lengths: for each rank and sequence, its number of target tokens.
         pivots: for each rank and sequence, the index of its pivot in that rank's list.
-        rows: target tokens of each rank that fit one subchunk.
-        alignment_group: the sequences that must not be cut apart.
+        rows: number of target tokens per rank that fit in one subchunk.
+        alignment_group: kind of alignment group. Groups are not divided between chunks.
 
     Returns:
-        The chunks, and the (rank, index in that rank's list) of each sequence in chunk order.
+        The chunks, and for each sequence in chunk order its (rank, index in that rank's list).
     """
     per_rank = [_cut(n, p, rows, alignment_group) for n, p in zip(lengths, pivots, strict=True)]
     ends = [list(accumulate(n, initial=0)) for n in lengths]
@@ -158,7 +158,7 @@ def schedule(
 def _spans(
     ranges: tuple[tuple[int, int], ...], sequences: list[tuple[int, int]], ends: list[list[int]]
 ) -> tuple[SequenceSpan, ...]:
-    """Return the spans of a subchunk; `sequences` are the chunk's (rank, index), ordered by rank."""
+    """Return the spans of a subchunk. `sequences` holds the (rank, index) of the chunk's sequences, ordered by rank."""
     spans, row = [], 0
     for number, (rank, i) in enumerate(sequences):
         start, stop = ranges[rank]
@@ -170,7 +170,7 @@ def _spans(
 
 
 def _cut(lengths: list[int], pivots: list[int], rows: int, alignment_group: AlignmentGroup) -> list[tuple[int, int]]:
-    """Return the sequences [first, last) of each chunk of one rank: as many whole alignment groups as fit."""
+    """Return the sequences [first, last) of each chunk on one rank, with as many whole alignment groups as fit."""
     if alignment_group == "all":
         return [(0, len(lengths))]
     begins = [i for i in range(len(lengths)) if alignment_group == "sequence" or pivots[i] == i]

@@ -1,4 +1,4 @@
-"""Collectives of the loss: small gathers and reductions, hidden states out and their gradients back.
+"""Collectives of the loss: small gathers and reductions, and the exchange of hidden states and their gradients.
 
 Shape letters: T target tokens of this rank, C rows of a subchunk, R ranks, d hidden size.
 """
@@ -13,18 +13,18 @@ from pipeline.loss.chunking import Subchunk
 
 Group = dist.ProcessGroup | None
 
-# torch 2.13 renamed both.
+# torch 2.13 renamed both functions.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def rank_and_size(group: Group) -> tuple[int, int]:
-    """Return (rank, size) of the group; (0, 1) if the group is None."""
+    """Return (rank, world size) in the group, or (0, 1) if the group is None."""
     return (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
 
 def all_reduce(tensor: Tensor, group: Group) -> Tensor:
-    """Sum a tensor over the ranks in place and return it. Nothing is sent if it is empty or there is one rank."""
+    """Sum a tensor over the ranks in place and return it. Does nothing if it is empty or there is only one rank."""
     if rank_and_size(group)[1] > 1 and tensor.numel():
         dist.all_reduce(tensor, group=group)
     return tensor
@@ -46,10 +46,10 @@ def all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Te
     Args:
         tensor: [sizes[rank]].
         sizes: length of each rank's tensor, equal on all ranks.
-        group: ranks that take part.
+        group: process group, or None for a single process.
 
     Returns:
-        For each rank r its [sizes[r]] tensor, on the host.
+        For each rank r, its tensor [sizes[r]] on the host.
     """
     padded = tensor.new_zeros(max(sizes))
     padded[: len(tensor)] = tensor
@@ -57,13 +57,13 @@ def all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Te
 
 
 def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: Group) -> Tensor:
-    """Send consecutive parts of dimension 0 to the ranks, and receive theirs.
+    """Send consecutive slices of dimension 0 to the ranks, and receive theirs.
 
     Args:
         tensor: [sum(sent), ...].
-        sent: length of the part for each rank, or None for equal parts.
-        received: length of the part from each rank, or None for equal parts.
-        group: ranks that take part.
+        sent: length of the slice for each rank, or None for equal lengths.
+        received: length of the slice from each rank, or None for equal lengths.
+        group: process group, or None for a single process.
 
     Returns:
         [sum(received), ...], ordered by rank.
@@ -77,15 +77,15 @@ def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | Non
 
 
 class HiddenExchange:
-    """Gather the hidden states of each subchunk, one subchunk ahead, and reduce-scatter their gradients.
+    """Exchange that gathers the hidden states one subchunk ahead and reduce-scatters their gradients.
 
     A subchunk has [C, d] rows, ordered by rank.
 
     Args:
         hidden: [T, d] hidden states of this rank.
         grad: [T, d] receives their gradient, or None.
-        group: ranks that share the vocabulary; None for one process.
-        gather: whether each rank needs the rows of all ranks. If not, it gets its own rows and nothing is sent.
+        group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
+        gather: whether each rank needs the rows of all ranks. If not, it uses its own rows without communication.
     """
 
     def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group, gather: bool) -> None:
@@ -95,7 +95,7 @@ class HiddenExchange:
         self._reducing: tuple[dist.Work, Tensor, Tensor] | None = None
 
     def stream(self, subchunks: list[Subchunk]) -> Iterator[Tensor]:
-        """Yield the [C, d] rows of each subchunk in turn, with the next one already in flight."""
+        """Yield the [C, d] rows of each subchunk in turn, while the gather of the next one is in flight."""
         ahead = self._start(subchunks[0]) if subchunks else None
         for index, subchunk in enumerate(subchunks):
             assert ahead is not None
@@ -106,7 +106,7 @@ class HiddenExchange:
             yield self._remove_padding(buffer, subchunk)
 
     def _start(self, subchunk: Subchunk) -> tuple[dist.Work | None, Tensor]:
-        """Start the all-gather of a subchunk; return its work handle and its (padded) buffer."""
+        """Start the all-gather of a subchunk. Return its work handle and its (padded) buffer."""
         start, end = subchunk.ranges[self.rank]
         local = self.hidden[start:end]
         if not self.gather:
@@ -123,9 +123,9 @@ class HiddenExchange:
         return torch.cat([rows[r, :count] for r, count in enumerate(subchunk.counts)])
 
     def reduce(self, subchunk: Subchunk, grad: Tensor) -> None:
-        """Start to sum a subchunk's [C, d] gradients over the ranks; each rank keeps its own rows.
+        """Start the reduce-scatter of a subchunk's [C, d] gradients. Each rank receives the sum for its own rows.
 
-        The sum is complete when the next one starts, or after `finish`.
+        It is complete when the next reduction starts, or after `finish`.
         """
         start, end = subchunk.ranges[self.rank]
         assert self.grad is not None

@@ -1,9 +1,9 @@
-"""Input embeddings on vocabulary shards: an all-to-all of rows, and of their gradients.
+"""Lookup of input embeddings on vocabulary shards, by an all-to-all of rows and of their gradients.
 
-Every rank requests the distinct rows of its tokens from the ranks that hold them. At most T*d elements move per rank,
-for any vocabulary size:
+Every rank requests the distinct rows of its tokens from the ranks that hold them. Each rank receives at most T*d
+elements, independent of the vocabulary size:
 
-    distinct ids, sorted and therefore grouped by owner
+    distinct ids, sorted, so they are grouped by owner
     counts, ids                    all-to-all [R], [U]
     rows of E                      all-to-all [U, d]
     backward: gradient summed over equal ids, then all-to-all [U, d] in fp32, into the owner's accumulator
@@ -25,25 +25,28 @@ from pipeline.loss.vocabulary import VocabularyShard
 def embedding_lookup(
     input_ids: Tensor, shard: VocabularyShard, padded_size: int, group: Group, grad_factor: float
 ) -> Tensor:
-    """Look up rows of a sharded embedding, differentiable into `shard.grad`. Forward and backward are collective.
+    """Look up rows of a sharded embedding; backward accumulates into `shard.grad`.
+
+    Collective: all ranks must call forward and backward.
 
     Args:
-        input_ids: [...] int64 token ids of this rank, below the vocabulary's real size. Ranks may have different
-            shapes, including empty ones.
-        shard: this rank's rows. Backward adds grad_factor * gradient to `shard.grad`, bit for bit the same on every
-            run. If `shard.grad` is None, which must hold on all ranks or on none, backward does nothing.
-        padded_size: rows of the ZeRO-3 parameter; rank r has [r * padded_size / R, (r + 1) * padded_size / R).
-        group: the ranks that share the vocabulary; None for one process.
-        grad_factor: compensates for the factor that the caller applies to the loss (number of ranks, loss scale).
+        input_ids: [...] int64 token ids of this rank, below the unpadded vocabulary size. Shapes may differ between
+            ranks and may be empty.
+        shard: this rank's rows. Backward adds grad_factor * gradient to `shard.grad`, deterministically. If
+            `shard.grad` is None (on all ranks or on none), backward does nothing.
+        padded_size: rows of the ZeRO-3 parameter. Rank r has [r * padded_size / R, (r + 1) * padded_size / R).
+        group: process group that shards the vocabulary, or None for a single process without one (not the default
+            group, as in torch.distributed).
+        grad_factor: compensates for a factor that the caller applies to the loss (number of ranks, loss scale).
 
     Returns:
-        [..., d] in the dtype of the shard. It requires a gradient if autograd is enabled.
+        [..., d] in the dtype of the shard. `requires_grad` is True if grad mode is enabled.
 
     Raises:
-        ValueError: an id is outside [0, padded_size), or the number of ranks does not divide it.
+        ValueError: an id is outside [0, padded_size), or padded_size is not divisible by the world size.
     """
     requested, route = _exchange_requests(input_ids.flatten(), padded_size, group)
-    # No input is differentiable; without a leaf that is, autograd would never call backward.
+    # None of the inputs requires grad, so pass a dummy leaf that does; otherwise autograd would skip backward.
     leaf = torch.empty(0, requires_grad=True)
     rows = _Lookup.apply(leaf, shard, requested - shard.start, route, grad_factor)
     return rows.view(*input_ids.shape, rows.shape[-1])
@@ -51,14 +54,14 @@ def embedding_lookup(
 
 @dataclass(frozen=True)
 class _Route:
-    """Which rows are exchanged with which rank.
+    """Rows to exchange with each rank.
 
     Attributes:
         inverse: [T] index of each token's id among the distinct ids.
         uses: [U] number of tokens with each distinct id.
         requested_from: for each rank, the number of ids this rank requests from it.
         requested_by: for each rank, the number of ids it requests from this rank.
-        group: the ranks that share the vocabulary.
+        group: process group that shards the vocabulary, or None.
     """
 
     inverse: Tensor
@@ -69,7 +72,11 @@ class _Route:
 
 
 def _exchange_requests(ids: Tensor, padded_size: int, group: Group) -> tuple[Tensor, _Route]:
-    """Return the [Q] ids requested from this rank, ordered by requesting rank, and the route of the rows."""
+    """Exchange the row requests of all ranks.
+
+    Returns:
+        The [Q] ids requested from this rank, ordered by requesting rank, and the route of the rows.
+    """
     _, size = rank_and_size(group)
     rows, remainder = divmod(padded_size, size)
     if remainder:
@@ -103,12 +110,12 @@ class _Lookup(torch.autograd.Function):
         route, total = ctx.route, ctx.shard.grad
         if total is None:
             return None, None, None, None, None
-        # Not index_add_: on a GPU its atomics sum equal indices in an order that varies from run to run.
+        # Not index_add_: on a GPU its atomics add equal indices in an order that varies between runs.
         sums = grad_outputs[0][route.inverse.argsort(stable=True)].to(total.dtype)
         if len(sums):
             sums = torch.segment_reduce(sums, "sum", lengths=route.uses, axis=0, initial=0)
         returned = all_to_all(sums, route.requested_from, route.requested_by, route.group)
-        # The ids of one rank are distinct, and the ranks are added in order: the sum is deterministic.
+        # The ids of each rank are distinct, and ranks are added in order, so the sum is deterministic.
         for ids, rows in zip(requested.split(route.requested_by), returned.split(route.requested_by), strict=True):
             total.index_add_(0, ids, rows, alpha=ctx.grad_factor)
         return None, None, None, None, None

@@ -1,8 +1,14 @@
 """Elementwise and reduction passes over the logits of one subchunk, in place.
 
-On a GPU these are the kernels of `triton_kernels`, which sum in fp32; float64 tensors take the CPU path there too.
-Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank, n sequences of the chunk,
-m of them whose pooled representations require a gradient, d hidden size.
+On a GPU the functions call the kernels in `triton_kernels`, except for float64 tensors.
+
+Shape letters, also used as suffixes of tensor names (`z_Cv` has the shape [C, v]):
+
+    C  rows of the logits: the target tokens of the subchunk
+    v  columns of the logits: the vocabulary rows of this rank
+    n  sequences of the chunk
+    m  sequences of the chunk whose pooled representations require a gradient
+    d  hidden size
 """
 
 from collections.abc import Iterator
@@ -17,8 +23,8 @@ from pipeline.loss.chunking import SequenceSpan
 if find_spec("triton"):
     from pipeline.loss import triton_kernels
 
-CACHE_BYTES = 1 << 20  # size of a tile of rows that fits a CPU core's second-level cache
-PARTS = 8  # a CPU divides a product of few rows among its threads only if it is given as a batch of products
+CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
+PARTS = 8  # batch size to split a product with few rows into, because a CPU only parallelizes over the batch
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,10 @@ class SubchunkTokens:
         targets: [C] target id.
         pooling_weights: [C] weight in the pooled representation.
         ce_weights: [C] weight in the cross entropy.
-        sequence: [C] number of the sequence within the chunk.
+        sequence: [C] index of the sequence within the chunk.
         grad_index: [C] index of the sequence among the m that require a gradient, or -1.
-        spans: the rows of each sequence, on the host.
-        grad_index_of_sequence: [n] the same index for each sequence of the chunk, on the host.
+        spans: rows of each sequence, on the host.
+        grad_index_of_sequence: [n] the same index per sequence of the chunk, on the host.
     """
 
     targets: Tensor
@@ -45,7 +51,7 @@ class SubchunkTokens:
 
 
 def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
-    """Yield consecutive slices of the rows [start, stop) that fit the cache."""
+    """Divide the rows [start, stop) into consecutive slices that fit the cache."""
     rows = max(1, CACHE_BYTES // max(1, z.shape[1] * z.element_size()))
     return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
 
@@ -55,14 +61,14 @@ def _use_triton(z: Tensor) -> bool:
 
 
 def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Replace z by a multiple of softmax(z / temperature) over these columns, chosen for precision.
+    """Replace z by softmax(z / temperature) over these columns, up to a factor per row that is chosen for precision.
 
     Args:
         z_Cv: [C, v] logits, overwritten.
         temperature: divisor of the logits.
 
     Returns:
-        [C] log of the sum of exp(z / temperature), and [C] sum of each row of the new z; fp32, or fp64 if z is.
+        [C] log-sum-exp of z / temperature, and [C] sum of each row of the new z. Both are fp32, or fp64 if z is fp64.
     """
     dtype = torch.promote_types(z_Cv.dtype, torch.float32)
     log_sum, total = (z_Cv.new_empty(len(z_Cv), dtype=dtype) for _ in range(2))
@@ -75,7 +81,7 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
             z_Cv.div_(temperature)
         largest = z_Cv.amax(1)
         torch.softmax(z_Cv, 1, out=z_Cv)
-        # The largest entry of a softmax is one over the sum of exponentials relative to it.
+        # The largest entry of a softmax is 1 / sum(exp(z - max)).
         return largest - z_Cv.amax(1).log(), total.fill_(1)
     for tile in _tiles(z_Cv, 0, len(z_Cv)):
         # Half precisions store exp(z - max), which is within their range.
@@ -105,7 +111,7 @@ def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:
 
 
 def pool(p_Cv: Tensor, weight_C: Tensor, tokens: SubchunkTokens) -> Tensor:
-    """Return [n, v]: the sum of weight * p over the rows of each sequence, in the dtype of the weights."""
+    """Compute [n, v]: the sum of weight * p over the rows of each sequence, in the dtype of the weights."""
     if _use_triton(p_Cv):
         return triton_kernels.pool(p_Cv, weight_C, tokens.sequence, len(tokens.grad_index_of_sequence))
     pooled = weight_C.new_zeros(len(tokens.grad_index_of_sequence), p_Cv.shape[1])
@@ -119,7 +125,7 @@ def pool(p_Cv: Tensor, weight_C: Tensor, tokens: SubchunkTokens) -> Tensor:
 
 
 def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor) -> Tensor:
-    """Return [n, d] pooled @ embedding, for small n."""
+    """Compute pooled @ embedding, [n, d], for small n."""
     n, v = pooled_nv.shape
     if pooled_nv.is_cuda or v % PARTS:
         return pooled_nv @ embedding_vd
@@ -128,7 +134,7 @@ def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor) -> Tensor:
 
 
 def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, tokens: SubchunkTokens) -> Tensor:
-    """Return [C] <p, grad_probs> in the rows of sequences that require a gradient, and 0 in the others."""
+    """Compute [C]: <p, grad_probs> in rows of sequences that require a gradient, and 0 in all other rows."""
     if _use_triton(p_Cv):
         return triton_kernels.inner_products(p_Cv, grad_probs_mv, tokens.grad_index)
     inner = torch.zeros_like(tokens.pooling_weights)
@@ -146,18 +152,21 @@ def softmax_backward_(
     grad_probs_mv: Tensor,
     tokens: SubchunkTokens,
 ) -> None:
-    """Replace e by base * e + slope * q * (grad_probs - inner) in the rows of sequences that require a gradient.
+    """Replace e by base * e + slope * q * (grad_probs - inner) in rows of sequences that require a gradient.
 
-    This is the softmax backward pass (product with its Jacobian) of cross entropy and alignment together.
+    This is the backward pass of the softmax (product with its Jacobian) for cross entropy and alignment together: the
+    first term is the gradient of the cross entropy (without the target), the second is that of the alignment loss.
 
     Args:
         e_Cv: [C, v] multiples of the probabilities, overwritten.
         q_Cv: [C, v] multiples of the probabilities at the soft tokens' temperature, overwritten with scratch data;
             `e_Cv` itself if the temperature is 1.
-        base_C, slope_C: [C] factors.
-        inner_C: [C] inner product of probabilities and grad_probs.
-        grad_probs_mv: [m, v] gradient of each sequence's pooled probabilities.
-        tokens: the rows.
+        base_C: [C] factor of the cross-entropy term: the cross-entropy weight of the row.
+        slope_C: [C] factor of the alignment term: the pooling weight of the row, divided by the temperature and
+            rescaled from `q` to `e`.
+        inner_C: [C] inner product of the probabilities and grad_probs.
+        grad_probs_mv: [m, v] gradient with respect to the pooled probabilities of each sequence.
+        tokens: target tokens of the rows, which give the sequence of each row.
     """
     if _use_triton(e_Cv):
         triton_kernels.softmax_backward_(e_Cv, q_Cv, base_C, slope_C, inner_C, grad_probs_mv, tokens.grad_index)
@@ -172,6 +181,6 @@ def softmax_backward_(
 
 
 def _spans_with_grad(tokens: SubchunkTokens) -> Iterator[tuple[SequenceSpan, int]]:
-    """Yield the spans of the sequences that require a gradient, with their index among them."""
+    """Yield the spans of sequences that require a gradient, and the index among these sequences."""
     indices = tokens.grad_index_of_sequence
     return ((span, indices[span.sequence]) for span in tokens.spans if indices[span.sequence] >= 0)

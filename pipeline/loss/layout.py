@@ -16,15 +16,15 @@ from pipeline.loss.loss_batch import LossBatch
 
 @dataclass(frozen=True)
 class GlobalLayout:
-    """Layout of the target tokens of all ranks, on the host and equal on every rank.
+    """Layout of the target tokens of all ranks, on the host. Equal on all ranks.
 
-    Target tokens and sequences are ordered by rank as gathered, and in chunk order after `in_chunk_order`.
+    Target tokens and sequences are ordered by rank after gathering, and in chunk order after `in_chunk_order`.
 
     Attributes:
-        rank_lengths, rank_pivots: for each rank and sequence, its number of target tokens, and the index of its pivot
+        rank_lengths, rank_pivots: for each rank and sequence, the number of target tokens, and the index of the pivot
             in that rank's list.
         targets, pooling_weights, ce_weights, sequence: [A] target id, pooling weight, cross-entropy weight and
-            sequence of each target token.
+            sequence index of each target token.
         pivot, problem_id, language, lengths: [S], as in `LossBatch`.
     """
 
@@ -66,24 +66,24 @@ class GlobalLayout:
 def gather_layout(
     local: LossBatch, pooling: str, dtype: torch.dtype, device: torch.device, group: Group
 ) -> GlobalLayout:
-    """Gather the layout of all ranks (collective): three small all-gathers on the device.
+    """Gather the layout of all ranks with three small all-gathers. Collective: all ranks must call it.
 
-    The remaining work is done on the host, where it takes less time than launching it on a GPU.
+    The remaining work is done on the host, because it takes less time than kernel launches on a GPU.
 
     Args:
         local: layout of this rank.
         pooling: `mean`, `last` or `weights`.
         dtype: dtype of the weights.
         device: device of the all-gathers.
-        group: ranks that share the vocabulary; None for one process.
+        group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
 
     Raises:
-        ValueError: `pooling` is `weights` and there are no token weights.
+        ValueError: `pooling` is `weights` and `local` has no token weights.
     """
     local = local.to("cpu")
     _, size = rank_and_size(group)
     local_counts = torch.tensor([len(local.targets), len(local.lengths)])
-    # A single rank stays on the host, so that it need not synchronize with its device.
+    # A single rank stays on the host to avoid synchronizing with its device.
     counts = all_gather(local_counts.to(device) if size > 1 else local_counts, group).tolist()
     splits = [s for _, s in counts]
     starts = list(accumulate(splits, initial=0))[:-1]
@@ -117,7 +117,7 @@ def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     """Copy host tensors of one dtype to the device in a single transfer, without waiting for the device.
 
     Returns:
-        The tensors on the device, in their shapes.
+        The tensors on the device, with their original shapes.
     """
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     if device.type == "cuda":

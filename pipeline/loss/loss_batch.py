@@ -1,4 +1,4 @@
-"""The target tokens of a micro-batch, and the sequences and pairs they belong to.
+"""Target tokens of a micro-batch, with their sequences and pairs.
 
 Shape letters: T target tokens of this rank, S sequences of this rank.
 """
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossNormalizers:
-    """Divisors of the two loss terms: counts over the global batch (all ranks, all accumulation steps).
+    """Divisors of the two loss terms: counts over the global batch (all ranks and gradient accumulation steps).
 
     Attributes:
-        tokens: target tokens, each weighted by its sequence's `ce_weights`.
-        pairs: pairs of a translation and its pivot, both with target tokens.
+        tokens: number of target tokens, weighted by the `ce_weights` of their sequences.
+        pairs: number of pairs of a translation and its pivot that both have target tokens.
     """
 
     tokens: float
@@ -24,13 +24,13 @@ class LossNormalizers:
 
 @dataclass(frozen=True)
 class LossBatch:
-    """Layout of one rank's target tokens: sequence after sequence, each pivot before its translations.
+    """Layout of the target tokens of one rank, ordered by sequence, with each pivot before its translations.
 
     Attributes:
         targets: [T] int64, vocabulary id of each target token.
         lengths: [S] int64, number of target tokens of each sequence; they sum to T and may be 0.
-        pivot: [S] int64, index of the sequence's pivot in this rank's list; its own index if it has none.
-        problem_id: [S] int64, equal for all sequences that state the same problem, on any rank.
+        pivot: [S] int64, index of the sequence's pivot in this rank's list, or its own index if it has no pivot.
+        problem_id: [S] int64, equal for all sequences of the same problem, across ranks.
         language: [S] int64, index into the run's list of languages.
         token_weights: [T] pooling weights for `pooling: weights`, or None.
         ce_weights: [S] weights of the sequences in the cross entropy, or None for 1.
@@ -50,24 +50,24 @@ class LossBatch:
         return replace(self, **tensors)
 
     def paired(self) -> Tensor:
-        """Return [S] bool: the sequence has a pivot other than itself, and both have target tokens."""
+        """Return [S] bool: whether the sequence has a pivot other than itself and both have target tokens."""
         own = torch.arange(len(self.pivot), device=self.pivot.device)
         return (self.pivot != own) & (self.lengths > 0) & (self.lengths[self.pivot] > 0)
 
     def normalizers(self) -> LossNormalizers:
-        """Return the counts of this micro-batch alone, to be summed over ranks and accumulation steps."""
+        """Return the counts of this micro-batch only. Sum them over ranks and gradient accumulation steps."""
         if self.ce_weights is None:
             return LossNormalizers(float(self.lengths.sum()), float(self.paired().sum()))
         return LossNormalizers(float((self.ce_weights * self.lengths).sum()), float(self.paired().sum()))
 
     def sequence_of_token(self) -> Tensor:
-        """Return [T] int64: the index of each target token's sequence."""
+        """Return [T] int64: the sequence index of each target token."""
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
 
     def pooling_weights(self, pooling: str, dtype: torch.dtype) -> Tensor:
         """Return the [T] weights a_t of the pooled representations u_i = sum over t in i of a_t * s_t.
 
-        They sum to 1 in each sequence. If all given weights of a sequence are 0, it is pooled by its mean.
+        The weights sum to 1 in each sequence. If all token weights of a sequence are 0, its mean is used.
 
         Args:
             pooling: `mean`, `last` or `weights`.
@@ -85,7 +85,7 @@ class LossBatch:
             weights[(self.lengths.cumsum(0) - 1)[self.lengths > 0]] = 1.0
             return weights
         if self.token_weights is None:
-            raise ValueError("pooling 'weights' needs token_weights: pass them to LossBatch")
+            raise ValueError("pooling 'weights' requires token_weights; pass them to LossBatch")
         weights = self.token_weights.to(dtype)
         sums = torch.zeros(len(self.lengths), dtype=dtype, device=weights.device).index_add_(0, sequence, weights)
         return torch.where(sums[sequence] > 0, weights / sums[sequence], mean)

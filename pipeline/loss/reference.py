@@ -1,4 +1,4 @@
-"""Dense SOLAR loss, differentiable by autograd in any dtype. All tests of the loss compare with it.
+"""Dense reference implementation of the SOLAR loss, differentiable by autograd in any dtype.
 
 Shape letters: T target tokens, S sequences, V vocabulary, d hidden size, L languages.
 """
@@ -30,8 +30,8 @@ def solar_loss_reference(
 
     Args:
         hidden: [T, d] final hidden states that predict the target tokens of all ranks' micro-batches.
-        head, embedding: [V, d]; the same tensor if tied.
-        loss_batch: layout of those target tokens, for all ranks together.
+        head, embedding: [V, d] matrices; the same tensor if tied.
+        loss_batch: layout of the target tokens of all ranks together.
         normalizers: divisors of the two terms.
         running_means: [L, d] running means to subtract from the pooled representations, or None.
         vocabulary_weights: [V] weights in the soft tokens, or None for 1.
@@ -39,7 +39,7 @@ def solar_loss_reference(
         logit_scale, softcap: see `pipeline.loss.soft_tokens.head_logits`.
 
     Returns:
-        Three scalars: the loss, its cross entropy, and its alignment term before the weight.
+        Three scalars: the loss, the cross entropy, and the unweighted alignment term.
 
     Raises:
         ValueError: pooling is `weights` and `loss_batch` has no token weights.
@@ -70,13 +70,13 @@ def solar_loss_reference(
 
 
 def _distance(i: int, u: list[Tensor], loss_batch: LossBatch, settings: LossSettings) -> Tensor:
-    """Return the scalar D(u_i, u_pivot(i))."""
+    """Compute the scalar distance D(u_i, u_pivot(i))."""
     pivot = int(loss_batch.pivot[i])
     if settings.distance == "cosine":
         return 1 - cosine_similarity(u[i], u[pivot], dim=0)
     if settings.distance == "mse":
         return ((u[i] - u[pivot]) ** 2).mean()
-    # InfoNCE: the pivot is the positive; the sequences of all other problems, in any language, are the negatives.
+    # InfoNCE: the pivot is the positive. The negatives are the sequences of all other problems, in any language.
     problem_id, nonempty = loss_batch.problem_id.tolist(), (loss_batch.lengths > 0).tolist()
     others = [j for j in range(len(u)) if problem_id[j] != problem_id[i] and nonempty[j]]
     similarities = torch.stack([cosine_similarity(u[i], u[j], dim=0) for j in [pivot, *others]])

@@ -1,14 +1,15 @@
-"""Ring head: each rank keeps its own rows, and the shards of the head travel around a ring.
+"""Ring head: each rank keeps its own hidden states, and the shards of the head are passed around a ring.
 
-It moves weights instead of activations, so it is faster with many target tokens and a small vocabulary:
+It communicates weights instead of activations, so it is faster with many target tokens and a small vocabulary:
 
-    z = H W^T, softmax             one shard at a time while it travels: R - 1 hops
-    pooled probabilities           all-to-all [n, v]: to the owners of the columns, which compute the pooled
+    z = H W^T, softmax             one shard at a time, R - 1 hops
+    pooled probabilities           all-to-all [n, v] to the owners of the columns, which compute the pooled
                                    representations as with the vocabulary-parallel head
-    grad_probs                     all-to-all [m, v]: from the owners
-    dz W, dz^T H                   one shard at a time again; a shard's gradient follows it: R hops in fp32
+    grad_probs                     all-to-all [m, v] from the owners
+    dz W, dz^T H                   one shard at a time again, together with its fp32 gradient, R hops
 
-No rank ever holds more than two shards and their gradients. All ranks take part in every hop, even without rows.
+No rank ever holds more than two shards and their gradients. All ranks participate in every hop, even if they have no
+rows.
 Shape letters: R ranks, V vocabulary, v rows of one shard, C rows of this rank in a subchunk, n sequences of the chunk,
 m of them whose pooled representations require a gradient, d hidden size.
 """
@@ -26,12 +27,12 @@ from pipeline.loss.vocabulary import Vocabulary
 
 
 class RingSoftmax(ShardedSoftmax):
-    """Vocabulary-sized work of one rank with the ring head: this rank's rows, all columns.
+    """Softmax, pooling and products on one rank with the ring head: this rank's rows, all columns.
 
     Args:
-        vocabulary: this rank's shards.
+        vocabulary: shards of this rank.
         temperature: divisor of the logits in the soft tokens' softmax.
-        group: ranks that share the vocabulary; None for one process.
+        group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
     """
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
@@ -49,17 +50,17 @@ class RingSoftmax(ShardedSoftmax):
             self.bias_grad = vocabulary.bias_grad.new_zeros(vocabulary.size)
 
     def _gather_shards(self, local: Tensor) -> Tensor:
-        """Gather [v] of each rank into [V]."""
+        """Gather the [v] tensors of all ranks into [V]."""
         padded = local.new_zeros(max(self.shard_sizes))
         padded[: len(local)] = local
         return torch.cat([row[:v] for row, v in zip(all_gather(padded, self.group), self.shard_sizes, strict=True)])
 
     def _columns_of(self, owner: int) -> slice:
-        """Return the columns of the logits that belong to a rank's shard."""
+        """Return the columns of the logits that belong to the shard of a rank."""
         return slice(self.starts[owner], self.starts[owner] + self.shard_sizes[owner])
 
     def _send_to_next(self, tensor: Tensor, rows: int) -> tuple[list[dist.Work], Tensor]:
-        """Start to send a shard to the next rank, and to receive one of `rows` rows from the previous rank."""
+        """Start sending a shard to the next rank and receiving a shard of `rows` rows from the previous rank."""
         received = tensor.new_empty(rows, tensor.shape[1])
         after, before = ((self.rank + step) % self.size for step in (1, -1))
         peers = [dist.get_global_rank(self.group, peer) for peer in (after, before)] if self.group else [0, 0]
@@ -71,7 +72,7 @@ class RingSoftmax(ShardedSoftmax):
         return dist.batch_isend_irecv(hops) if hops else [], received
 
     def _ring(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (owner, [v, d]) of every shard of the head, this rank's first, with the next one in flight."""
+        """Yield (owner, [v, d] shard) for all shards of the head, this rank's first, with the next one in flight."""
         weight = self.vocabulary.head.weight
         for step in range(self.size):
             owner = (self.rank - step) % self.size

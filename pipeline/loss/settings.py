@@ -1,4 +1,4 @@
-"""Settings of the SOLAR loss; docs/method.md says which come from the paper and which are our choice."""
+"""Settings of the SOLAR loss. docs/method.md explains which are from the paper and which are our choice."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,31 +11,31 @@ Detach = Literal["pivot", "embeddings", "probabilities"]
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How soft tokens are pooled and compared. The defaults are the literal reading of the method.
+    """Settings of the SOLAR loss. The defaults follow the description of the method literally.
 
     The paper calls a sequence's pooled representation its soft-token summary.
 
     Attributes:
-        alignment_weight: factor of the alignment term; 0 is plain supervised fine-tuning, bit for bit.
-        alignment_warmup_ratio: fraction of the optimizer steps over which that factor rises linearly from 0.
-        distance: distance of a pooled representation from its pivot's: 1 - cosine, mean squared difference, or
-            InfoNCE on cosines.
+        alignment_weight: weight of the alignment loss; 0 is plain supervised fine-tuning, bit for bit.
+        alignment_warmup_ratio: fraction of the optimizer steps over which this weight rises linearly from 0.
+        distance: distance between the pooled representations of a translation and its pivot: 1 - cosine, mean squared
+            difference, or InfoNCE on cosines.
         infonce_temperature: divisor of the cosines in InfoNCE.
-        softmax_temperature: divisor of the logits in the soft tokens' softmax (never in the cross entropy).
-        pooling: how soft tokens are pooled: mean over the response, its last position, or given weights per token.
-        detach: what gets no alignment gradient: the pivots' pooled representations, the embeddings E, or the
-            probabilities p.
-        centring: subtract each language's running mean from its pooled representations before comparing them.
-        centring_momentum: fraction of the old running mean kept at each micro-step.
-        vocabulary_weights: safetensors file with a tensor `weights` [V] that scales each vocabulary entry's
-            part in the soft tokens; null means 1 for all.
-        token_weights: safetensors file with a tensor `weights` [V]; with pooling `weights`, a position is weighted
-            by its target token.
+        softmax_temperature: divisor of the logits in the softmax of the soft tokens (not in the cross entropy).
+        pooling: how soft tokens are pooled: mean over the response, last position only, or weighted per token.
+        detach: what receives no alignment gradient: the pooled representations of the pivots, the embeddings E, or
+            the probabilities p.
+        centring: subtract the running mean of each language from its pooled representations before comparing them.
+        centring_momentum: weight of the old running mean in the update at each micro-step.
+        vocabulary_weights: safetensors file with a tensor `weights` [V] that scales the contribution of
+            each vocabulary entry to the soft tokens; null: 1 for all.
+        token_weights: safetensors file with a tensor `weights` [V]; with pooling `weights`, each position has the
+            weight of its target token.
         head: what the ranks exchange: hidden states and their gradients (`vocab_parallel`), or shards of the head
-            and its gradient on a ring (`gathered`); `auto` selects the one with less traffic. The results are equal
-            up to rounding.
-        memory_budget_mb: size of the buffer for one chunk's logits on each rank, in MiB; null: 64 on a CPU, 2048 on
-            a GPU, where larger matrix products are faster.
+            and its gradient on a ring (`gathered`); `auto` selects the one with less communication. The results are
+            equal up to rounding.
+        memory_budget_mb: size of the logits buffer on each rank, in MiB; null: 64 on a CPU, and 2048 on a GPU, where
+            larger matrix products are faster.
     """
 
     alignment_weight: float = 1.0

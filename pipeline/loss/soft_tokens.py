@@ -25,7 +25,7 @@ def head_logits(
         bias_V: [V] head bias, or None.
         scale: factor of the matrix product, applied before the bias.
         softcap: z -> softcap * tanh(z / softcap), or None.
-        dtype: dtype to which the matrix product is converted, or None to keep its own.
+        dtype: dtype that the matrix product is converted to, or None to keep its dtype.
 
     Returns:
         [T, V] logits.
@@ -45,11 +45,11 @@ def head_logits(
 def soft_tokens(
     logits_TV: Tensor, embedding_Vd: Tensor, temperature: float = 1.0, vocabulary_weights_V: Tensor | None = None
 ) -> Tensor:
-    """Compute s_t = sum over v of w_v p_t(v) E_v with p_t = softmax(z_t / temperature); differentiable.
+    """Compute s_t = sum over v of w_v p_t(v) E_v with p_t = softmax(z_t / temperature). Differentiable.
 
     Args:
         logits_TV: [T, V] logits z.
-        embedding_Vd: [V, d] input embeddings E. The probabilities are converted to their dtype.
+        embedding_Vd: [V, d] input embeddings E. The probabilities are converted to the dtype of E.
         temperature: divisor of the logits.
         vocabulary_weights_V: [V] weights w, or None for 1.
 
@@ -67,17 +67,17 @@ def soft_tokens(
 def mean_soft_tokens(
     logit_chunks: Iterable[Tensor], sequence_T: Tensor, num_sequences: int, embedding_Vd: Tensor, rows_at_once: int
 ) -> Tensor:
-    """Compute each sequence's mean soft token in fp32, without any [T, V] or [T, d] tensor.
+    """Compute the mean soft token of each sequence in fp32, without any [T, V] or [T, d] tensor.
 
-    The mean of the products p_t E equals the product of the mean probabilities with E, so E is multiplied by one row
-    per sequence.
+    The mean of the products p_t E equals the product of the mean of p_t with E, so only one row per sequence is
+    multiplied by E.
 
     Args:
-        logit_chunks: [chunk, V] logits of consecutive positions; together they cover all T positions.
-        sequence_T: [T] int64, the sequence of each position; no sequence may be empty.
+        logit_chunks: [chunk, V] logits of consecutive positions that together cover all T positions.
+        sequence_T: [T] int64 sequence index of each position. No sequence may be empty.
         num_sequences: S.
         embedding_Vd: [V, d] input embeddings, in any floating-point dtype.
-        rows_at_once: rows of the embeddings that are converted to fp32 together.
+        rows_at_once: number of embedding rows to convert to fp32 at a time.
 
     Returns:
         [S, d] fp32.

@@ -1,4 +1,4 @@
-"""Vocabulary-sized work on the logits of one subchunk: softmax, pooling, and the products that carry gradients.
+"""Operations on the logits of one subchunk: softmax, pooling, and the matrix products of the backward pass.
 
 Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank (columns of the logits),
 n sequences of the chunk, m of them whose pooled representations require a gradient, R ranks, d hidden size.
@@ -21,21 +21,21 @@ from pipeline.loss.settings import LossSettings
 from pipeline.loss.softmax_state import RowStatistics, SoftGradient, SoftmaxState
 from pipeline.loss.vocabulary import Vocabulary
 
-# In fp16, dz is normalized, because e next to its row sum would exceed the range. This factor prevents underflow.
+# In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
 FP16_GAIN = 64.0
-# Lower bound of the logarithm of a rank's part of a row's probability: below it, dz at the target would exceed fp32.
+# Lower bound of the log of the probability of a row on one rank. Below it, dz at the target would overflow fp32.
 SMALLEST_LOG_SCALE = -60.0
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return fp32 for half precisions, else the dtype itself."""
+    """Return fp32 for half precisions, or else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
-    """Return the target tokens of each rank that fit one subchunk.
+    """Return the number of target tokens per rank that fit in one subchunk.
 
-    With the vocabulary-parallel head a subchunk has R times as many rows, of a vocabulary R times smaller.
+    With the vocabulary-parallel head, a subchunk has R times as many rows, but R times fewer columns.
     """
     weight = vocabulary.head.weight
     row_bytes = vocabulary.size * weight.element_size()
@@ -43,13 +43,13 @@ def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
 
 
 def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool) -> int:
-    """Return the target tokens of each rank that fit one subchunk, from sizes alone.
+    """Return the number of target tokens per rank that fit in one subchunk, computed from sizes only.
 
     Args:
-        settings: give the memory budget, and whether a second softmax is needed.
+        settings: determine the memory budget and whether a second softmax is needed.
         row_bytes: bytes of one row of logits over the whole vocabulary.
         softcap: whether the logits are soft-capped.
-        gpu: whether the default budget is that of a GPU.
+        gpu: whether to use the default budget for a GPU.
     """
     tensors = 1 + (settings.softmax_temperature != 1) + softcap
     budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
@@ -57,17 +57,17 @@ def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: b
 
 
 class ShardedSoftmax:
-    """Vocabulary-sized work of one rank with the vocabulary-parallel head: all ranks' rows, this rank's columns.
+    """Softmax, pooling and products on one rank with the vocabulary-parallel head: all rows, this rank's columns.
 
     Args:
-        vocabulary: this rank's shards.
+        vocabulary: shards of this rank.
         temperature: divisor of the logits in the soft tokens' softmax.
-        group: ranks that share the vocabulary; None for one process.
+        group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
     """
 
     def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
-        # The columns of the logits on this rank, and the ranks that hold the other columns of its rows.
+        # The columns of the logits on this rank, and the group of ranks that hold the other columns.
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
         self._tied = vocabulary.embedding is vocabulary.head
@@ -75,12 +75,12 @@ class ShardedSoftmax:
         self._buffers: dict[str, Tensor] = {}
 
     def softmax(self, tokens: SubchunkTokens, hidden: Tensor, statistics: RowStatistics | None) -> SoftmaxState:
-        """Compute logits (product 1) and their softmax.
+        """Compute the logits (product 1) and their softmax.
 
         Args:
             tokens: the target tokens of the subchunk.
-            hidden: [C, d] their hidden states.
-            statistics: those of an earlier pass over the subchunk. If None, they are computed with one all-gather.
+            hidden: [C, d] hidden states of the target tokens.
+            statistics: row statistics of an earlier pass over the subchunk. If None, compute them with one all-gather.
         """
         vocabulary = self.vocabulary
         extra_rows = len(tokens.grad_index_of_sequence) if self._tied else 0
@@ -114,7 +114,7 @@ class ShardedSoftmax:
     def _statistics(
         self, target: Tensor, log_sum: Tensor, total: Tensor, tempered_log_sum: Tensor, tempered_total: Tensor
     ) -> RowStatistics:
-        """Combine the ranks' statistics. All arguments are [C]; `target` is the logit, 0 if on another rank."""
+        """Combine the statistics of all ranks. All arguments are [C]. `target` is the target logit, 0 if not local."""
         ranks = all_gather(torch.stack([log_sum, tempered_log_sum, target]), self.row_group)
         global_log_sum, tempered_global_log_sum = ranks[:, :2].logsumexp(0)
         return RowStatistics(
@@ -126,19 +126,22 @@ class ShardedSoftmax:
         )
 
     def pool(self, state: SoftmaxState) -> Tensor:
-        """Return [n, v]: the sum over each sequence's rows of pooling weight * probability."""
+        """Compute [n, v]: the sum of pooling weight * probability over the rows of each sequence."""
         weights = state.tokens.pooling_weights * state.statistics.tempered_scale
         return pool(state.tempered, weights, state.tokens)
 
     def pooled_representations(self, pooled: Tensor) -> Tensor:
-        """Turn [n, v] pooled probabilities into [n, d] pooled representations, summed over all ranks' columns."""
+        """Compute the [n, d] pooled representations from the [n, v] pooled probabilities, summed over all ranks."""
         embedding = self.vocabulary.embedding.weight
         return all_reduce(
             times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding).to(pooled.dtype), self.group
         )
 
     def grad_probs(self, grad_u: Tensor) -> Tensor:
-        """Turn the [m, d] gradient of pooled representations into that of pooled probabilities, [m, v] in E's dtype."""
+        """Backpropagate the [m, d] gradient of the pooled representations to the pooled probabilities, [m, v].
+
+        The result has the dtype of E.
+        """
         embedding = self.vocabulary.embedding.weight
         # In this order a CPU reads E only once, at memory bandwidth.
         grad_probs = (embedding @ grad_u.to(embedding.dtype).T).T.contiguous()
@@ -148,19 +151,19 @@ class ShardedSoftmax:
     def backward(
         self, state: SoftmaxState, grad_probs: Tensor | None, soft: SoftGradient | None, grad_scale: float
     ) -> Tensor:
-        """Compute dz in place of e, then products 2 and 3.
+        """Overwrite e with dz, then compute products 2 and 3.
 
-        Adds the exact grad_scale * dz^T H to the head's accumulator.
+        Adds grad_scale * dz^T H to the gradient accumulator of the head.
 
         Args:
-            state: softmax of the subchunk; consumed.
+            state: softmax of the subchunk; overwritten.
             grad_probs: [m, v] gradient of the pooled probabilities, or None.
-            soft: factors of the embedding's gradient, or None. If head and embedding are tied, they are added along
-                with product 3, else in `finish`.
+            soft: factors of the embedding's gradient, or None. If head and embedding are tied, the gradient is added
+                with product 3, otherwise in `finish`.
             grad_scale: scale of the gradients, see `vocab_parallel`.
 
         Returns:
-            [C, d] this rank's part of dH / grad_scale, times FP16_GAIN if it is in fp16.
+            [C, d] contribution of this rank to dH / grad_scale, multiplied by FP16_GAIN in fp16.
         """
         tokens, s = state.tokens, state.statistics
         # dz = scale * (e' - 1 / scale at the target), where e' is ce_weights * e plus the alignment gradient.
@@ -192,7 +195,7 @@ class ShardedSoftmax:
         """Set e <- ce_weights * e + k * tempered * (grad_probs - <p, grad_probs>) in rows that require a gradient.
 
         Returns:
-            [C] `at_target`, ce_weights times the value at the target, plus the alignment gradient there.
+            [C] `at_target` (ce_weights * e at the target) plus the alignment gradient at the target.
         """
         tokens, s = state.tokens, state.statistics
         inner = all_reduce(inner_products(state.tempered, grad_probs, tokens) * s.tempered_scale, self.row_group)
@@ -207,7 +210,7 @@ class ShardedSoftmax:
     def _products(
         self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float
     ) -> Tensor:
-        """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient; return dz W. `state.e` holds dz."""
+        """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient. Return dz W. `state.e` holds dz."""
         head, dz = self.vocabulary.head, state.e
         if soft is not None and not self._tied:
             self._soft.append(soft)
@@ -220,25 +223,25 @@ class ShardedSoftmax:
         return state.e @ head.weight
 
     def to_column_owners(self, pooled: Tensor, sequence_counts: tuple[int, ...]) -> Tensor:
-        """Return the pooled probabilities of all ranks' sequences for this rank's embedding rows, [n, v].
+        """Return the [n, v] pooled probabilities of the sequences of all ranks, for the embedding rows of this rank.
 
         Args:
             pooled: result of `pool`.
-            sequence_counts: sequences of each rank.
+            sequence_counts: number of sequences of each rank.
         """
         return pooled
 
     def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: list[int]) -> Tensor:
-        """Return grad_probs for the rows and columns of this rank's logits, [m, v].
+        """Return the [m, v] grad_probs for the rows and columns of the logits on this rank.
 
         Args:
             grad_probs: result of `grad_probs`.
-            requires_grad_of_rank: sequences of each rank that require a gradient.
+            requires_grad_of_rank: number of sequences of each rank that require a gradient.
         """
         return grad_probs
 
     def finish(self, grad_scale: float) -> None:
-        """Add grad_scale * pooled^T grad_u of all chunks to the embedding's gradient if it is not yet included."""
+        """Add grad_scale * pooled^T grad_u of all chunks to the embedding's gradient, unless `backward` has done so."""
         if self._soft and self.vocabulary.embedding.grad is not None:
             pooled = self._apply_weights(torch.cat([soft.pooled for soft in self._soft]))
             grad_u = torch.cat([soft.grad_u for soft in self._soft])
@@ -248,12 +251,12 @@ class ShardedSoftmax:
         return pooled if self.vocabulary.weights is None else pooled * self.vocabulary.weights
 
     def _target_columns(self, tokens: SubchunkTokens) -> tuple[Tensor, Tensor]:
-        """Return the target's column [C, 1] on this rank, and whether it is here [C]; if not, some valid column."""
+        """Return [C, 1] local column of each target (any valid column if not local), and [C] whether it is local."""
         columns = tokens.targets - self.start
         return columns.clamp(0, max(0, self.columns - 1))[:, None], (columns >= 0) & (columns < self.columns)
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
-        """Return a [rows, v] buffer that all subchunks of the call reuse."""
+        """Return a [rows, v] buffer that is reused for all subchunks of the call."""
         size = rows * self.columns
         buffer = self._buffers.get(name)
         if buffer is None or buffer.numel() < size:
@@ -262,7 +265,7 @@ class ShardedSoftmax:
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
-    """Add alpha * a @ b to `total`, in total's dtype."""
+    """Add alpha * a @ b to `total`, in the dtype of `total`."""
     if a.dtype == total.dtype:
         total.addmm_(a, b, alpha=alpha)
     elif a.is_cuda:

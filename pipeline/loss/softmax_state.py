@@ -1,4 +1,4 @@
-"""Tensors of one subchunk between the forward and the backward pass of its softmax.
+"""Tensors of one subchunk that are kept between the forward and the backward pass of its softmax.
 
 Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank (columns of the logits),
 n sequences of the chunk, m of them whose pooled representations require a gradient, d hidden size.
@@ -17,8 +17,8 @@ class RowStatistics:
 
     Attributes:
         cross_entropy: -log p(target).
-        scale, tempered_scale: factors that turn `e` and `tempered` of `SoftmaxState` into probabilities.
-        target, tempered_target: `e` and `tempered` at the target before rounding, if this rank holds that column.
+        scale, tempered_scale: factors that convert `e` and `tempered` of `SoftmaxState` to probabilities.
+        target, tempered_target: `e` and `tempered` at the target before rounding, if that column is on this rank.
     """
 
     cross_entropy: Tensor
@@ -34,12 +34,12 @@ class SoftmaxState:
 
     Attributes:
         tokens: the target tokens, one per row.
-        hidden: [C, d] hidden states, times the logit scale.
+        hidden: [C, d] hidden states, multiplied by the logit scale.
         e: [C, v] proportional to exp(z) in each row; overwritten by dz in the backward pass.
         e_buffer: [C + n, v] buffer of `e`; n is 0 unless head and embedding are tied.
         tempered: [C, v] proportional to exp(z / temperature); `e` itself if the temperature is 1.
         cap_derivative: [C, v] derivative of the soft cap, or None.
-        statistics: of the rows.
+        statistics: statistics of the rows.
     """
 
     tokens: SubchunkTokens

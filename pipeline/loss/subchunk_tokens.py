@@ -11,17 +11,17 @@ from pipeline.loss.layout import GlobalLayout, upload
 def subchunk_tokens(
     layout: GlobalLayout, chunks: list[Chunk], table: PooledRepresentations, rank: int | None, device: torch.device
 ) -> list[list[tuple[slice, SubchunkTokens]]]:
-    """Return, for each chunk, its subchunks' target tokens and their slices in the layout.
+    """Return, for each chunk, the target tokens of its subchunks and their slices in the layout.
 
-    Everything is copied to the device at once.
+    All tensors are copied to the device at once.
 
     Args:
         layout: layout of all ranks, in chunk order.
         chunks: the chunks of the micro-step.
-        table: says which sequences require a gradient.
-        rank: if given, return only the target tokens of this rank, with sequences and gradient indices counted from
-            its first.
-        device: device of the result.
+        table: pooled representations, which record the sequences that require a gradient.
+        rank: if given, return only the target tokens of this rank. Sequence and gradient indices are then relative to
+            its first sequence.
+        device: device for the result.
     """
     first, grad_index = torch.zeros_like(layout.lengths), table.grad_index.clone()
     sequences = []

@@ -1,7 +1,7 @@
-"""Bytes that a rank receives in one micro-step with either head, computed from the collectives' sizes.
+"""Compute the bytes that a rank receives in one micro-step with either head, from the sizes of the collectives.
 
-An all-reduce of n bytes counts as 2 (R - 1) / R * n, as on a ring. Shards, and the ranks' numbers of target tokens
-and sequences, are taken as equal.
+An all-reduce of n bytes counts as 2 (R - 1) / R * n, as for a ring all-reduce. All ranks are assumed to have equal
+shards and equal numbers of target tokens and sequences.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Traffic:
     Attributes:
         ranks: R. vocab: V. hidden: d. element_size: bytes of a weight or hidden state.
         positions: target tokens of all ranks.
-        padded: target tokens of the rank that has most, summed over the subchunks.
-        subchunks: how often the buffer is filled.
-        recomputed: how many subchunks are filled twice.
+        padded: maximum number of target tokens over the ranks, summed over the subchunks.
+        subchunks: number of subchunks.
+        recomputed: number of subchunks whose logits are computed twice.
         padded_recomputed: the part of `padded` in those subchunks.
         sequences: sequences of all ranks.
         requires_grad: sequences of all ranks whose pooled representations have a gradient.
@@ -40,15 +40,15 @@ class Traffic:
 
     @property
     def _layout(self) -> float:
-        """Bytes of target, pooling and cross-entropy weight per target token and four integers per sequence."""
+        """Bytes to gather the layout: target and two weights per target token, and four integers per sequence."""
         return self._remote_fraction * (self.positions * 16 + self.sequences * 32)
 
     @property
     def vocab_parallel(self) -> float:
         """Bytes received by a rank with the vocabulary-parallel head.
 
-        Hidden states are gathered (again for recomputed subchunks) and their gradients reduced. Softmax statistics,
-        inner products and pooled representations are small.
+        Hidden states are gathered (twice for recomputed subchunks), and their gradients are reduce-scattered. Softmax
+        statistics, inner products and pooled representations are small.
         """
         rows = 2 * self.padded + self.padded_recomputed
         activations = (self.ranks - 1) * rows * self.hidden * self.element_size
@@ -60,8 +60,8 @@ class Traffic:
     def gathered(self) -> float:
         """Bytes received by a rank with the ring head.
 
-        The head is sent around for each softmax and for the gradients, and its fp32 gradient once per subchunk.
-        Pooled probabilities go to the owners of the columns, and their gradients back.
+        The head is sent around the ring for each softmax and for the gradients, and its fp32 gradient once per
+        subchunk. Pooled probabilities are sent to the owners of the columns, which return the gradients.
         """
         passes = 2 * self.subchunks + self.recomputed
         head = self._remote_fraction * passes * self.vocab * self.hidden * self.element_size

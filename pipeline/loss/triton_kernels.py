@@ -1,8 +1,6 @@
-"""The passes of `kernels` as Triton kernels: each reads or writes the logits of a subchunk once, and sums in fp32.
+"""Triton versions of the functions in `kernels`. Each makes one pass over the logits and accumulates in fp32.
 
-No kernel sums through atomics, so two runs agree bit for bit.
-Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank, n sequences of the chunk,
-m of them whose pooled representations require a gradient.
+No kernel uses atomics, so results are deterministic. The shape letters are those of `kernels`.
 """
 
 import torch
@@ -10,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LINE = 4096  # columns that a program holds at a time
+LINE = 4096  # number of columns that a program processes at a time
 POOL_ROWS, POOL_LINE = 8, 512
 
 
@@ -18,10 +16,10 @@ POOL_ROWS, POOL_LINE = 8, 512
 def _softmax(
     z_ptr, log_sum_ptr, total_ptr, columns, inverse_temperature, SLACK: tl.constexpr, LINE: tl.constexpr
 ):  # fmt: skip
-    """Replace one row of logits by exponentials, with one read and one write.
+    """Replace one row of logits by exponentials exp(z - reference), with one read and one write.
 
-    The exponentials are relative to a reference that follows the row's largest logit. The reference may be up to SLACK
-    below it, which the dtype has range for. Beyond that, the part of the row already written is scaled down.
+    The reference follows the largest logit seen so far, but may be up to SLACK below it, which is within the range of
+    the dtype. If a logit exceeds this bound, the reference is raised and the part already written is rescaled.
     """
     row = tl.program_id(0)
     z_ptr += row.to(tl.int64) * columns
@@ -112,7 +110,7 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def pool(p_Cv: Tensor, weight_C: Tensor, sequence_C: Tensor, sequences: int) -> Tensor:
-    """Implement `kernels.pool` on a GPU. `sequence_C` [C] is sorted; `sequences` is n."""
+    """Implement `kernels.pool` on a GPU. `sequence_C` [C] is sorted, and `sequences` is n."""
     columns = p_Cv.shape[1]
     pooled = torch.empty(sequences, columns, dtype=torch.float32, device=p_Cv.device)
     # Rows are ordered by sequence.

@@ -1,7 +1,7 @@
-"""The SOLAR loss on vocabulary shards: three matrix products in all, alignment included, gradients taken in forward.
+"""The SOLAR loss on vocabulary shards, with three matrix products in total. Gradients are computed in the forward pass.
 
-With the vocabulary-parallel head, every rank holds rows of LM head and embedding and receives the hidden states of all
-ranks, subchunk after subchunk:
+With the vocabulary-parallel head, every rank holds rows of the LM head and the embedding and receives the hidden states
+of all ranks, one subchunk at a time:
 
     gather H                       [C, d]   all-gather, one subchunk ahead
     z = H W^T                      [C, v]   product 1
@@ -14,8 +14,9 @@ ranks, subchunk after subchunk:
     dH = dz W                      [C, d]   product 2, reduce-scatter
     dW += dz^T H                   [v, d]   product 3
 
-An alignment group that does not fit the buffer (see chunking.py) is a chunk of several subchunks. Their logits are
+An alignment group that does not fit the buffer (see chunking.py) becomes a chunk of several subchunks, whose logits are
 recomputed once the pooled representations are known. The ring head is in ring.py.
+
 Shape letters: T target tokens of this rank, A of all ranks, C of a subchunk, S sequences, n of a chunk,
 v vocabulary rows of this rank, d hidden size, L languages.
 """
@@ -44,12 +45,12 @@ from pipeline.loss.vocabulary import Vocabulary
 
 @dataclass
 class SolarLoss:
-    """The loss of one micro-step and its parts, summed over ranks and equal on all of them.
+    """The loss of one micro-step and its parts, summed over all ranks and equal on all of them.
 
     Attributes:
-        loss: scalar, differentiable with respect to `hidden`. The gradients of head and embedding are already in the
-            shards' accumulators.
-        ce_sum, distance_sum, cosine_sum: sums over target tokens and pairs, to be divided by the normalizers.
+        loss: scalar, differentiable with respect to `hidden`. The gradients of head and embedding have already been
+            added to the accumulators of the shards.
+        ce_sum, distance_sum, cosine_sum: sums over target tokens or pairs; divide them by the normalizers.
         language_ce: [L] cross entropy by language, without sequence weights.
         language_tokens: [L] target tokens by language.
     """
@@ -73,24 +74,26 @@ def solar_loss(
     running_means: RunningMeans | None = None,
     group: Group = None,
 ) -> SolarLoss:
-    """Compute CE / normalizers.tokens + alignment_weight * alignment / normalizers.pairs over all ranks (collective).
+    """Compute CE / normalizers.tokens + alignment_weight * alignment / normalizers.pairs over all ranks.
 
-    The gradient of `hidden` is that of the global loss. If the caller's optimizer averages over ranks, the loss must
-    be multiplied by their number before backward.
+    Collective: all ranks must call it.
+
+    The gradient of `hidden` is that of the global loss. If the optimizer averages gradients over ranks, multiply the
+    loss by the number of ranks before backward.
 
     Args:
         hidden: [T, d] final hidden states that predict this rank's target tokens.
-        loss_batch: layout of the target tokens. It should be on the host, whatever the device of `hidden`, because it
-            is first read there.
-        vocabulary: this rank's shards. If a shard has a `grad`, the exact gradient of the loss (summed over ranks,
-            without a factor) is added to it during this call, unless autograd is disabled.
+        loss_batch: layout of the target tokens. It should be on the host, because it is first read there.
+        vocabulary: shards of this rank. If a shard has a `grad`, the gradient of the loss (summed over ranks, without
+            a factor) is added to it during this call, unless grad mode is disabled.
         settings: settings of the loss.
-        alignment_weight: factor of the alignment term at this step.
+        alignment_weight: weight of the alignment loss at this step.
         normalizers: counts of the global batch.
         languages: L.
-        running_means: means to subtract from the pooled representations, updated here with this micro-step's; None
+        running_means: means to subtract from the pooled representations. They are updated with this micro-step. None
             to disable centering.
-        group: the ranks that share the vocabulary; None for one process.
+        group: process group that shards the vocabulary, or None for a single process without one (not the default
+            group, as in torch.distributed).
 
     Raises:
         ValueError: pooling is `weights` and `loss_batch` has no token weights.
@@ -105,7 +108,7 @@ def solar_loss(
 
 
 class _WithGradient(torch.autograd.Function):
-    """Attach the precomputed gradient grad_scale * grad with respect to `hidden` to a loss."""
+    """Identity on the loss whose backward returns the precomputed gradient grad_scale * grad of `hidden`."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor, grad_scale: float) -> Tensor:
@@ -116,16 +119,16 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        # The factor may include a loss scale beyond fp16's range: multiply in at least fp32.
+        # The factor may include a loss scale beyond the range of fp16, so multiply in at least fp32.
         factor = (grad_outputs[0] * ctx.grad_scale).to(accumulation_dtype(grad.dtype))
         return (grad * factor[None, None]).to(grad.dtype), None, None, None
 
 
 class _Step:
-    """One call of `solar_loss`.
+    """State of one `solar_loss` call.
 
     Attributes:
-        grad_scale: 1 / normalizers.tokens. Intermediate gradients are divided by it, so that fp16 does not underflow.
+        grad_scale: 1 / normalizers.tokens. Intermediate gradients are divided by it to prevent underflow in fp16.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class _Step:
         return self._result(layout, table, ce, alignment_weight, languages)
 
     def _gathers_rows(self, chunks: list[Chunk], layout: GlobalLayout, table: PooledRepresentations) -> bool:
-        """Return whether to use the vocabulary-parallel head instead of the ring head; the same on every rank."""
+        """Return whether to use the vocabulary-parallel head instead of the ring head. All ranks return the same."""
         _, ranks = rank_and_size(self.group)
         if self.settings.head != "auto" or ranks == 1:
             return self.settings.head != "gathered" or ranks == 1
@@ -216,8 +219,8 @@ class _Step:
         """Compute the softmax of each subchunk and fill `ce` [A].
 
         Returns:
-            [n, v] pooled probabilities of the chunk, or None if the global batch has no pairs; and the subchunks'
-            states, without hidden states if there are several.
+            The [n, v] pooled probabilities of the chunk, or None if the global batch has no pairs, and the states of
+            the subchunks, without hidden states if there are several.
         """
         pooled, states = None, []
         for in_layout, tokens_of_subchunk in tokens:
@@ -239,7 +242,7 @@ class _Step:
         stream: Iterator[Tensor],
         exchange: HiddenExchange,
     ) -> None:
-        """Compute all gradients of a chunk; `soft` holds those of its pooled representations, if it has pairs."""
+        """Compute all gradients of a chunk. `soft` is None if the chunk has no pairs."""
         grad_probs = None
         if soft is not None and "probabilities" not in self.settings.detach:
             grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u), requires_grad_of_rank)
@@ -254,7 +257,7 @@ class _Step:
     def _result(
         self, layout: GlobalLayout, table: PooledRepresentations, ce: Tensor, alignment_weight: float, languages: int
     ) -> SolarLoss:
-        """Combine the cross entropy [A] of all target tokens and the sums over pairs."""
+        """Build the result from the cross entropy [A] of all target tokens and the sums over pairs."""
         all_languages = torch.arange(languages, device=ce.device)[:, None]
         has_language = all_languages == upload([layout.language[layout.sequence]], ce.device)[0]
         ce_sum = (ce * upload([layout.ce_weights], ce.device)[0]).sum()
@@ -272,7 +275,7 @@ class _Step:
 
 
 def _alignment_group(settings: LossSettings) -> AlignmentGroup:
-    """Return the sequences whose pooled representations are needed before any of their gradients."""
+    """Return the kind of alignment group that the settings require."""
     if settings.distance == "infonce":
         return "all"
     return "sequence" if "pivot" in settings.detach else "pair_group"

@@ -1,4 +1,4 @@
-"""The vocabulary rows of one rank, and its shards of LM head and input embeddings.
+"""Vocabulary rows of one rank: its shards of the LM head and the input embeddings.
 
 Shape letters: V vocabulary, v vocabulary rows of this rank, R ranks, d hidden size.
 """
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def vocabulary_range(vocab_size: int, padded_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return [start, end) of the real (unpadded) vocabulary rows in a rank's ZeRO-3 shard; it may be empty.
+    """Return the range [start, end) of unpadded vocabulary rows in the ZeRO-3 partition of a rank. It may be empty.
 
-    ZeRO-3 cuts a parameter of P rows into equal flat shards, so rank r holds rows [r*P/R, (r+1)*P/R).
+    ZeRO-3 divides a parameter of P rows into equal flat partitions, so rank r holds rows [r*P/R, (r+1)*P/R).
 
     Args:
-        vocab_size: real rows over all ranks.
-        padded_size: P, rows of the parameter including padding.
+        vocab_size: number of unpadded rows over all ranks.
+        padded_size: P, number of rows of the parameter, including padding.
         rank: r.
         world_size: R.
 
     Raises:
-        ValueError: the world size does not divide the padded size.
+        ValueError: padded_size is not divisible by the world size.
     """
     rows, remainder = divmod(padded_size, world_size)
     if remainder:
@@ -36,7 +36,7 @@ class VocabularyShard:
     """Consecutive rows of a vocabulary matrix on this rank, and the accumulator of their gradient.
 
     Attributes:
-        weight: [v, d], real rows only (no padding), in the compute dtype.
+        weight: [v, d], without padding rows, in the compute dtype.
         start: vocabulary id of row 0.
         grad: [v, d] accumulator in fp32 (fp64 if the weight is), or None if no gradient is needed.
     """
@@ -51,8 +51,8 @@ class Vocabulary:
     """LM head and input embeddings of one model, restricted to this rank's rows.
 
     Attributes:
-        size: V, the real vocabulary size over all ranks.
-        head, embedding: shards with the same rows; the same object if the model ties them.
+        size: V, the unpadded vocabulary size over all ranks.
+        head, embedding: shards with the same rows; the same object if they are tied.
         bias, bias_grad: [v] head bias and its accumulator, or None.
         logit_scale: factor of the logits.
         softcap: z -> softcap * tanh(z / softcap), or None.

@@ -1,1 +1,1 @@
-"""Hugging Face models with the vocabulary kept apart from the decoder."""
+"""Hugging Face models with the vocabulary matrices separated from the decoder."""

@@ -1,7 +1,7 @@
-"""Supported model families, and what each does around its vocabulary. Admit a new family here.
+"""Supported model families, and their operations around the vocabulary matrices. Add new families here.
 
-The loss replaces the model's own head, so it must know every operation between the decoder's output and the logits,
-and between the embedding matrix and the decoder's input. `HeadConfig` lists the ones it can reproduce.
+The loss replaces the model's own head, so it must reproduce every operation between the decoder output and the logits,
+and between the embedding matrix and the decoder input. `HeadConfig` lists the supported operations.
 tests/pipeline/models compares the loss with the model's own `forward(labels=...)` for every family.
 """
 
@@ -18,10 +18,10 @@ LOGIT_SCALES = {"granite": lambda config: 1 / config.logits_scaling, "cohere": l
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Operations of a model family around its vocabulary matrices.
+    """Operations of a model around its vocabulary matrices.
 
     Attributes:
-        tied: head and input embedding are one parameter.
+        tied: whether head and input embedding are the same parameter.
         bias: bias of the head, or None.
         logit_scale: factor of the logits.
         softcap: soft cap of the logits, z -> softcap * tanh(z / softcap), or None.
@@ -36,7 +36,7 @@ class HeadConfig:
 
 
 def head_config(model: PreTrainedModel) -> HeadConfig:
-    """Read the head configuration of a model of one of `FAMILIES`."""
+    """Return the head configuration of a model from one of `FAMILIES`."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return HeadConfig(
         tied=vocabulary_parameter(head) is vocabulary_parameter(embedding),

@@ -1,4 +1,4 @@
-"""Load a Hugging Face causal language model, or build one from random weights."""
+"""Load a Hugging Face causal language model, or build one with random weights."""
 
 import math
 from typing import Any
@@ -14,11 +14,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTrainedConfig:
-    """Load the model's configuration, with its own vocabulary size (not padded yet).
+    """Load the model's configuration; `vocab_size` is not padded yet.
 
     Args:
         settings: the model section of a recipe.
-        tokenizer_size: number of tokens; the vocabulary of a model that is built from `model.config`.
+        tokenizer_size: number of tokens in the tokenizer; the default `vocab_size` when building from `model.config`.
 
     Raises:
         UserError: the model does not exist, its configuration is invalid, its family is not supported, or its
@@ -50,7 +50,7 @@ def padded_vocab_size(vocab_size: int, multiple: int) -> int:
 
 
 def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Load or build the model in training mode, its vocabulary padded to `vocab_multiple`.
+    """Load or build the model in training mode, with its vocabulary padded to a multiple of `vocab_multiple`.
 
     If an `HfDeepSpeedConfig` is alive, transformers partitions the parameters as it creates them (ZeRO-3).
 
@@ -77,6 +77,6 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build the model on the meta device: shapes without weights."""
+    """Build the model on the meta device (shapes without weights)."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

@@ -8,9 +8,9 @@ from pipeline.config.settings import TrainingSettings
 
 
 def adamw_arguments(module: nn.Module, training: TrainingSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the parameter groups and the keyword arguments of AdamW.
+    """Return the parameter groups and the keyword arguments for AdamW.
 
-    Matrices get weight decay; vectors (norms, biases) get none. Works for plain and for ZeRO-3 parameters.
+    Matrices have weight decay. Vectors (norms, biases) have none. Works for plain and for ZeRO-3 parameters.
     """
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []

@@ -1,4 +1,4 @@
-"""A Hugging Face decoder and the SOLAR loss as one module.
+"""A module that combines a Hugging Face decoder with the SOLAR loss.
 
 Shape letters: B rows, N tokens of a row, T target tokens, d hidden size.
 """
@@ -22,10 +22,10 @@ from pipeline.models.families import head_config
 
 
 class SolarModel(nn.Module):
-    """Embedding lookup, decoder and loss in one forward pass.
+    """Module that runs embedding lookup, decoder and loss in one forward pass.
 
-    DeepSpeed requires that the wrapped module's forward computes the loss. Head and input embedding are not used as
-    modules: `forward` receives their local rows as a `Vocabulary`.
+    DeepSpeed requires that the forward of the wrapped module computes the loss. Head and input embedding are not used
+    as modules. Instead, `forward` receives their local rows as a `Vocabulary`.
     """
 
     def __init__(
@@ -46,19 +46,21 @@ class SolarModel(nn.Module):
         group: dist.ProcessGroup | None,
         grad_factor: float,
     ) -> tuple[Tensor, SolarLoss]:
-        """Compute the loss of one micro-step over all ranks. A collective.
+        """Compute the loss of one micro-step over all ranks. Collective: all ranks must call it.
 
         Args:
             batch: this rank's micro-batch.
             vocabulary: this rank's rows of head and input embedding, with their gradient accumulators.
-            alignment_weight: factor of the alignment term.
-            normalizers: counts over the global batch that the two terms are divided by.
-            running_means: pooled representations to subtract, or None without centering.
-            group: the ranks that share the vocabulary, or None for one process.
-            grad_factor: factor of the embedding's gradient, see `embedding_lookup`.
+            alignment_weight: weight of the alignment loss.
+            normalizers: divisors of the two loss terms, counted over the global batch.
+            running_means: means to subtract from the pooled representations, or None to disable centering.
+            group: process group that shards the vocabulary, or None for a single process without one (not the default
+                group, as in torch.distributed).
+            grad_factor: factor of the embedding gradient, see `embedding_lookup`.
 
         Returns:
-            The scalar to call backward on, and the loss with its parts. DeepSpeed attaches its hooks to the former.
+            The scalar loss to call `backward()` on (DeepSpeed attaches its hooks to it), and the `SolarLoss` with its
+            parts.
         """
         embeddings = embedding_lookup(batch.input_ids, vocabulary.embedding, self.padded_vocab_size, group, grad_factor)
         if self.embed_scale != 1:
@@ -85,15 +87,15 @@ def decode(model: PreTrainedModel, embeddings: Tensor, position_ids: Tensor) -> 
     Args:
         model: a causal language model.
         embeddings: [B, N, d] input embeddings.
-        position_ids: [B, N] int64; restarting positions separate the sequences of a row in attention.
+        position_ids: [B, N] int64. Positions restart at 0 in each sequence, which separates them in attention.
 
     Returns:
         [B, N, d] final hidden states.
     """
-    # With a cache, transformers ignores that positions restart, and sequences would attend to each other.
+    # With a cache, transformers ignores restarting positions, and sequences would attend to each other.
     options = {"use_cache": False}
     if model.config._attn_implementation == "flash_attention_2":
-        # The variable-length kernel needs all rows as one long row.
+        # The variable-length kernel requires all rows concatenated into one.
         shape = embeddings.shape
         embeddings, position_ids = embeddings.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
         return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0].view(shape)

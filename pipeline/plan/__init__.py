@@ -1,1 +1,1 @@
-"""Predict memory, communication and step time of a run from its configuration: no weights, no GPU, no process group."""
+"""Predict memory, communication and step time of a run from its configuration, without weights or a GPU."""

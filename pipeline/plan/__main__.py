@@ -1,10 +1,10 @@
-"""Predict memory, traffic and step time of a run from configuration files alone; no weights, no GPU.
+"""Predict memory, traffic and step time of a run from its configuration files, without weights or GPU.
 
     python -m pipeline.plan --config R.yaml --nodes 16 --gpus_per_node 8 --gpu h100 [--any.key value]
     python -m pipeline.plan --config R.yaml --nodes 16 --gpu h200 --suggest
 
-Tokens per row come from the packed shards that the recipe names. If there are none yet, --max_seq_length and --rows
-replace them.
+The statistics of the data are read from the packed shards of the recipe. If there are none yet, give --max_seq_length
+and --rows instead.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pipeline.plan.command import make_suggestion, predict, recipe_tree, show, s
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the command's own options, and the remaining arguments, which override keys of the recipe.
+    """Parse the options of this command. The remaining arguments override keys of the recipe.
 
     Raises:
         UserError: an option is out of range.
@@ -33,10 +33,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--suggest", action="store_true", help="search for the fastest settings that fit")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")
     data = parser.add_argument_group("if there are no packed shards yet")
-    data.add_argument("--max_seq_length", type=int, help="tokens of a packed row")
+    data.add_argument("--max_seq_length", type=int, help="number of tokens in a packed row")
     data.add_argument("--rows", type=int, help="number of packed rows")
-    data.add_argument("--sequence_tokens", type=int, default=256, help="mean tokens of a sequence (default: 256)")
-    data.add_argument("--languages", type=int, default=8, help="sequences of an example, pivot included (default: 8)")
+    data.add_argument(
+        "--sequence_tokens", type=int, default=256, help="mean number of tokens in a sequence (default: 256)"
+    )
+    data.add_argument(
+        "--languages", type=int, default=8, help="languages per example, including the pivot (default: 8)"
+    )
     data.add_argument(
         "--supervised_share", type=float, default=0.6, help="fraction of target tokens in a sequence (default: 0.6)"
     )
@@ -46,7 +50,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
     if not 0 < options.supervised_share <= 1:
-        raise UserError(f"--supervised_share is {options.supervised_share}; it must lie between 0 and 1")
+        raise UserError(f"--supervised_share is {options.supervised_share}; it must be between 0 and 1")
     return options, keys
 
 

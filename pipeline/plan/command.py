@@ -1,4 +1,4 @@
-"""Predict a run from its recipe, show the prediction, or suggest the fastest settings that fit."""
+"""Predict a run from its recipe, print the prediction, or suggest the fastest settings that fit."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only reads a configuration here
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed is only used to read a configuration
 
 from data_prep.shards.format import MANIFEST, read_manifest
 from pipeline.common.errors import UserError
@@ -27,24 +27,24 @@ from pipeline.plan.tables import memory_table, time_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
 from pipeline.training.preflight import check_ranks
 
-GROUP_PACKING_EFFICIENCY = 0.985  # of best-fit packing of whole groups, if there are no shards yet
+GROUP_PACKING_EFFICIENCY = 0.985  # of packing whole groups; used if there are no shards yet
 
 
 def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload, int]:
     """Read the workload from the recipe's shards, or compute it from command-line options.
 
     Returns:
-        The workload, and the size of the tokenizer's vocabulary, or 1 if it is unknown.
+        The workload, and the vocabulary size of the tokenizer, or 1 if it is unknown.
 
     Raises:
-        UserError: the shards are empty, or there are neither shards nor the options that replace them.
+        UserError: the shards are empty, or there are no shards and the options that replace them are missing.
     """
     shards = Path(config.data.shards)
     if (shards / MANIFEST).exists() and options.max_seq_length is None:
         manifest = read_manifest(shards)
         if not manifest["totals"]["rows"]:
-            raise UserError(f"{shards}: the shards hold no rows; pack other data")
-        return Workload.of_manifest(manifest), manifest["tokenizer"]["vocab_size"]
+            raise UserError(f"{shards}: the shards contain no rows; pack different data")
+        return Workload.from_manifest(manifest), manifest["tokenizer"]["vocab_size"]
     if options.max_seq_length is None or options.rows is None:
         raise UserError(f"{shards}: no packed shards; give --max_seq_length and --rows, or pack first")
     tokens = GROUP_PACKING_EFFICIENCY * options.max_seq_length
@@ -55,19 +55,19 @@ def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload
 
 
 def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, dict[str, Any]]:
-    """Predict the run of `options` and of the recipe with the overrides `keys`.
+    """Predict a run from command-line options and the recipe with the overrides `keys`.
 
     Returns:
         The prediction, and the complete DeepSpeed configuration of the run.
 
     Raises:
-        UserError: the recipe, the shards, the model or the cluster is invalid, or they do not fit together.
+        UserError: the recipe, the shards, the model or the cluster is invalid, or they are inconsistent.
     """
     config = load_config(options.config, keys)
     cluster = Cluster(options.nodes, options.gpus_per_node, load_device(options.gpu))
     workload, tokenizer_size = load_workload(config, options)
     if config.model.config is not None and tokenizer_size == 1 and "vocab_size" not in config.model.config:
-        raise UserError(f"{options.config}: set model.config.vocab_size; without shards it is unknown")
+        raise UserError(f"{options.config}: set model.config.vocab_size; it is unknown without shards")
     model_config = load_model_config(config.model, tokenizer_size)
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
     check_ranks(config.training, model_config.vocab_size, cluster.ranks)
@@ -87,7 +87,7 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
 
 
 def show(prediction: Prediction, console: Console) -> None:
-    """Print memory, traffic and time, whether the run fits, and otherwise the nearest settings that fit."""
+    """Print memory, traffic and time, and whether the run fits. If not, print the nearest settings that fit."""
     run, cluster, device = prediction.run, prediction.cluster, prediction.cluster.device
     console.print(
         f"{run.stats.config.model_type}, {run.stats.parameters:,} parameters, on {cluster.nodes} x "
@@ -115,7 +115,7 @@ def show(prediction: Prediction, console: Console) -> None:
         console.print(f"It does not fit: offloading needs {host} of CPU memory on each node.")
     nearest = nearest_fit(prediction)
     if nearest is None:
-        console.print("No setting of this recipe fits on up to 4096 GPUs; take a larger GPU or a smaller model.")
+        console.print("No settings of this recipe fit on up to 4096 GPUs; use a larger GPU or a smaller model.")
         return
     changes, other = nearest
     ratio = other.time.overlapped / prediction.time.overlapped
@@ -123,16 +123,16 @@ def show(prediction: Prediction, console: Console) -> None:
 
 
 def make_suggestion(prediction: Prediction, ds: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe and the DeepSpeed configuration of the fastest settings that fit, with reasons.
+    """Return the recipe and the DeepSpeed configuration with the fastest settings that fit, and the reasons.
 
     Raises:
-        UserError: nothing fits.
+        UserError: no settings fit.
     """
     result = suggest(prediction)
     if result is None:
         nearest = nearest_fit(prediction)
         hint = f"; {nearest[0]} would fit" if nearest else ""
-        raise UserError(f"no setting fits {prediction.cluster.ranks} x {prediction.cluster.device.name}{hint}")
+        raise UserError(f"no settings fit {prediction.cluster.ranks} x {prediction.cluster.device.name}{hint}")
     settings, chosen = result
     return {
         "recipe": _suggested_recipe(recipe, settings),
@@ -151,7 +151,7 @@ def _suggested_recipe(recipe: dict[str, Any], settings: TunableSettings) -> dict
 
 
 def _suggested_deepspeed(ds: dict[str, Any], settings: TunableSettings) -> dict[str, Any]:
-    """Return the DeepSpeed file without the keys that the trainer fills in from the recipe."""
+    """Return the DeepSpeed file without the keys that the trainer sets from the recipe."""
     filled_in = (
         *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
         *("gradient_clipping", "data_types"),
@@ -183,7 +183,7 @@ def show_suggestion(suggestion: dict[str, Any], console: Console) -> None:
 
 
 def recipe_tree(config: Config) -> dict[str, Any]:
-    """Return the keys that differ from the defaults, nested as in a recipe."""
+    """Return the keys whose values differ from the defaults, nested as in a recipe."""
 
     def differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {}

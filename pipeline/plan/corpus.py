@@ -1,7 +1,7 @@
 """Estimate files, disk and time of `python -m data_prep pack` for a number of pairs.
 
-Tokenization, packing and shard writing are cut into independent parts, so their time divides by the number of ranks.
-One term grows with the square of the data: each packing window reads the index of each piece.
+Tokenization, packing and shard writing consist of independent parts, so their time scales with 1 / ranks. One term
+grows with the square of the data, because each packing window reads the index of each split.
 """
 
 import math
@@ -13,11 +13,11 @@ from data_prep.readers import SPLIT_BYTES, SPLITS
 # Measured as described in docs/data.md and docs/scaling.md.
 RECORD_BYTES = 724  # a JSON line: a word problem with its chain of thought, mean of ten languages
 RECORD_TOKENS = 136  # with a vocabulary of 16k
-TOKENS_PER_SECOND = 1.11e6  # of one core, end to end
+TOKENS_PER_SECOND = 1.11e6  # on one core, end to end
 INDEX_SECONDS = 1.0e-4  # to open the index of an input split and read the entries of a window, from the page cache
-SHARD_BYTES = 2.34  # of Parquet per token
-WORK_BYTES = 4.0  # of the work folder per token
-RANK_BYTES = 480e6  # memory of a rank; it does not depend on the input
+SHARD_BYTES = 2.34  # Parquet bytes per token
+WORK_BYTES = 4.0  # bytes in the work folder per token
+RANK_BYTES = 480e6  # memory per rank, independent of the input
 PACKING_EFFICIENCY = 0.995
 
 
@@ -26,7 +26,7 @@ class PackingRun:
     """A packing run on a number of ranks.
 
     Attributes:
-        sequences_per_group: languages of an example, pivot included.
+        sequences_per_group: number of languages per example, including the pivot.
     """
 
     pairs: float
@@ -51,13 +51,13 @@ class PackingRun:
         return math.ceil(self.tokens / PACKING_EFFICIENCY / self.max_seq_length)
 
     @property
-    def pieces(self) -> int:
-        """Input splits. The work folder has two files for each, and one for each window and shard."""
+    def splits(self) -> int:
+        """Number of input splits. The work folder has two files for each, and one file for each window and shard."""
         return math.ceil(self.input_bytes / min(max(self.input_bytes / SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1]))
 
     @property
     def windows(self) -> int:
-        """Packing windows: parts of the input whose groups are packed together."""
+        """Number of packing windows. Only groups of the same window are packed together."""
         return math.ceil(self.input_bytes / min(max(self.input_bytes / WINDOWS, WINDOW_BYTES[0]), WINDOW_BYTES[1]))
 
     @property
@@ -77,10 +77,10 @@ class PackingRun:
     @property
     def index_seconds(self) -> float:
         """Time of the index reads, summed over all ranks."""
-        return self.pieces * self.windows * INDEX_SECONDS
+        return self.splits * self.windows * INDEX_SECONDS
 
     @property
     def seconds(self) -> float:
-        """Duration with one core per rank. Ranks process complete pieces, so the last round counts in full."""
-        rounds = math.ceil(self.pieces / self.ranks) * self.ranks / self.pieces
+        """Duration with one core per rank. Ranks process whole splits, so the last round counts in full."""
+        rounds = math.ceil(self.splits / self.ranks) * self.ranks / self.splits
         return (self.tokens / TOKENS_PER_SECOND * rounds + self.index_seconds) / self.ranks

@@ -1,4 +1,4 @@
-"""Describe a run from its recipe, shards and model configuration alone (`--dry_run`): no weights, no GPU."""
+"""Describe a run from its recipe, shards and model configuration (`--dry_run`), without weights or GPU."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
         prepared.config,
         stats,
         ZeroSettings.from_config(ds),
-        Workload.of_manifest(prepared.shards.manifest),
+        Workload.from_manifest(prepared.shards.manifest),
         ranks,
         gpu=gpu,
         mask_copies=device.attention_copies_mask if device else True,

@@ -1,7 +1,7 @@
-"""Simulate which parameters ZeRO-3 gathers, keeps and releases in a micro-step.
+"""Simulate which parameters ZeRO-3 gathers, keeps and releases during a micro-step.
 
 A parameter is gathered when a module needs it, or earlier by prefetch. It is released after the module unless it is
-used again within `stage3_max_reuse_distance` elements. The simulation follows PartitionedParameterCoordinator of
+reused within `stage3_max_reuse_distance` elements. The simulation follows PartitionedParameterCoordinator of
 DeepSpeed 0.19 (runtime/zero/partitioned_param_coordinator.py) in its steady state, in which the order of modules is
 known. The vocabulary matrices are left out because the trainer never gathers them.
 """
@@ -26,7 +26,7 @@ DEEPSPEED_DEFAULTS = {
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """The part of a DeepSpeed configuration that determines sizes. Numbers are in elements."""
+    """DeepSpeed settings that determine memory and communication sizes. Numbers are in elements."""
 
     reduce_bucket_size: int
     prefetch_bucket_size: int
@@ -67,10 +67,10 @@ class GatherSimulation:
     """Parameter gathers of one micro-step.
 
     Attributes:
-        gathered_sizes: elements of each gathered parameter, once per gather.
-        peak_live: most elements of full parameters and gather buffers at any moment.
-        calls: collectives.
-        persistent_sizes: elements of each parameter that is never released.
+        gathered_sizes: number of elements of the gathered parameter, for each gather.
+        peak_live: maximum number of elements in full parameters and gather buffers at any time.
+        calls: number of collectives.
+        persistent_sizes: number of elements of each parameter that is never released.
     """
 
     gathered_sizes: tuple[int, ...]
@@ -79,7 +79,7 @@ class GatherSimulation:
     persistent_sizes: tuple[int, ...]
 
     def gathered_elements(self, ranks: int) -> int:
-        """Return the elements of all gathers, each parameter padded to a multiple of the ranks."""
+        """Return the elements of all gathers, with each parameter padded to a multiple of the world size."""
         return sum(-(-size // ranks) * ranks for size in self.gathered_sizes)
 
 
@@ -88,18 +88,18 @@ Module = tuple[tuple[int, int], ...]  # (parameter id, elements) of the paramete
 
 @dataclass(frozen=True)
 class ModuleSizes:
-    """Parameter sizes of each module: layer by layer, and of the modules after the last layer."""
+    """Parameter sizes of the modules in each layer, and of the modules after the last layer."""
 
     layers: tuple[tuple[tuple[int, ...], ...], ...]
     final: tuple[tuple[int, ...], ...]
 
 
 def module_trace(sizes: ModuleSizes, checkpointing: bool) -> tuple[Module, ...]:
-    """Return the modules in the order in which forward and then backward run them."""
+    """Return the modules in the order in which forward and then backward execute them."""
     count = 0
 
     def number(modules: tuple[tuple[int, ...], ...]) -> list[Module]:
-        """Give each parameter the next id."""
+        """Number the parameters consecutively."""
         nonlocal count
         numbered = []
         for module in modules:
@@ -138,10 +138,10 @@ class _SimulatedCoordinator:
     def __init__(self, trace: tuple[Module, ...], settings: ZeroSettings) -> None:
         self.trace, self.settings = trace, settings
         self.param_queue = deque((p, size, step) for step, module in enumerate(trace) for p, size in module)
-        self.most_recent_fetch: dict[int, int] = {}  # parameter -> step of the trace that it was fetched for
+        self.most_recent_fetch: dict[int, int] = {}  # parameter -> trace step that it was last fetched for
         self.available = {p for module in trace for p, size in module if size <= settings.persistence_threshold}
         self.inflight: dict[int, _CoalescedGather] = {}
-        # DeepSpeed counts from 0 at the start of a forward pass, even if parameters are available already.
+        # DeepSpeed counts from 0 at the start of a forward pass, even if parameters are already available.
         self.n_available = self.live = self.peak_live = self.calls = 0
         self.gathered_sizes: list[int] = []
 
@@ -177,7 +177,7 @@ class _SimulatedCoordinator:
         if not absent:
             return
         total = sum(size for _, size in absent)
-        # A single parameter is gathered in place. Several go through a flat buffer, from which each is copied.
+        # A single parameter is gathered in place. Several are gathered into a flat buffer and then copied.
         buffer = total if len(absent) > 1 else 0
         gather = _CoalescedGather(dict(absent), buffer, not_waited_for=len(absent))
         self.inflight |= {p: gather for p, _ in absent}
@@ -187,7 +187,7 @@ class _SimulatedCoordinator:
         self._allocate(total)
 
     def _wait(self, gather: "_CoalescedGather") -> None:
-        """Make all parameters of the gather available. The buffer lives until each has been waited for."""
+        """Make all parameters of the gather available. The buffer is freed once all of them have been waited for."""
         if not gather.complete:
             gather.complete = True
             self.available |= set(gather.sizes)
@@ -223,7 +223,7 @@ class _CoalescedGather:
     """The parameters of one collective.
 
     Attributes:
-        buffer: elements of the flat buffer.
+        buffer: number of elements in the flat buffer.
         not_waited_for: parameters that have not been waited for.
     """
 

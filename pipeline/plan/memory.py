@@ -1,8 +1,8 @@
-"""Estimate the peak memory of a rank in an optimizer step, in bytes.
+"""Estimate the peak memory of a rank during an optimizer step, in bytes.
 
-The peak is the sum of the states, which stay allocated (partitions of parameters and optimizer state, buffers), and of
-the largest of three temporary needs: in the loss, in the layers, in the optimizer step. Memory that libraries allocate
-for themselves (CUDA context, NCCL, allocator overhead) is not included; `Device.reserve_gib` is set aside for it.
+The peak is the sum of two terms. The states (partitions of parameters and optimizer state, buffers) stay allocated. The
+temporary memory is the maximum over the loss, the layers and the optimizer step. Memory that libraries allocate
+internally (CUDA context, NCCL, allocator overhead) is not included. `Device.reserve_gib` is set aside for it.
 
 Shape letters: C target tokens of a rank in a subchunk, R ranks, v = V/R vocabulary rows, d hidden size, n sequences,
 m sequences with a gradient.
@@ -16,14 +16,14 @@ from pipeline.plan.workload import PlannedRun
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one rank, by name.
+    """Estimated bytes of one rank, by name.
 
     Attributes:
-        states: allocated from step to step.
-        loss: allocated beyond the states in the loss, activations included.
-        layers: allocated beyond the states in the layers.
-        step: allocated beyond the states in the optimizer step.
-        host: in CPU memory.
+        states: allocated permanently.
+        loss: temporary memory in the loss, including activations.
+        layers: temporary memory in the layers.
+        step: temporary memory in the optimizer step.
+        host: states in CPU memory.
     """
 
     states: dict[str, int]
@@ -52,7 +52,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(run: PlannedRun) -> MemoryEstimate:
-    """Estimate the memory of a rank; all ranks are equal."""
+    """Estimate the memory of a rank. All ranks are equal."""
     states, host = _states(run)
     gathered = run.gathers.peak_live * run.element_size if run.ranks > 1 else 0
     saved = run.activations.saved(run.stats.config.num_hidden_layers, run.checkpointing)
@@ -93,7 +93,7 @@ def _states(run: PlannedRun) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _loss_chunk(run: PlannedRun) -> dict[str, int]:
-    """Return the temporary memory of the loss at its peak: the logits buffer and the tensors beside it."""
+    """Return the temporary memory of the loss at its peak: the logits buffer and other tensors."""
     e, d, ranks, c = run.element_size, run.stats.hidden_size, run.ranks, run.chunking
     accumulation_size = max(4, e)
     vocab_parallel = run.head == "vocab_parallel"
@@ -106,31 +106,31 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     # Hidden states of a subchunk, their weighted copy, and their gradient before and after scaling.
     temporary = rows * d * (e + accumulation_size + (accumulation_size if e < 4 else 0))
     if not run.gpu:
-        # CPU kernels read the logits tile by tile, convert half precision to fp32 twice, and accumulate its matrix
+        # CPU kernels read the logits tile by tile, convert half precision to fp32 twice, and accumulate their matrix
         # products in a separate tensor.
         tile = min(rows * columns * e, CACHE_BYTES)
         product = run.stats.vocab_size / ranks * d * e if e < 4 else 0
         temporary = max(temporary, tile if e == 4 else 4 * tile, product)
     parts = {
         "logits": (rows * buffers + extra_rows) * columns * e,
-        # Mean probabilities of all sequences, and again, with their gradients, of those with a gradient.
+        # Pooled probabilities of all sequences, and those of sequences with a gradient again, with their gradients.
         "pooled probabilities": sequences * columns * (accumulation_size + with_gradient * (accumulation_size + e)),
-        "hidden states": 2 * c.target_tokens * d * e,  # of this rank, and their gradient
+        "hidden states": 2 * c.target_tokens * d * e,  # of this rank, with their gradient
         "passing": temporary,
     }
     if vocab_parallel and ranks > 1:
         parts["exchange buffers"] = rows * d * e * (1 if c.subchunks == 1 else 3)
     if not vocab_parallel:
         shard = run.stats.vocab_size / ranks * d
-        # Forward holds the logits of one shard before they are copied into the buffer. Backward holds the gradient of
-        # a shard twice: the local one and the one in transit.
+        # Forward holds the logits of one shard before copying them into the buffer. Backward holds the gradient of a
+        # shard twice: the local one and the one in transit.
         in_transit = max(rows * columns * e / ranks, 2 * shard * 4)
         parts["shards on their way"] = min(2, ranks - 1) * shard * e + in_transit
     return {name: round(size) for name, size in parts.items()}
 
 
 def _layers(run: PlannedRun, gathered: int) -> dict[str, int]:
-    """Return the temporary memory of the layers at the layer where activations and reduction copies peak."""
+    """Return the temporary memory at the layer where activations plus reduction copies peak."""
     copies = _reduction_copies(run)
     moments = [
         (run.activations.peak(index + 1, run.checkpointing), copies.get(index, 0))
@@ -141,11 +141,12 @@ def _layers(run: PlannedRun, gathered: int) -> dict[str, int]:
 
 
 def _reduction_copies(run: PlannedRun) -> dict[int, int]:
-    """Return, by layer in whose backward it happens, the bytes that DeepSpeed copies to reduce the bucket."""
+    """Return the bytes that DeepSpeed copies to reduce a bucket, by layer whose backward triggers the reduction."""
     copies: dict[int, int] = {}
     for index, sizes in reduce_scatters(run):
         full = sum(-(-size // run.ranks) * run.ranks for size in sizes)
-        # The bucket is copied rank by rank, unless it is one parameter without padding. The reduced part becomes fp32.
+        # The bucket is copied rank by rank, unless it is one parameter without padding. The reduced part is converted
+        # to fp32.
         copy = 0 if len(sizes) == 1 and sizes[0] % run.ranks == 0 else full * run.element_size
         fp32_part = full // run.ranks * 4 if run.element_size < 4 else 0
         copies[index] = max(copies.get(index, 0), copy + fp32_part)
@@ -153,7 +154,11 @@ def _reduction_copies(run: PlannedRun) -> dict[int, int]:
 
 
 def reduce_scatters(run: PlannedRun) -> list[tuple[int, list[int]]]:
-    """Return (layer in whose backward it happens, parameter sizes) of each reduce-scatter of a micro-step."""
+    """Return, for each reduce-scatter of a micro-step, the index of the layer and the parameter sizes.
+
+    The layer is the one whose backward triggers the reduce-scatter, and the sizes are those of the parameters in its
+    bucket.
+    """
     result: list[tuple[int, list[int]]] = []
     bucket: list[int] = []
     order = [(len(run.stats.layers) - 1, size) for module in run.stats.final for size in module]
@@ -168,7 +173,7 @@ def reduce_scatters(run: PlannedRun) -> list[tuple[int, list[int]]]:
 
 
 def _optimizer_step(run: PlannedRun) -> dict[str, int]:
-    """Return the fp32 gradient of the largest sub-group, and two more such tensors for torch's AdamW on a CPU."""
+    """Return the fp32 gradient of the largest sub-group; torch's AdamW on a CPU needs two more tensors of that size."""
     if run.zero.offload_optimizer:
         return {"gradients for the optimizer": 0}
     largest = 0

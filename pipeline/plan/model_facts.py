@@ -1,8 +1,8 @@
-"""Sizes of a model: its parameters by module, and the activations of a layer, traced on the meta device.
+"""Sizes of a model: parameters by module, and the activations of a layer, traced on the meta device.
 
-The decoder runs forward and backward without data, and every storage that it allocates is counted while it lives. The
-numbers therefore follow transformers' own code for every model family. Only attention is replaced, by a function that
-allocates the same tensors as the kernels behind `attn_implementation`.
+The decoder runs forward and backward without data, and all live storages are counted. The numbers therefore follow the
+code in transformers for every model family. Only attention is replaced, by a function that allocates the same tensors
+as the kernels of `attn_implementation`.
 
 Shape letters: B rows, N tokens of a row, H heads, D head size, d hidden size.
 """
@@ -31,7 +31,7 @@ class ModelStats:
         final: parameter sizes of the modules after the last layer.
         vocabulary: sizes of the input embedding, and of the head and its bias if they are not tied.
         matrices: sizes of all parameters with more than one dimension.
-        vectors: sizes of all other parameters; they are an optimizer group of their own.
+        vectors: sizes of all other parameters, which form a separate optimizer group.
         tied: whether the head is the input embedding.
         softcap: whether the logits are soft-capped.
     """
@@ -55,7 +55,7 @@ class ModelStats:
 
     @cached_property
     def decoder_parameters(self) -> int:
-        """Parameters outside the vocabulary."""
+        """Number of parameters outside the vocabulary."""
         return sum(sum(module) for layer in (*self.layers, self.final) for module in layer)
 
     @cached_property
@@ -64,12 +64,12 @@ class ModelStats:
 
     @cached_property
     def decoder_matrix_elements(self) -> int:
-        """Elements of the matrices with which the decoder multiplies each token."""
+        """Number of elements in the matrices that the decoder multiplies each token with."""
         return sum(self.matrices) - sum(n for n in self.vocabulary if n >= self.hidden_size * self.vocab_size)
 
 
 def model_stats(config: PreTrainedConfig) -> ModelStats:
-    """Read the sizes from the model on the meta device. `config.vocab_size` is the padded one."""
+    """Read the sizes from the model on the meta device. `config.vocab_size` is the padded size."""
     model = meta_model(config)
     decoder = model.get_decoder()
     ends = [vocabulary_parameter(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
@@ -104,7 +104,7 @@ def _module_sizes(layer: nn.Module, order: list[str]) -> tuple[tuple[int, ...], 
 
 
 def _forward_order(config: PreTrainedConfig) -> list[str]:
-    """Return the names of a layer's modules that own parameters, in the order in which forward runs them."""
+    """Return the names of a layer's modules that own parameters, in the order in which forward executes them."""
     model = _shallow_model(config, 1, "fp32", "sdpa")
     layer, order = model.get_decoder().layers[0], []
     for name, module in layer.named_modules():
@@ -116,15 +116,15 @@ def _forward_order(config: PreTrainedConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch on one rank, without weights and their gradients.
+    """Activation bytes of one micro-batch on one rank, without weights and their gradients.
 
     Attributes:
-        layer: saved for backward by one decoder layer.
-        outer: saved outside the layers, attention masks and rotary embeddings included.
-        forward: peak of the temporary memory in the forward pass of one layer.
-        backward: peak in the backward pass of one layer beyond what forward saved.
-        elementwise: read and written by all operations of one layer except matrix products, forward and backward.
-        hidden: one [B, N, d] tensor, which is what a checkpointed layer saves.
+        layer: bytes saved for backward by one decoder layer.
+        outer: bytes saved outside the layers, including attention masks and rotary embeddings.
+        forward: peak temporary memory in the forward pass of one layer.
+        backward: peak in the backward pass of one layer, in addition to what forward saved.
+        elementwise: bytes read and written by all operations of one layer except matrix products, forward and backward.
+        hidden: bytes of one [B, N, d] tensor, which a checkpointed layer saves.
     """
 
     layer: int
@@ -151,7 +151,7 @@ def trace_activations(config: PreTrainedConfig, rows: int, tokens: int, precisio
     """Trace the activations of a [rows, tokens] micro-batch. Results are cached.
 
     Args:
-        attention: an `attn_implementation`, or "sdpa_shared" for sdpa kernels that do not copy the mask.
+        attention: value of `attn_implementation`, or "sdpa_shared" for sdpa kernels that do not copy the mask.
     """
     key = (config.to_json_string(use_diff=False), rows, tokens, precision, attention)
     if key not in _TRACED:
@@ -160,10 +160,10 @@ def trace_activations(config: PreTrainedConfig, rows: int, tokens: int, precisio
 
 
 def _compare_depths(config: PreTrainedConfig, rows: int, tokens: int, precision: str, attention: str) -> Activations:
-    """Trace models of one and two layers; the difference is the part of a layer."""
+    """Trace models with one and two layers. The difference is the part of one layer."""
     one, two = (_trace(config, layers, rows, tokens, precision, attention) for layers in (1, 2))
     layer = two.saved - one.saved
-    # All layers share a bool mask of the micro-batch. Each sdpa call may convert it to numbers of its own.
+    # All layers share one bool mask for the micro-batch. Each sdpa call may convert it to its own float mask.
     mask = rows * tokens * tokens if attention != "flash_attention_2" else 0
     return Activations(
         layer=layer,
@@ -186,7 +186,7 @@ class _Trace:
 
 
 def _trace(config: PreTrainedConfig, layers: int, rows: int, tokens: int, precision: str, attention: str) -> _Trace:
-    """Run a model of that many layers forward and backward on the meta device."""
+    """Run a model with `layers` layers forward and backward on the meta device."""
     model = _shallow_model(config, layers, precision, attention)
     for parameter in model.parameters():
         # DeepSpeed takes over each gradient as soon as it is accumulated.
@@ -225,7 +225,7 @@ def _run_decoder(model: PreTrainedModel, embeddings: Tensor) -> Tensor:
 
 
 class _FusedKernel(torch.autograd.Function):
-    """Allocate the tensors of a fused attention kernel: output and log-sum-exps, then three gradients."""
+    """Stand-in that allocates the tensors of a fused attention kernel: output, log-sum-exp, three gradients."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -244,7 +244,7 @@ class _FusedKernel(torch.autograd.Function):
 def _attention(
     kind: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Replace an attention function of transformers: [B, H, N, D] in, [B, N, H, D] out."""
+    """Replacement for an attention function in transformers: [B, H, N, D] in, [B, N, H, D] out."""
     groups = query.shape[1] // key.shape[1]
     batch, tokens = query.shape[0], query.shape[2]
     if kind != "flash_attention_2" and groups > 1:

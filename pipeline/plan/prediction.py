@@ -1,4 +1,4 @@
-"""The prediction for a run on a cluster: memory, communication, computation and time."""
+"""Prediction for a run on a cluster: memory, communication, computation and time."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,10 +15,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes with equal GPUs.
+    """A cluster of nodes with equal GPUs.
 
     Attributes:
-        per_node: GPUs of each node.
+        per_node: number of GPUs per node.
     """
 
     nodes: int
@@ -32,7 +32,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for a run on a cluster. Each estimate is computed at its first use."""
+    """Prediction for a run on a cluster. Each estimate is computed when it is first used."""
 
     run: PlannedRun
     cluster: Cluster
@@ -59,13 +59,13 @@ class Prediction:
 
     @property
     def available(self) -> float:
-        """Bytes of one GPU without the reserve."""
+        """Bytes available on one GPU, without the reserve."""
         device = self.cluster.device
         return (device.memory_gib - device.reserve_gib) * GIB
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of CPU memory that all ranks of a node need together."""
+        """Bytes of CPU memory required by all ranks of a node."""
         return sum(self.memory.host.values()) * self.cluster.per_node
 
     @property
@@ -75,12 +75,12 @@ class Prediction:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the whole cluster, without padding."""
+        """Tokens per second of the whole cluster, without padding."""
         return self.run.config.training.train_batch_size * self.run.workload.tokens / self.time.overlapped
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization as in metrics.jsonl: 6 x parameters x tokens per second over the peak."""
+        """Model FLOPs utilization as in metrics.jsonl: 6 x parameters x tokens per second / peak FLOP/s."""
         peak = self.cluster.device.flops(self.run.precision) * self.run.ranks
         return 6 * self.run.stats.parameters * self.tokens_per_second / peak
 

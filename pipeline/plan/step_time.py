@@ -2,7 +2,7 @@
 
 The model is a roofline: matrix products run at a fraction of the peak, other operations at the memory bandwidth, and
 collectives at a fraction of the bandwidth of the slowest link, plus a latency for the start and for each hop of a ring.
-On a GPU the host's work per module overlaps with the device, and the slower of the two counts.
+On a GPU, the work of the host per module overlaps with the device, and the slower of the two counts.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from pipeline.common.hardware import Device
 from pipeline.plan.traffic import Transfer
 from pipeline.plan.workload import PlannedRun
 
-# Bytes per parameter that the update reads and writes: fp32 gradient, two moments, fp32 parameter, the copy in the
+# Bytes that the update reads and writes per parameter: fp32 gradient, two moments, fp32 parameter, the copy in the
 # compute dtype, gradient norm and clipping.
 OPTIMIZER_BYTES = 44
 # Passes over the logits: two products, softmax, pooling, inner products, softmax backward.
 LOSS_PASSES = 8
-# Latency of the start of a collective, in hops. Of 0 to 4, the value that fits the rows of benchmarks.plan best.
+# Start latency of a collective, in hops. Among 0 to 4, this value fits the measurements of benchmarks.plan best.
 LAUNCH_HOPS = 3
 
 
@@ -25,7 +25,7 @@ class Flops:
     """FLOPs of one rank and micro-step.
 
     Attributes:
-        layers: matrix products outside attention, recomputation included.
+        layers: matrix products outside attention, including recomputation.
         attention: scores and their products with the values.
         loss: matrix products with the vocabulary matrices.
     """
@@ -41,7 +41,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class StepWork:
-    """The work of a rank from which the step time is computed.
+    """Work of a rank, from which the step time is computed.
 
     Attributes:
         flops: FLOPs of one micro-step.
@@ -59,8 +59,9 @@ class StepTime:
     """Seconds of one optimizer step.
 
     Attributes:
-        compute: by part: layers, loss, optimizer, and host (the time in module hooks, which overlaps with the layers).
-        messages: by transfer.
+        compute: computation time by part: layers, loss, optimizer, and host (the time in module hooks, which overlaps
+            with the layers).
+        messages: communication time by transfer.
         serial: total without overlap.
         overlapped: total with all overlap that the schedule allows.
     """
@@ -72,16 +73,20 @@ class StepTime:
 
 
 def estimate_flops(run: PlannedRun) -> Flops:
-    """Count 2 FLOPs per multiply-add, and backward as 2 times forward (2.5 for fused attention, which recomputes)."""
+    """Estimate the FLOPs of a micro-step.
+
+    A multiply-add counts as 2 FLOPs. Backward counts as 2 times forward, or 2.5 times for fused attention, which
+    recomputes the scores.
+    """
     config, tokens = run.stats.config, run.micro_batch_tokens
     recomputed = 1 if run.checkpointing else 0
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = run.config.model.attn_implementation
     if attention == "flash_attention_2":
-        # The variable-length kernel computes half the square of each sequence.
+        # The variable-length kernel computes half of the score matrix of each sequence (causal).
         keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     else:
-        keys = run.workload.padded_tokens  # kernels with a mask compute full rows
+        keys = run.workload.padded_tokens  # kernels with a mask compute scores over the full row
     scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
     target_tokens = run.micro_batch_size * run.workload.target_tokens
     product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
@@ -92,7 +97,7 @@ def estimate_flops(run: PlannedRun) -> Flops:
 
 
 def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) -> StepTime:
-    """Estimate the step time of `run.ranks` ranks, `per_node` on each node."""
+    """Estimate the step time on `run.ranks` ranks with `per_node` ranks per node."""
     steps, bandwidth = run.gradient_accumulation_steps, device.memory_gb_s * 1e9
     flops, rate = work.flops, device.flops(run.precision) * device.compute_efficiency
     elementwise = run.activations.elementwise * len(run.stats.layers) * (4 / 3 if run.checkpointing else 1)
@@ -122,8 +127,9 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
 def estimate_loss_bytes(run: PlannedRun) -> float:
     """Return the bytes that the loss of a micro-step reads and writes.
 
-    Beside the passes over the logits, a subchunk reads the head twice (three times if its logits are recomputed) and
-    adds to its fp32 gradient. A chunk reads the embedding for the pooled representations and for their gradients.
+    In addition to the passes over the logits, each subchunk reads the head twice (three times if its logits are
+    recomputed) and updates its fp32 gradient. Each chunk reads the embedding for the pooled representations and for
+    their gradients.
     """
     matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
     logits = LOSS_PASSES * run.micro_batch_size * run.workload.target_tokens * run.stats.vocab_size * e
@@ -135,18 +141,18 @@ def estimate_loss_bytes(run: PlannedRun) -> float:
 def _optimizer_seconds(run: PlannedRun, device: Device) -> float:
     if not run.zero.offload_optimizer:
         return OPTIMIZER_BYTES * run.local_elements / (device.memory_gb_s * 1e9)
-    # The gradients of each micro-step go to the host and back. The updated weights come back at the end.
+    # The gradients of each micro-step are copied to the host and back. The updated weights are copied back at the end.
     copied = run.local_elements * (run.gradient_accumulation_steps * 8 + run.element_size)
     update = OPTIMIZER_BYTES * run.local_elements / (device.host_optimizer_gb_s * 1e9)
     return copied / (device.host_gb_s * 1e9) + update
 
 
 def transfer_seconds(transfer: Transfer, ranks: int, per_node: int, device: Device) -> float:
-    """Return the time of the slower kind of link, plus the latency of starts and hops."""
+    """Return the time on the slower type of link, plus the latency of starts and hops."""
     outside = transfer.between_nodes(ranks, per_node)
     network = device.network_gb_s * 1e9 * device.link_efficiency
     inside_seconds = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
-    # On a chain one rank of each node receives all data from outside, and the others wait for it at every hop.
+    # On a chain, one rank of each node receives all data from other nodes, and the others wait for it at every hop.
     one_card = transfer.pattern == "chain" and ranks > per_node
     outside_seconds = (transfer.received if one_card else outside) / network
     latency = (transfer.hops + LAUNCH_HOPS * transfer.calls) * device.hop_seconds

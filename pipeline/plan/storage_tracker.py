@@ -12,10 +12,10 @@ MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
 
 
 class StorageTracker(TorchDispatchMode):
-    """Track the storages that are allocated inside the context.
+    """Context manager that tracks the storages allocated inside it.
 
     Attributes:
-        peak: greatest sum of the bytes of live storages.
+        peak: maximum total bytes of live storages.
         elementwise: bytes read and written by operations except matrix products and views.
     """
 
@@ -25,7 +25,7 @@ class StorageTracker(TorchDispatchMode):
         self.peak = self.elementwise = 0
 
     def live_bytes(self) -> int:
-        """Return the bytes of the storages that are alive now."""
+        """Return the total bytes of the storages that are currently alive."""
         self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
         return sum(size for _, size in self._storages.values())
 

@@ -13,7 +13,7 @@ HEADS: tuple[Head, ...] = ("vocab_parallel", "gathered")
 MAX_MICRO_BATCH_SIZE = 64
 MAX_GPUS = 4096
 
-# Field of TunableSettings -> how the output names it.
+# Field of TunableSettings -> its name in the output.
 SETTING_LABELS = {
     "micro_batch_size": "training.train_micro_batch_size_per_gpu",
     "checkpointing": "model.activation_checkpointing",
@@ -25,7 +25,7 @@ SETTING_LABELS = {
 
 @dataclass(frozen=True)
 class TunableSettings:
-    """Settings that change memory and time of a run but not its result. The global batch size is not among them."""
+    """Settings that affect the memory and time of a run but not its result. The global batch size is not included."""
 
     micro_batch_size: int
     checkpointing: bool
@@ -34,8 +34,8 @@ class TunableSettings:
     budget_mb: float
 
     @classmethod
-    def of(cls, prediction: Prediction) -> "TunableSettings":
-        """Return the settings of the recipe, with `auto` and null resolved."""
+    def from_prediction(cls, prediction: Prediction) -> "TunableSettings":
+        """Return the tunable settings of a prediction, with `auto` and null replaced by the values used."""
         run = prediction.run
         offload = OFFLOADS[2] if run.zero.offload_param else OFFLOADS[1] if run.zero.offload_optimizer else OFFLOADS[0]
         head: Head = "gathered" if run.head == "gathered" else "vocab_parallel"
@@ -72,14 +72,14 @@ def candidate_values(prediction: Prediction) -> dict[str, list]:
 
 
 def nearest_fit(prediction: Prediction) -> tuple[str, Prediction] | None:
-    """Find the fewest changes after which the run fits, and of these the fastest.
+    """Find the smallest set of changes with which the run fits. Among equally small sets, return the fastest.
 
-    Adds nodes if no other change helps.
+    Nodes are added only if no other change helps.
 
     Returns:
-        A description of the changes and the new prediction, or None if nothing fits.
+        A description of the changes and the new prediction, or None if no settings fit.
     """
-    current, values = TunableSettings.of(prediction), candidate_values(prediction)
+    current, values = TunableSettings.from_prediction(prediction), candidate_values(prediction)
     for count in range(1, len(values) + 1):
         fitting: list[tuple[float, str, Prediction]] = []
         for names in combinations(values, count):
@@ -98,7 +98,7 @@ def nearest_fit(prediction: Prediction) -> tuple[str, Prediction] | None:
 
 
 def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
-    """Find the fewest nodes on which the run fits with the settings that need least memory."""
+    """Find the smallest number of nodes on which the run fits, using the settings that need the least memory."""
     smallest = TunableSettings(1, True, OFFLOADS[2], "vocab_parallel", BUDGETS_MB[0])
     cluster, run = prediction.cluster, prediction.run
     for nodes in range(cluster.nodes + 1, MAX_GPUS // cluster.per_node + 1):
@@ -108,12 +108,12 @@ def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
         larger = Prediction(replace(run, ranks=ranks), Cluster(nodes, cluster.per_node, cluster.device))
         other = smallest.apply(larger)
         if other.fits:
-            return f"--nodes {nodes}, with the settings that need least memory", other
+            return f"--nodes {nodes}, with the settings that need the least memory", other
     return None
 
 
 def _format(value: object) -> str:
-    """Format a setting as YAML has it."""
+    """Format the value of a setting as in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -128,10 +128,10 @@ def _candidates(prediction: Prediction) -> Iterator[tuple[TunableSettings, Predi
 def suggest(prediction: Prediction) -> tuple[TunableSettings, Prediction] | None:
     """Find the fastest settings that fit.
 
-    Of settings within 1 % of the fastest, the one that is fastest without overlap is taken.
+    Among the settings within 1 % of the fastest, return those that are fastest without overlap.
 
     Returns:
-        The settings and their prediction, or None if nothing fits.
+        The settings and their prediction, or None if no settings fit.
     """
     fitting = [(settings, other) for settings, other in _candidates(prediction) if other.fits]
     if not fitting:
@@ -142,7 +142,7 @@ def suggest(prediction: Prediction) -> tuple[TunableSettings, Prediction] | None
 
 
 def reasons(settings: TunableSettings, prediction: Prediction) -> list[tuple[str, str, str]]:
-    """Return (key, value, effect of each other value if the rest stays) for each setting."""
+    """Return (key, value, effects) for each setting. The effects describe each other value with the rest unchanged."""
     rows = []
     for name, values in candidate_values(prediction).items():
         effects = []

@@ -7,7 +7,7 @@ from pipeline.plan.prediction import GIB, Prediction
 from pipeline.plan.traffic import estimate_transfers
 from pipeline.plan.workload import PlannedRun
 
-# Display names of entries whose names in the JSON output are fixed.
+# Display names of entries whose JSON names must not change.
 DISPLAY_NAMES = {
     "passing": "temporary tensors",
     "shards on their way": "shards in transit",
@@ -16,7 +16,7 @@ DISPLAY_NAMES = {
 
 
 def memory_table(run: PlannedRun, memory: MemoryEstimate) -> Table:
-    """List the memory of one rank by name."""
+    """Build a table of the memory of one rank, by name."""
     table = Table("memory per rank", "GiB")
     table.columns[1].justify = "right"
     for name, size in memory.states.items():
@@ -38,7 +38,7 @@ def memory_table(run: PlannedRun, memory: MemoryEstimate) -> Table:
 
 
 def traffic_table(run: PlannedRun, per_node: int, seconds: dict[str, float] | None = None) -> Table:
-    """List the bytes that a rank receives in an optimizer step by purpose, with their time if `seconds` are given."""
+    """Build a table of the bytes that a rank receives in an optimizer step, with their time if `seconds` is given."""
     table = Table("received per rank and step", "GB", "from other nodes, GB", *(["ms"] if seconds else []))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -53,7 +53,7 @@ def traffic_table(run: PlannedRun, per_node: int, seconds: dict[str, float] | No
 
 
 def time_table(prediction: Prediction) -> Table:
-    """List the parts of the step time, throughput, MFU and the duration of the run."""
+    """Build a table of the step time by part, the throughput, the MFU and the duration of the run."""
     table = Table("optimizer step", "")
     table.columns[1].justify = "right"
     time, run = prediction.time, prediction.run

@@ -1,9 +1,12 @@
 """Estimate the bytes that a rank receives in one optimizer step, by purpose and by link.
 
-A ring passes the data of a collective from rank to rank. Ranks of a node are neighbors, and NCCL builds rings through
-all network cards of a node, so each card carries 1/g of the data that enters the node. In an all-to-all each pair of
-ranks communicates directly. A chain is one ring of single messages (the head shards of the ring head): the ranks at
-the border of two nodes share one card.
+There are three communication patterns:
+
+    ring        The data of a collective passes from rank to rank. Ranks of the same node are neighbors, and NCCL builds
+                rings through all network cards of a node, so each card carries 1/g of the data that enters the node.
+    all-to-all  Each pair of ranks communicates directly.
+    chain       A single ring of point-to-point messages (the head shards of the ring head). All data that enters a node
+                goes through one network card.
 
 Shape letters: R ranks, g ranks of a node, U distinct token ids of a micro-batch, d hidden size.
 """
@@ -17,8 +20,8 @@ from pipeline.plan.workload import PlannedRun
 Pattern = Literal["ring", "all-to-all", "chain"]
 Phase = Literal["layers", "loss", "alone"]
 
-# Scalar all-reduces of a step: the loss normalizers, and a norm for each of the optimizer's two groups. fp16 has one
-# more, which is not counted.
+# Scalar all-reduces per step: the loss normalizers, and a norm for each of the two optimizer groups. fp16 has another
+# one, which is not counted.
 SCALAR_ALL_REDUCES = 3
 
 
@@ -28,10 +31,10 @@ class Transfer:
 
     Attributes:
         received: bytes that each rank receives.
-        calls: collectives, or messages of a chain.
-        hops: consecutive messages: R - 1 for a collective on a ring, twice that for an all-reduce.
+        calls: number of collectives, or of messages in a chain.
+        hops: number of consecutive messages: R - 1 for a collective on a ring, twice that for an all-reduce.
         pattern: how the ranks communicate.
-        phase: the computation that it can overlap with: the layers', the loss's, or none.
+        phase: computation that it can overlap with: the layers, the loss, or none.
     """
 
     name: str
@@ -53,7 +56,7 @@ class Transfer:
 
 
 def estimate_transfers(run: PlannedRun) -> list[Transfer]:
-    """Estimate all communication of one optimizer step. Scalar all-reduces count by their hops only."""
+    """Estimate all communication of one optimizer step. Scalar all-reduces only count by their hops."""
     if run.ranks == 1:
         return []
     steps, e = run.gradient_accumulation_steps, run.element_size
@@ -80,13 +83,13 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
 
 
 def _loss_transfer(run: PlannedRun) -> Transfer:
-    """Estimate the loss of all micro-steps. The counts follow `pipeline.loss` with a non-zero alignment weight."""
+    """Estimate the communication of the loss over all micro-steps, for a non-zero alignment weight."""
     steps, others, c = run.gradient_accumulation_steps, run.ranks - 1, run.chunking
     if run.head == "gathered":
         rings, all_reduces, all_to_alls = 4, c.chunks + 1, 2 * c.chunks
         messages = others * (c.subchunks + c.recomputed) + (2 * run.ranks - 1) * c.subchunks
         calls = steps * (rings + all_reduces + all_to_alls + messages)
-        # In backward the gradient of a shard travels together with the next shard.
+        # In backward, the gradient of a shard is sent together with the next shard.
         consecutive = others * (c.subchunks + c.recomputed) + run.ranks * c.subchunks
         hops = steps * (others * (rings + 2 * all_reduces + all_to_alls) + consecutive)
         return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "chain", "loss")
@@ -101,5 +104,5 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
 
 
 def expected_distinct_ids(vocab_size: int, tokens: float) -> float:
-    """Return the expected number of distinct ids among uniform random tokens, an upper bound for text."""
+    """Return the expected number of distinct ids among uniformly random tokens, which is an upper bound for text."""
     return vocab_size * (1 - (1 - 1 / vocab_size) ** tokens)

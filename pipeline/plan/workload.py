@@ -1,4 +1,4 @@
-"""The inputs of a prediction: a recipe, the sizes of its model, and its data as averages."""
+"""Inputs of the planner: recipe, model sizes and average statistics of the data."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +16,15 @@ ResolvedHead = Literal["vocab_parallel", "gathered"]
 
 @dataclass(frozen=True)
 class Workload:
-    """An average packed row, and the number of rows.
+    """Average statistics of a packed row, and the number of rows.
 
     Attributes:
-        padded_tokens: tokens of a row in the computation, padding included.
-        tokens: tokens of a row without padding.
-        target_tokens: tokens of a row that enter the cross entropy.
-        sequences: sequences of a row.
-        pairs: aligned pairs of a row.
-        dataset_rows: packed rows of the data set.
+        padded_tokens: tokens per row, including padding.
+        tokens: tokens per row, without padding.
+        target_tokens: target tokens per row.
+        sequences: sequences per row.
+        pairs: aligned pairs per row.
+        dataset_rows: number of packed rows in the data set.
     """
 
     padded_tokens: int
@@ -35,11 +35,12 @@ class Workload:
     dataset_rows: int
 
     @classmethod
-    def of_manifest(cls, manifest: dict) -> "Workload":
+    def from_manifest(cls, manifest: dict) -> "Workload":
         """Compute the averages from the manifest of packed shards."""
         totals, rows = manifest["totals"], manifest["totals"]["rows"]
         return cls(
-            # A micro-batch is padded to its longest row, and packed rows nearly fill the limit.
+            # Assume every row is max_seq_length after padding: micro-batches are padded to the longest row, and packed
+            # rows are nearly full.
             padded_tokens=manifest["max_seq_length"],
             tokens=totals["tokens"] / rows,
             target_tokens=totals["supervised_tokens"] / rows,
@@ -51,12 +52,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A recipe with its model and data on a number of ranks.
+    """A recipe with its model, data and number of ranks.
 
     Attributes:
-        gpu: whether the run is on GPUs; the CPU kernels hold more memory.
-        mask_copies: whether sdpa converts the bool mask of packed rows to numbers in each layer. All kernels but
-            cuDNN's attention do.
+        gpu: whether the run is on GPUs. The CPU kernels use more memory.
+        mask_copies: whether sdpa converts the bool mask of packed rows to a float mask in each layer. All kernels
+            except cuDNN attention do.
     """
 
     config: Config
@@ -74,7 +75,7 @@ class PlannedRun:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Tokens per rank and micro-step, padding included."""
+        """Tokens per rank and micro-step, including padding."""
         return self.micro_batch_size * self.workload.padded_tokens
 
     @property
@@ -83,7 +84,7 @@ class PlannedRun:
 
     @property
     def element_size(self) -> int:
-        """Bytes of a weight in forward and backward."""
+        """Bytes per weight in forward and backward."""
         return DTYPES[self.precision].itemsize
 
     @property
@@ -114,17 +115,17 @@ class PlannedRun:
 
     @cached_property
     def persistent_sizes(self) -> tuple[int, ...]:
-        """Sizes of the parameters that ZeRO-3 does not partition between steps, small vocabularies included."""
+        """Sizes of the parameters that every rank keeps whole between steps, including small vocabularies."""
         vocabulary = tuple(size for size in self.stats.vocabulary if size <= self.zero.persistence_threshold)
         return self.gathers.persistent_sizes + vocabulary
 
     def partition_elements(self, sizes: tuple[int, ...]) -> int:
-        """Return the elements of one rank's partition; ZeRO-3 pads each parameter to a multiple of the ranks."""
+        """Return the elements in the partition of one rank. Parameters are padded to a multiple of the ranks."""
         return sum(-(-size // self.ranks) for size in sizes)
 
     @cached_property
     def local_elements(self) -> int:
-        """Elements of all parameters on one rank."""
+        """Number of elements of all parameters on one rank."""
         return self.partition_elements(self.stats.matrices + self.stats.vectors)
 
     @cached_property
@@ -137,7 +138,7 @@ class PlannedRun:
 
     @cached_property
     def chunking(self) -> "Chunking":
-        return Chunking.of(self)
+        return Chunking.from_run(self)
 
     @cached_property
     def loss_traffic(self) -> Traffic:
@@ -162,15 +163,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Chunking:
-    """How pipeline.loss.chunking cuts one rank's micro-batch, if all alignment groups have the average length.
+    """Chunking of one rank's micro-batch by pipeline.loss.chunking, if all alignment groups have the average length.
 
     Attributes:
-        target_tokens: target tokens of the rank.
-        subchunk_tokens: target tokens of a full subchunk.
-        subchunks: subchunks of the micro-batch.
-        recomputed: subchunks whose logits are computed twice.
-        chunks: chunks, which hold whole alignment groups.
-        chunk_sequences: sequences of the rank in a chunk.
+        target_tokens: target tokens on the rank.
+        subchunk_tokens: target tokens in a full subchunk.
+        subchunks: number of subchunks in the micro-batch.
+        recomputed: number of subchunks whose logits are computed twice.
+        chunks: number of chunks, each of which contains whole alignment groups.
+        chunk_sequences: sequences of the rank per chunk.
     """
 
     target_tokens: float
@@ -181,8 +182,8 @@ class Chunking:
     chunk_sequences: float
 
     @classmethod
-    def of(cls, run: PlannedRun) -> "Chunking":
-        """Cut the micro-batch so that the logits of a subchunk fit in the memory budget."""
+    def from_run(cls, run: PlannedRun) -> "Chunking":
+        """Divide the micro-batch so that the logits of a subchunk fit in the memory budget."""
         loss, workload, rows = run.config.loss, run.workload, run.micro_batch_size
         target_tokens, sequences = rows * workload.target_tokens, rows * workload.sequences
         budget = rows_in_budget(loss, run.stats.vocab_size * run.element_size, run.stats.softcap, run.gpu)

@@ -3,9 +3,9 @@
     python -m pipeline.report --run runs/demo
     python -m pipeline.report --run runs/sft runs/solar --output runs/report
 
-The report is made from `metrics.jsonl`, `evaluation.json`, `generations.jsonl`, `representations.json` and
-`config.yaml` in each run's output directory. It leaves out what is absent. The first of several runs is the baseline,
-with which the others are compared.
+The report is built from `metrics.jsonl`, `evaluation.json`, `generations.jsonl`, `representations.json` and
+`config.yaml` in the output directory of each run. Sections without data are omitted. The first of several runs is the
+baseline that the others are compared with.
 """
 
 import argparse
@@ -28,14 +28,15 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> None:
 
     Args:
         paths: output directories of the runs, the baseline first.
-        output: directory for the report; the run's own directory if not given, for a single run only.
+        output: directory for the report; default: the run directory; required for several runs.
 
     Raises:
-        UserError: there is nothing to report, a file is damaged, or the runs were evaluated on different data.
+        UserError: there is nothing to report, a file is damaged, `output` is missing for several runs, or the runs were
+            evaluated on different data.
     """
     if output is None:
         if len(paths) > 1:
-            raise UserError("--output is missing; with several runs it names the directory for the report")
+            raise UserError("--output is missing; it is required for several runs")
         output = paths[0]
     runs = read_runs(list(paths))
     heading = f"Run `{runs[0].name}`" if len(runs) == 1 else " and ".join(run.name for run in runs)
@@ -53,7 +54,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> None:
 
 
 def compare_with_first(runs: Sequence[RunResults]) -> dict[str, dict[str, Any]]:
-    """Compare the runs that have generations with the first run; empty if the first run has none."""
+    """Compare all runs with generations with the first run. Return {} if the first run has no generations."""
     evaluated = [run for run in runs if (run.path / "generations.jsonl").is_file()]
     if not evaluated or evaluated[0] is not runs[0]:
         return {}
@@ -61,7 +62,7 @@ def compare_with_first(runs: Sequence[RunResults]) -> dict[str, dict[str, Any]]:
 
 
 def summarize_runs(runs: Sequence[RunResults]) -> str:
-    """Return a few sentences about a single run, or one sentence that names the baseline of several."""
+    """Summarize a single run in a few sentences, or name the baseline of several runs."""
     if len(runs) > 1:
         return f"Comparison of {len(runs)} runs; {runs[0].name} is the baseline."
     (run,) = runs
@@ -92,7 +93,9 @@ def main() -> None:
     about = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=about)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="output directories, the baseline first")
-    parser.add_argument("--output", type=Path, help="directory for the report; default: the directory of a single run")
+    parser.add_argument(
+        "--output", type=Path, help="directory for the report; default: the run directory; required for several runs"
+    )
     args = parser.parse_args()
     write_report(args.run, args.output)
 

@@ -13,7 +13,7 @@ MetricReader = Callable[[RunResults], str | None]
 
 
 def overview_rows(runs: Sequence[RunResults]) -> list[list[str]]:
-    """Return a row for each metric that at least one run has: its name, then a cell for each run."""
+    """Return a row for each metric that at least one run has, with the name of the metric and a cell for each run."""
     rows = []
     for name, read in OVERVIEW_METRICS.items():
         values = [read(run) for run in runs]
@@ -61,7 +61,7 @@ def _mean_in_language(evaluation: dict[str, Any]) -> float | None:
     return sum(fractions) / len(fractions) if fractions else None
 
 
-# The rows of the table: a metric's name, and a function that reads it from a run.
+# The rows of the table: the name of a metric, and a function that reads it from a run.
 OVERVIEW_METRICS: dict[str, MetricReader] = {
     "accuracy, mean of languages, %": _from_evaluation(lambda result: result["macro"]["accuracy"]),
     "same answer as the pivot, %": _from_evaluation(lambda result: result["macro"]["consistency_with_pivot"]),

@@ -17,9 +17,9 @@ from pipeline.common.plotting import (
     NAVY,
     ORANGE,
     RUN_COLORS,
-    axes_of,
-    figure_of,
+    add_axes,
     heat_map,
+    new_figure,
     title,
 )
 from pipeline.evaluation.consistency import agreement_matrix
@@ -38,33 +38,33 @@ def plot_overview(runs: Sequence[RunResults]) -> Figure:
     recorded = _recorded(runs)
     evaluated = [run for run in runs if run.evaluation]
     rows, columns = max(1, bool(recorded) + bool(evaluated)), max(1, len(recorded))
-    figure = figure_of(max(9.2, 4.6 * columns), 3.9 * rows)
+    figure = new_figure(max(9.2, 4.6 * columns), 3.9 * rows)
     grid = figure.add_gridspec(rows, columns)
     for column, key in enumerate(recorded):
-        _draw_curve(axes_of(figure, grid[0, column]), runs, key)
+        _draw_curve(add_axes(figure, grid[0, column]), runs, key)
     if evaluated:
-        _draw_accuracy(axes_of(figure, grid[-1, :]), runs)
+        _draw_accuracy(add_axes(figure, grid[-1, :]), runs)
     return figure
 
 
 def plot_curves(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot the training curves; None if no run has any."""
+    """Plot the training curves. Return None if no run has metrics."""
     recorded = _recorded(runs)
     if not recorded:
         return None
-    figure = figure_of(4.6 * max(2, len(recorded)), 3.9)
+    figure = new_figure(4.6 * max(2, len(recorded)), 3.9)
     grid = figure.add_gridspec(1, len(recorded))
     for column, key in enumerate(recorded):
-        _draw_curve(axes_of(figure, grid[0, column]), runs, key)
+        _draw_curve(add_axes(figure, grid[0, column]), runs, key)
     return figure
 
 
 def plot_accuracy(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot the accuracy per language; None if no run was evaluated."""
+    """Plot the accuracy per language. Return None if no run was evaluated."""
     if not any(run.evaluation for run in runs):
         return None
-    figure = figure_of(13.8, 4.2)
-    _draw_accuracy(axes_of(figure, figure.add_gridspec(1, 1)[0]), runs)
+    figure = new_figure(13.8, 4.2)
+    _draw_accuracy(add_axes(figure, figure.add_gridspec(1, 1)[0]), runs)
     return figure
 
 
@@ -73,19 +73,19 @@ def _recorded(runs: Sequence[RunResults]) -> list[str]:
 
 
 def smooth(values: list[float], window: int) -> list[float]:
-    """Return the centered moving average over `window` values, over fewer at the ends."""
+    """Return the centered moving average over `window` values, or fewer at the ends."""
     half = window // 2
     spans = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(span) / len(span) for span in spans]
 
 
 def run_color(runs: Sequence[RunResults], run: RunResults) -> str:
-    """Return the color that a run has in all plots of a report."""
+    """Return the color of a run in all plots of a report."""
     return RUN_COLORS[list(runs).index(run) % len(RUN_COLORS)]
 
 
 def _draw_curve(axes: Axes, runs: Sequence[RunResults], key: str) -> None:
-    """Draw a metric by step, one line per run; for a single run also the cross-entropy of each language."""
+    """Draw a metric by step, with one line per run. For a single run, also draw the cross-entropy of each language."""
     heading, color = CURVES[key]
     if len(runs) == 1 and key == "ce_loss":
         _draw_languages(axes, runs[0].metrics)
@@ -100,7 +100,7 @@ def _draw_curve(axes: Axes, runs: Sequence[RunResults], key: str) -> None:
 
 
 def _draw_smooth(axes: Axes, metrics: MetricHistory, key: str, color: str, name: str) -> None:
-    """Draw a smoothed metric; if there are many values, the raw ones behind it."""
+    """Draw a metric. If there are many values, draw a smoothed line over the raw values."""
     steps, values = series(metrics, key)
     if not values:
         return
@@ -123,7 +123,7 @@ def _draw_languages(axes: Axes, metrics: MetricHistory) -> None:
 def ordered_languages(runs: Sequence[RunResults]) -> tuple[list[str], str]:
     """Return the languages of all evaluations, and the pivot.
 
-    The pivot comes first, the others by decreasing accuracy in the first run that has the language.
+    The pivot is first. The others are sorted by decreasing accuracy in the first run that has the language.
     """
     evaluations = [run.evaluation for run in runs if run.evaluation]
     pivot = evaluations[0]["pivot"]
@@ -135,7 +135,7 @@ def ordered_languages(runs: Sequence[RunResults]) -> tuple[list[str], str]:
 
 
 def _draw_accuracy(axes: Axes, runs: Sequence[RunResults]) -> None:
-    """Draw bars with intervals, side by side for several runs; for a single run also the agreement with the pivot."""
+    """Draw accuracy bars with intervals, side by side for several runs. A single run also shows pivot agreement."""
     order, pivot = ordered_languages(runs)
     evaluated = [run for run in runs if run.evaluation]
     width = 0.62 if len(evaluated) == 1 else 0.8 / len(evaluated)
@@ -168,14 +168,14 @@ def _draw_bars(
     xs = list(positions.values())
     axes.bar(xs, heights, color=color, width=0.94 * width, label=name)
     axes.errorbar(xs, heights, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3, zorder=3)
-    if len(positions) * (0.8 / width) <= 26:  # with more bars the numbers would overlap
+    if len(positions) * (0.8 / width) <= 26:  # with more bars, the numbers would overlap
         for lang, x in positions.items():
             top, value = scores[lang]["high"] + 0.015, f"{100 * scores[lang]['accuracy']:.1f}"
             axes.text(x, top, value, ha="center", va="bottom", fontsize=9 if width > 0.5 else 7.5, color=INK)
 
 
 def _draw_agreement(axes: Axes, positions: dict[str, float], evaluation: dict[str, Any], pivot: str) -> float:
-    """Draw the agreement with the pivot as diamonds, and the mean accuracy; return the highest agreement."""
+    """Draw the agreement with the pivot as diamonds, and the mean accuracy. Return the highest agreement."""
     scores = evaluation["languages"]
     consistency = [(x + 0.2, scores[lang]["consistency_with_pivot"]) for lang, x in positions.items()]
     points = [(x, fraction) for x, fraction in consistency if fraction is not None]
@@ -189,10 +189,10 @@ def _draw_agreement(axes: Axes, positions: dict[str, float], evaluation: dict[st
 
 
 def plot_differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> Figure:
-    """Plot the accuracy minus that of the first run with 95 % intervals, per language and for their mean."""
+    """Plot the accuracy difference from the first run with 95 % intervals, per language and for the mean."""
     names = ["mean of languages", *next(iter(comparisons.values()))["languages"]]
-    figure = figure_of(13.8, 1.1 + 0.16 * len(names) * (1 + len(comparisons)))
-    axes = axes_of(figure, figure.add_gridspec(1, 1)[0])
+    figure = new_figure(13.8, 1.1 + 0.16 * len(names) * (1 + len(comparisons)))
+    axes = add_axes(figure, figure.add_gridspec(1, 1)[0])
     axes.grid(axis="x", color="#e8e8e8", linewidth=0.8)
     axes.axvline(0, color=INK, linewidth=1)
     for number, run in enumerate(run for run in runs if run.name in comparisons):
@@ -216,35 +216,41 @@ def plot_differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str
 
 
 def plot_agreement(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot how often two languages give the same answer, a heat map per run; None if no run has this."""
+    """Plot one heat map per run of how often two languages give the same answer.
+
+    Return None if no run has an agreement matrix.
+    """
     shown = [(run, matrix) for run in runs if run.evaluation and (matrix := agreement_matrix(run.evaluation))]
     if not shown:
         return None
-    figure = figure_of(4.8 * len(shown), 4.8)
+    figure = new_figure(4.8 * len(shown), 4.8)
     grid = figure.add_gridspec(1, len(shown))
     for column, (run, matrix) in enumerate(shown):
-        axes = axes_of(figure, grid[0, column])
+        axes = add_axes(figure, grid[0, column])
         heat_map(axes, list((run.evaluation or {})["languages"]), matrix, 0.0, 1.0)
         title(axes, f"{run.name}: fraction of same answers")
     return figure
 
 
 def plot_states(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot the principal components of each run's final state and soft tokens; None if no run has representations."""
+    """Plot the principal components of the final state and the soft tokens of each run.
+
+    Return None if no run has representations.
+    """
     shown = [(run.name, run.representations) for run in runs if run.representations]
     if not shown:
         return None
     names = ["final", "soft_tokens"]
     if len(shown) == 1:
-        figure = figure_of(9.2, 4.6)
+        figure = new_figure(9.2, 4.6)
         panels = [(shown[0][1], name, label(name)) for name in names]
         grid = figure.add_gridspec(1, 2)
     else:
-        figure = figure_of(4.3 * len(shown), 8.4)
+        figure = new_figure(4.3 * len(shown), 8.4)
         panels = [(result, name, f"{run}: {label(name)}") for name in names for run, result in shown]
         grid = figure.add_gridspec(2, len(shown))
     for i, (result, name, heading) in enumerate(panels):
-        draw_scatter(axes_of(figure, grid[i]), result, name, heading)
+        draw_scatter(add_axes(figure, grid[i]), result, name, heading)
     first = shown[0][1]
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=color_of(first, lang), label=lang)
@@ -255,18 +261,18 @@ def plot_states(runs: Sequence[RunResults]) -> Figure | None:
 
 
 def plot_layers(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot centered cosine, P@1 and silhouette by layer; None if no run has representations.
+    """Plot centered cosine, P@1 and silhouette by layer.
 
-    Dotted lines are the values for shuffled pairs.
+    Dotted lines are the values for shuffled pairs. Return None if no run has representations.
     """
     shown = [(run, run.representations) for run in runs if run.representations]
     if not shown:
         return None
-    figure = figure_of(13.8, 3.9)
+    figure = new_figure(13.8, 3.9)
     grid = figure.add_gridspec(1, 3)
     panels = {"centred_cosine": "Centered cosine of pairs", "retrieval": "Retrieval P@1", "silhouette": "Silhouette"}
     for column, (metric, heading) in enumerate(panels.items()):
-        axes = axes_of(figure, grid[0, column])
+        axes = add_axes(figure, grid[0, column])
         for run, result in shown:
             _draw_by_layer(axes, result, metric, run_color(runs, run), run.name)
         depth = max(layers_of(shown[0][1]))

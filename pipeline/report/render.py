@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from pipeline.report.sections import CodeBlock, PlotBlock, ReportBlock, ReportTable, Section
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-# Tables, code and emphasis only: names of runs and paths must not become links, images or HTML.
+# Only tables, code and emphasis: run names and paths must not become links, images or HTML.
 MARKDOWN = MarkdownIt("zero").enable(["table", "backticks", "emphasis"])
 
 
 def to_markdown(heading: str, summary: str, sections: Sequence[Section]) -> str:
-    """Return the report as Markdown. Its only image is report.png."""
+    """Format the report as Markdown. Its only image is report.png."""
     parts = [f"# {heading}", summary, "![curves and accuracy](report.png)"]
     for section in sections:
         parts.append(f"## {section.heading}")
@@ -44,7 +44,7 @@ def _markdown_row(cells: list[str]) -> str:
 
 
 def to_html(heading: str, summary: str, sections: Sequence[Section], colors: dict[str, str]) -> str:
-    """Return the report as an HTML page that loads no other file.
+    """Format the report as a self-contained HTML page.
 
     Args:
         heading: title of the page.
@@ -65,14 +65,14 @@ def _anchor(heading: str) -> str:
 def _markdown_to_html(text: str) -> Markup:
     tokens = MARKDOWN.parse(text)
     for i, token in enumerate(tokens):
-        if token.type == "tr_open" and tokens[i + 1].type == "td_open":  # the first cell is the row's heading
+        if token.type == "tr_open" and tokens[i + 1].type == "td_open":  # the first cell is the row heading
             tokens[i + 1].tag = tokens[i + 3].tag = "th"
             tokens[i + 1].attrSet("scope", "row")
     return Markup(MARKDOWN.renderer.render(tokens, MARKDOWN.options, {}))
 
 
 def _svg_data_url(figure: Figure) -> str:
-    """Return a figure as a data URL. Text is drawn as paths, so that it looks the same without any font."""
+    """Return a figure as a data URL. Text is drawn as paths, so that no font is required."""
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "report"}):  # equal figures give equal bytes
         figure.savefig(content, format="svg", dpi=200, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Read the results in the output directories of the runs to report."""
+"""Read the results of runs from their output directories."""
 
 import json
 import math
@@ -40,7 +40,7 @@ class RunResults:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Package versions recorded with the results, or those installed here if none were recorded."""
+        """Package versions recorded with the results, or the installed versions if none were recorded."""
         recorded = (self.evaluation or {}).get("versions") or (self.representations or {}).get("versions")
         return recorded or versions()
 
@@ -54,7 +54,7 @@ class RunResults:
 def read_runs(paths: list[Path]) -> list[RunResults]:
     """Read the results of several runs.
 
-    A run is named after its directory, or by its whole path if another run's directory has the same name.
+    A run is identified by its directory name, or by its path as given if two directories have the same name.
 
     Raises:
         UserError: a directory has no results, or a file is damaged.
@@ -102,13 +102,13 @@ def _read_result(path: Path, program: str, check: Callable[[dict[str, Any]], obj
 
 
 def _check_evaluation(evaluation: dict[str, Any]) -> None:
-    """Access everything that a report reads, so that a missing key raises here."""
+    """Access all keys that a report reads, so that a missing key raises an error here."""
     accuracy_table(evaluation)
     consistency_tables(evaluation)
 
 
 def _check_representations(result: dict[str, Any]) -> None:
-    """Access everything that a report reads, so that a missing key raises here."""
+    """Access all keys that a report reads, so that a missing key raises an error here."""
     layers_of(result)
     for name in ("final", "soft_tokens"):
         state = result["representations"][name]
@@ -118,13 +118,13 @@ def _check_representations(result: dict[str, Any]) -> None:
 
 
 def series(metrics: MetricHistory, key: str) -> tuple[list[int], list[float]]:
-    """Return the steps and the values of one metric, without steps at which it is absent, null or not finite."""
+    """Return the steps and values of one metric, without the steps at which it is absent, null or not finite."""
     points = [(m["step"], m[key]) for m in metrics if isinstance(m.get(key), int | float) and math.isfinite(m[key])]
     return [step for step, _ in points], [float(value) for _, value in points]
 
 
 def languages_of(metrics: MetricHistory) -> list[str]:
-    """Return the languages that have a cross-entropy of their own in the metrics, sorted."""
+    """Return the sorted languages whose cross-entropy is in the metrics."""
     return sorted({key.removeprefix("ce_loss_") for values in metrics for key in values if key.startswith("ce_loss_")})
 
 

@@ -20,8 +20,8 @@ class ReportTable:
 
     Attributes:
         header: cells of the header row.
-        rows: cells of the other rows; the first one is the row's heading.
-        text_cells: whether the other cells hold text, aligned left, instead of numbers.
+        rows: cells of the other rows. The first cell is the row heading.
+        text_cells: whether the other cells are left-aligned text instead of numbers.
         tiles: whether HTML shows each row of two cells as a tile.
     """
 
@@ -34,7 +34,7 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class PlotBlock:
-    """Plot with its alt text; in HTML only."""
+    """Plot with its alt text. Only shown in HTML."""
 
     kind: ClassVar = "plot"
     figure: Figure
@@ -43,7 +43,7 @@ class PlotBlock:
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """Preformatted text; HTML folds it under its heading."""
+    """Preformatted text. HTML folds it under its heading."""
 
     kind: ClassVar = "code"
     heading: str
@@ -52,7 +52,7 @@ class CodeBlock:
 
 @dataclass(frozen=True)
 class MarkdownBlock:
-    """Paragraphs and tables in Markdown; HTML folds them under `summary` if it is not empty."""
+    """Paragraphs and tables in Markdown. HTML folds them under `summary` if it is not empty."""
 
     kind: ClassVar = "markdown"
     text: str
@@ -71,11 +71,11 @@ class Section:
 
 
 def build_sections(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> list[Section]:
-    """Return the sections of a report that have any content.
+    """Build the sections of a report. Sections without content are omitted.
 
     Args:
         runs: results of the runs; the first one is the baseline.
-        comparisons: by name of a run, its comparison with the baseline (`pipeline.compare`).
+        comparisons: comparison of each run with the baseline (`pipeline.compare`), by run name.
     """
     built = [
         _overview(runs),
@@ -215,13 +215,13 @@ def _training(runs: Sequence[RunResults]) -> Section:
 
 
 def _first_to_last(runs: Sequence[RunResults], key: str, format_spec: str) -> list[str]:
-    """Return a cell for each run with the first and the last value of a metric."""
+    """Return a cell for each run with the first and last value of a metric."""
     values = [series(run.metrics, key)[1] for run in runs]
     return [f"{v[0]:{format_spec}} → {v[-1]:{format_spec}}" if v else ABSENT for v in values]
 
 
 def _settings(runs: Sequence[RunResults]) -> Section:
-    """Show the keys in which the recipes differ, then each recipe in full."""
+    """Build the section with the keys that differ between the recipes, followed by each full recipe."""
     blocks: list[ReportBlock] = []
     with_recipe = [run for run in runs if run.config]
     if len(with_recipe) > 1:

@@ -1,9 +1,10 @@
-"""Measure cross-lingual similarity and separability of a model's states on questions with written-out answers.
+"""Measure the cross-lingual similarity and separability of a model's states on questions with full-text answers.
 
     python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
-Each question and gold answer is encoded as in training; no text is generated. Writes `representations.json`, `.md` and
-`.png`. Only questions that exist in every language are used, so that all languages are measured on the same ones.
+Each question and its gold answer are encoded as in training. No text is generated. Only questions that exist in every
+language are used, so that all languages are measured on the same questions. Writes `representations.json`, `.md` and
+`.png`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pipeline.representations.separability import principal_components, separabi
 from pipeline.representations.similarity import Metric, similarity_metrics
 from pipeline.representations.states import FINAL, SOFT, encode, layer_name, pooled_states
 
-DEFAULT_LAYERS = 9  # of a deeper model, so many layers are measured by default, evenly spaced
+DEFAULT_LAYERS = 9  # default number of (evenly spaced) layers to measure in a deeper model
 MIN_GROUPS = 5
 
 
@@ -70,12 +71,12 @@ def read_parallel_records(path: Path, limit: int | None) -> tuple[list[Record], 
     """Read the records of the questions that exist in every language.
 
     Args:
-        path: JSON Lines or Parquet file of canonical records with written-out answers.
-        limit: use only this many questions, the first ones.
+        path: JSON Lines or Parquet file of canonical records with full-text answers.
+        limit: use only the first `limit` questions.
 
     Returns:
-        The records, language by language with the questions in the same order; the languages in alphabetical order;
-        and how many questions were left out because a language lacks them.
+        The records, ordered by language and with the questions in the same order in each language; the languages in
+        alphabetical order; and the number of questions omitted because they are missing in some language.
 
     Raises:
         UserError: a record is malformed, there is only one language, or too few questions exist in every language.
@@ -105,7 +106,7 @@ def choose_layers(depth: int, requested: Sequence[int] | None) -> list[int]:
 
     Args:
         depth: number of layers of the model.
-        requested: layers of the command line; by default all of them, or nine evenly spaced ones of a deeper model.
+        requested: layers given on the command line; None for all layers, or nine evenly spaced ones in a deeper model.
 
     Raises:
         UserError: a requested layer does not exist.
@@ -123,14 +124,15 @@ def representation_metrics(
     """Compute all metrics of each representation.
 
     Args:
-        states: [languages * G, d] by name, language by language with the G questions in the same order.
+        states: [languages * G, d] by name, ordered by language and with the G questions in the same order.
         languages: the language codes.
         pivot: language of the `with_pivot` means.
-        scattered: names of the representations that also get coordinates for a scatter plot.
+        scattered: names of the representations to also compute scatter plot coordinates for.
 
     Returns:
-        By name: `similarity`, mean over all pairs of languages (`all`) and over those with the pivot (`with_pivot`);
-        `separability`; `pairs`, the similarity metrics of each pair of languages; and maybe `scatter`.
+        For each name: `similarity`, the mean over all pairs of languages (`all`) and over pairs with the pivot
+        (`with_pivot`); `separability`; `pairs`, the similarity metrics of each pair of languages; and `scatter` if
+        requested.
 
     Raises:
         UserError: a state is not finite.
@@ -138,7 +140,7 @@ def representation_metrics(
     metrics = {}
     for name, points in states.items():
         if not np.isfinite(points).all():
-            raise UserError(f"{name}: not finite; the model's states overflow, give another --dtype")
+            raise UserError(f"{name}: not finite; the model's states overflow; use a different --dtype")
         per_language = dict(zip(languages, np.split(points, len(languages)), strict=True))
         pairs = {(a, b): similarity_metrics(per_language[a], per_language[b]) for a, b in combinations(languages, 2)}
         groups = np.tile(np.arange(len(points) // len(languages)), len(languages))
@@ -157,7 +159,7 @@ def representation_metrics(
 
 
 def _mean_metrics(pairs: Sequence[dict[str, Metric]]) -> dict[str, dict[str, float]] | None:
-    """Average values and floors over pairs of languages; None if there are no pairs."""
+    """Average values and chance levels over pairs of languages. Return None if there are no pairs."""
     if not pairs:
         return None
     return {
@@ -181,7 +183,7 @@ def _scatter(points: np.ndarray, languages: list[str]) -> dict[str, Any]:
 
 
 def metrics_tables(result: dict[str, Any]) -> str:
-    """Format similarity (with floors in parentheses) and separability as two Markdown tables."""
+    """Format similarity (with chance levels in parentheses) and separability as two Markdown tables."""
     names = ("cosine", "centred_cosine", "cka", "retrieval", "xsim_error")
     lines = [
         f"{result['problems']} problems in {len(result['languages'])} languages, mean over all pairs of languages; in "
@@ -214,14 +216,14 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.representations", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--model", required=True, help="directory of a Hugging Face causal LM")
-    parser.add_argument("--data", required=True, help="records with written-out answers, JSON Lines or Parquet")
-    parser.add_argument("--output", help="directory of the result files; by default the model's directory")
+    parser.add_argument("--data", required=True, help="records with full-text answers, JSON Lines or Parquet")
+    parser.add_argument("--output", help="directory for the result files; default: the model directory")
     parser.add_argument(
-        "--layers", type=int, nargs="+", help="0 is the embeddings; by default all, or nine evenly spaced ones"
+        "--layers", type=int, nargs="+", help="0 is the embeddings; default: all, or nine evenly spaced ones"
     )
     parser.add_argument("--pivot", default="en", help="language of the with_pivot means")
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="sequences per batch")
-    parser.add_argument("--limit", type=int, help="use only this many questions, the first ones")
+    parser.add_argument("--limit", type=int, help="use only the first LIMIT questions")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     return parser
 

@@ -1,4 +1,4 @@
-"""Plots of the metrics of `python -m pipeline.representations`, from the content of `representations.json`."""
+"""Plot the metrics in `representations.json`, written by `python -m pipeline.representations`."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from pipeline.common.plotting import (
     LANGUAGE_COLORS,
     NAVY,
     ORANGE,
-    axes_of,
-    figure_of,
+    add_axes,
     heat_map,
+    new_figure,
     title,
 )
 
@@ -27,7 +27,7 @@ METRIC_LABELS = {"cosine": "cosine", "centred_cosine": "centred cosine", "cka": 
 
 
 def label(name: str) -> str:
-    """Return a representation's display name: `layer_3` is layer 3."""
+    """Return the display name of a representation: `layer_3` becomes layer 3."""
     return TITLES.get(name, name.replace("_", " "))
 
 
@@ -37,14 +37,14 @@ def layers_of(result: dict[str, Any]) -> list[int]:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Plot scatters in the upper row, similarity by layer and the heat map of languages in the lower row."""
-    figure = figure_of(13.8, 8.6)
+    """Plot scatter plots in the upper row, and similarity by layer and a heat map of languages in the lower row."""
+    figure = new_figure(13.8, 8.6)
     grid = figure.add_gridspec(2, 3, height_ratios=[1, 1.1])
     scattered = [name for name, metrics in result["representations"].items() if "scatter" in metrics]
     for column, name in enumerate(scattered):
-        draw_scatter(axes_of(figure, grid[0, column]), result, name, label(name))
-    draw_layers(axes_of(figure, grid[1, :2]), result)
-    draw_languages(axes_of(figure, grid[1, 2]), result, "final")
+        draw_scatter(add_axes(figure, grid[0, column]), result, name, label(name))
+    draw_layers(add_axes(figure, grid[1, :2]), result)
+    draw_languages(add_axes(figure, grid[1, 2]), result, "final")
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=color_of(result, lang), label=lang)
         for lang in result["languages"]
@@ -73,7 +73,7 @@ def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) ->
 
 
 def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
-    """Plot similarity by layer, with dotted floors; right of the layers the normed state and the soft tokens."""
+    """Plot similarity by layer, then after the final norm and for soft tokens. Dotted lines are chance levels."""
     layers = layers_of(result)
     names = [f"layer_{layer}" for layer in layers]
     others = ["final", "soft_tokens"]

@@ -1,6 +1,8 @@
-"""Separability of languages: clustering by language, and accuracy of a linear probe that predicts the language.
+"""Measure the separability of languages: clustering by language, and a linear probe that predicts the language.
 
-Shape letters: N points (each a question in one language), d their size. Requires scikit-learn (extra `evaluation`).
+Shape letters: N points (each is a question in one language), d size of a representation.
+
+Requires scikit-learn (extra `evaluation`).
 """
 
 import warnings
@@ -16,13 +18,13 @@ FOLDS = 5
 def separability(points: np.ndarray, languages: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Compute how well the points of different languages are separated.
 
-    Silhouette, Davies-Bouldin and k-means are computed on rows of unit length, so that only directions count.
+    Silhouette, Davies-Bouldin and k-means are computed on rows of unit length, so only directions matter.
 
     Args:
         points: [N, d] representations.
         languages: [N] language of each point.
         groups: [N] example group of each point.
-        seed: of k-means.
+        seed: random seed of k-means.
 
     Returns:
         `silhouette`: cosine silhouette by language (Rousseeuw 1987), -1 to 1. `davies_bouldin`: index by language
@@ -36,7 +38,7 @@ def separability(points: np.ndarray, languages: np.ndarray, groups: np.ndarray, 
     metrics, cluster = import_optional("sklearn.metrics"), import_optional("sklearn.cluster")
     names, labels = np.unique(languages, return_inverse=True)
     rows = unit_rows(points.astype(np.float64))
-    with warnings.catch_warnings():  # fewer distinct points than clusters: representations may coincide
+    with warnings.catch_warnings():  # there may be fewer distinct points than clusters
         warnings.simplefilter("ignore", import_optional("sklearn.exceptions").ConvergenceWarning)
         clusters = cluster.KMeans(len(names), n_init=10, random_state=seed).fit_predict(rows)
     return {
@@ -51,7 +53,7 @@ def separability(points: np.ndarray, languages: np.ndarray, groups: np.ndarray, 
 def probe_accuracy(points: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
     """Cross-validate logistic regression on standardized features.
 
-    All translations of a question are in the same fold, so that the probe is tested on questions that it was not
+    All translations of a question are in the same fold, so the probe is only tested on questions that it was not
     trained on in any language.
 
     Args:

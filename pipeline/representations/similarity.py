@@ -1,25 +1,26 @@
-"""Similarity of two languages' representations of the same questions, each metric with its shuffled-pairs floor.
+"""Similarity between the representations of the same questions in two languages, with the chance level of each metric.
 
-Shape letters: G example groups, d size of a representation. Row i of both languages' matrices [G, d] belongs to the
-same question.
+Shape letters: G example groups (questions), d size of a representation. Row i of the [G, d] matrices of both languages
+belongs to the same question.
 
-The floor of a metric is its mean over all G! ways to pair one language's rows with the other's. It has a closed form
-for each metric, so nothing is sampled. Only the difference from the floor is evidence that translations are similar.
+The chance level of a metric (its floor) is the mean over random pairings, that is, over all G! ways to pair the rows of
+one language with those of the other. It has a closed form for each metric, so nothing is sampled. Only the difference
+from the chance level is evidence that translations are similar.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-NEIGHBORS = 4  # k of the margin, as in xSIM
+NEIGHBORS = 4  # number of neighbors k in the margin, as in xSIM
 
 
 class Metric(NamedTuple):
-    """A metric of the pairs.
+    """A similarity metric with its chance level.
 
     Attributes:
-        value: its value.
-        floor: its mean over all permutations of the pairs.
+        value: value for the true pairs.
+        floor: chance level (mean over random pairings).
     """
 
     value: float
@@ -31,7 +32,7 @@ def similarity_metrics(x: np.ndarray, y: np.ndarray) -> dict[str, Metric]:
 
     Args:
         x: [G, d] representations in one language, G > 1.
-        y: [G, d] those of the same questions in the other language.
+        y: [G, d] representations of the same questions in the other language.
 
     Returns:
         `cosine`: mean cosine of the pairs. `centred_cosine`: the same after subtracting each language's mean. `cka`,
@@ -49,7 +50,7 @@ def similarity_metrics(x: np.ndarray, y: np.ndarray) -> dict[str, Metric]:
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; rows of zeros stay zero."""
+    """Scale rows to unit length. Zero rows stay zero."""
     lengths = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(lengths > 0, lengths, 1.0)
 
@@ -66,22 +67,23 @@ def _mean_of_pairs(cosines: np.ndarray) -> Metric:
 def linear_cka(x: np.ndarray, y: np.ndarray) -> Metric:
     """Compute linear centered kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, section 3).
 
-    The floor is the mean of tr(K P L P') over all permutations P, with the same denominator. With few example groups
-    and a large d it is high, since K and L are then both close to the centering matrix.
+    K and L are the [G, G] Gram matrices of the centered x and y, where G is the number of example groups. The chance
+    level is the mean of tr(K P L P') over all permutations P, with the same denominator. It is high if G is small and
+    d is large, because K and L are then both close to the centering matrix.
     """
     x, y = x - x.mean(0), y - y.mean(0)
     k, el = x @ x.T, y @ y.T
     scale = np.linalg.norm(k) * np.linalg.norm(el)
     if scale == 0:
         return Metric(0.0, 0.0)
-    # The elements of the centered K and L sum to 0, those off the diagonal to -tr. Hence the mean over permutations is
-    # tr K tr L (1/G + 1/(G (G-1))) = tr K tr L / (G-1).
+    # The entries of centered K and L sum to 0, so the off-diagonal entries of K sum to -tr K (likewise L). Hence the
+    # mean over permutations is tr K tr L (1/G + 1/(G (G-1))) = tr K tr L / (G-1).
     floor = np.trace(k) * np.trace(el) / (len(x) - 1)
     return Metric(float((k * el).sum() / scale), float(floor / scale))
 
 
 def retrieval(cosines: np.ndarray) -> Metric:
-    """Compute P@1: the fraction of rows whose translation is the most similar of all G, mean of both directions.
+    """Compute P@1: the fraction of rows whose translation is the most similar of all G rows, averaged over directions.
 
     Args:
         cosines: [G, G] cosines of x (rows) and y (columns).
@@ -94,11 +96,15 @@ def retrieval(cosines: np.ndarray) -> Metric:
 def xsim_error(cosines: np.ndarray) -> Metric:
     """Compute xSIM: the error rate of ratio-margin retrieval (Artetxe and Schwenk 2019, arXiv 1811.01136).
 
-    The margin is a cosine divided by the mean cosine of both sides' k nearest neighbors; candidates are the k nearest.
-    Unlike plain retrieval it is robust to hubs, which are close to everything. The ratio assumes positive cosines.
+    The margin is the cosine divided by the mean cosine to the k nearest neighbors of both sides. The candidates are the
+    k nearest neighbors. Unlike plain retrieval, it is robust to hubs (points close to all others). The ratio requires
+    positive cosines.
 
     Args:
-        cosines: [G, G] cosines of x (rows) and y (columns). The result is the mean of both directions.
+        cosines: [G, G] cosines of x (rows) and y (columns).
+
+    Returns:
+        The error rate averaged over both directions, with its chance level.
     """
     k = min(NEIGHBORS, len(cosines))
     errors = [_margin_errors(matrix, k) for matrix in (cosines, cosines.T)]

@@ -1,9 +1,9 @@
-"""Hidden states and soft tokens of written-out answers, pooled over each response.
+"""Hidden states and soft tokens of full-text answers, pooled over each response.
 
 Shape letters: B sequences of a batch, N length of the longest, T response positions, V vocabulary, d hidden size.
 
-Response positions are those of the training loss: the positions at which a response token is predicted, starting at the
-last token of the prompt. Only pooled states are kept, and probabilities are computed for a few positions at a time.
+Response positions are the positions that predict a response token, as in the training loss. The first one is the last
+token of the prompt. Only pooled states are kept, and probabilities are computed for a few positions at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ from pipeline.common.errors import UserError
 from pipeline.loss.soft_tokens import head_logits, mean_soft_tokens
 from pipeline.models.families import HeadConfig, head_config
 
-CHUNK_ELEMENTS = 1 << 26  # of the largest temporary, such as logits [chunk, V]: 256 MB in float32
+CHUNK_ELEMENTS = 1 << 26  # elements of the largest temporary, such as logits [chunk, V]: 256 MB in float32
 
 EncodedRecord = tuple[list[int], list[int]]  # token ids, response positions
-Model = Any  # transformers' annotations do not say that a causal LM has a decoder
+Model = Any  # the type annotations of transformers lack the decoder of a causal LM
 FINAL, SOFT = "final", "soft_tokens"
 
 
@@ -34,17 +34,17 @@ def layer_name(layer: int) -> str:
 
 
 def encode(tokenizer: Any, records: Sequence[Record]) -> list[EncodedRecord]:
-    """Return each conversation's token ids and response positions.
+    """Encode each conversation as token ids and response positions.
 
     Raises:
-        UserError: the chat template rejects a conversation; the message names pair_id and language.
+        UserError: the chat template rejects a conversation; the message names the pair_id and language.
     """
     encoded = []
     tokens = ChatEncoder(tokenizer).encode([record.messages for record in records])
     for record, result in zip(records, tokens, strict=True):
         if isinstance(result, UserError):
             raise UserError(f"pair_id {record.pair_id!r}, {record.lang}: {result}")
-        ids = [token if token >= 0 else ~token for token in result]  # response tokens are inverted bitwise
+        ids = [token if token >= 0 else ~token for token in result]  # response tokens are encoded as complements
         encoded.append((ids, [position - 1 for position, token in enumerate(result) if token < 0]))
     return encoded
 
@@ -53,7 +53,7 @@ def encode(tokenizer: Any, records: Sequence[Record]) -> list[EncodedRecord]:
 def pooled_states(
     model: Model, encoded: Sequence[EncodedRecord], layers: Sequence[int], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Compute each record's representations, averaged over its response positions.
+    """Compute the representations of each record, averaged over its response positions.
 
     Args:
         model: a causal LM of a supported family.
@@ -62,11 +62,11 @@ def pooled_states(
         batch_size: number of sequences in a forward pass.
 
     Returns:
-        float32 [records, d] by name: `layer_i`; `final`, the decoder's output after the final norm; `soft_tokens`, the
-        mean of softmax(logits) E, with E the input embeddings.
+        float32 [records, d] by name: `layer_i`, the output of layer i; `final`, the decoder output after the final
+        norm; `soft_tokens`, the mean of softmax(logits) E, where E are the input embeddings.
 
     Raises:
-        UserError: out of GPU memory.
+        UserError: the GPU ran out of memory.
     """
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i][0]))
     names = [*map(layer_name, layers), FINAL, SOFT]
@@ -89,9 +89,9 @@ def pooled_states(
 
 @contextmanager
 def _capture_layer_outputs(model: Model, layers: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-    """Register hooks that store the layers' outputs of the latest forward pass, [B, N, d] by name.
+    """Register hooks that store the layer outputs of the latest forward pass, [B, N, d] by name.
 
-    `output_hidden_states` of transformers returns the last layer's output only after the final norm.
+    `output_hidden_states` in transformers returns the output of the last layer only after the final norm.
     """
     blocks, outputs = model.get_decoder().layers, {}
     handles = []
@@ -116,7 +116,10 @@ def _capture_layer_outputs(model: Model, layers: Sequence[int]) -> Iterator[dict
 def _pool_batch(
     model: Model, head: HeadConfig, batch: Sequence[EncodedRecord], layer_outputs: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Run one batch and return its pooled representations, [B, d] by name, on the CPU."""
+    """Run one batch and return its pooled representations, [B, d] by name, on the CPU.
+
+    `layer_outputs` is filled by the hooks of `_capture_layer_outputs` during the forward call.
+    """
     width = max(len(ids) for ids, _ in batch)
     tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
     mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
@@ -139,11 +142,13 @@ def _pool_batch(
 
 
 def _pool_soft_tokens(model: Model, head: HeadConfig, hidden: Tensor, sequence: Tensor, sequences: int) -> Tensor:
-    """Compute the mean of softmax(logits) E over each sequence's positions: the soft-token summary at temperature 1.
+    """Compute the mean of softmax(logits) E over the positions of each sequence: the soft-token summary.
+
+    The temperature is 1.
 
     Args:
         model: provides the head's weight and the input embeddings E, [V, d] each.
-        head: what the family applies to the logits.
+        head: operations of the model family on the logits.
         hidden: [T, d] final states at response positions.
         sequence: [T] index of the sequence that each position belongs to.
         sequences: number of sequences, B.

@@ -1,1 +1,1 @@
-"""The training loop with its schedules, checks and metrics."""
+"""Training loop, schedules, checks and metrics."""

@@ -1,4 +1,4 @@
-"""Build the ZeRO-3 engine of a run. The trainer and the benchmarks build theirs here."""
+"""Build the ZeRO-3 engine of a run. Used by the trainer and the benchmarks."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline.zero3.engine import ZeroEngine, build_partitioned
 def build_engine(
     config: Config, ds: dict[str, Any], model_config: PreTrainedConfig, vocab_size: int, num_languages: int
 ) -> ZeroEngine:
-    """Load the pretrained weights, or draw random ones, and initialize DeepSpeed. A collective.
+    """Load pretrained or initialize random weights, and initialize DeepSpeed. Collective: all ranks must call it.
 
     Args:
         config: the recipe.

@@ -28,13 +28,13 @@ from pipeline.training.state import TrainState
 from pipeline.zero3.ds_config import deepspeed_config
 from pipeline.zero3.engine import ZeroEngine
 
-RECENT_STEPS = 50  # steps whose cross entropies are kept, against which a jump is measured
+RECENT_STEPS = 50  # number of recent cross entropies to keep, from which a loss jump is detected
 
 Resumable = tuple[Path, dict[str, Any]]  # a checkpoint and its trainer_state.json
 
 
 def train(run: PreparedRun, guard: Guard) -> int:
-    """Train to the last step, or to the next step boundary after USR1 or TERM. Returns the exit status."""
+    """Train until the last step, or until the next step boundary after USR1 or TERM. Return the exit status."""
     config, loader = run.config, run.loader
     guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
@@ -71,7 +71,10 @@ def train(run: PreparedRun, guard: Guard) -> int:
 
 
 def find_checkpoint(run: PreparedRun, guard: Guard) -> Resumable | None:
-    """Find the newest complete checkpoint, and convert it if another number of ranks saved it. A collective."""
+    """Find the newest complete checkpoint, and convert it if it was saved with a different number of ranks.
+
+    Collective: all ranks must call it.
+    """
     output_dir = Path(run.config.output_dir)
 
     def find() -> Resumable | None:
@@ -83,12 +86,12 @@ def find_checkpoint(run: PreparedRun, guard: Guard) -> Resumable | None:
             convert_to_universal(path, output_dir)
         return path, saved
 
-    # Converting a large model takes minutes: longer than a watchdog or a collective may allow.
+    # Converting a large model takes minutes, which is longer than the watchdog or a collective may allow.
     return distributed.run_long_on_rank0(find, lambda: guard.enter_phase(0, "finding or converting a checkpoint"))
 
 
 def setup_engine(run: PreparedRun, checkpoint: Resumable | None = None) -> ZeroEngine:
-    """Build the engine with pretrained or random weights, ready to load `checkpoint` if one is given."""
+    """Build the engine with pretrained or random weights, configured to load `checkpoint` if one is given."""
     config, world_size = run.config, distributed.world_size()
     torch.manual_seed(config.seed)
     other_ranks = checkpoint is not None and checkpoint[1]["ranks"] != world_size
@@ -97,7 +100,7 @@ def setup_engine(run: PreparedRun, checkpoint: Resumable | None = None) -> ZeroE
 
 
 def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: Resumable | None) -> TrainState:
-    """Load the checkpoint into the engine and the loader, and return the state of the run."""
+    """Load the checkpoint into the engine and the loader, or return a fresh state if there is no checkpoint."""
     if checkpoint is None:
         return TrainState()
     path, saved = checkpoint
@@ -121,14 +124,16 @@ def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> Me
 def sync_step_state(
     micro_batches: list[MicroBatch], guard: Guard, saver: Saver, step: int, device: torch.device
 ) -> tuple[LossNormalizers, float, bool]:
-    """All-reduce what every rank must have before a step.
+    """All-reduce the normalizers, token counts, signals and save status before a step.
+
+    Collective: all ranks must call it.
 
     Returns:
         The loss normalizers of the global batch, its number of tokens without padding, and whether to stop because
         a rank has received a signal.
 
     Raises:
-        AgreedError: a rank could not write its part of a checkpoint.
+        AgreedError: a rank failed to write its part of a checkpoint.
     """
     local = local_normalizers(micro_batches)
     num_tokens = sum(batch.num_tokens for batch in micro_batches)
@@ -149,13 +154,13 @@ def train_step(
     state: TrainState,
     max_loss_jump: float | None = None,
 ) -> list[SolarLoss]:
-    """Run all micro-steps of one optimizer step and update the weights. A collective.
+    """Run all micro-steps of one optimizer step and update the weights. Collective: all ranks must call it.
 
     Args:
         micro_batches: this rank's micro-batches.
         weight: the alignment weight.
         normalizers: counts over the global batch.
-        state: updated with the step.
+        state: state of the run, updated in place.
         max_loss_jump: see `check_loss_jump`.
 
     Returns:
@@ -181,7 +186,7 @@ def train_step(
 
 
 def log(metrics: MetricsWriter, record: dict[str, Any], num_tokens: float, saver: Saver) -> None:
-    """Write the metrics of a step. If rank 0 cannot write, all ranks end together at the next step."""
+    """Write the metrics of a step. If rank 0 cannot write, all ranks exit at the next step."""
     try:
         metrics.log(record, num_tokens)
     except OSError as error:
@@ -189,14 +194,14 @@ def log(metrics: MetricsWriter, record: dict[str, Any], num_tokens: float, saver
 
 
 def save_checkpoint(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> None:
-    """Start to save a checkpoint."""
+    """Start saving a checkpoint."""
     guard.enter_phase(state.step, "saving")
     distributed.broadcast_from_rank0(guard.check_lock)
     saver.start(asdict(state) | {"loader": run.loader.state_dict()})
 
 
 def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> int:
-    """Save if a signal ended the run early, wait for the last checkpoint, and return the exit status."""
+    """Save a checkpoint if a signal stopped the run, wait for the last save, and return the exit status."""
     status = 0 if state.step == run.max_steps else STOPPED_BY_SIGNAL
     if status:
         save_checkpoint(run, saver, state, guard)

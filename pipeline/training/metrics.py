@@ -1,7 +1,7 @@
 """Compute the metrics of each optimizer step and write them.
 
-Rank 0 writes metrics.jsonl, TensorBoard events, and a progress bar or, if standard error is not a terminal, a line
-every half minute.
+Rank 0 writes metrics.jsonl, TensorBoard events and a progress bar. If standard error is not a terminal, it prints a
+line every 30 seconds instead of the progress bar.
 """
 
 import json
@@ -22,7 +22,7 @@ from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training.metrics_reader import METRICS, read_metrics
 from pipeline.training.state import TrainState
 
-LOG_SECONDS = 30.0  # between two lines if there is no progress bar
+LOG_SECONDS = 30.0  # interval between lines if there is no progress bar
 
 
 def cross_entropy(results: list[SolarLoss], normalizers: LossNormalizers) -> float:
@@ -33,9 +33,9 @@ def cross_entropy(results: list[SolarLoss], normalizers: LossNormalizers) -> flo
 def step_metrics(
     state: TrainState, results: list[SolarLoss], normalizers: LossNormalizers, languages: list[str]
 ) -> dict[str, Any]:
-    """Return the losses of the optimizer step just done, in total and per language.
+    """Compute the losses of the last optimizer step, in total and per language.
 
-    The alignment metrics are null if the global batch has no pair.
+    The alignment metrics are None if the global batch has no pairs.
     """
     pairs = normalizers.pairs or math.nan
     distance = sum(float(result.distance_sum) for result in results) / pairs
@@ -54,7 +54,7 @@ def step_metrics(
 
 
 def peak_memory_gb() -> float:
-    """Return this process's peak memory in GiB: allocated on its GPU, or resident if it uses none."""
+    """Return the peak memory of this process in GiB: allocated on the GPU, or resident without a GPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -65,8 +65,8 @@ class MetricsWriter:
 
     Args:
         directory: output directory of the run.
-        is_main: this is rank 0.
-        first_step: steps already done. Records of later steps, left by an interrupted run, are dropped.
+        is_main: whether this is rank 0.
+        first_step: number of finished steps. Records of later steps, left by an interrupted run, are deleted.
         max_steps: last step of the run.
         flops_per_token: floating-point operations per token for MFU: 6 x parameters.
         ranks: the world size.
@@ -100,8 +100,8 @@ class MetricsWriter:
         """Add throughput, MFU and memory to a record and write it.
 
         Args:
-            record: the metrics of a step; extended in place.
-            num_tokens: tokens of the step over all ranks, without padding.
+            record: metrics of a step, updated in place.
+            num_tokens: number of tokens in the step over all ranks, without padding.
 
         Raises:
             OSError: metrics.jsonl cannot be written.

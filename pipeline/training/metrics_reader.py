@@ -10,7 +10,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Return the records of a run in the order of their steps, or an empty list if there are none yet.
+    """Return the records of a run in step order, or an empty list if there are none yet.
 
     An incomplete last line, left by a killed process, is ignored.
 

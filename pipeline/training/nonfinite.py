@@ -1,4 +1,4 @@
-"""Stop before an update if the loss or its gradients are not finite, or the loss has jumped."""
+"""Stop before an update if the loss or the gradients are not finite, or if the loss has jumped."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossNormalizers
 from pipeline.zero3.engine import ZeroEngine
 
-MIN_LOSSES = 20  # losses needed before a jump can be detected
+MIN_LOSSES = 20  # minimum number of losses to detect a jump
 
 
 def raise_nonfinite(
@@ -21,7 +21,9 @@ def raise_nonfinite(
     normalizers: LossNormalizers,
     step: int,
 ) -> NoReturn:
-    """Repeat the step to locate the first micro-batches with non-finite gradients, and raise. A collective.
+    """Repeat the step to locate the first micro-batches with non-finite gradients, then raise.
+
+    Collective: all ranks must call it.
 
     Args:
         what: the quantity that is not finite, for the message.
@@ -29,7 +31,7 @@ def raise_nonfinite(
         weight: the alignment weight of the step.
 
     Raises:
-        AgreedError: always; the message names ranks and pair ids.
+        AgreedError: always. The message names the ranks and pair ids.
     """
     culprits: list[str] = []
     for batch in micro_batches:
@@ -47,12 +49,12 @@ def raise_nonfinite(
 
 
 def check_loss_jump(ce: float, recent_ce: Sequence[float], step: int, max_jump: float | None) -> None:
-    """Check that the cross entropy of a step is close to that of the steps before.
+    """Check that the cross entropy has not jumped.
 
     Args:
         ce: cross entropy of the step, in nats per target token.
-        recent_ce: cross entropies of the steps before.
-        max_jump: the largest difference to their median that is allowed; None: no check.
+        recent_ce: cross entropies of the preceding steps.
+        max_jump: maximum allowed increase over the median of `recent_ce`; None: no check.
 
     Raises:
         UserError: the cross entropy exceeds the median by more than `max_jump`.

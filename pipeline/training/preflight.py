@@ -1,4 +1,4 @@
-"""All checks that need no process group, no GPU and no weights."""
+"""Run the checks that do not need a process group, a GPU or weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from pipeline.common.atomic_io import ensure_writable
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
-from pipeline.data.token_table import load_token_table
+from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A checked recipe with everything it names, loaded.
+    """A checked recipe with its loaded shards, tokenizer and model configuration.
 
     Attributes:
         config: the recipe.
@@ -41,17 +41,17 @@ class PreparedRun:
 
     @property
     def languages(self) -> list[str]:
-        """Languages of the data, in the order in which they are numbered."""
+        """Languages of the data. A language's id is its index in this list."""
         return list(self.shards.manifest["languages"])
 
     @property
     def identity(self) -> ModelIdentity:
-        """What a checkpoint records of the model, and what is compared before a run resumes from it."""
+        """Properties of the model that are recorded in checkpoints and must match to resume."""
         return ModelIdentity(self.vocab_size, self.padded_size, self.languages)
 
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
-        """Objects that every checkpoint contains for export, by folder name."""
+        """Objects to store in each checkpoint for export, by folder name."""
         return {"model_config": self.model_config, "tokenizer": self.tokenizer}
 
 
@@ -59,7 +59,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     """Check a recipe against its shards, tokenizer, model and number of ranks.
 
     Raises:
-        UserError: something does not fit together.
+        UserError: the recipe is inconsistent with one of them.
     """
     shards = _open_shards(config, check_hashes=rank == 0)
     tokenizer = load_tokenizer(config.data.tokenizer or str(config.model.path))
@@ -84,7 +84,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size),
         config.seed,
         recorded["pad_token_id"],
-        load_token_table(config.loss.token_weights, vocab_size, "loss.token_weights"),
+        load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights"),
         row_weights(shards, config.data.language_weights),
     )
     max_steps = training.max_steps or max(1, round(training.num_train_epochs * len(shards) / training.train_batch_size))
@@ -92,15 +92,15 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
 
 
 def check_ranks(training: TrainingSettings, padded_size: int, world_size: int) -> None:
-    """Check that the number of ranks divides the padded vocabulary and the batch.
+    """Check that the padded vocabulary and the batch size are divisible by the world size.
 
     Raises:
-        UserError: it does not; the message names the numbers of ranks that do.
+        UserError: The world size is incompatible; the message lists valid ones.
     """
     if padded_size % world_size:
         sizes = ", ".join(str(n) for n in range(1, 65) if padded_size % n == 0)
         raise UserError(
-            f"{world_size} ranks do not divide the padded vocabulary of {padded_size}; use {sizes} ranks, "
+            f"the padded vocabulary of {padded_size} is not divisible by {world_size} ranks; use {sizes} ranks, "
             f"or set model.vocab_multiple to a multiple of {world_size}"
         )
     micro = training.train_micro_batch_size_per_gpu
@@ -120,18 +120,18 @@ def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
         raise UserError(f"{path}: no shards; create them with: {command}")
     shards = ShardSet.open(path, check_hashes=check_hashes)
     if len(shards) == 0:
-        raise UserError(f"{path}: the shards hold no rows; pack other data")
+        raise UserError(f"{path}: the shards contain no rows; pack different data")
     return shards
 
 
 def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
-    """Return the run's workload per step, from the shards' manifest and the batch sizes."""
+    """Compute the workload per step from the manifest of the shards and the batch sizes."""
     training, entries = run.config.training, run.shards.manifest["shards"]
     fraction = training.train_batch_size / len(run.shards)
     return {
         "rows": len(run.shards),
         "tokens per step": round(sum(e["tokens"] for e in entries) * fraction),
-        "supervised tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
+        "target tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
         "pairs per step": round(sum(e["pairs"] for e in entries) * fraction, 1),
         "accumulation steps": training.train_batch_size // (training.train_micro_batch_size_per_gpu * world_size),
         "steps per epoch": round(len(run.shards) / training.train_batch_size, 2),

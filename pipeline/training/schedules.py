@@ -9,7 +9,8 @@ from pipeline.loss import LossSettings
 def learning_rate(training: TrainingSettings, step: int, max_steps: int) -> float:
     """Return the learning rate of optimizer step `step`, counted from 0.
 
-    Linear warm-up, then constant, or linear or half-cosine decay to 0, as in `transformers.get_scheduler`.
+    Warm up linearly, then keep the rate constant or decay it to 0 (linear or half-cosine). Unlike
+    `transformers.get_scheduler`, step 0 already has a rate above 0: (step + 1) / warmup_steps of the peak.
     """
     warmup_steps = round(training.warmup_ratio * max_steps)
     peak = training.learning_rate
@@ -24,6 +25,6 @@ def learning_rate(training: TrainingSettings, step: int, max_steps: int) -> floa
 
 
 def alignment_weight(loss: LossSettings, step: int, max_steps: int) -> float:
-    """Return the alignment weight of optimizer step `step`, counted from 0: a linear warm-up from 0."""
+    """Return the alignment weight of optimizer step `step`, counted from 0. It warms up linearly from 0."""
     warmup_steps = round(loss.alignment_warmup_ratio * max_steps)
     return loss.alignment_weight * min(1.0, step / warmup_steps if warmup_steps else 1.0)

@@ -1,16 +1,16 @@
-"""The progress of a run."""
+"""Progress of a run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint stores beside weights, optimizer state and data position.
+    """Progress of a run, stored in checkpoints in addition to weights, optimizer state and data position.
 
     Attributes:
-        step: number of optimizer steps done.
+        step: number of finished optimizer steps.
         num_tokens: number of tokens trained on, without padding.
-        recent_ce: cross entropies of the last steps, against which a jump is measured.
+        recent_ce: cross entropies of the last steps, from which a loss jump is detected.
     """
 
     step: int = 0

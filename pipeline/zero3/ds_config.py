@@ -1,4 +1,4 @@
-"""Read and check the DeepSpeed JSON of a recipe, and fill in what the recipe sets."""
+"""Read and check the DeepSpeed JSON of a recipe, and add the settings from the recipe."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from pipeline.common.distributed import local_device
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
-# Keys of a DeepSpeed JSON that belong in the recipe, and the setting that replaces each.
+# Keys of a DeepSpeed JSON that must be set in the recipe instead, and the setting that replaces each.
 RECIPE_KEYS = {
     "train_batch_size": "training.train_batch_size",
     "train_micro_batch_size_per_gpu": "training.train_micro_batch_size_per_gpu",
@@ -25,12 +25,12 @@ def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, d
     Args:
         config: the recipe; `config.deepspeed` names the JSON file.
         ranks: the world size.
-        load_universal: load the universal format, which another number of ranks can read.
+        load_universal: load the universal format, which any number of ranks can read.
         device: "cuda" or "cpu"; by default the device of this rank.
 
     Raises:
-        UserError: the file is unreadable, holds a key that belongs in the recipe, or a setting that changes how
-            parameters are partitioned.
+        UserError: the file is unreadable, or contains a key that must be set in the recipe or a setting that changes
+            how parameters are partitioned.
     """
     path = Path(config.deepspeed)
     try:
@@ -58,7 +58,7 @@ def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, d
         if enabled is not None and enabled is not True and enabled is not False:
             raise UserError(f"{path}: {key}.enabled must be true or false")
         if enabled and training.precision != precision:
-            raise UserError(f"{path}: enables {key} but training.precision is {training.precision}; set both alike")
+            raise UserError(f"{path}: enables {key} but training.precision is {training.precision}; make both the same")
     if training.precision != "fp32":
         ds.setdefault(training.precision, {})["enabled"] = True
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})

@@ -1,8 +1,8 @@
-"""The ZeRO-3 engine: local vocabulary rows for the loss, and their gradients handed to DeepSpeed.
+"""The ZeRO-3 engine: gives the loss this rank's vocabulary rows and passes their gradients to DeepSpeed.
 
-ZeRO-3 partitions a [P, d] parameter into R equal flat pieces, so rank r's piece is rows [r*P/R, (r+1)*P/R). The loss
-and the embedding lookup work on these rows in place and accumulate their gradients in fp32. Between backward and step
-the accumulated gradients are handed to DeepSpeed, so clipping, offload and overflow checks treat them like any other.
+ZeRO-3 divides a [P, d] parameter into R equal flat partitions, so the partition of rank r is rows [r*P/R, (r+1)*P/R).
+The loss and the embedding lookup use these rows in place and accumulate their gradients in fp32. Between backward and
+step, the accumulated gradients are passed to DeepSpeed, so clipping, offload and overflow checks include them.
 
 Shape letters: P padded vocabulary, R ranks, d hidden size.
 """
@@ -24,7 +24,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from pipeline.common.distributed import local_device, rank, world_size
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
-from pipeline.data.token_table import load_token_table
+from pipeline.data.token_weights import load_token_weights
 from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, VocabularyShard, vocabulary_range
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import adamw_arguments
@@ -33,10 +33,11 @@ from pipeline.zero3.persistent_parameters import gather_together_after_steps
 
 
 def start_process_group(timeout: float = 1800) -> None:
-    """Initialize the process group of the ranks that the launcher has started.
+    """Initialize the process group of the ranks started by the launcher.
 
     Args:
-        timeout: seconds that a collective may take. One minute is added, so that the watchdog reports a hang first.
+        timeout: seconds that the watchdog allows without progress. The timeout of collectives is one minute longer, so
+            that the watchdog reports a hang first.
     """
     device = local_device()
     if device.type == "cuda":
@@ -55,14 +56,14 @@ def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) 
 
 
 class StateCollector(TorchCheckpointEngine):
-    """Checkpoint engine that collects what DeepSpeed would write, as {path: state}, for `pipeline.checkpoint.saver`."""
+    """Checkpoint engine that collects the states to write, as {path: state}, for `pipeline.checkpoint.saver`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.files: dict[str, Any] = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Do nothing: a failed write on one rank must not leave the others waiting in a collective."""
+        """Do nothing, because a failure on one rank would leave the others waiting in a collective."""
 
     def save(self, state_dict: Any, path: str) -> None:
         """Keep the state instead of writing it."""
@@ -70,14 +71,14 @@ class StateCollector(TorchCheckpointEngine):
 
 
 class ZeroEngine:
-    """A model under ZeRO-3 whose head and input embedding stay partitioned in forward and backward.
+    """ZeRO-3 engine that keeps head and input embedding partitioned in forward and backward.
 
     Attributes:
         ds_engine: the DeepSpeed engine.
         device: device of this rank.
         vocab_size: number of vocabulary entries. padded_size: number of rows of the padded vocabulary.
-        tied: head and input embedding are one parameter.
-        running_means: running means of the pooled representations, or None without centering.
+        tied: whether head and input embedding are the same parameter.
+        running_means: running means of the pooled representations, or None if centering is disabled.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ZeroEngine:
         if self._head.bias is not None:
             self._parameters["bias"] = self._head.bias
         self._grad_accumulators = {name: self._new_accumulator(p) for name, p in self._parameters.items()}
-        weights = load_token_table(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
+        weights = load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
         self._start, self._end = vocabulary_range(vocab_size, self.padded_size, self.rank, self.ranks)
         self._weights = None if weights is None else weights[self._start : self._end].to(self.device)
         self.running_means = (
@@ -120,20 +121,20 @@ class ZeroEngine:
         )
 
     def _new_accumulator(self, parameter: nn.Parameter) -> Tensor:
-        """Return fp32 zeros in the shape of this rank's rows."""
-        piece, columns = parameter.ds_tensor, parameter.ds_shape[1:].numel()  # type: ignore[attr-defined]
+        """Create the fp32 gradient accumulator for this rank's rows."""
+        partition, columns = parameter.ds_tensor, parameter.ds_shape[1:].numel()  # type: ignore[attr-defined]
         rows = self.padded_size // self.ranks
-        if piece.numel() != rows * columns:
-            raise RuntimeError(f"ZeRO-3 holds {piece.numel()} elements of a parameter; {rows} x {columns} expected")
+        if partition.numel() != rows * columns:
+            raise RuntimeError(f"ZeRO-3 partition has {partition.numel()} elements; expected {rows} x {columns}")
         return torch.zeros(rows, *parameter.ds_shape[1:], device=self.device)  # type: ignore[attr-defined]
 
     def vocabulary(self) -> Vocabulary:
-        """Return this rank's current rows of head and embedding, with their gradient accumulators."""
+        """Return the current rows of head and embedding on this rank, with their gradient accumulators."""
 
         def local_rows(name: str) -> tuple[Tensor, Tensor]:
-            piece, grad = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
+            partition, grad = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
             rows = self._end - self._start
-            return piece.detach().to(self.device).view(grad.shape)[:rows], grad[:rows]
+            return partition.detach().to(self.device).view(grad.shape)[:rows], grad[:rows]
 
         def shard(name: str) -> VocabularyShard:
             weight, grad = local_rows(name)
@@ -159,10 +160,10 @@ class ZeroEngine:
         return float(self.ds_engine.optimizer.loss_scale) if self.ds_engine.fp16_enabled() else 1.0
 
     def forward_backward(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> SolarLoss:
-        """Run one micro-step. A collective.
+        """Run one micro-step. Collective: all ranks must call it.
 
         Returns:
-            The loss over all ranks and its parts; this rank's gradients are accumulated.
+            The loss over all ranks and its parts. The gradients of this rank are accumulated in the engine.
         """
         loss, result = self.ds_engine(
             batch.to(self.device),
@@ -178,11 +179,11 @@ class ZeroEngine:
         return result
 
     def end_micro_step(self) -> bool:
-        """End a micro-step; at the gradient accumulation boundary, update the weights.
+        """End a micro-step. At the gradient accumulation boundary, update the weights.
 
         Returns:
-            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. With fp16 the
-            result is always True: there DeepSpeed lowers the loss scale, and training continues.
+            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. Always True with
+            fp16, where DeepSpeed lowers the loss scale and training continues.
         """
         if self.ds_engine.is_gradient_accumulation_boundary():
             for name, parameter in self._parameters.items():
@@ -192,7 +193,10 @@ class ZeroEngine:
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 
     def local_gradients_finite(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> bool:
-        """Repeat a micro-step and check this rank's decoder gradients before they are reduced. A collective."""
+        """Repeat a micro-step and check this rank's decoder gradients before they are reduced.
+
+        Collective: all ranks must call it.
+        """
         finite: list[Tensor] = []
         hooks = [
             p.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
@@ -218,7 +222,7 @@ class ZeroEngine:
         return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
 
     def load_checkpoint(self, directory: Path, tag: str) -> bool:
-        """Load weights and optimizer state from directory/tag. Returns False if DeepSpeed finds no checkpoint there."""
+        """Load weights and optimizer state from directory/tag. Return False if DeepSpeed finds no checkpoint."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.ds_engine.optimizer.param_groups]
         loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
         if loaded is not None and self.ds_engine.load_universal_checkpoint():
@@ -226,10 +230,10 @@ class ZeroEngine:
         return loaded is not None
 
     def _repair_universal_state(self, groups: list[dict[str, Any]]) -> None:
-        """Restore what DeepSpeed 0.19 loses in a universal checkpoint.
+        """Restore optimizer state that DeepSpeed 0.19 corrupts when it loads a universal checkpoint.
 
-        It gives all parameter groups the settings of the first, and stores step counts in a type that the optimizer
-        does not accept.
+        DeepSpeed overwrites all parameter groups with the settings of the first, and stores step counts in a type that
+        the optimizer does not accept.
         """
         optimizer = self.ds_engine.optimizer.optimizer
         for group, own in zip(optimizer.param_groups, groups, strict=True):

@@ -1,7 +1,8 @@
 """Gather ZeRO-3's persistent parameters in one collective after a step.
 
-Every rank keeps persistent parameters (small ones, such as norms and biases) whole. DeepSpeed gathers them one by one.
-Its own `all_gather_coalesced` would gather them in one collective, but its host time grows with parameters times ranks.
+Persistent parameters are small ones, such as norms and biases, which every rank keeps whole. DeepSpeed gathers each in
+its own collective. Its `all_gather_coalesced` would use one collective, but its host time grows with the number of
+parameters times ranks.
 """
 
 from typing import Any
@@ -19,11 +20,11 @@ def gather_together_after_steps(persistent: list[Any]) -> None:
     """Make DeepSpeed gather these parameters in one collective.
 
     Args:
-        persistent: the list of persistent parameters that the DeepSpeed optimizer owns; the same object.
+        persistent: the DeepSpeed optimizer's own list of persistent parameters (not a copy).
     """
     if not persistent or world_size() == 1:
         return
-    # DeepSpeed calls `all_gather` of the first parameter with the whole list.
+    # DeepSpeed calls `all_gather` of the first parameter with the complete list.
     first = persistent[0]
     original_all_gather = first.all_gather
 
@@ -36,7 +37,8 @@ def gather_together_after_steps(persistent: list[Any]) -> None:
                 missing.setdefault(parameter.ds_tensor.dtype, []).append(parameter)
         for parameters in missing.values():
             _gather(parameters)
-        # DeepSpeed synchronizes here too: the next forward gathers on a stream that does not wait for this update.
+        # DeepSpeed also synchronizes here, because the next forward gathers on a stream that does not wait for this
+        # update.
         if not get_accelerator().resolves_data_dependency():
             get_accelerator().synchronize()
 
@@ -46,8 +48,8 @@ def gather_together_after_steps(persistent: list[Any]) -> None:
 @torch.no_grad()
 def _gather(parameters: list[Any]) -> None:
     """Fill parameters of one dtype with their full data."""
-    pieces = torch.cat([p.ds_tensor.to(local_device()).flatten() for p in parameters])
-    rows = all_gather(pieces, dist.group.WORLD)
+    partitions = torch.cat([p.ds_tensor.to(local_device()).flatten() for p in parameters])
+    rows = all_gather(partitions, dist.group.WORLD)
     for parameter, columns in zip(parameters, rows.split([p.ds_tensor.numel() for p in parameters], 1), strict=True):
         parameter.data = columns.reshape(-1)[: parameter.ds_numel].view(parameter.ds_shape)
         parameter.ds_status = ZeroParamStatus.AVAILABLE

@@ -64,7 +64,7 @@ def test_compare_runs_refuses_unrelated_runs(tmp_path):
     one = write_run(tmp_path / "one", {("a", "en"): True})
     with pytest.raises(UserError, match="no record in common"):
         compare_runs(one, write_run(tmp_path / "two", {("b", "en"): True}))
-    with pytest.raises(UserError, match="pair_id 'a', en: another gold"):
+    with pytest.raises(UserError, match="pair_id 'a', en: a gold answer that differs from"):
         compare_runs(one, write_run(tmp_path / "three", {("a", "en"): True}, golds={"a": "2"}))
     for content, message in [
         ("", "empty file"),

@@ -84,7 +84,7 @@ def test_train_refuses_unknown_key_and_rank_count(prepared: Prepared, tmp_path: 
     from tests import runs
 
     with mock.patch.dict(runs.ENVIRONMENT, {"RANK": "0", "WORLD_SIZE": "4", **{"LOCAL_RANK": "0"}}):
-        refuses(python("pipeline/train.py", "--config", recipe), "4 ranks do not divide", "vocab_multiple")
+        refuses(python("pipeline/train.py", "--config", recipe), "not divisible by 4 ranks", "vocab_multiple")
     with mock.patch.dict(runs.ENVIRONMENT, {"RANK": "0", "WORLD_SIZE": "7", "LOCAL_RANK": "0"}):
         refuses(python("pipeline/train.py", "--config", recipe), "train_batch_size 6", "7 ranks")
     assert "RANK" not in os.environ
@@ -119,7 +119,7 @@ def test_train_refuses_checkpoint_of_other_model(prepared: Prepared, tmp_path: P
         model__config={**TINY, "intermediate_size": 48},
     )
     output = train(2, "--config", narrow, expect=2)
-    assert "checkpoint of another model" in output and "Traceback" not in output
+    assert "checkpoint of a different model" in output and "Traceback" not in output
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""GPUs and their links: vendors' numbers from YAML files, which name their sources, and achievable fractions."""
+"""Specifications of GPUs and their links, loaded from YAML files that cite the vendors' data sheets."""
 
 import difflib
 from dataclasses import MISSING, dataclass, fields
@@ -17,21 +17,21 @@ class Device:
     """One accelerator and its links. Bandwidths are in one direction, in GB/s (10^9 bytes).
 
     Attributes:
-        name: a substring of torch's name of the device.
+        name: a substring of torch's device name.
         memory_gib: GiB that a process can use.
         bf16_tflops: dense peak in bf16 and fp16.
         fp32_tflops: dense peak in fp32.
-        memory_gb_s: bandwidth of its memory.
-        node_gb_s: bandwidth to the GPUs of its node.
+        memory_gb_s: memory bandwidth.
+        node_gb_s: bandwidth to other GPUs of the same node.
         network_gb_s: bandwidth to other nodes.
         host_gb_s: bandwidth to CPU memory.
         host_memory_gib: CPU memory of a node, for offloading.
         attention_copies_mask: whether sdpa converts the bool mask of packed rows to numbers in every layer.
         compute_efficiency: fraction of the peak that large matrix products reach.
         link_efficiency: fraction of the link bandwidth that collectives reach.
-        module_seconds: host time of one module's forward and backward under ZeRO-3's hooks, a lower bound on a GPU.
+        module_seconds: host time of one module's forward and backward with ZeRO-3's hooks; a lower bound on a GPU.
         hop_seconds: latency of one hop of a ring.
-        host_optimizer_gb_s: bandwidth of CPU memory for one rank's optimizer, if it is offloaded.
+        host_optimizer_gb_s: CPU memory bandwidth for the optimizer of one rank, if it is offloaded.
         reserve_gib: memory set aside for the CUDA context, NCCL and the allocator.
     """
 
@@ -53,7 +53,7 @@ class Device:
     reserve_gib: float = 4.0
 
     def flops(self, precision: str) -> float:
-        """Return the dense peak in FLOP/s."""
+        """Return the dense peak FLOP/s for a precision."""
         return (self.fp32_tflops if precision == "fp32" else self.bf16_tflops) * 1e12
 
 

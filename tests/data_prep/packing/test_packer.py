@@ -66,7 +66,7 @@ def test_pack_rerun_rejects_other_settings_and_input(demo_file, tokenizer_dir, t
     (tmp_path / "out.partial").mkdir()  # as if interrupted after the output existed
     (tmp_path / "out.partial" / "settings.json").write_text("{}")
     assert run([demo_file], tokenizer_dir, out) == first
-    with pytest.raises(UserError, match="another `max_seq_length`"):
+    with pytest.raises(UserError, match="different `max_seq_length`"):
         run([demo_file], tokenizer_dir, out, PackSettings(max_seq_length=256))
     other = tmp_path / demo_file.name
     other.write_bytes(demo_file.read_bytes().replace(b"apples", b"plums!"))
@@ -165,7 +165,7 @@ def test_pack_rejects_concurrent_run_on_same_output(demo_file, tokenizer_dir, tm
     original, calls = packer.write_row_plan, []
 
     def run_again(*args):
-        with pytest.raises(UserError, match="another run is packing there"):
+        with pytest.raises(UserError, match="another run is packing in this folder"):
             run([demo_file], tokenizer_dir, tmp_path / "out")
         calls.append(args)
         return original(*args)

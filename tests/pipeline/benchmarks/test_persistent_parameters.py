@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.benchmarks.common import persistent_parameters_gathered_one_by_one, run_ranks
-from pipeline.benchmarks.plan import Case, case_engine, random_micro_batches
+from pipeline.benchmarks.plan import Case, build_case_engine, random_micro_batches
 from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.training.loop import train_step
@@ -21,7 +21,7 @@ def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
     """Losses of four steps, the persistent parameters after them, and the collectives of the last step."""
     torch.manual_seed(0)
     with nullcontext() if together else persistent_parameters_gathered_one_by_one():
-        zero, losses = case_engine(CASE), []
+        zero, losses = build_case_engine(CASE), []
     zero.set_learning_rate(1e-2)
     for step in range(4):
         batches, normalizers = random_micro_batches(CASE, step)

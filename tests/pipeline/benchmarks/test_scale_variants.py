@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from pipeline.benchmarks.scale import ZERO, published_models, stats_of
+from pipeline.benchmarks.scale import ZERO, published_model_stats, published_models
 from pipeline.benchmarks.scale_variants import FullLogitsPrediction, OneByOnePrediction
 from pipeline.benchmarks.step import model_fields
 from pipeline.common.hardware import load_device
@@ -18,7 +18,7 @@ from tests.runs import ROOT
 def test_variant_gathers_persistent_parameters_separately(variant: type[Prediction]) -> None:
     workload = Workload(4096, 4096, 2048, 16, 14, 1000)
     config = Config(training=TrainingSettings(train_batch_size=16))
-    run = PlannedRun(config, stats_of(published_models()["Qwen2.5-0.5B"], 128), ZERO, workload, 8)
+    run = PlannedRun(config, published_model_stats(published_models()["Qwen2.5-0.5B"], 128), ZERO, workload, 8)
     transfers = variant(run, Cluster(1, 8, load_device("h100"))).transfers
     (transfer,) = [t for t in transfers if t.name == "persistent parameters"]
     count = len(run.persistent_sizes)
@@ -39,7 +39,7 @@ def h200_prediction(variant: type[Prediction], row: dict[str, str], mask_copies:
     )
     fields = model_fields(int(row["vocab_size"]), int(row["hidden_size"]), int(row["layers"]), row["tied"] == "True")
     workload = Workload(tokens, tokens, tokens * 2 // 3, tokens // 128, tokens // 256, 1000)
-    run = PlannedRun(config, stats_of(fields, 1), ZERO, workload, 1, mask_copies=mask_copies)
+    run = PlannedRun(config, published_model_stats(fields, 1), ZERO, workload, 1, mask_copies=mask_copies)
     return variant(run, Cluster(1, 1, load_device("h200")))
 
 

@@ -53,7 +53,7 @@ def test_rotate_checkpoints_keeps_newest(tmp_path: Path) -> None:
 def test_check_resumable_refuses_other_model(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 5)
     assert check_resumable(path, MODEL)["step"] == 5
-    with pytest.raises(UserError, match=r"checkpoint of another model \(vocabulary 600 padded to 640, here 601 .*"):
+    with pytest.raises(UserError, match=r"checkpoint of a different model \(vocabulary 600 padded to 640, here 601 .*"):
         check_resumable(path, replace(MODEL, vocab_size=601))
-    with pytest.raises(UserError, match="checkpoint of other data"):
+    with pytest.raises(UserError, match="checkpoint of different data"):
         check_resumable(path, replace(MODEL, languages=["sw", "en"]))

@@ -74,7 +74,7 @@ def test_consistency_tables_format_all_metrics():
     rows += [row("b", "de", "3", "12", SENTENCES["en"]), row("b", "en", "12", "12", SENTENCES["en"])]
     text = consistency_tables({"languages": {"de": {}, "en": {}}, **consistency_metrics(rows)})
     assert "same answer to a problem in 50.0 % on average" in text
-    assert "one answer to 1 of 2 problems (50.0 %, 9.5 to 90.5), the right one to 1." in text
+    assert "same answer to 1 of 2 problems (50.0 %, 9.5 to 90.5); it is correct for 1 of them." in text
     assert "| de |  | 50.0 |" in text and "| en | 50.0 |  |" in text
     assert "| de | 50.0 | 9.5 to 90.5 | en 1 |" in text and "| en | 100.0 | 34.2 to 100.0 | – |" in text
     assert consistency_tables({"languages": {"de": {}}}) == ""

@@ -77,7 +77,7 @@ def test_lm_eval_scores_intervals_only_for_proportions():
 def test_find_tasks_without_lm_eval_names_the_package(monkeypatch):
     for name in ("lm_eval", "lm_eval.tasks"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"lm-eval is not installed; .*`evaluation`: pip install lm-eval"):
+    with pytest.raises(UserError, match=r"lm-eval is not installed; .*`pip install lm-eval`"):
         find_tasks(["mgsm_direct_sw"], None)
 
 

@@ -76,7 +76,7 @@ def test_experiment_stops_if_sanity_check_fails(tmp_path):
     other = write_plan(tmp_path / "other.yaml", mid_problems=5)
     refuses(
         python("-m", "pipeline.experiments", "--plan", other, "--output", tmp_path / "out"),
-        "of another plan, which differs in mid_problems",
+        "of a different plan, which differs in mid_problems",
     )
 
 

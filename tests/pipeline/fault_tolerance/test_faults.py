@@ -76,4 +76,4 @@ def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_pat
 
 
 def test_status_without_a_run(tmp_path: Path) -> None:
-    refuses(python("-m", "pipeline.status", tmp_path), "no run has started there", "output_dir")
+    refuses(python("-m", "pipeline.status", tmp_path), "no run has started in this directory", "output_dir")

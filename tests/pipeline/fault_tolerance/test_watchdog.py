@@ -21,24 +21,24 @@ def make(directory: Path, rank: int, ranks: int = 3, token: str = "now", timeout
     return Watchdog(directory, token, rank, ranks, timeout)
 
 
-def test_find_suspects_silent_rank(tmp_path: Path) -> None:
+def test_describe_suspects_silent_rank(tmp_path: Path) -> None:
     watchdogs = [make(tmp_path, rank) for rank in range(3)]
     for each in watchdogs[:2]:
         each.start()
     watchdogs[2].write_heartbeat()  # once, and never again
-    assert watchdogs[0].find_suspects() == f"rank 2 on {watchdogs[0].host} sends no heartbeat"
+    assert watchdogs[0].describe_suspects() == f"rank 2 on {watchdogs[0].host} sends no heartbeat"
     for each in watchdogs[:2]:
         each.close()
 
 
-def test_find_suspects_slow_rank(tmp_path: Path) -> None:
+def test_describe_suspects_slow_rank(tmp_path: Path) -> None:
     watchdogs = [make(tmp_path, rank) for rank in range(3)]
     for rank, each in enumerate(watchdogs):
         each.enter_phase(7, "loading data" if rank == 1 else "waiting for all ranks to begin")
         each.start()
-    assert watchdogs[0].find_suspects() == f"rank 1 on {watchdogs[0].host} is at step 7 (loading data)"
+    assert watchdogs[0].describe_suspects() == f"rank 1 on {watchdogs[0].host} is at step 7 (loading data)"
     watchdogs[1].enter_phase(7, "waiting for all ranks to begin")
-    assert watchdogs[0].find_suspects() == "all ranks are alive, at step 7 (waiting for all ranks to begin)"
+    assert watchdogs[0].describe_suspects() == "all ranks are alive, at step 7 (waiting for all ranks to begin)"
     for each in watchdogs:
         each.close()
 

@@ -7,7 +7,7 @@ from pipeline.plan.corpus import PackingRun
 
 def test_large_packing_run_scales_with_ranks() -> None:
     one, many = PackingRun(1e9, 1), PackingRun(1e9, 1000)
-    assert one.pieces == many.pieces and one.seconds / many.seconds == pytest.approx(1000, rel=0.05)
+    assert one.splits == many.splits and one.seconds / many.seconds == pytest.approx(1000, rel=0.05)
 
 
 def test_small_packing_run_has_too_few_pieces_for_many_ranks() -> None:

@@ -93,5 +93,5 @@ def test_separability_without_scikit_learn_names_the_package(monkeypatch):
     """With None in sys.modules, Python treats a module as not installed."""
     for name in ("sklearn", "sklearn.metrics"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"scikit-learn is not installed; .*`evaluation`: pip install scikit-learn"):
+    with pytest.raises(UserError, match=r"scikit-learn is not installed; .*`pip install scikit-learn`"):
         separability(*planted(apart=1.0))

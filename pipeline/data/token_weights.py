@@ -7,19 +7,19 @@ from torch import Tensor
 from pipeline.common.errors import UserError
 
 
-def load_token_table(path: str | None, vocab_size: int, key: str) -> Tensor | None:
+def load_token_weights(path: str | None, vocab_size: int, key: str) -> Tensor | None:
     """Read the fp32 tensor `weights` [V] of a safetensors file.
 
     Args:
-        path: the file, or None.
-        vocab_size: V, the number of vocabulary entries expected.
-        key: the setting that names the file, for error messages.
+        path: the safetensors file, or None.
+        vocab_size: V, the expected number of vocabulary entries.
+        key: configuration key of the file, for error messages.
 
     Returns:
-        The weights, or None if no path is given.
+        The weights, or None if `path` is None.
 
     Raises:
-        UserError: the file is unreadable, has another shape, or holds a negative or non-finite weight.
+        UserError: the file is unreadable, or the tensor has the wrong shape or a negative or non-finite weight.
     """
     if path is None:
         return None
