@@ -16,6 +16,7 @@ from tests.runs import python
 from tests.workers import Workers
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order and group the tests for pytest-xdist.
 

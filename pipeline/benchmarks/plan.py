@@ -12,6 +12,7 @@ are fitted to all rows together.
 import argparse
 import gc
 import json
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -175,12 +176,16 @@ def random_micro_batches(case: Case, step: int) -> tuple[list[MicroBatch], LossN
     return batches, LossNormalizers(sum(n.tokens for n in local) * ranks, sum(n.pairs for n in local) * ranks)
 
 
-def measure_case(case: Case) -> dict[str, float]:
+def measure_case(case: Case, timed_steps: int) -> dict[str, float]:
     """Measure a step on this rank.
+
+    Args:
+        case: model and settings.
+        timed_steps: steps to time after those whose bytes are counted; 0 measures no time.
 
     Returns:
         Received bytes, number of collectives, live bytes after a step and at its peak, and the median seconds of a
-        step.
+        step (NaN without timed steps).
     """
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
@@ -196,7 +201,7 @@ def measure_case(case: Case) -> dict[str, float]:
                 distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], engine.device)
                 train_step(engine, batches, 1.0, normalizers, TrainState(step))
         after = tracker.live_bytes()
-    for step in range(TIMED_STEPS):
+    for step in range(timed_steps):
         batches, normalizers = random_micro_batches(case, step)
         distributed.all_reduce_sum([0.0], engine.device)  # so that all ranks start together
         started = time.perf_counter()
@@ -209,30 +214,33 @@ def measure_case(case: Case) -> dict[str, float]:
         "calls": counter.calls,
         "after": after,
         "peak": tracker.peak,
-        "step_s": statistics.median(times),
+        "step_s": statistics.median(times) if times else math.nan,
     }
 
 
-def run_rank(names: list[str]) -> None:
-    """Measure the rates and the named cases on this rank. Rank 0 prints a JSON line for each."""
+def run_rank(names: list[str], timed_steps: int) -> None:
+    """Measure the rates (if steps are timed) and the named cases on this rank. Rank 0 prints a JSON line for each."""
     from pipeline.zero3.engine import start_process_group
 
     torch.set_num_threads(1)
     start_process_group()
-    rates = probe()
+    rates = probe() if timed_steps else {}
     if distributed.is_main_process():
         print(json.dumps({"case": None, **rates}), flush=True)
     for case in CASES:
         if case.name in names:
-            measurements = measure_case(case)
+            measurements = measure_case(case, timed_steps)
             if distributed.is_main_process():
                 print(json.dumps({"case": case.name, **measurements}), flush=True)
     distributed.shut_down()
 
 
-def launch(ranks: int, names: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def launch(
+    ranks: int, names: list[str], timed_steps: int = TIMED_STEPS
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Run the named cases on `ranks` ranks. Return the rates and the measurements of rank 0."""
     arguments = ["-m", "pipeline.benchmarks.plan", "--rank_of", str(ranks), "--cases", *names]
+    arguments += ["--timed_steps", str(timed_steps)]
     rates, *measurements = run_ranks(ranks, arguments)
     return rates, measurements
 
@@ -259,9 +267,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS))
     parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES], help="cases to run")
     parser.add_argument("--rank_of", type=int, help=argparse.SUPPRESS)  # set in child processes
+    parser.add_argument("--timed_steps", type=int, default=TIMED_STEPS, help=argparse.SUPPRESS)  # likewise
     args = parser.parse_args()
     if args.rank_of:
-        run_rank(args.cases)
+        run_rank(args.cases, args.timed_steps)
         return
     rows, rates = [], {}
     for ranks in args.ranks:

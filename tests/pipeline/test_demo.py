@@ -1,6 +1,8 @@
 """Test `make demo` with a few training steps: every stage, its output, and a second call."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import demo
 from tests.runs import ENVIRONMENT
+
+
+def with_short_evaluation(stages: Callable[..., list[demo.Stage]]) -> Callable[..., list[demo.Stage]]:
+    """Evaluate a few problems only: a model of four steps never ends an answer before the token limit."""
+    limits: dict[str, list[str | Path]] = {"evaluate": ["--limit", "6"]}
+    return lambda *args: [replace(s, command=s.command + limits.get(s.name, [])) for s in stages(*args)]
 
 
 @pytest.mark.slow
@@ -22,6 +30,7 @@ def test_demo_runs_every_stage_once(
     tree["training"] |= {"max_steps": 4, "save_steps": 2}
     recipe.write_text(yaml.safe_dump(tree))
     monkeypatch.setattr(demo, "RECIPE", recipe)
+    monkeypatch.setattr(demo, "demo_stages", with_short_evaluation(demo.demo_stages))
     for key in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
         monkeypatch.setenv(key, ENVIRONMENT[key])
 
