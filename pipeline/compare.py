@@ -27,8 +27,9 @@ def compare_runs(baseline: Path, candidate: Path) -> dict[str, Any]:
         candidate: directory of the other run, or its `generations.jsonl`.
 
     Returns:
-        The content of `comparison.json`. `languages`: metrics by language, and `mean`: their mean over languages; see
-        `compare_matrices`. `records`: number of records in common. `left_out`: number of records found in only one run.
+        The content of `comparison.json`. `languages`: metrics per language. `mean`: their mean over languages. See
+        `compare_matrices` for both. `records`: number of records in common. `left_out`: number of records found in only
+        one run.
 
     Raises:
         UserError: a file is missing or damaged, or the runs have no record in common or different gold answers.

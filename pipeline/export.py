@@ -1,7 +1,7 @@
 """Export a checkpoint as a Hugging Face model: `python -m pipeline.export --checkpoint DIR --output HFDIR`.
 
-Tensors are merged from the partitions of the ranks one at a time, so at most one output file is in memory. Vocabulary
-padding is removed.
+Tensors are merged from the ranks' partitions one tensor at a time, and at most one output file is held in memory.
+Vocabulary padding is removed.
 """
 
 import argparse

@@ -4,9 +4,9 @@
 
 Tiny models of several shapes train with ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
 collective. Memory is the peak of all live storages after each operation, so temporary allocations within an operation
-are not included. Time is the median wall-clock time of a step, so the machine must be idle. The rates of a matrix
-product and of a pass over memory are measured first. Then two constants, the host time per module and the time per hop,
-are fitted to all rows together.
+are not included. Time is the median wall-clock time of a step, so the machine must be idle. Matmul throughput and
+memory bandwidth are measured first. Then two constants, the host time per module and the time per hop, are fitted to
+all rows together.
 """
 
 import argparse

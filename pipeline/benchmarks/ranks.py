@@ -4,8 +4,8 @@
 
 The heads are the vocabulary-parallel head and the ring head (`gathered`). For 1, 2 and 4 ranks and increasing numbers
 of target tokens, the bytes that a rank receives are counted at every collective and compared with the formula of
-`pipeline.loss.traffic`. The formula also gives the number of target tokens from which the ring head receives fewer
-bytes. Writes a CSV and a plot.
+`pipeline.loss.traffic`. The formula also gives the break-even point: the number of target
+tokens above which the ring head receives fewer bytes. Writes a CSV and a plot.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def measure_traffic(
 
 
 def run_rank() -> None:
-    """Measure all numbers of tokens with both heads on this rank. Rank 0 prints a JSON line for each."""
+    """Measure traffic and runtime for every token count and both heads. Rank 0 prints a JSON line for each."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     group = dist.group.WORLD

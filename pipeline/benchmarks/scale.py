@@ -3,10 +3,10 @@
     python -m pipeline.benchmarks.scale --out docs/bench/scale
 
 Covers four published models on H100 GPUs, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong
-scaling (1,024 rows per step). Variants: the loss with each head and with `auto`, plain ZeRO-3 with full logits, and
-`auto` with persistent parameters gathered one by one. Each point uses the fastest combination of micro-batch size,
-activation checkpointing and loss buffer that fits. Nothing is measured here. `python -m pipeline.benchmarks.plan`
-compares the formulas with measurements.
+scaling (1,024 rows per step). Variants: the loss with each LM head implementation and with `auto` (the one that sends
+less); plain ZeRO-3 with full logits; `auto` with persistent parameters gathered one by one. Each point uses the fastest
+combination of micro-batch size, activation checkpointing and loss buffer that fits. Nothing is measured here.
+`python -m pipeline.benchmarks.plan` compares the formulas with measurements.
 """
 
 import argparse

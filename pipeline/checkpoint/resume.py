@@ -55,7 +55,8 @@ def load(path: Path, state: dict[str, Any], config: Config, engine: ZeroEngine) 
     """Load the weights, optimizer state, random generators and running means from a checkpoint.
 
     Args:
-        path: Checkpoint directory. If it was saved with a different number of ranks, its universal copy must exist.
+        path: Checkpoint directory. If it was saved with a different number of ranks, it must have been converted to a
+            universal checkpoint before.
         state: Its trainer state.
         config: Settings of this run.
         engine: Engine to load into.

@@ -34,7 +34,7 @@ class DataSettings:
 
     Attributes:
         shards: directory of packed shards, written by `python -m data_prep pack`.
-        tokenizer: tokenizer that packed the shards; null: the one in `model.path`.
+        tokenizer: tokenizer that the shards were packed with; null: the one in `model.path`.
         language_weights: sampling weights, as {language: weight}. The weight of a row is the mean language weight over
             its tokens. A language that is not listed has weight 1.
     """

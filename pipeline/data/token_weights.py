@@ -28,7 +28,7 @@ def load_token_weights(path: str | None, vocab_size: int, key: str) -> Tensor | 
     except (OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{path}: {key} needs a safetensors file with a tensor 'weights' ({error})") from error
     if weights.shape != (vocab_size,):
-        raise UserError(f"{path}: {key} has shape {tuple(weights.shape)}, the vocabulary has {vocab_size} entries")
+        raise UserError(f"{path}: {key} has shape {tuple(weights.shape)}, but the vocabulary has {vocab_size} entries")
     if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
         raise UserError(f"{path}: {key} must be finite and not negative")
     return weights

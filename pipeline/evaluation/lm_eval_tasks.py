@@ -224,7 +224,7 @@ def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str,
 
 
 def extraction_score(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """Compute the accuracy of `extract_rows` with its 95 % Wilson interval. Return None if there are no rows."""
+    """Compute the accuracy over the rows of `extract_rows` with its 95 % Wilson interval, or None without rows."""
     if not rows:
         return None
     correct = sum(row["correct"] for row in rows)

@@ -50,8 +50,8 @@ def finetuning_groups(benchmark: SyntheticBenchmark, amount: int, mid_problems: 
     """Return groups of parallel records, pivot first.
 
     Args:
-        benchmark: the languages.
-        amount: number of groups of the pivot and one low-resource language, for each low-resource language.
+        benchmark: synthetic benchmark that defines the languages and draws the problems.
+        amount: number of (pivot, low-resource language) pairs for each low-resource language.
         mid_problems: number of groups of the pivot and both mid-resource languages.
     """
     rng = random.Random(f"fine-tuning {benchmark.seed}")

@@ -65,7 +65,7 @@ class Guard:
         """
         if self._lock is not None and not self._lock.is_held():
             raise UserError(
-                f"{self._lock.path}: another run has taken over this directory; this run exits without saving, "
+                f"{self._lock.path}: another run has taken over this directory, so this run exits without saving; "
                 "use another output_dir"
             )
 

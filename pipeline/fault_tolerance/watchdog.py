@@ -62,7 +62,7 @@ class Watchdog:
         self._thread.start()
 
     def enter_phase(self, step: int, phase: str, **values: float) -> None:
-        """Report progress of the main thread. This only sets attributes. The thread writes them to disk.
+        """Report progress of the main thread. This only sets attributes. The watchdog thread writes them to disk.
 
         Args:
             step: Optimizer step, counted from 1.
@@ -95,7 +95,9 @@ class Watchdog:
         path = self.directory / "ranks" / "failed.json"
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except OSError:  # another rank was first, or the file system is unusable, in which case every rank reports
+        except (
+            OSError
+        ):  # another rank was first, or the file system is unusable; then every rank reports its own failure
             time.sleep(1)  # another rank may have created the file but not written it yet
             return self.first_failure() is None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

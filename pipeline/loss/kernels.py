@@ -84,7 +84,7 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         # The largest entry of a softmax is 1 / sum(exp(z - max)).
         return largest - z_Cv.amax(1).log(), total.fill_(1)
     for tile in _tiles(z_Cv, 0, len(z_Cv)):
-        # Half precisions store exp(z - max), which is within their range.
+        # Half-precision tensors store exp(z - max), which is within their range.
         wide = z_Cv[tile].to(dtype) / temperature
         largest = wide.amax(1)
         total[tile] = wide.sub_(largest[:, None]).exp_().sum(1)

@@ -5,7 +5,7 @@ of all ranks, one subchunk at a time:
 
     gather H                       [C, d]   all-gather, one subchunk ahead
     z = H W^T                      [C, v]   product 1
-    softmax over these columns              in place
+    e = multiple of softmax(z)     [C, v]   over these columns, in place of z
     log-sum-exp, target logits              all-gather [C, 3] -> cross entropy, p = scale * e
     pooled = pooling p             [n, v]   per sequence; p itself is never stored
     u = pooled E                   [n, d]   all-reduce: pooled representations -> distances, their gradient g [n, d]
@@ -18,7 +18,8 @@ An alignment group that does not fit the buffer (see chunking.py) becomes a chun
 recomputed once the pooled representations are known. The ring head is in ring.py.
 
 Shape letters: T target tokens of this rank, A of all ranks, C of a subchunk, S sequences, n of a chunk,
-v vocabulary rows of this rank, d hidden size, L languages.
+v vocabulary rows of this rank, d hidden size, L languages. N target tokens of the global batch, E embedding rows of
+this rank, w_t pooling weight of token t.
 """
 
 from collections.abc import Iterator
@@ -219,8 +220,8 @@ class _Step:
         """Compute the softmax of each subchunk and fill `ce` [A].
 
         Returns:
-            The [n, v] pooled probabilities of the chunk, or None if the global batch has no pairs, and the states of
-            the subchunks, without hidden states if there are several.
+            (pooled, states). `pooled`: [n, v] pooled probabilities of the chunk, or None if the global batch has no
+            pairs. `states`: the softmax state of each subchunk, without its hidden states if there are several.
         """
         pooled, states = None, []
         for in_layout, tokens_of_subchunk in tokens:

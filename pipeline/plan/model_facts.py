@@ -160,7 +160,7 @@ def trace_activations(config: PreTrainedConfig, rows: int, tokens: int, precisio
 
 
 def _compare_depths(config: PreTrainedConfig, rows: int, tokens: int, precision: str, attention: str) -> Activations:
-    """Trace models with one and two layers. The difference is the part of one layer."""
+    """Trace models with one and two layers. The difference is the contribution of one layer."""
     one, two = (_trace(config, layers, rows, tokens, precision, attention) for layers in (1, 2))
     layer = two.saved - one.saved
     # All layers share one bool mask for the micro-batch. Each sdpa call may convert it to its own float mask.

@@ -1,4 +1,4 @@
-"""Measure the cross-lingual similarity and separability of a model's states on questions with full-text answers.
+"""Measure the cross-lingual similarity and separability of a model's hidden states on questions with full-text answers.
 
     python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
@@ -106,7 +106,8 @@ def choose_layers(depth: int, requested: Sequence[int] | None) -> list[int]:
 
     Args:
         depth: number of layers of the model.
-        requested: layers given on the command line; None for all layers, or nine evenly spaced ones in a deeper model.
+        requested: layers given on the command line; None for all layers, or for nine evenly spaced ones if the model
+            has more.
 
     Raises:
         UserError: a requested layer does not exist.

@@ -23,7 +23,7 @@ class PreparedRun:
 
     Attributes:
         config: the recipe.
-        shards: the packed shards. tokenizer: the tokenizer that packed them.
+        shards: the packed shards. tokenizer: the tokenizer they were packed with.
         model_config: the model's configuration.
         vocab_size: the model's own vocabulary size. padded_size: the size that is trained.
         loader: the data loader of this rank.
@@ -66,8 +66,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     recorded = shards.manifest["tokenizer"]
     if fingerprint(tokenizer) != recorded["fingerprint"]:
         raise UserError(
-            f"{config.data.tokenizer or config.model.path}: not the tokenizer (or chat template) that packed "
-            f"{config.data.shards}; set data.tokenizer to that tokenizer or pack again"
+            f"{config.data.tokenizer or config.model.path}: not the tokenizer (or chat template) that "
+            f"{config.data.shards} was packed with; set data.tokenizer to that tokenizer or pack again"
         )
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size

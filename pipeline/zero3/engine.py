@@ -1,4 +1,4 @@
-"""The ZeRO-3 engine: gives the loss this rank's vocabulary rows and passes their gradients to DeepSpeed.
+"""The ZeRO-3 engine: passes this rank's vocabulary rows to the loss, and their gradients to DeepSpeed.
 
 ZeRO-3 divides a [P, d] parameter into R equal flat partitions, so the partition of rank r is rows [r*P/R, (r+1)*P/R).
 The loss and the embedding lookup use these rows in place and accumulate their gradients in fp32. Between backward and
@@ -172,7 +172,7 @@ class ZeroEngine:
             normalizers,
             self.running_means,
             self.group,
-            # DeepSpeed averages over ranks and applies the loss scale; the vocabulary gradients need neither.
+            # Cancels the factors `ranks` and loss scale, which are for DeepSpeed's gradients only.
             1.0 / (self.ranks * self.loss_scale),
         )
         self.ds_engine.backward(loss * self.ranks, scale_wrt_gas=False)
