@@ -95,9 +95,8 @@ class Watchdog:
         path = self.directory / "ranks" / "failed.json"
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except (
-            OSError
-        ):  # another rank was first, or the file system is unusable; then every rank reports its own failure
+        except OSError:
+            # Another rank was first, or the file system is unusable; then every rank reports its own failure.
             time.sleep(1)  # another rank may have created the file but not written it yet
             return self.first_failure() is None
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
