@@ -30,10 +30,10 @@ $(VENV)/.ops: $(VENV)/.installed
 
 # More processes than cores, because many tests wait for other processes.
 test: $(VENV)/.ops
-	$(RUN) python -m pytest -q -n 3 --dist loadgroup
+	$(RUN) python -m pytest -q -n 3
 
 test-fast: $(VENV)/.ops
-	$(RUN) python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	$(RUN) python -m pytest -q -n 2 -m "not slow"
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check . && ruff format --check . && mypy && lint-imports && shellcheck -x slurm/*.sh tests/slurm/*.sh

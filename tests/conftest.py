@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,21 +18,34 @@ from tests.runs import python
 from tests.workers import Workers
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order and group the tests for pytest-xdist.
+class Scheduler(LoadScopeScheduling):
+    """pytest-xdist scheduler: one worker runs all Slurm tests, because they share one cluster.
 
-    The Slurm tests share one cluster, so one worker runs them all; they come first, because together they take longest.
-    Slow tests are distributed one by one. The other tests of a file stay together.
+    The tests of a training run are distributed one by one, other tests file by file.
     """
 
-    def rank(item: pytest.Item) -> int:
-        return 0 if item.path.parent.name == "slurm" else 1 if item.get_closest_marker("slow") else 2
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        if path.startswith("tests/slurm/"):
+            return "tests/slurm"
+        return nodeid if path.startswith(RUNS) else path
 
-    items.sort(key=rank)
-    for item in items:
-        if rank(item) != 1:
-            item.add_marker(pytest.mark.xdist_group("slurm" if rank(item) == 0 else str(item.path)))
+
+RUNS = (
+    "tests/pipeline/training/",
+    "tests/pipeline/fault_tolerance/test_faults",
+    "tests/pipeline/checkpoint/test_reshard",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the Slurm tests first, which together take longest, then the other slow tests."""
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session")
