@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 RUN := source $(VENV)/bin/activate &&
+# Packages are compiled when first imported (pip --no-compile); without bytecode on disk every process would do it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo demo-clean experiment test test-fast lint format clean
 
