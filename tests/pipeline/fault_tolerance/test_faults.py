@@ -28,7 +28,7 @@ def wait_for_exit(processes: list[Fork]) -> tuple[list[int], list[str]]:
 
 @pytest.mark.slow
 def test_run_refuses_second_run_and_reports_suspended_rank(prepared: Prepared, tmp_path: Path) -> None:
-    settings = {"training__max_steps": STEPS, "training__save_steps": 5, "training__hang_timeout_s": 15}
+    settings = {"training__max_steps": STEPS, "training__save_steps": 5, "training__hang_timeout_s": 30}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
     run = tmp_path / "run"
     slow = ["--training.max_steps", 100_000, "--training.lr_scheduler_type", "constant"]
