@@ -70,7 +70,7 @@ def test_pack_rerun_rejects_other_settings_and_input(demo_file, tokenizer_dir, t
         run([demo_file], tokenizer_dir, out, PackSettings(max_seq_length=256))
     other = tmp_path / demo_file.name
     other.write_bytes(demo_file.read_bytes().replace(b"apples", b"plums!"))
-    with pytest.raises(UserError, match="another `sources`"):
+    with pytest.raises(UserError, match="a different `sources`"):
         run([other], tokenizer_dir, out)
     assert contents(out) == before and not (tmp_path / "out.partial").exists()
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from pipeline.experiments import measure_model as module
+from pipeline.experiments import measure as module
 from pipeline.experiments.measure import (
     copy_accuracy,
     draw_questions,

@@ -12,7 +12,7 @@ from pipeline.config.recipe import load_config
 from pipeline.experiments.training import InMemoryRows, TrainingJob, run_training_job
 from tests.conftest import Prepared
 from tests.runs import TINY, metrics, write_recipe
-from tests.runs import run_training_job as run_trainer
+from tests.runs import train as run_trainer
 
 
 @pytest.mark.slow
