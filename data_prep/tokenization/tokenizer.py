@@ -19,6 +19,7 @@ from transformers.convert_slow_tokenizer import generate_merges
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from data_prep.readers import first_line
 from pipeline.common.errors import UserError
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -58,7 +59,7 @@ def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrained
     try:
         tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:  # whatever a damaged file or an unreachable Hub makes the library raise
-        raise UserError(f"{name}: cannot be loaded as a tokenizer ({_first_line(error)})") from None
+        raise UserError(f"{name}: cannot be loaded as a tokenizer ({first_line(error)})") from None
     if for_training:
         _check_for_training(name, tokenizer)
     return tokenizer
@@ -84,7 +85,7 @@ def _check_for_training(name: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     try:
         _compile_jinja_template(tokenizer.get_chat_template())
     except Exception as error:  # jinja2's errors, or several templates of which none is the default
-        raise UserError(f"{name}: the chat template cannot be used ({_first_line(error)})") from None
+        raise UserError(f"{name}: the chat template cannot be used ({first_line(error)})") from None
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -94,10 +95,6 @@ def _check_for_training(name: str | Path, tokenizer: PreTrainedTokenizerBase) ->
 def _is_path(name: str) -> bool:
     """Return whether a name that is no directory is a path rather than a Hub model ID (NAME or ORGANIZATION/NAME)."""
     return name.startswith((".", os.sep)) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -155,7 +152,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this data ({reason})") from None
     return from_sentencepiece(model.getvalue())
 
