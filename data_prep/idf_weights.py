@@ -38,7 +38,8 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
             ids = np.unique(labels[labels != IGNORE])
             if len(ids) and ids[-1] >= vocab_size:
                 raise UserError(
-                    f"token id {ids[-1]} does not fit a vocabulary of {vocab_size}; give the --model of these shards"
+                    f"token id {ids[-1]} is out of range for a vocabulary of {vocab_size}; "
+                    "pass the --model whose tokenizer these shards were packed with"
                 )
             counts[ids] += 1
             responses += len(ids) > 0

@@ -104,7 +104,7 @@ def read_generations(path: Path) -> ScoredAnswers:
         For each (pair_id, lang), whether the answer is `correct`, and the `gold` answer.
 
     Raises:
-        UserError: the file is missing, empty or malformed; the message names file and row.
+        UserError: the file is missing, empty or malformed; the message names the file and the row.
     """
     path = path / "generations.jsonl" if path.is_dir() else path
     if not path.is_file():

@@ -71,7 +71,10 @@ def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterato
     """Yield (Hugging Face name, tensor). Vocabulary padding is removed, and a tied head is yielded only once."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # verbose
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # DeepSpeed prints its progress
         state_dict = get_fp32_state_dict_from_zero_checkpoint(str(source), tag=layout.DEEPSPEED_TAG, lazy_mode=True)
     for full_name, partitioned in state_dict.items():
         name = full_name.removeprefix("model.")

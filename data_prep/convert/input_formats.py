@@ -1,4 +1,4 @@
-"""Readers for other data formats. Examples that are translations of each other get the same `pair_id`."""
+"""Readers for the input formats of `convert`. Examples that are translations of each other get the same `pair_id`."""
 
 import re
 from collections import Counter

@@ -209,7 +209,8 @@ class Packer:
             total.update({(lang, reason): count for lang, reason, count in summary["drops"]})
         if not any(summary["rows"] for summary in summaries):
             raise AgreedError(
-                f"nothing is left to pack: no pair fits {self.settings.max_seq_length} tokens; raise --max_seq_length"
+                f"nothing is left to pack: no pair fits in {self.settings.max_seq_length} tokens; "
+                "raise --max_seq_length"
             )
         return [summary["rows"] for summary in summaries], total
 

@@ -55,14 +55,14 @@ def tokenize_split(split: InputSplit, number: int, folder: Path, encoder: ChatEn
 
     Args:
         split: The input split.
-        number: Number of the split, used in the file names.
-        folder: Folder of the files.
+        number: Index of the split, used in the file names.
+        folder: Directory that the files are written to.
         encoder: Encoder for the conversations.
         windows: Number of packing windows.
         seed: Seed of `pair_key`.
 
     Raises:
-        UserError: A record is malformed or cannot be encoded; the message names file and row.
+        UserError: A record is malformed or cannot be encoded; the message names the file and the row.
     """
     columns: dict[str, list] = {name: [] for name in ("key", "pair_id", "lang", "place", "characters")}
     parts: list[np.ndarray] = []

@@ -61,7 +61,7 @@ class Window:
         self._length, self._supervised = (table.column(name).to_pylist() for name in ("length", "supervised"))
 
     def groups(self) -> list[ExampleGroup]:
-        """Return all groups in the order of their keys.
+        """Return all groups in file order, which is the order of their hashed `pair_id`.
 
         Raises UserError if a group has no pivot or has two records in the same language.
         """
@@ -90,11 +90,11 @@ class Window:
         return self._locate(self.table["piece"][member].as_py(), self.table["place"][member].as_py())
 
     def fit(self, group: ExampleGroup, limits: Limits) -> list[ExampleGroup]:
-        """Split a group into subgroups that each fit a row and start with the pivot.
+        """Split a group into subgroups that each fit in one row and start with the pivot.
 
-        A group that fits a row is returned unchanged. The translations of a longer group are distributed over subgroups
-        by first fit. If a pivot and a translation together do not fit a row, the translation is dropped or, with
-        `truncate`, both are truncated. `drops` counts both cases.
+        A group that fits in one row is returned unchanged. The translations of a longer group are distributed over
+        subgroups by first fit. If a pivot and a translation together do not fit in a row, the translation is dropped
+        or, with `truncate`, both are truncated. `drops` counts both cases.
         """
         length = self._length
         if sum(length[i] for i in group) <= limits.tokens and not 0 < limits.sequences < len(group):

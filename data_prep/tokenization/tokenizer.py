@@ -58,7 +58,7 @@ def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrained
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     try:
         tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file or an unreachable Hub makes the library raise
+    except Exception as error:  # a damaged file or an unreachable Hub can raise almost any exception
         raise UserError(f"{name}: cannot be loaded as a tokenizer ({first_line(error)})") from None
     if for_training:
         _check_for_training(name, tokenizer)
@@ -193,7 +193,8 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
     for text in sample:
         if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise UserError(
-                f"{name}: has rules that cannot be converted (they change {text!a}); give a tokenizer directory instead"
+                f"{name}: cannot be converted exactly ({text!a} is tokenized differently); "
+                "pass a tokenizer directory instead"
             )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

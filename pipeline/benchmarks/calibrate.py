@@ -1,6 +1,7 @@
 """Calibrate the planner's step time for a CPU.
 
-Two rates are measured, and two constants are fitted to the measurements of `pipeline.benchmarks.plan`.
+Matrix product throughput and memory bandwidth are measured. The host time per module and the latency of a hop are
+fitted to the measurements of `pipeline.benchmarks.plan`.
 """
 
 import os
@@ -89,7 +90,7 @@ class StepTimeFit:
         self.module_grid, self.hop_grid = np.meshgrid(np.geomspace(1e-4, 1e-2, 200), np.geomspace(1e-5, 1e-2, 200))
 
     def fit(self, selected: np.ndarray) -> tuple[float, float]:
-        """Return the constants on the grid with the least squared log error on the selected rows."""
+        """Return the grid point (seconds per module, seconds per hop) with the smallest sum of squared log errors."""
         squares = np.zeros_like(self.module_grid)
         terms = (self.base, self.modules, self.hops, self.measured)
         for base, modules, hops, seconds in zip(*(term[selected] for term in terms), strict=True):

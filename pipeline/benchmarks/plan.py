@@ -219,7 +219,10 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, float]:
 
 
 def run_rank(names: list[str], timed_steps: int) -> None:
-    """Measure the rates (if steps are timed) and the named cases on this rank. Rank 0 prints a JSON line for each."""
+    """Measure the named cases on this rank. If steps are timed, measure the hardware first (`calibrate.probe`).
+
+    Rank 0 prints a JSON line for each measurement.
+    """
     from pipeline.zero3.engine import start_process_group
 
     torch.set_num_threads(1)
@@ -238,7 +241,7 @@ def run_rank(names: list[str], timed_steps: int) -> None:
 def launch(
     ranks: int, names: list[str], timed_steps: int = TIMED_STEPS
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Run the named cases on `ranks` ranks. Return the rates and the measurements of rank 0."""
+    """Run the named cases on `ranks` ranks. Return rank 0's hardware rates and its measurements of each case."""
     arguments = ["-m", "pipeline.benchmarks.plan", "--rank_of", str(ranks), "--cases", *names]
     arguments += ["--timed_steps", str(timed_steps)]
     rates, *measurements = run_ranks(ranks, arguments)

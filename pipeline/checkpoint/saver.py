@@ -1,4 +1,4 @@
-"""Save checkpoints while training continues: a background thread on each rank writes.
+"""Save checkpoints while training continues: a background thread on each rank writes its files.
 
 A save has these steps. A kill between any two of them leaves the older checkpoints intact:
 

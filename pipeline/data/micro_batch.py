@@ -49,9 +49,9 @@ def collate(
 ) -> MicroBatch:
     """Pad and stack packed rows.
 
-    Padding is treated as a separate sequence, so no other sequence attends to it. A group is one
-    problem in several languages: consecutive sequences of a row, the one in the pivot language first. So the pivot of a
-    sequence is the nearest pivot-language sequence at or before it.
+    Padding is treated as a separate sequence, so no other sequence attends to it. A group is one problem in several
+    languages. Its sequences are consecutive in the row and the pivot comes first, so the pivot of a sequence is the
+    nearest pivot-language sequence at or before it.
 
     Args:
         rows: B packed rows.

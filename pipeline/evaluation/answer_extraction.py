@@ -247,7 +247,7 @@ def _groups(lang: str, head: str, mark: str, tail: str, dollars: bool) -> bool:
 
 
 def _with_sign(text: str, number: Number) -> Number:
-    """Include a currency symbol and a minus sign before the number. A dash between two terms is not a sign."""
+    """Extend a number to the left over a currency symbol and a minus sign. A dash between two terms is not a sign."""
     offset = max(0, number.start - 40)
     head = text[offset : number.start]
     head = re.sub(rf"{CURRENCY}\s*$", "", head)

@@ -78,9 +78,9 @@ def generate_answers(model: Model, tokenizer: Tokenizer, questions: Sequence[str
 def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, Any]:
     """Compute the metrics of a model.
 
-    Accuracies are per group of languages. `consistency` is how often the answer in a low-resource language equals the
-    answer in the pivot. `confusion` is how often an output contains words of another language. All of these are
-    fractions in [0, 1]. The result also includes the metrics of `measure_representations`.
+    `pivot`, `mid` and `low` are the mean accuracies in these groups of languages. `consistency` is how often the answer
+    in a low-resource language equals the answer in the pivot. `confusion` is how often an output contains words of
+    another language. All of these are fractions in [0, 1]. The result also includes the metrics of `measure_representations`.
 
     Args:
         model: model in evaluation mode.

@@ -35,7 +35,7 @@ class Variant:
         middle: weight of the middle-layer loss.
         dictionary: weight of the dictionary loss.
         shuffle: whether to pair translations with pivots of other problems.
-        amounts: amounts of the plan for which this variant runs; None for all.
+        amounts: numbers of low-resource pairs for which this variant runs; None for all of the plan's.
     """
 
     loss: LossSettings | None = None

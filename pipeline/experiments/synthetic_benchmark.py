@@ -1,9 +1,9 @@
 """Synthetic benchmark of parallel word problems in six languages, some of which can only be solved by transfer.
 
-The operation of a step depends on its verb and on the class of its noun. The data in the pivot and the mid-resource
-languages contain every combination of verb and class. The data in a low-resource language contain each verb with only
-one class, so the other half of each verb's meaning can only be learned from the other languages. Words and word orders
-differ between languages. Digits and operators are shared.
+The operation of a step depends on its verb and on which of two classes its noun belongs to. The data in the pivot and
+the mid-resource languages contain every combination of verb and class. The data in a low-resource language contain each
+verb with only one class, so the other half of each verb's meaning can only be learned from the other languages. Words
+and word orders differ between languages. Digits and operators are shared.
 """
 
 import random

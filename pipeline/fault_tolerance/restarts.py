@@ -68,7 +68,7 @@ def read_restart_log(directory: Path) -> list[dict[str, Any]]:
 
 
 def count_starts_without_progress(events: list[dict[str, Any]], job: str, step: int) -> int:
-    """Count how many of the job's most recent starts in a row were from `step`.
+    """Count the job's latest consecutive starts from `step`.
 
     An exit after a signal is not a failure and resets the count.
     """

@@ -110,7 +110,7 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def pool(p_Cv: Tensor, weight_C: Tensor, sequence_C: Tensor, sequences: int) -> Tensor:
-    """Implement `kernels.pool` on a GPU. `sequence_C` [C] is sorted, and `sequences` is n."""
+    """Implement `kernels.pool` on a GPU. `sequence_C` [C] must be sorted; `sequences` is their number n."""
     columns = p_Cv.shape[1]
     pooled = torch.empty(sequences, columns, dtype=torch.float32, device=p_Cv.device)
     # Rows are ordered by sequence.

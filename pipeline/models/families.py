@@ -1,4 +1,4 @@
-"""Supported model families, and their operations around the vocabulary matrices. Add new families here.
+"""Supported model families, and what each does at its input embedding and LM head. Add new families here.
 
 The loss replaces the model's own head, so it must reproduce every operation between the decoder output and the logits,
 and between the embedding matrix and the decoder input. `HeadConfig` lists the supported operations.

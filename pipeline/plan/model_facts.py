@@ -177,7 +177,14 @@ def _compare_depths(config: PreTrainedConfig, rows: int, tokens: int, precision:
 
 @dataclass(frozen=True)
 class _Trace:
-    """Bytes of one forward and backward pass of a shallow model."""
+    """Memory and memory traffic of one forward and backward pass of a shallow model, in bytes.
+
+    Attributes:
+        saved: activations kept for the backward pass.
+        forward_peak: largest memory in use during the forward pass.
+        backward_peak: largest memory in use during the backward pass.
+        elementwise: bytes that elementwise operations read and write.
+    """
 
     saved: int
     forward_peak: int

@@ -15,7 +15,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster of nodes with equal GPUs.
+    """A cluster of nodes with identical GPUs.
 
     Attributes:
         per_node: number of GPUs per node.

@@ -1,4 +1,4 @@
-"""Measure the cross-lingual similarity and separability of a model's hidden states on questions with full-text answers.
+"""Measure the cross-lingual similarity and separability of a model's hidden states on questions with written-out answers.
 
     python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
@@ -71,7 +71,7 @@ def read_parallel_records(path: Path, limit: int | None) -> tuple[list[Record], 
     """Read the records of the questions that exist in every language.
 
     Args:
-        path: JSON Lines or Parquet file of canonical records with full-text answers.
+        path: JSON Lines or Parquet file of canonical records with written-out answers.
         limit: use only the first `limit` questions.
 
     Returns:
@@ -217,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m pipeline.representations", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--model", required=True, help="directory of a Hugging Face causal LM")
-    parser.add_argument("--data", required=True, help="records with full-text answers, JSON Lines or Parquet")
+    parser.add_argument("--data", required=True, help="records with written-out answers, JSON Lines or Parquet")
     parser.add_argument("--output", help="directory for the result files; default: the model directory")
     parser.add_argument(
         "--layers", type=int, nargs="+", help="0 is the embeddings; default: all, or nine evenly spaced ones"

@@ -1,4 +1,4 @@
-"""Hidden states and soft tokens of full-text answers, pooled over each response.
+"""Hidden states and soft tokens of answers written out in full, pooled over each response.
 
 Shape letters: B sequences of a batch, N length of the longest, T response positions, V vocabulary, d hidden size.
 

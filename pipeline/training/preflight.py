@@ -56,7 +56,7 @@ class PreparedRun:
 
 
 def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
-    """Check a recipe against its shards, tokenizer, model and number of ranks.
+    """Check a recipe against its shards, tokenizer, model and number of ranks, and return what training needs.
 
     Raises:
         UserError: the recipe is inconsistent with one of them.
@@ -67,7 +67,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     if fingerprint(tokenizer) != recorded["fingerprint"]:
         raise UserError(
             f"{config.data.tokenizer or config.model.path}: not the tokenizer (or chat template) that "
-            f"{config.data.shards} was packed with; set data.tokenizer to that tokenizer or pack again"
+            f"{config.data.shards} was packed with; set data.tokenizer to the one used for packing, or pack again"
         )
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size

@@ -43,6 +43,8 @@ def start_process_group(timeout: float = 1800) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # On CPU ranks, DeepSpeed would compile a shared-memory all-reduce here, which only its inference engine calls.
+    setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (mypy does not know the attribute)
     deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout + 60))
 
 
@@ -129,7 +131,7 @@ class ZeroEngine:
         return torch.zeros(rows, *parameter.ds_shape[1:], device=self.device)  # type: ignore[attr-defined]
 
     def vocabulary(self) -> Vocabulary:
-        """Return the current rows of head and embedding on this rank, with their gradient accumulators."""
+        """Return this rank's rows of LM head and input embedding: their current values and gradient accumulators."""
 
         def local_rows(name: str) -> tuple[Tensor, Tensor]:
             partition, grad = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator and its links. Bandwidths are in one direction, in GB/s (10^9 bytes).
+    """One accelerator and its links. Bandwidths are per direction, in GB/s (10^9 bytes).
 
     Attributes:
         name: a substring of torch's device name.
@@ -26,10 +26,12 @@ class Device:
         network_gb_s: bandwidth to other nodes.
         host_gb_s: bandwidth to CPU memory.
         host_memory_gib: CPU memory of a node, for offloading.
-        attention_copies_mask: whether sdpa converts the bool mask of packed rows to numbers in every layer.
+        attention_copies_mask: whether sdpa converts the boolean mask of packed rows to a floating-point mask in every
+            layer.
         compute_efficiency: fraction of the peak that large matrix products reach.
         link_efficiency: fraction of the link bandwidth that collectives reach.
-        module_seconds: host time of one module's forward and backward with ZeRO-3's hooks; a lower bound on a GPU.
+        module_seconds: host time of one module's forward and backward with ZeRO-3's hooks. On a GPU, a module
+            takes at least this long.
         hop_seconds: latency of one hop of a ring.
         host_optimizer_gb_s: CPU memory bandwidth for the optimizer of one rank, if it is offloaded.
         reserve_gib: memory set aside for the CUDA context, NCCL and the allocator.
