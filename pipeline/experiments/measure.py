@@ -80,7 +80,7 @@ def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
 
     `pivot`, `mid` and `low` are the mean accuracies in these groups of languages. `consistency` is how often the answer
     in a low-resource language equals the answer in the pivot. `confusion` is how often an output contains words of
-    another language. All of these are fractions in [0, 1]. The result also includes the metrics of `measure_representations`.
+    another language. All of these are fractions in [0, 1]. The metrics of `measure_representations` are included.
 
     Args:
         model: model in evaluation mode.

@@ -67,7 +67,7 @@ class LossBatch:
     def pooling_weights(self, pooling: str, dtype: torch.dtype) -> Tensor:
         """Return the [T] weights a_t of the pooled representations u_i = sum over t in i of a_t * s_t.
 
-        The weights sum to 1 in each sequence. If all token weights of a sequence are 0, its tokens are weighted equally.
+        The weights sum to 1 in each sequence. If all token weights of a sequence are 0, its tokens weigh the same.
 
         Args:
             pooling: `mean`, `last` or `weights`.
