@@ -27,7 +27,7 @@ def test_experiment_trains_evaluates_and_compares(cluster: Cluster, checkout: Pa
     load_tokenizer(prepared.tokenizer).save_pretrained(checkout / "model")
     variables = {
         "MODEL": "model", "RECIPE": "pipeline/recipes/qwen2.5-0.5b.yaml", "INPUT": "train.jsonl", "DATA": "test.jsonl",
-        "ANSWERS": "train.jsonl", "OUTPUT": "experiment", "ARMS": "sft words", "TRAIN_FLAGS": "--nodes=2",
+        "ANSWERS": "train.jsonl", "OUTPUT": "experiment", "ARMS": "sft words",
         "PREPARE_ARGS": "--max_seq_length 512", "TRAIN_ARGS": ARGS, "EVALUATE_ARGS": "--max_new_tokens 8",
     }  # fmt: skip
     lines = [line.split() for line in cluster.run("slurm/experiment.sh", cwd=checkout, **variables).splitlines()]
