@@ -105,6 +105,7 @@ def expected_traffic(ranks: int, tokens: int) -> Traffic:
         padded_recomputed=0,
         sequences=sequences,
         requires_grad=sequences // 2,
+        top_k=LossSettings().top_k,
     )
 
 

@@ -69,6 +69,7 @@ class PooledRepresentations:
         distance_sum, cosine_sum: scalars, sums over the pairs aligned so far.
         requires_grad: for each chunk, [m] indices within the chunk of the sequences that require a gradient.
         grad_index: [S] on the host, index of the sequence in the `requires_grad` of its chunk, or -1.
+        aligned: [S] bool on the host, whether the sequence is part of a pair.
         requires_grad_of_rank: for each chunk and rank, the number of sequences of the rank that require a gradient.
         pivot, problem_id, language, lengths: [S], as in `GlobalLayout`, on the device.
     """
@@ -85,6 +86,7 @@ class PooledRepresentations:
         own = torch.arange(len(layout.pivot))
         is_pivot = layout.pivot == own
         paired = ~is_pivot & (layout.lengths > 0) & (layout.lengths[layout.pivot] > 0)
+        self.aligned = paired.index_fill(0, layout.pivot[paired], True)
         with_grad = ~is_pivot if "pivot" in settings.detach else torch.ones_like(is_pivot)
         pairs = [paired[chunk.sequences].nonzero().squeeze(1) for chunk in chunks]
         requires_grad = [with_grad[chunk.sequences].nonzero().squeeze(1) for chunk in chunks]

@@ -13,6 +13,9 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
+from pipeline.loss.settings import LossSettings
+from pipeline.loss.vocabulary import Vocabulary
+
 AlignmentGroup = Literal["sequence", "pair_group", "all"]
 
 
@@ -116,6 +119,35 @@ class Chunk:
         If there are several, each is needed again in the `backward` pass.
         """
         return self.subchunks * 2 if backward and len(self.subchunks) > 1 else self.subchunks
+
+
+def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
+    """Return the number of target tokens per rank that fit in one subchunk.
+
+    With the vocabulary-parallel head, a subchunk has R times as many rows, but R times fewer columns.
+    """
+    weight = vocabulary.head.weight
+    row_bytes = vocabulary.size * weight.element_size()
+    return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda)
+
+
+def needs_second_softmax(settings: LossSettings) -> bool:
+    """Return whether the soft tokens need a second buffer, for the softmax of all logits at their temperature."""
+    return settings.top_k is None and settings.softmax_temperature != 1
+
+
+def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool) -> int:
+    """Return the number of target tokens per rank that fit in one subchunk, computed from sizes only.
+
+    Args:
+        settings: determine the memory budget and whether a second softmax is needed.
+        row_bytes: bytes of one row of logits over the whole vocabulary.
+        softcap: whether the logits are soft-capped.
+        gpu: whether to use the default budget for a GPU.
+    """
+    tensors = 1 + needs_second_softmax(settings) + softcap
+    budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
+    return max(1, int(budget_mb * 2**20 / (row_bytes * tensors)))
 
 
 def schedule(

@@ -24,6 +24,7 @@ if find_spec("triton"):
     from pipeline.loss import triton_kernels
 
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
+GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits
 PARTS = 8  # batch size to split a product with few rows into, because a CPU only parallelizes over the batch
 
 
@@ -51,8 +52,9 @@ class SubchunkTokens:
 
 
 def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
-    """Divide the rows [start, stop) into consecutive slices that fit the cache."""
-    rows = max(1, CACHE_BYTES // max(1, z.shape[1] * z.element_size()))
+    """Divide the rows [start, stop) into consecutive slices, which on a CPU fit the cache."""
+    tile_bytes = GPU_TILE_BYTES if z.is_cuda else CACHE_BYTES
+    rows = max(1, tile_bytes // max(1, z.shape[1] * z.element_size()))
     return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
 
 
@@ -60,12 +62,13 @@ def _use_triton(z: Tensor) -> bool:
     return z.is_cuda and z.dtype != torch.float64 and z.numel() > 0
 
 
-def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Replace z by softmax(z / temperature) over these columns, up to a factor per row that is chosen for precision.
 
     Args:
         z_Cv: [C, v] logits, overwritten.
         temperature: divisor of the logits.
+        largest_Ck: [C, k] largest logits of each row, largest first, or None. Saves a pass; only with temperature 1.
 
     Returns:
         [C] log-sum-exp of z / temperature, and [C] sum of each row of the new z. Both are fp32, or fp64 if z is fp64.
@@ -79,7 +82,7 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     if z_Cv.dtype == dtype:
         if temperature != 1:
             z_Cv.div_(temperature)
-        largest = z_Cv.amax(1)
+        largest = z_Cv.amax(1) if largest_Ck is None else largest_Ck[:, 0]
         torch.softmax(z_Cv, 1, out=z_Cv)
         # The largest entry of a softmax is 1 / sum(exp(z - max)).
         return largest - z_Cv.amax(1).log(), total.fill_(1)
@@ -91,6 +94,16 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         log_sum[tile] = largest + total[tile].log()
         z_Cv[tile] = wide
     return log_sum, total
+
+
+def log_sum_exp(z_Cv: Tensor, temperature: float) -> Tensor:
+    """Compute [C]: the log-sum-exp of z / temperature, in fp32, or in fp64 if z is fp64."""
+    dtype = torch.promote_types(z_Cv.dtype, torch.float32)
+    log_sum = z_Cv.new_full((len(z_Cv),), -torch.inf, dtype=dtype)
+    if z_Cv.shape[1]:
+        for tile in _tiles(z_Cv, 0, len(z_Cv)):
+            log_sum[tile] = (z_Cv[tile].to(dtype) / temperature).logsumexp(1)
+    return log_sum
 
 
 def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:

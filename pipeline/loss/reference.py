@@ -52,8 +52,9 @@ def solar_loss_reference(
     ce = ce_T.sum() / normalizers.tokens
 
     z_TV = z_TV.detach() if "probabilities" in settings.detach else z_TV
-    e_Vd = embedding.detach() if "embeddings" in settings.detach else embedding
-    soft_Td = soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights)
+    e_Vd = head if settings.soft_token_embeddings == "output" else embedding
+    e_Vd = e_Vd.detach() if "embeddings" in settings.detach else e_Vd
+    soft_Td = soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights, settings.top_k)
 
     weight_T = loss_batch.pooling_weights(settings.pooling, hidden.dtype)
     u = [(weight_T[sequence == i, None] * soft_Td[sequence == i]).sum(0) for i in range(len(loss_batch.lengths))]

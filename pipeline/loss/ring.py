@@ -32,11 +32,12 @@ class RingSoftmax(ShardedSoftmax):
     Args:
         vocabulary: shards of this rank.
         temperature: divisor of the logits in the soft tokens' softmax.
+        top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
-        super().__init__(vocabulary, temperature, group)
+    def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group) -> None:
+        super().__init__(vocabulary, temperature, top_k, group)
         weight = vocabulary.head.weight
         self.rank, self.size = rank_and_size(group)
         counts = all_gather(torch.tensor([len(weight)], device=weight.device), group)

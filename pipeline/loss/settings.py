@@ -7,6 +7,7 @@ Distance = Literal["cosine", "mse", "infonce"]
 Pooling = Literal["mean", "last", "weights"]
 Head = Literal["auto", "vocab_parallel", "gathered"]
 Detach = Literal["pivot", "embeddings", "probabilities"]
+SoftTokenEmbeddings = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class LossSettings:
             difference, or InfoNCE on cosines.
         infonce_temperature: divisor of the cosines in InfoNCE.
         softmax_temperature: divisor of the logits in the softmax of the soft tokens (not in the cross entropy).
+        top_k: number of largest logits over which this softmax is taken; all other entries have probability 0 in the
+            soft token. null: the whole vocabulary.
+        soft_token_embeddings: matrix whose rows the soft tokens mix: the input embeddings, or the LM head (`output`).
+            Makes no difference if the model ties them.
         pooling: how soft tokens are pooled: mean over the response, last position only, or weighted per token.
         detach: what receives no alignment gradient: the pooled representations of the pivots, the embeddings E, or
             the probabilities p.
@@ -43,6 +48,8 @@ class LossSettings:
     distance: Distance = "cosine"
     infonce_temperature: float = 0.1
     softmax_temperature: float = 1.0
+    top_k: int | None = 20
+    soft_token_embeddings: SoftTokenEmbeddings = "input"
     pooling: Pooling = "mean"
     detach: tuple[Detach, ...] = ("pivot",)
     centring: bool = False

@@ -42,23 +42,46 @@ def head_logits(
     return z_TV
 
 
-def soft_tokens(
-    logits_TV: Tensor, embedding_Vd: Tensor, temperature: float = 1.0, vocabulary_weights_V: Tensor | None = None
-) -> Tensor:
-    """Compute s_t = sum over v of w_v p_t(v) E_v with p_t = softmax(z_t / temperature). Differentiable.
+def soft_token_probabilities(logits_TV: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    """Compute softmax(z_t / temperature) over the k largest logits, and 0 elsewhere. Differentiable.
 
     Args:
         logits_TV: [T, V] logits z.
-        embedding_Vd: [V, d] input embeddings E. The probabilities are converted to the dtype of E.
+        temperature: divisor of the logits.
+        top_k: number of logits, or None for all. Among equal logits, those with the lower id are selected.
+
+    Returns:
+        [T, V] probabilities.
+    """
+    if top_k is not None:
+        selected = logits_TV.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        others = torch.ones_like(logits_TV, dtype=torch.bool).scatter(1, selected, False)
+        logits_TV = logits_TV.masked_fill(others, -torch.inf)
+    if temperature != 1:
+        logits_TV = logits_TV / temperature
+    return torch.softmax(logits_TV, dim=-1)
+
+
+def soft_tokens(
+    logits_TV: Tensor,
+    embedding_Vd: Tensor,
+    temperature: float = 1.0,
+    vocabulary_weights_V: Tensor | None = None,
+    top_k: int | None = None,
+) -> Tensor:
+    """Compute s_t = sum over v of w_v p_t(v) E_v with p_t from `soft_token_probabilities`. Differentiable.
+
+    Args:
+        logits_TV: [T, V] logits z.
+        embedding_Vd: [V, d] embeddings E. The probabilities are converted to the dtype of E.
         temperature: divisor of the logits.
         vocabulary_weights_V: [V] weights w, or None for 1.
+        top_k: number of largest logits to mix, or None for all.
 
     Returns:
         [T, d] soft tokens.
     """
-    if temperature != 1:
-        logits_TV = logits_TV / temperature
-    p_TV = torch.softmax(logits_TV, dim=-1)
+    p_TV = soft_token_probabilities(logits_TV, temperature, top_k)
     if vocabulary_weights_V is not None:
         embedding_Vd = vocabulary_weights_V[:, None] * embedding_Vd
     return p_TV.to(embedding_Vd.dtype) @ embedding_Vd

@@ -11,14 +11,15 @@ from pipeline.loss.comm import Group, all_gather, all_reduce
 from pipeline.loss.kernels import (
     SubchunkTokens,
     inner_products,
+    log_sum_exp,
     pool,
     softcap_,
     softmax_,
     softmax_backward_,
     times_embedding,
 )
-from pipeline.loss.settings import LossSettings
 from pipeline.loss.softmax_state import RowStatistics, SoftGradient, SoftmaxState
+from pipeline.loss.top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, pool_top_k
 from pipeline.loss.vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
@@ -32,41 +33,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
-    """Return the number of target tokens per rank that fit in one subchunk.
-
-    With the vocabulary-parallel head, a subchunk has R times as many rows, but R times fewer columns.
-    """
-    weight = vocabulary.head.weight
-    row_bytes = vocabulary.size * weight.element_size()
-    return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda)
-
-
-def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool) -> int:
-    """Return the number of target tokens per rank that fit in one subchunk, computed from sizes only.
-
-    Args:
-        settings: determine the memory budget and whether a second softmax is needed.
-        row_bytes: bytes of one row of logits over the whole vocabulary.
-        softcap: whether the logits are soft-capped.
-        gpu: whether to use the default budget for a GPU.
-    """
-    tensors = 1 + (settings.softmax_temperature != 1) + softcap
-    budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
-    return max(1, int(budget_mb * 2**20 / (row_bytes * tensors)))
-
-
 class ShardedSoftmax:
     """Softmax, pooling and products on one rank with the vocabulary-parallel head: all rows, this rank's columns.
 
     Args:
         vocabulary: shards of this rank.
         temperature: divisor of the logits in the soft tokens' softmax.
+        top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, temperature: float, group: Group) -> None:
+    def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
+        self.top_k = None if top_k is None else min(top_k, vocabulary.size)
         # The columns of the logits on this rank, and the group of ranks that hold the other columns.
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
@@ -98,23 +77,42 @@ class ShardedSoftmax:
         columns, local = self._target_columns(tokens)
         dtype = tokens.ce_weights.dtype
         target = torch.where(local, z.gather(1, columns).squeeze(1).to(dtype), 0) if z.numel() else local * 0.0
-        tempered = z
-        if self.temperature != 1:
+        # This reads the logits, which are overwritten below.
+        largest, columns_of_largest = (None, None) if self.top_k is None else largest_logits(z, self.top_k)
+        tempered, tempered_sums = z, None
+        if self.temperature != 1 and largest is None:
             tempered = self._buffer("tempered", len(z), z).copy_(z)
-        sums = softmax_(z, 1.0)
-        tempered_sums = softmax_(tempered, self.temperature) if tempered is not z else sums
+            tempered_sums = softmax_(tempered, self.temperature)
+        elif self.temperature != 1 and statistics is None:
+            log_sum = log_sum_exp(z, self.temperature)
+            tempered_sums = log_sum, torch.ones_like(log_sum)
+        sums = softmax_(z, 1.0, largest)
         if statistics is None:
-            statistics = self._statistics(target, *sums, *tempered_sums)
-        return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics)
+            statistics = self._statistics(target, sums, tempered_sums or sums, largest)
+        top_k = None
+        if largest is not None and columns_of_largest is not None and statistics.top_k is not None:
+            top_k = mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
+        return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics, top_k)
 
     def _logits(self, hidden: Tensor, out: Tensor) -> None:
         """Fill `out` [C, v] with hidden W^T."""
         torch.mm(hidden, self.vocabulary.head.weight.T, out=out)
 
     def _statistics(
-        self, target: Tensor, log_sum: Tensor, total: Tensor, tempered_log_sum: Tensor, tempered_total: Tensor
+        self,
+        target: Tensor,
+        sums: tuple[Tensor, Tensor],
+        tempered_sums: tuple[Tensor, Tensor],
+        largest: Tensor | None,
     ) -> RowStatistics:
-        """Combine the statistics of all ranks. All arguments are [C]. `target` is the target logit, 0 if not local."""
+        """Combine the statistics of all ranks.
+
+        Args:
+            target: [C] target logit, 0 if its column is not on this rank.
+            sums, tempered_sums: [C] log-sum-exp and [C] row sum of this rank, as returned by `softmax_`.
+            largest: [C, j] largest logits of this rank, or None without top-k.
+        """
+        (log_sum, total), (tempered_log_sum, tempered_total) = sums, tempered_sums
         ranks = all_gather(torch.stack([log_sum, tempered_log_sum, target]), self.row_group)
         global_log_sum, tempered_global_log_sum = ranks[:, :2].logsumexp(0)
         return RowStatistics(
@@ -123,10 +121,16 @@ class ShardedSoftmax:
             tempered_scale=(tempered_log_sum - tempered_global_log_sum).exp() / tempered_total,
             target=(target - log_sum).exp() * total,
             tempered_target=(target / self.temperature - tempered_log_sum).exp() * tempered_total,
+            tempered_log_sum=tempered_global_log_sum,
+            top_k=None
+            if self.top_k is None or largest is None
+            else merge(largest, self.top_k, self.temperature, self.row_group),
         )
 
     def pool(self, state: SoftmaxState) -> Tensor:
         """Compute [n, v]: the sum of pooling weight * probability over the rows of each sequence."""
+        if state.top_k is not None:
+            return pool_top_k(state.top_k, state.tokens, self.columns)
         weights = state.tokens.pooling_weights * state.statistics.tempered_scale
         return pool(state.tempered, weights, state.tokens)
 
@@ -168,12 +172,13 @@ class ShardedSoftmax:
         tokens, s = state.tokens, state.statistics
         # dz = scale * (e' - 1 / scale at the target), where e' is ce_weights * e plus the alignment gradient.
         scale, at_target = s.scale * tokens.ce_weights, s.target - 1 / s.scale
-        if grad_probs is not None:
+        if grad_probs is not None and state.top_k is None:
             with_grad = tokens.grad_index >= 0
             scale = torch.where(with_grad, s.scale, scale)
             aligned = self._add_alignment(state, grad_probs, tokens.ce_weights * at_target)
             at_target = torch.where(with_grad, aligned, at_target)
         dz = state.e
+        gain = FP16_GAIN if dz.dtype == torch.float16 else 1.0
         if dz.dtype == torch.float16:
             scale = scale * FP16_GAIN
             dz.mul_(scale[:, None])
@@ -181,10 +186,11 @@ class ShardedSoftmax:
         columns, local = self._target_columns(tokens)
         if dz.numel():
             dz.scatter_(1, columns, torch.where(local[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
+        if grad_probs is not None and state.top_k is not None:
+            self._add_top_k_alignment(state, state.top_k, grad_probs, gain / scale, at_target)
         if state.cap_derivative is not None:
             dz.mul_(state.cap_derivative)
 
-        gain = FP16_GAIN if dz.dtype == torch.float16 else 1.0
         if self.bias_grad is not None:
             self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=grad_scale / gain)
         weighted = (state.hidden * scale[:, None]).to(dz.dtype)
@@ -206,6 +212,24 @@ class ShardedSoftmax:
         columns, _ = self._target_columns(tokens)
         grad_at_target = grad_probs[tokens.grad_index.clamp_min(0), columns.squeeze(1)]
         return at_target + k * s.tempered_target * (grad_at_target - inner)
+
+    def _add_top_k_alignment(
+        self, state: SoftmaxState, top_k: TopKMixture, grad_probs: Tensor, factor: Tensor, at_target: Tensor
+    ) -> None:
+        """Add factor * the alignment gradient at the columns of `top_k` to e, which holds dz up to a factor per row.
+
+        Args:
+            state: softmax of the subchunk.
+            top_k: this rank's part of the probabilities of the soft tokens.
+            grad_probs: [m, v] gradient of the pooled probabilities.
+            factor: [C] factor of the gradient.
+            at_target: [C] value of e at the target before rounding.
+        """
+        grad = grad_logits(top_k, grad_probs, state.tokens, self.temperature, self.row_group)
+        columns, local = self._target_columns(state.tokens)
+        at_columns = state.e.gather(1, top_k.columns).to(grad.dtype)
+        at_columns = torch.where((top_k.columns == columns) & local[:, None], at_target[:, None], at_columns)
+        state.e.scatter_(1, top_k.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
 
     def _products(
         self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float

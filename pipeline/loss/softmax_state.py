@@ -6,9 +6,11 @@ n sequences of the chunk, m of them whose pooled representations require a gradi
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pipeline.loss.kernels import SubchunkTokens
+from pipeline.loss.top_k import TopKMixture, TopKStatistics
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class RowStatistics:
         cross_entropy: -log p(target).
         scale, tempered_scale: factors that convert `e` and `tempered` of `SoftmaxState` to probabilities.
         target, tempered_target: `e` and `tempered` at the target before rounding, if that column is on this rank.
+        tempered_log_sum: log-sum-exp of z / temperature.
+        top_k: statistics of the k largest logits, or None if soft tokens mix the whole vocabulary.
     """
 
     cross_entropy: Tensor
@@ -26,6 +30,21 @@ class RowStatistics:
     tempered_scale: Tensor
     target: Tensor
     tempered_target: Tensor
+    tempered_log_sum: Tensor
+    top_k: TopKStatistics | None
+
+    def rows(self, temperature: float) -> Tensor:
+        """Return [1, C] the cross entropy, or [3, C] with kept mass and entropy of q, if there are top-k statistics.
+
+        The kept mass is the probability that the k largest logits have in the softmax of all logits.
+
+        Args:
+            temperature: divisor of the logits in the soft tokens' softmax.
+        """
+        if self.top_k is None:
+            return self.cross_entropy[None]
+        kept_mass = (self.top_k.largest / temperature - self.tempered_log_sum).exp() * self.top_k.total
+        return torch.stack([self.cross_entropy, kept_mass, self.top_k.entropy])
 
 
 @dataclass(frozen=True)
@@ -37,9 +56,10 @@ class SoftmaxState:
         hidden: [C, d] hidden states, multiplied by the logit scale.
         e: [C, v] proportional to exp(z) in each row; overwritten by dz in the backward pass.
         e_buffer: [C + n, v] buffer of `e`; n is 0 unless head and embedding are tied.
-        tempered: [C, v] proportional to exp(z / temperature); `e` itself if the temperature is 1.
+        tempered: [C, v] proportional to exp(z / temperature); `e` itself if the temperature is 1 or with top-k.
         cap_derivative: [C, v] derivative of the soft cap, or None.
         statistics: statistics of the rows.
+        top_k: probabilities of the k largest logits, or None if soft tokens mix the whole vocabulary.
     """
 
     tokens: SubchunkTokens
@@ -49,6 +69,7 @@ class SoftmaxState:
     tempered: Tensor
     cap_derivative: Tensor | None
     statistics: RowStatistics
+    top_k: TopKMixture | None
 
 
 @dataclass(frozen=True)

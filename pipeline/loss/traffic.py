@@ -20,6 +20,7 @@ class Traffic:
         padded_recomputed: the part of `padded` in those subchunks.
         sequences: sequences of all ranks.
         requires_grad: sequences of all ranks whose pooled representations have a gradient.
+        top_k: number of logits that a soft token mixes, at most V; None for all.
     """
 
     ranks: int
@@ -33,6 +34,7 @@ class Traffic:
     padded_recomputed: int
     sequences: int
     requires_grad: int
+    top_k: int | None
 
     @property
     def _remote_fraction(self) -> float:
@@ -54,7 +56,17 @@ class Traffic:
         activations = (self.ranks - 1) * rows * self.hidden * self.element_size
         statistics = (self.ranks - 1) * self.positions * 3 * 4 + 2 * self._remote_fraction * self.positions * 4
         pooled = 2 * self._remote_fraction * self.sequences * self.hidden * 4
-        return self._layout + activations + statistics + pooled
+        return self._layout + activations + statistics + self.selection + pooled
+
+    @property
+    def selection(self) -> float:
+        """Bytes that a rank receives to merge the k largest logits of all ranks: k logits and 4 results per position.
+
+        Only with the vocabulary-parallel head. The ring head selects from whole rows.
+        """
+        if self.top_k is None:
+            return 0.0
+        return self._remote_fraction * self.positions * (self.top_k * self.element_size + 4 * 4)
 
     @property
     def gathered(self) -> float:
@@ -68,5 +80,7 @@ class Traffic:
         gradient = self.subchunks * self.vocab * self.hidden * 4
         columns = self._remote_fraction * self.vocab / self.ranks
         soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size)
-        sums = 2 * self._remote_fraction * (self.positions * 4 + self.sequences * self.hidden * 4)
+        # Cross entropy and, with top-k, kept mass and entropy of each position.
+        values = 1 if self.top_k is None else 3
+        sums = 2 * self._remote_fraction * (self.positions * 4 * values + self.sequences * self.hidden * 4)
         return self._layout + head + gradient + soft + sums

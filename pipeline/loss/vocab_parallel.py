@@ -7,12 +7,16 @@ of all ranks, one subchunk at a time:
     z = H W^T                      [C, v]   product 1
     e = multiple of softmax(z)     [C, v]   over these columns, in place of z
     log-sum-exp, target logits              all-gather [C, 3] -> cross entropy, p = scale * e
-    pooled = pooling p             [n, v]   per sequence; p itself is never stored
+    q = softmax of k largest z     [C, k]   merged over ranks (see top_k.py)
+    pooled = pooling q             [n, v]   per sequence
     u = pooled E                   [n, d]   all-reduce: pooled representations -> distances, their gradient g [n, d]
-    c = g E^T, <p_t, c>            [C]      all-reduce
-    dz = p (1/N + w_t (c - <p_t, c>)) - onehot/N    in place of e
+    c = g E^T, <q_t, c>            [C]      all-reduce
+    dz = (p - onehot)/N + w_t q (c - <q_t, c>)    in place of e
     dH = dz W                      [C, d]   product 2, reduce-scatter
     dW += dz^T H                   [v, d]   product 3
+
+With `top_k: null`, q is p (or the softmax at the soft tokens' temperature) and is never stored. Pooling, <q_t, c> and
+dz then take one pass over e each.
 
 An alignment group that does not fit the buffer (see chunking.py) becomes a chunk of several subchunks, whose logits are
 recomputed once the pooled representations are known. The ring head is in ring.py.
@@ -30,14 +34,14 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import PooledRepresentations, RunningMeans
-from pipeline.loss.chunking import AlignmentGroup, Chunk, schedule
+from pipeline.loss.chunking import AlignmentGroup, Chunk, rows_that_fit, schedule
 from pipeline.loss.comm import Group, HiddenExchange, all_reduce, rank_and_size
 from pipeline.loss.kernels import SubchunkTokens
 from pipeline.loss.layout import GlobalLayout, gather_layout, upload
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.ring import RingSoftmax
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax, accumulation_dtype, rows_that_fit
+from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax, accumulation_dtype
 from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
 from pipeline.loss.subchunk_tokens import subchunk_tokens
 from pipeline.loss.traffic import Traffic
@@ -54,6 +58,11 @@ class SolarLoss:
         ce_sum, distance_sum, cosine_sum: sums over target tokens or pairs; divide them by the normalizers.
         language_ce: [L] cross entropy by language, without sequence weights.
         language_tokens: [L] target tokens by language.
+        kept_mass, soft_token_entropy: sums over the target tokens that take part in the alignment: probability that
+            the k largest logits have in the softmax of all logits at the soft tokens' temperature, and entropy in nats
+            of the softmax over these k. Both are 0 without top-k.
+        soft_token_count: number of these target tokens, 0 without top-k. They have a pooling weight other than 0 and
+            belong to a translation that has a pivot, or to such a pivot.
     """
 
     loss: Tensor
@@ -62,6 +71,9 @@ class SolarLoss:
     cosine_sum: Tensor
     language_ce: Tensor
     language_tokens: Tensor
+    kept_mass: Tensor
+    soft_token_entropy: Tensor
+    soft_token_count: Tensor
 
 
 def solar_loss(
@@ -99,6 +111,8 @@ def solar_loss(
     Raises:
         ValueError: pooling is `weights` and `loss_batch` has no token weights.
     """
+    if settings.soft_token_embeddings == "output":
+        vocabulary = replace(vocabulary, embedding=vocabulary.head)
     grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
     step = _Step(vocabulary, settings, normalizers, group)
     result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
@@ -137,6 +151,9 @@ class _Step:
     ) -> None:
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
         self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
+        # Without pairs, nothing is pooled.
+        self.temperature = settings.softmax_temperature if normalizers.pairs else 1.0
+        self.top_k = settings.top_k if normalizers.pairs else None
 
     @torch.no_grad()
     def run(
@@ -161,17 +178,17 @@ class _Step:
         table = PooledRepresentations(layout, chunks, hidden.shape[1], device, settings)
         gather_rows = self._gathers_rows(chunks, layout, table)
         softmax_class = ShardedSoftmax if gather_rows else RingSoftmax
-        softmax = softmax_class(self.vocabulary, settings.softmax_temperature, self.group)
+        softmax = softmax_class(self.vocabulary, self.temperature, self.top_k, self.group)
         own_rank = None if gather_rows else rank_and_size(self.group)[0]
         tokens = subchunk_tokens(layout, chunks, table, own_rank, device)
-        ce = hidden.new_zeros(len(layout.targets), dtype=dtype)
+        rows = hidden.new_zeros(1 if self.top_k is None else 3, len(layout.targets), dtype=dtype)
         pairs = self.normalizers.pairs
         factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
         exchange = HiddenExchange(hidden, grad, self.group, gather_rows)
         stream = exchange.stream([s for chunk in chunks for s in chunk.passes(backward=grad is not None)])
 
         for index, chunk in enumerate(chunks):
-            pooled, states = self._forward(softmax, chunk, tokens[index], stream, ce)
+            pooled, states = self._forward(softmax, chunk, tokens[index], stream, rows)
             soft = None
             if pooled is not None:
                 grad_u = table.align(index, softmax.pooled_representations(pooled), running_means, factor)
@@ -181,10 +198,10 @@ class _Step:
         exchange.finish()
         softmax.finish(self.grad_scale)
         if not gather_rows:
-            all_reduce(ce, self.group)
+            all_reduce(rows, self.group)
         if running_means is not None and pairs:
             running_means.update(table.values, table.language, table.lengths > 0, settings.centring_momentum)
-        return self._result(layout, table, ce, alignment_weight, languages)
+        return self._result(layout, table, rows, alignment_weight, languages)
 
     def _gathers_rows(self, chunks: list[Chunk], layout: GlobalLayout, table: PooledRepresentations) -> bool:
         """Return whether to use the vocabulary-parallel head instead of the ring head. All ranks return the same."""
@@ -206,6 +223,7 @@ class _Step:
             padded_recomputed=sum(subchunk.max_count for subchunk in recomputed),
             sequences=len(layout.lengths),
             requires_grad=sum(map(sum, table.requires_grad_of_rank)),
+            top_k=None if self.top_k is None else min(self.top_k, self.vocabulary.size),
         )
         return traffic.vocab_parallel <= traffic.gathered
 
@@ -215,22 +233,24 @@ class _Step:
         chunk: Chunk,
         tokens: list[tuple[slice, SubchunkTokens]],
         stream: Iterator[Tensor],
-        ce: Tensor,
+        rows: Tensor,
     ) -> tuple[Tensor | None, list[SoftmaxState]]:
-        """Compute the softmax of each subchunk and fill `ce` [A].
+        """Compute the softmax of each subchunk.
+
+        Fills `rows` [1 or 3, A]: cross entropy and, with top-k, kept mass and entropy of the soft tokens.
 
         Returns:
             (pooled, states). `pooled`: [n, v] pooled probabilities of the chunk, or None if the global batch has no
-            pairs. `states`: the softmax state of each subchunk, without its hidden states if there are several.
+            pairs. `states`: the softmax state of each subchunk, without hidden states and top-k if there are several.
         """
         pooled, states = None, []
         for in_layout, tokens_of_subchunk in tokens:
             state = softmax.softmax(tokens_of_subchunk, next(stream), None)
-            ce[in_layout] = state.statistics.cross_entropy
+            rows[:, in_layout] = state.statistics.rows(self.temperature)
             if self.normalizers.pairs:
                 part = softmax.pool(state)
                 pooled = part if pooled is None else pooled.add_(part)
-            states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0]))
+            states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0], top_k=None))
         return None if pooled is None else softmax.to_column_owners(pooled, chunk.sequence_counts), states
 
     def _backward(
@@ -256,15 +276,18 @@ class _Step:
             soft = None
 
     def _result(
-        self, layout: GlobalLayout, table: PooledRepresentations, ce: Tensor, alignment_weight: float, languages: int
+        self, layout: GlobalLayout, table: PooledRepresentations, rows: Tensor, alignment_weight: float, languages: int
     ) -> SolarLoss:
-        """Build the result from the cross entropy [A] of all target tokens and the sums over pairs."""
-        all_languages = torch.arange(languages, device=ce.device)[:, None]
-        has_language = all_languages == upload([layout.language[layout.sequence]], ce.device)[0]
-        ce_sum = (ce * upload([layout.ce_weights], ce.device)[0]).sum()
+        """Build the result from the values of all target tokens (`rows`, see `_forward`) and the sums over pairs."""
+        ce, device = rows[0], rows.device
+        all_languages = torch.arange(languages, device=device)[:, None]
+        has_language = all_languages == upload([layout.language[layout.sequence]], device)[0]
+        ce_sum = (ce * upload([layout.ce_weights], device)[0]).sum()
         loss = ce_sum * self.grad_scale
         if alignment_weight and self.normalizers.pairs:
             loss = loss + table.distance_sum * (alignment_weight / self.normalizers.pairs)
+        aligned = table.aligned[layout.sequence] & (layout.pooling_weights > 0) & (self.top_k is not None)
+        kept_mass, entropy = (rows[1:] * upload([aligned], device)[0]).sum(1) if len(rows) > 1 else ce.new_zeros(2)
         return SolarLoss(
             loss=loss,
             ce_sum=ce_sum,
@@ -272,6 +295,9 @@ class _Step:
             cosine_sum=table.cosine_sum,
             language_ce=(has_language * ce).sum(1),
             language_tokens=has_language.sum(1),
+            kept_mass=kept_mass,
+            soft_token_entropy=entropy,
+            soft_token_count=aligned.sum(),
         )
 
 

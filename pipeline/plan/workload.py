@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 from pipeline.config.settings import Config
-from pipeline.loss.softmax import rows_in_budget
+from pipeline.loss.chunking import rows_in_budget
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
 from pipeline.plan.gathers import GatherSimulation, ZeroSettings, simulate_gathers
@@ -146,6 +146,7 @@ class PlannedRun:
         c, sequences = self.chunking, self.micro_batch_size * self.workload.sequences
         pairs = self.micro_batch_size * self.workload.pairs
         with_gradient = pairs if "pivot" in self.config.loss.detach else sequences
+        top_k = self.config.loss.top_k
         return Traffic(
             ranks=self.ranks,
             vocab=self.stats.vocab_size,
@@ -158,6 +159,7 @@ class PlannedRun:
             padded_recomputed=round(c.target_tokens) if c.recomputed else 0,
             sequences=round(sequences * self.ranks),
             requires_grad=round(with_gradient * self.ranks),
+            top_k=None if top_k is None else min(top_k, self.stats.vocab_size),
         )
 
 

@@ -1,0 +1,153 @@
+"""The k largest logits of each row over the whole vocabulary (S), and the soft tokens' softmax over them (q).
+
+Among equal logits, the one with the lower id comes first. The k largest entries of a row lie in its k blocks with the
+largest maxima, so a row is read only once, to compute the block maxima. With the vocabulary-parallel head, each rank
+selects from its own columns, and the ranks share the work of merging their lists, 1/R of the rows each:
+
+    k largest logits of each rank      [C, k]   all-to-all: each rank receives the lists of its rows
+    merge: size of S on each rank, largest logit, sum of exponentials, entropy of q
+    results                            [C, 4]   all-to-all back
+
+Each rank thus receives k + 4 numbers per row, whatever the number of ranks. It needs no ids: the list of a rank is
+sorted, so its part of S is the beginning of the list.
+
+Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank (columns of the logits),
+j = min(k, v) entries selected on this rank, n sequences of the chunk, m of them whose pooled representations require a
+gradient, R ranks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.loss.comm import Group, all_reduce, all_to_all, rank_and_size
+from pipeline.loss.kernels import SubchunkTokens
+
+BLOCK = 64  # columns of a block; smaller blocks have fewer candidates, but more maxima
+
+
+@dataclass(frozen=True)
+class TopKStatistics:
+    """Results of the merge, [C] each.
+
+    Attributes:
+        count: number of entries of S among this rank's columns.
+        largest: largest logit of the row.
+        total: sum over S of exp((z - largest) / temperature).
+        entropy: entropy of q, in nats.
+    """
+
+    count: Tensor
+    largest: Tensor
+    total: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class TopKMixture:
+    """This rank's part of q.
+
+    Attributes:
+        columns: [C, j] columns of the j largest logits of this rank.
+        probabilities: [C, j] q at these columns, 0 outside S.
+    """
+
+    columns: Tensor
+    probabilities: Tensor
+
+
+def first_of_largest(values_Cn: Tensor, k: int) -> Tensor:
+    """Return the [C, k] positions of the k largest values of each row, in ascending order. Ties: lower position."""
+    n = values_Cn.shape[1]
+    if n <= k:
+        return torch.arange(n, device=values_Cn.device).expand(len(values_Cn), n)
+    # torch.topk selects arbitrary entries among those equal to the k-th largest, so rank these by position.
+    threshold = values_Cn.topk(k).values[:, -1:]
+    backward = torch.arange(n, 0, -1, device=values_Cn.device, dtype=torch.int32)
+    rank = torch.where(values_Cn > threshold, n + 1, torch.where(values_Cn == threshold, backward, 0))
+    return rank.topk(k, sorted=False).indices.sort(dim=1).values
+
+
+def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the values and columns, [C, j] each, of the j = min(k, v) largest logits of each row, largest first."""
+    blocks = z_Cv.shape[1] // BLOCK
+    if blocks <= k:
+        columns = first_of_largest(z_Cv, k)
+    else:
+        maxima = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
+        selected = first_of_largest(maxima, k)
+        candidates = (selected[:, :, None] * BLOCK + torch.arange(BLOCK, device=z_Cv.device)).flatten(1)
+        tail = torch.arange(blocks * BLOCK, z_Cv.shape[1], device=z_Cv.device).expand(len(z_Cv), -1)
+        candidates = torch.cat([candidates, tail], dim=1)
+        columns = candidates.gather(1, first_of_largest(z_Cv.gather(1, candidates), k))
+    values, order = z_Cv.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)
+
+
+def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKStatistics:
+    """Merge the lists of all ranks. Collective: all ranks must call it.
+
+    Args:
+        values_Cj: [C, j] largest logits of this rank, in descending order.
+        k: number of logits to select from each row, at most the size of the vocabulary.
+        temperature: divisor of the logits.
+        group: ranks that hold the other columns of the same rows, in the order of their columns; None if this rank
+            holds all columns.
+    """
+    rank, ranks = rank_and_size(group)
+    count, selected = values_Cj.shape
+    rows_of_rank = [count * (r + 1) // ranks - count * r // ranks for r in range(ranks)]
+    rows = rows_of_rank[rank]
+    sent = values_Cj.new_full((count, k), -torch.inf)
+    sent[:, :selected] = values_Cj
+    lists = all_to_all(sent, rows_of_rank, [rows] * ranks, group).view(ranks, rows, k)
+    # Ordered by rank, and thus equal logits by id.
+    candidates = lists.transpose(0, 1).reshape(rows, ranks * k)
+    positions = first_of_largest(candidates, k)
+    values = candidates.gather(1, positions).to(torch.promote_types(values_Cj.dtype, torch.float32))
+    counts = values.new_zeros(rows, ranks).scatter_add_(1, positions // k, torch.ones_like(values))
+    largest = values.amax(1)
+    exponentials = ((values - largest[:, None]) / temperature).exp()
+    total = exponentials.sum(1)
+    q = exponentials / total[:, None]
+    common = torch.stack([largest, total, -torch.xlogy(q, q).sum(1)], dim=1)
+    results = torch.cat([counts.T[:, :, None], common.expand(ranks, rows, 3)], dim=2).flatten(0, 1)
+    return TopKStatistics(*all_to_all(results, [rows] * ranks, rows_of_rank, group).unbind(1))
+
+
+def mixture(values_Cj: Tensor, columns_Cj: Tensor, statistics: TopKStatistics, temperature: float) -> TopKMixture:
+    """Compute this rank's part of q from its largest logits and the results of the merge."""
+    largest, total = statistics.largest[:, None], statistics.total[:, None]
+    q = ((values_Cj.to(total.dtype) - largest) / temperature).exp() / total
+    in_s = torch.arange(q.shape[1], device=q.device) < statistics.count[:, None]
+    return TopKMixture(columns_Cj, torch.where(in_s, q, 0))
+
+
+def pool_top_k(top_k: TopKMixture, tokens: SubchunkTokens, columns: int) -> Tensor:
+    """Compute [n, v]: the sum of pooling weight * q over the rows of each sequence. `columns` is v."""
+    sequences = len(tokens.grad_index_of_sequence)
+    weighted = (tokens.pooling_weights[:, None] * top_k.probabilities).flatten()
+    index = (tokens.sequence[:, None] * columns + top_k.columns).flatten()
+    pooled = weighted.new_zeros(sequences * columns)
+    if pooled.is_cuda:
+        pooled.index_put_((index,), weighted, accumulate=True)  # deterministic on a GPU, unlike index_add_
+    else:
+        pooled.index_add_(0, index, weighted)
+    return pooled.view(sequences, columns)
+
+
+def grad_logits(
+    top_k: TopKMixture, grad_probs_mv: Tensor, tokens: SubchunkTokens, temperature: float, group: Group
+) -> Tensor:
+    """Compute the [C, j] gradient of the alignment loss with respect to the logits at the columns of `top_k`.
+
+    Collective over `group`, as `merge`. `grad_probs_mv` is the gradient of the pooled probabilities.
+    """
+    q, index = top_k.probabilities, tokens.grad_index
+    c = torch.zeros_like(q)
+    if grad_probs_mv.numel():
+        c = grad_probs_mv[index.clamp_min(0)[:, None], top_k.columns].to(q.dtype)
+    inner = all_reduce((q * c).sum(1), group)
+    slope = torch.where(index >= 0, tokens.pooling_weights / temperature, 0)
+    return slope[:, None] * q * (c - inner[:, None])
