@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.loss.comm import Group, all_reduce, all_to_all, rank_and_size
 from pipeline.loss.kernels import SubchunkTokens
 
-BLOCK = 64  # columns of a block; smaller blocks have fewer candidates, but more maxima
+BLOCK = 32  # columns of a block; smaller blocks have fewer candidates, but more maxima
 
 
 @dataclass(frozen=True)
@@ -57,32 +57,45 @@ class TopKMixture:
     probabilities: Tensor
 
 
-def first_of_largest(values_Cn: Tensor, k: int) -> Tensor:
+def positions_of_largest(values_Cn: Tensor, k: int) -> Tensor:
     """Return the [C, k] positions of the k largest values of each row, in ascending order. Ties: lower position."""
     n = values_Cn.shape[1]
     if n <= k:
         return torch.arange(n, device=values_Cn.device).expand(len(values_Cn), n)
-    # torch.topk selects arbitrary entries among those equal to the k-th largest, so rank these by position.
-    threshold = values_Cn.topk(k).values[:, -1:]
-    backward = torch.arange(n, 0, -1, device=values_Cn.device, dtype=torch.int32)
-    rank = torch.where(values_Cn > threshold, n + 1, torch.where(values_Cn == threshold, backward, 0))
-    return rank.topk(k, sorted=False).indices.sort(dim=1).values
+    largest = values_Cn.topk(k + 1)
+    threshold, next_value = largest.values[:, k - 1 : k], largest.values[:, k:]
+    positions = largest.indices[:, :k]
+    # torch.topk selects arbitrary entries among those equal to the k-th largest. If there are more of them than it
+    # selected, rank them by position. On a GPU, do so always: checking would wait for the device.
+    if values_Cn.is_cuda or bool((threshold == next_value).any()):
+        from_end = torch.arange(n, 0, -1, device=values_Cn.device, dtype=torch.int32)
+        rank = torch.where(values_Cn > threshold, n + 1, torch.where(values_Cn == threshold, from_end, 0))
+        positions = rank.topk(k).indices
+    return positions.sort(dim=1).values
 
 
 def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the values and columns, [C, j] each, of the j = min(k, v) largest logits of each row, largest first."""
-    blocks = z_Cv.shape[1] // BLOCK
+    rows, v = z_Cv.shape
+    blocks = v // BLOCK if rows else 0
     if blocks <= k:
-        columns = first_of_largest(z_Cv, k)
+        columns = positions_of_largest(z_Cv, k)
+        candidates = z_Cv
     else:
         maxima = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
-        selected = first_of_largest(maxima, k)
-        candidates = (selected[:, :, None] * BLOCK + torch.arange(BLOCK, device=z_Cv.device)).flatten(1)
-        tail = torch.arange(blocks * BLOCK, z_Cv.shape[1], device=z_Cv.device).expand(len(z_Cv), -1)
-        candidates = torch.cat([candidates, tail], dim=1)
-        columns = candidates.gather(1, first_of_largest(z_Cv.gather(1, candidates), k))
-    values, order = z_Cv.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return values, columns.gather(1, order)
+        starts = positions_of_largest(maxima, k) * BLOCK
+        offsets = (starts + torch.arange(0, rows * v, v, device=z_Cv.device)[:, None]).flatten()
+        # index_select on a view of all runs of BLOCK elements copies whole blocks, also if v is not a multiple.
+        candidates = z_Cv.flatten().unfold(0, BLOCK, 1).index_select(0, offsets).view(rows, k * BLOCK)
+        candidates = torch.cat([candidates, z_Cv[:, blocks * BLOCK :]], dim=1)
+        columns = positions_of_largest(candidates, k)
+    values, order = candidates.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    columns = columns.gather(1, order)
+    if blocks > k:
+        in_block = columns < k * BLOCK
+        block_start = starts.gather(1, torch.where(in_block, columns // BLOCK, 0))
+        columns = torch.where(in_block, block_start + columns % BLOCK, columns + (blocks - k) * BLOCK)
+    return values, columns
 
 
 def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKStatistics:
@@ -104,7 +117,7 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
     lists = all_to_all(sent, rows_of_rank, [rows] * ranks, group).view(ranks, rows, k)
     # Ordered by rank, and thus equal logits by id.
     candidates = lists.transpose(0, 1).reshape(rows, ranks * k)
-    positions = first_of_largest(candidates, k)
+    positions = positions_of_largest(candidates, k)
     values = candidates.gather(1, positions).to(torch.promote_types(values_Cj.dtype, torch.float32))
     counts = values.new_zeros(rows, ranks).scatter_add_(1, positions // k, torch.ones_like(values))
     largest = values.amax(1)

@@ -35,17 +35,22 @@ def step_metrics(
 ) -> dict[str, Any]:
     """Compute the losses of the last optimizer step, in total and per language.
 
-    The alignment metrics are None if the global batch has no pairs.
+    The alignment metrics are None if the global batch has no pairs, and those of the soft tokens also without top-k.
     """
     pairs = normalizers.pairs or math.nan
     distance = sum(float(result.distance_sum) for result in results) / pairs
     cosine = sum(float(result.cosine_sum) for result in results) / pairs
+    soft_tokens = sum(int(result.soft_token_count) for result in results) or math.nan
+    kept_mass = sum(float(result.kept_mass) for result in results) / soft_tokens
+    entropy = sum(float(result.soft_token_entropy) for result in results) / soft_tokens
     metrics = {
         "step": state.step,
         "loss": sum(float(result.loss.detach()) for result in results),
         "ce_loss": cross_entropy(results, normalizers),
         "align_loss": distance if normalizers.pairs else None,
         "align_cos": cosine if normalizers.pairs else None,
+        "soft_token_kept_mass": None if math.isnan(soft_tokens) else kept_mass,
+        "soft_token_entropy": None if math.isnan(soft_tokens) else entropy,
         "num_tokens": state.num_tokens,
     }
     sums = torch.stack([result.language_ce for result in results]).sum(0).tolist()

@@ -20,8 +20,10 @@ from pipeline.loss import (
     vocabulary_range,
 )
 from pipeline.loss.comm import Group, rank_and_size
+from pipeline.loss.soft_tokens import head_logits, soft_token_probabilities
 
 LANGUAGES = 3
+METRICS = ("kept_mass", "entropy", "count")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Case:
     """Sizes and settings of one random input.
 
     `lengths[r]` lists the pair groups of rank r, each a tuple of sequence lengths, the pivot's first.
+    With `ties`, hidden states and head are small integers, so that many logits of a row are exactly equal.
     """
 
     lengths: tuple[tuple[tuple[int, ...], ...], ...]
@@ -47,11 +50,13 @@ class Case:
     logit_scale: float = 1.0
     softcap: float | None = None
     device: str = "cpu"
+    ties: bool = False
 
     def with_rows(self, rows: int) -> "Case":
         """Return the case with a memory budget for that many rows of each rank in a subchunk."""
         size = torch.finfo(self.dtype).bits // 8
-        tensors = 1 + (self.settings.softmax_temperature != 1) + (self.softcap is not None)
+        second = self.settings.softmax_temperature != 1 and self.settings.top_k is None
+        tensors = 1 + second + (self.softcap is not None)
         budget = (rows + 0.5) * self.vocab_size * size * tensors / 2**20
         return replace(self, settings=replace(self.settings, memory_budget_mb=budget))
 
@@ -112,8 +117,11 @@ def tensors(case: Case, generator: torch.Generator) -> Tensors:
 
     head = draw(case.vocab_size, case.hidden_size)
     embedding = draw(case.vocab_size, case.hidden_size)
+    hidden = draw(tokens, case.hidden_size, scale=2.0)
+    if case.ties:
+        head, hidden = head.round(), hidden.round().clamp(-1, 1)
     return Tensors(
-        hidden=draw(tokens, case.hidden_size, scale=2.0),
+        hidden=hidden,
         head=head,
         embedding=head if case.tied else embedding,
         bias=draw(case.vocab_size),
@@ -148,9 +156,29 @@ def reference_results(case: Case, dtype: torch.dtype = torch.float64) -> dict[st
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
     names = ["hidden", "head", "embedding", "bias"]
-    return {"loss": loss.detach(), "ce": ce.detach(), "alignment": alignment.detach()} | dict(
-        zip(names, grads, strict=True)
-    )
+    scalars = {"loss": loss.detach(), "ce": ce.detach(), "alignment": alignment.detach()}
+    return scalars | dict(zip(names, grads, strict=True)) | _top_k_metrics(case, t, global_batch)
+
+
+@torch.no_grad()
+def _top_k_metrics(case: Case, t: Tensors, loss_batch: LossBatch) -> dict[str, Tensor]:
+    """Compute the means over the target tokens of pairs of the kept mass and the entropy of the soft tokens."""
+    pooling_weights = loss_batch.pooling_weights(case.settings.pooling, torch.float64)
+    members = {i for i, paired in enumerate(loss_batch.paired().tolist()) if paired}
+    members |= {int(loss_batch.pivot[i]) for i in members}
+    rows = [
+        row
+        for row, sequence in enumerate(loss_batch.sequence_of_token().tolist())
+        if sequence in members and pooling_weights[row] > 0
+    ]
+    if case.settings.top_k is None or not rows:
+        return {name: torch.zeros(()) for name in METRICS}
+    bias = t.bias if case.bias else None
+    z = head_logits(t.hidden[rows], t.head, bias, case.logit_scale, case.softcap)
+    q = soft_token_probabilities(z, case.settings.softmax_temperature, case.settings.top_k)
+    p = torch.softmax(z / case.settings.softmax_temperature, dim=1)
+    kept_mass, entropy = p[q > 0].sum() / len(rows), torch.special.entr(q).sum() / len(rows)
+    return {"kept_mass": kept_mass, "entropy": entropy, "count": torch.tensor(float(len(rows)))}
 
 
 def _normalizers(loss_batch: LossBatch) -> LossNormalizers:
@@ -207,6 +235,9 @@ def sharded_results(group: Group, case: Case) -> dict[str, Tensor]:
     assert head.grad is not None and vocabulary.embedding.grad is not None
     results = {"loss": result.loss.detach(), "hidden": hidden.grad, "head": head.grad}
     results["embedding"] = vocabulary.embedding.grad
+    count = result.soft_token_count
+    results |= {"kept_mass": result.kept_mass / count.clamp_min(1), "count": count.to(total)}
+    results["entropy"] = result.soft_token_entropy / count.clamp_min(1)
     if vocabulary.bias_grad is not None:
         results["bias"] = vocabulary.bias_grad
     return {name: value.cpu() for name, value in results.items()}
@@ -224,3 +255,8 @@ def errors(case: Case, parts: list[dict[str, Tensor]], reference: dict[str, Tens
         error = abs(float(part["loss"]) - float(reference["loss"])) / (abs(float(reference["loss"])) or 1.0)
         relative["loss"] = max(relative.get("loss", 0.0), error)
     return relative
+
+
+def metric_errors(parts: list[dict[str, Tensor]], reference: dict[str, Tensor]) -> dict[str, float]:
+    """Return the largest absolute error of each metric of the soft tokens over all ranks."""
+    return {name: max(abs(float(part[name] - reference[name])) for part in parts) for name in METRICS}

@@ -112,7 +112,10 @@ def test_train_with_zero_weight_is_sft(prepared: Prepared, plain_run: Path, tmp_
     )
     assert len(got) == 5 and got == expected
     assert got != other
-    assert all(record["align_loss"] is None for record in metrics(tmp_path / "plain"))
+    for key in ("align_loss", "soft_token_kept_mass", "soft_token_entropy"):
+        assert all(record[key] is None for record in metrics(tmp_path / "plain"))
+    for record in metrics(plain_run):
+        assert 0 < record["soft_token_kept_mass"] < 1 and 0 < record["soft_token_entropy"] < math.log(20)
     # Alignment raises the cosine above plain fine-tuning on the same data, order and seed.
     assert metrics(plain_run)[-1]["align_cos"] > metrics(tmp_path / "zero")[-1]["align_cos"]
 
