@@ -18,13 +18,15 @@ done
 [ -e "$MODEL/config.json" ] || { echo "error: $MODEL: no model there; MODEL is a Hugging Face directory" >&2; exit 2; }
 source slurm/chain.sh
 
-# Recipe changes of each variant. The recipe's own loss follows the paper literally (solar). `words` is the variant that
-# transferred knowledge in docs/results.md: only embeddings receive alignment gradients, and tokens have IDF weights.
+# Recipe changes of each variant. The recipe's own loss has the form of the paper (solar). `words` is the variant that
+# transferred knowledge in docs/results.md: only embeddings receive alignment gradients, tokens have IDF weights, and
+# soft tokens mix the whole vocabulary.
 export WEIGHTS=$OUTPUT/weights.safetensors SHARDS=$OUTPUT/shards TOKENIZER=${TOKENIZER:-$MODEL} MODEL INPUT DATA RECIPE
 declare -A changes=(
   [sft]="--loss.alignment_weight 0"
   [solar]=""
-  [words]="--loss.alignment_weight 10 --loss.detach [pivot,probabilities] --loss.vocabulary_weights $WEIGHTS"
+  [words]="--loss.top_k null --loss.alignment_weight 10 --loss.detach [pivot,probabilities] \
+    --loss.vocabulary_weights $WEIGHTS"
 )
 read -ra variants <<<"${ARMS:-sft solar words}"
 for variant in "${variants[@]}"; do

@@ -5,7 +5,7 @@ matrix. Shape letters: T target tokens, V vocabulary, d hidden size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import torch
@@ -117,13 +117,18 @@ def solar(inputs: LossInputs) -> None:
     _solar(inputs, 1.0)
 
 
+def solar_full_mixture(inputs: LossInputs) -> None:
+    """Compute cross entropy and alignment with this project's loss, with soft tokens over the whole vocabulary."""
+    _solar(replace(inputs, settings=replace(inputs.settings, top_k=None)), 1.0)
+
+
 def solar_ce(inputs: LossInputs) -> None:
     """Compute cross entropy only, with this project's loss: no pairs, no soft tokens."""
     _solar(inputs, 0.0)
 
 
 def plain(inputs: LossInputs) -> None:
-    """Compute cross entropy and alignment of soft tokens by autograd over full logits."""
+    """Compute cross entropy and alignment of soft tokens over the whole vocabulary by autograd over full logits."""
     logits = inputs.hidden @ inputs.weight.T
     loss = F.cross_entropy(logits, inputs.targets)
     soft = soft_tokens(logits, inputs.weight)
@@ -180,6 +185,7 @@ def loss_variants(device: str) -> dict[str, LossVariant]:
     """Return the variants that are installed and run on the device, by name, starting with this project's loss."""
     variants: dict[str, LossVariant] = {
         "solar": solar,
+        "solar full mixture": solar_full_mixture,
         "solar CE": solar_ce,
         "three products": three_products,
         "plain": plain,

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from pipeline.plan.memory import MemoryEstimate, estimate_memory
 from pipeline.plan.prediction import Prediction
-from pipeline.plan.step_time import LOSS_PASSES, StepWork
+from pipeline.plan.step_time import LOSS_PASSES_FULL_MIXTURE, StepWork
 from pipeline.plan.traffic import Transfer
 from pipeline.plan.workload import PlannedRun
 
@@ -46,7 +46,7 @@ class FullLogitsPrediction(Prediction):
         loss = 3 * product * run.micro_batch_tokens
         if run.config.loss.alignment_weight:
             loss += 3 * product * target_tokens
-        logits_bytes = LOSS_PASSES * target_tokens * run.stats.vocab_size * run.element_size
+        logits_bytes = LOSS_PASSES_FULL_MIXTURE * target_tokens * run.stats.vocab_size * run.element_size
         return StepWork(replace(work.flops, loss=loss), logits_bytes, transfers)
 
 

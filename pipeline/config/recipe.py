@@ -107,6 +107,7 @@ def _check_values(config: Config, recipe: Path) -> None:
         "training.learning_rate": t.learning_rate,
         "model.vocab_multiple": config.model.vocab_multiple,
         "loss.softmax_temperature": loss.softmax_temperature,
+        "loss.top_k": 1 if loss.top_k is None else loss.top_k,
         "loss.infonce_temperature": loss.infonce_temperature,
         "loss.memory_budget_mb": 1 if loss.memory_budget_mb is None else loss.memory_budget_mb,
     }

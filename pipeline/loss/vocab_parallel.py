@@ -28,7 +28,6 @@ this rank, w_t pooling weight of token t.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +45,7 @@ from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
 from pipeline.loss.subchunk_tokens import subchunk_tokens
 from pipeline.loss.traffic import Traffic
 from pipeline.loss.vocabulary import Vocabulary
+from pipeline.loss.with_gradient import WithGradient
 
 
 @dataclass
@@ -118,25 +118,8 @@ def solar_loss(
     result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
     if grad is not None:
         gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
-        result.loss = _WithGradient.apply(hidden, result.loss, grad, step.grad_scale / gain)
+        result.loss = WithGradient.apply(hidden, result.loss, grad, step.grad_scale / gain)
     return result
-
-
-class _WithGradient(torch.autograd.Function):
-    """Identity on the loss whose backward returns the precomputed gradient grad_scale * grad of `hidden`."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor, grad_scale: float) -> Tensor:
-        ctx.save_for_backward(grad)
-        ctx.grad_scale = grad_scale
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,) = ctx.saved_tensors
-        # The factor may include a loss scale beyond the range of fp16, so multiply in at least fp32.
-        factor = (grad_outputs[0] * ctx.grad_scale).to(accumulation_dtype(grad.dtype))
-        return (grad * factor[None, None]).to(grad.dtype), None, None, None
 
 
 class _Step:

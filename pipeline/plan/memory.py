@@ -10,7 +10,9 @@ m sequences with a gradient.
 
 from dataclasses import dataclass
 
+from pipeline.loss.chunking import needs_second_softmax
 from pipeline.loss.kernels import CACHE_BYTES
+from pipeline.loss.top_k import BLOCK
 from pipeline.plan.workload import PlannedRun
 
 
@@ -101,7 +103,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     columns = run.stats.vocab_size / ranks if vocab_parallel else run.stats.vocab_size
     sequences = c.chunk_sequences * (ranks if vocab_parallel else 1)
     with_gradient = run.workload.pairs / max(1e-9, run.workload.sequences) if "pivot" in run.config.loss.detach else 1.0
-    buffers = 1 + (run.config.loss.softmax_temperature != 1) + run.stats.softcap
+    buffers = 1 + needs_second_softmax(run.config.loss) + run.stats.softcap
     extra_rows = sequences if run.stats.tied and vocab_parallel else 0
     # Hidden states of a subchunk, their weighted copy, and their gradient before and after scaling.
     temporary = rows * d * (e + accumulation_size + (accumulation_size if e < 4 else 0))
@@ -118,6 +120,11 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         "hidden states": 2 * c.target_tokens * d * e,  # of this rank, with their gradient
         "passing": temporary,
     }
+    if run.config.loss.top_k is not None:
+        # Block maxima and candidates of the selection, their order, and the k largest with their columns.
+        selected = min(run.config.loss.top_k, columns)
+        per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
+        parts["top-k"] = rows * per_row
     if vocab_parallel and ranks > 1:
         parts["exchange buffers"] = rows * d * e * (1 if c.subchunks == 1 else 3)
     if not vocab_parallel:

@@ -14,8 +14,9 @@ from pipeline.plan.workload import PlannedRun
 # Bytes that the update reads and writes per parameter: fp32 gradient, two moments, fp32 parameter, the copy in the
 # compute dtype, gradient norm and clipping.
 OPTIMIZER_BYTES = 44
-# Passes over the logits: two products, softmax, pooling, inner products, softmax backward.
-LOSS_PASSES = 8
+# Passes over the logits: three products, softmax, pooling, inner products, softmax backward. With top-k, one pass to
+# find the largest logits replaces the last three.
+LOSS_PASSES_FULL_MIXTURE, LOSS_PASSES_TOP_K = 8, 6
 # Start latency of a collective, in hops. Among 0 to 4, this value fits the measurements of benchmarks.plan best.
 LAUNCH_HOPS = 3
 
@@ -124,6 +125,11 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
     return StepTime(compute, messages, serial, overlapped)
 
 
+def loss_passes(run: PlannedRun) -> int:
+    """Return how often the loss reads or writes all logits."""
+    return LOSS_PASSES_FULL_MIXTURE if run.config.loss.top_k is None else LOSS_PASSES_TOP_K
+
+
 def estimate_loss_bytes(run: PlannedRun) -> float:
     """Return the bytes that the loss of a micro-step reads and writes.
 
@@ -132,7 +138,7 @@ def estimate_loss_bytes(run: PlannedRun) -> float:
     their gradients.
     """
     matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
-    logits = LOSS_PASSES * run.micro_batch_size * run.workload.target_tokens * run.stats.vocab_size * e
+    logits = loss_passes(run) * run.micro_batch_size * run.workload.target_tokens * run.stats.vocab_size * e
     head_shards = 1 if run.head == "gathered" else run.ranks
     head = matrix / head_shards * (c.subchunks * (2 * e + 8) + c.recomputed * e)
     return logits + head + matrix / run.ranks * c.chunks * 2 * e

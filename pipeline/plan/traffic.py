@@ -98,7 +98,9 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     # such chunks are assumed to coincide on all ranks.
     single = c.chunk_sequences <= 1 and "pivot" in run.config.loss.detach
     with_gradient = c.subchunks * (run.workload.pairs / run.workload.sequences if single else 1.0)
-    gathers, sums = 3 + 3 * c.subchunks + c.recomputed, c.chunks + with_gradient
+    # Top-k: two all-to-alls of each subchunk.
+    all_to_alls = 0 if run.config.loss.top_k is None else 2 * c.subchunks
+    gathers, sums = 3 + 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
     received = steps * run.loss_traffic.vocab_parallel
     return Transfer("loss", received, steps * (gathers + sums), steps * others * (gathers + 2 * sums), "ring", "loss")
 

@@ -96,7 +96,10 @@ def setup_engine(run: PreparedRun, checkpoint: Resumable | None = None) -> ZeroE
     torch.manual_seed(config.seed)
     other_ranks = checkpoint is not None and checkpoint[1]["ranks"] != world_size
     ds = deepspeed_config(config, world_size, load_universal=other_ranks)
-    return build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
+    engine = build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
+    if engine.tied and config.loss.soft_token_embeddings == "output" and distributed.is_main_process():
+        print("loss.soft_token_embeddings: makes no difference, because head and input embeddings are tied", flush=True)
+    return engine
 
 
 def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: Resumable | None) -> TrainState:

@@ -27,8 +27,8 @@ def test_hops_of_vocab_parallel_match_hand_count() -> None:
     assert transfers["persistent parameters"] == (1, 7)
     assert transfers["sums"] == (3, 3 * 14)
     # Gathers: layout 3; hidden states, statistics and gradients of the subchunk. All-reduces: pooled representations
-    # and inner products.
-    assert transfers["loss"] == (2 * 8, 2 * (6 * 7 + 2 * 14))
+    # and inner products. All-to-alls: logits of the top-k selection and its results.
+    assert transfers["loss"] == (2 * 10, 2 * (8 * 7 + 2 * 14))
 
 
 def test_hops_of_ring_head_match_hand_count() -> None:
