@@ -90,7 +90,7 @@ def random_inputs(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch
     return hidden, loss_batch, Vocabulary(VOCAB, shard, shard), normalizers
 
 
-def expected_traffic(ranks: int, tokens: int) -> Traffic:
+def expected_traffic(ranks: int, tokens: int, top_k: int | None = LossSettings.top_k) -> Traffic:
     """Return the traffic for `random_inputs` in a single chunk. `tokens` is the number per rank."""
     sequences = tokens // SEQUENCE_LENGTH * ranks
     return Traffic(
@@ -105,17 +105,22 @@ def expected_traffic(ranks: int, tokens: int) -> Traffic:
         padded_recomputed=0,
         sequences=sequences,
         requires_grad=sequences // 2,
-        top_k=LossSettings().top_k,
+        top_k=top_k,
     )
 
 
 def measure_traffic(
-    group: dist.ProcessGroup, tokens: int, head: Head, repeats: int = 1, memory_budget_mb: float = 1e6
+    group: dist.ProcessGroup,
+    tokens: int,
+    head: Head,
+    repeats: int = 1,
+    memory_budget_mb: float = 1e6,
+    top_k: int | None = LossSettings.top_k,
 ) -> tuple[float, int, float]:
     """Return the received bytes, the elements of the largest tensor, and the median milliseconds on this rank."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     hidden, loss_batch, vocabulary, normalizers = random_inputs(rank, ranks, tokens)
-    settings = LossSettings(head=head, memory_budget_mb=memory_budget_mb)
+    settings = LossSettings(head=head, memory_budget_mb=memory_budget_mb, top_k=top_k)
     with CollectiveCounter(rank, ranks) as counter:
         solar_loss(hidden, loss_batch, vocabulary, settings, 1.0, normalizers, 2, None, group).loss.backward()
     times = []

@@ -26,6 +26,16 @@ def test_traffic_equals_formula(workers: Workers, ranks: int, head: Head) -> Non
         assert received == pytest.approx(formula, rel=0.02)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_traffic_of_top_k_equals_formula_exactly(workers: Workers, ranks: int) -> None:
+    tokens = 256
+    with_top_k, without = (
+        workers.run(measure_traffic, ranks, tokens, "vocab_parallel", 1, 1e6, top_k) for top_k in (20, None)
+    )
+    for (received, _, _), (base, _, _) in zip(with_top_k, without, strict=True):
+        assert received - base == expected_traffic(ranks, tokens).selection
+
+
 def test_traffic_crossing_of_both_heads(workers: Workers) -> None:
     at = crossover_tokens(4)
     for tokens, winner in ((at * 3 // 4 // 64 * 64, "vocab_parallel"), (at * 5 // 4 // 64 * 64, "gathered")):

@@ -1,8 +1,10 @@
 """Compare the dense soft tokens with their definition."""
 
+import math
+
 import torch
 
-from pipeline.loss.soft_tokens import head_logits, mean_soft_tokens, soft_tokens
+from pipeline.loss.soft_tokens import head_logits, mean_soft_tokens, soft_token_probabilities, soft_tokens
 
 T, V, D = 7, 11, 5
 
@@ -25,6 +27,12 @@ def test_soft_tokens_with_temperature_and_weights() -> None:
     p = p / p.sum(1, keepdim=True)
     expected = torch.einsum("tv,v,vd->td", p, weights, embedding)
     torch.testing.assert_close(soft_tokens(logits, embedding, 0.7, weights), expected)
+
+
+def test_soft_token_probabilities_of_top_k_prefer_lower_ids() -> None:
+    q = soft_token_probabilities(torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0, 2.0]]).double(), 0.5, top_k=3)
+    first, last = 1 / (2 + math.e**-2), math.e**-2 / (2 + math.e**-2)
+    torch.testing.assert_close(q, torch.tensor([[0.0, first, last, first, 0.0, 0.0]]).double())
 
 
 def test_mean_soft_tokens_equals_mean_of_soft_tokens() -> None:
