@@ -98,8 +98,8 @@ def _weights(args: argparse.Namespace) -> None:
     from data_prep.idf_weights import model_vocab_size, write_weights
 
     size = model_vocab_size(args.model)
-    shared = write_weights(args.shards, args.output, size)
-    print(f"{args.output}: weights of {size} tokens, {shared} of them in more than one response")
+    shared, absent = write_weights(args.shards, args.output, size)
+    print(f"{args.output}: weights of {size} tokens, {shared} in more than one response, {absent} in none (weight 0)")
 
 
 def _build_parser() -> argparse.ArgumentParser:

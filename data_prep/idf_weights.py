@@ -16,18 +16,15 @@ from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import UserError
 
 
-def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np.ndarray:
-    """Compute the inverse document frequency of every token, counting each response as a document.
-
-    A token that occurs in S_v of S responses has the weight log(S / S_v) / log S: 0 if it occurs in all responses, 1
-    if it occurs in only one. A token that occurs in no response has weight 1.
+def count_documents(rows: Iterable[PackedRow], vocab_size: int) -> tuple[np.ndarray, int]:
+    """Count the responses that contain each token.
 
     Args:
         rows: Packed rows; a response is the target tokens of one sequence.
         vocab_size: V.
 
     Returns:
-        float32 [V].
+        int64 [V] the number of responses that contain the token, and the number of responses.
 
     Raises:
         UserError: There are fewer than two responses, or a token id is V or larger.
@@ -45,7 +42,25 @@ def inverse_document_frequency(rows: Iterable[PackedRow], vocab_size: int) -> np
             responses += len(ids) > 0
     if responses < 2:
         raise UserError(f"{responses} responses are too few to compute document frequencies; pack more data")
-    return (np.log(responses / np.maximum(counts, 1)) / np.log(responses)).astype(np.float32)
+    return counts, responses
+
+
+def inverse_document_frequency(counts: np.ndarray, responses: int) -> np.ndarray:
+    """Compute the inverse document frequency of every token, counting each response as a document.
+
+    A token that occurs in S_v of S responses has the weight log(S / S_v) / log S: 0 if it occurs in all responses, 1
+    if it occurs in only one. A token that occurs in no response has weight 0, because nothing is known about it, and a
+    large vocabulary has many such tokens.
+
+    Args:
+        counts: int [V] S_v.
+        responses: S, at least 2.
+
+    Returns:
+        float32 [V].
+    """
+    weights = np.log(responses / np.maximum(counts, 1)) / np.log(responses)
+    return np.where(counts > 0, weights, 0).astype(np.float32)
 
 
 def model_vocab_size(name: str) -> int:
@@ -65,7 +80,7 @@ def model_vocab_size(name: str) -> int:
         return len(load_tokenizer(name))  # type: ignore[arg-type]
 
 
-def write_weights(shards: Path, output: Path, vocab_size: int) -> int:
+def write_weights(shards: Path, output: Path, vocab_size: int) -> tuple[int, int]:
     """Compute the weights from a shard directory and write the safetensors file for `loss.vocabulary_weights`.
 
     Args:
@@ -74,19 +89,19 @@ def write_weights(shards: Path, output: Path, vocab_size: int) -> int:
         vocab_size: V.
 
     Returns:
-        The number of tokens that occur in more than one response.
+        The number of tokens that occur in more than one response, and of those that occur in none.
 
     Raises:
         UserError: The shards are unreadable, a token id is V or larger, or the file cannot be written.
     """
     rows = ShardSet.open(shards)
     try:
-        weights = inverse_document_frequency(rows, vocab_size)
+        counts, responses = count_documents(rows, vocab_size)
     except UserError as error:
         raise UserError(f"{shards}: {error}") from None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, save({"weights": weights}))
+        write_atomically(output, save({"weights": inverse_document_frequency(counts, responses)}))
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
-    return int((weights < 1).sum())
+    return int((counts > 1).sum()), int((counts == 0).sum())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from data_prep.idf_weights import inverse_document_frequency
+from data_prep.idf_weights import count_documents, inverse_document_frequency
 from data_prep.records import Record
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
@@ -168,7 +168,8 @@ class Study:
         if variant.shuffle:
             job = replace(job, transform_batch=shuffle_pairs)
         if variant.idf:
-            weights = inverse_document_frequency(rows, len(self.tokenizer))  # type: ignore[arg-type]
+            counts = count_documents(rows, len(self.tokenizer))  # type: ignore[arg-type]
+            weights = inverse_document_frequency(*counts)
             job = replace(job, vocabulary_weights=torch.from_numpy(weights).to(self.device))
         middle = None
         if variant.middle:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from data_prep.idf_weights import inverse_document_frequency
+from data_prep.idf_weights import count_documents, inverse_document_frequency
 from data_prep.shards.format import IGNORE, PackedRow, ShardSet
 from pipeline.common.errors import UserError
 from tests.runs import python, refuses
@@ -21,17 +21,19 @@ def row(*responses):
 
 
 def test_idf_weights_match_manual_computation():
-    weights = inverse_document_frequency([row([1, 2, 2], [1, 3]), row([1, 2]), row([1])], 6)
+    counts, responses = count_documents([row([1, 2, 2], [1, 3]), row([1, 2]), row([1])], 6)
+    assert counts.tolist() == [0, 4, 2, 1, 0, 0] and responses == 4
+    weights = inverse_document_frequency(counts, responses)
     assert weights.dtype == np.float32
-    expected = [1, 0, math.log(4 / 2) / math.log(4), 1, 1, 1]
+    expected = [0, 0, math.log(4 / 2) / math.log(4), 1, 0, 0]  # entries in no response: 0
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 def test_idf_weights_reject_few_responses_and_large_ids():
     with pytest.raises(UserError, match="1 responses are too few"):
-        inverse_document_frequency([row([1])], 4)
+        count_documents([row([1])], 4)
     with pytest.raises(UserError, match="token id 9 does not fit a vocabulary of 9"):
-        inverse_document_frequency([row([1], [9])], 9)
+        count_documents([row([1], [9])], 9)
 
 
 @pytest.mark.slow
@@ -41,8 +43,10 @@ def test_weights_command_writes_weights_of_model_size(prepared, tmp_path):
     result = python(*command, "--model", prepared.tokenizer)
     assert result.returncode == 0, result.stderr
     weights = load_file(output)["weights"]
-    np.testing.assert_array_equal(weights, inverse_document_frequency(ShardSet.open(prepared.shards), len(weights)))
-    assert len(weights) == 600
+    counts, responses = count_documents(ShardSet.open(prepared.shards), len(weights))
+    np.testing.assert_array_equal(weights, inverse_document_frequency(counts, responses))
+    absent = int((counts == 0).sum())
+    assert len(weights) == 600 and absent > 0 and f"{absent} in none (weight 0)" in result.stdout
     model = tmp_path / "model"
     model.mkdir()
     for size in (640, 5):  # a model's vocabulary may be larger than its tokenizer's
