@@ -57,6 +57,8 @@ def _pack(args: argparse.Namespace) -> None:
     from data_prep import ranks
     from data_prep.packing.packer import pack
     from data_prep.packing.settings import PackSettings
+    from data_prep.shards.format import ShardSet
+    from data_prep.shards.repeated_pivots import count_repeated_pivots
     from data_prep.shards.statistics import report_lines
 
     ranks.exit_on_signals()
@@ -67,15 +69,18 @@ def _pack(args: argparse.Namespace) -> None:
         manifest = pack(args.input, args.tokenizer, args.output, settings, world)
         if world.rank == 0:
             print("\n".join(report_lines(args.output, manifest)))
+            print(count_repeated_pivots(ShardSet(args.output, manifest)))
 
     ranks.run_together(world, work)
 
 
 def _verify(args: argparse.Namespace) -> None:
+    from data_prep.shards.repeated_pivots import count_repeated_pivots
     from data_prep.shards.verification import verify
 
     shards = verify(args.shards, args.tokenizer)
     print(f"{args.shards}: {len(shards.manifest['shards'])} shards, {len(shards)} rows, no errors")
+    print(count_repeated_pivots(shards))
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -85,11 +90,14 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from data_prep.shards.format import read_manifest
+    from data_prep.shards.format import ShardSet
+    from data_prep.shards.repeated_pivots import count_repeated_pivots
     from data_prep.shards.statistics import plot_statistics, report_lines
 
-    manifest = read_manifest(args.shards)
+    shards = ShardSet.open(args.shards, check_hashes=False)
+    manifest = shards.manifest
     print("\n".join(report_lines(args.shards, manifest)))
+    print(count_repeated_pivots(shards))
     if args.plot:
         plot_statistics(manifest, args.plot)
 

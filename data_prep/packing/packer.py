@@ -36,7 +36,7 @@ from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
-PACKER_VERSION = 3  # increment it whenever a change alters the bytes for the same input and settings
+PACKER_VERSION = 4  # increment it whenever a change alters the bytes for the same input and settings
 
 T = TypeVar("T")
 
@@ -130,12 +130,12 @@ class Packer:
         """Run all unfinished steps. On a UserError, delete the work folder, because it cannot be resumed."""
         try:
             self._tokenize_splits()
-            rows, drops = self._assign_rows()
+            rows, drops, has_split_groups = self._assign_rows()
         except UserError:
             if self.ranks.size == 1:  # otherwise other ranks are still writing to it
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
-        shards = self._write_shards(rows)
+        shards = self._write_shards(rows, has_split_groups)
         if self.ranks.rank == 0:
             self._publish(shards, drops)
         self.ranks.all_gather(None)  # no rank returns before the output exists
@@ -185,8 +185,12 @@ class Packer:
             tokenize_split(self.splits[i], i, folder, encoder, self.windows, self.settings.seed)
         self.ranks.all_gather(None)
 
-    def _assign_rows(self) -> tuple[list[int], Counter]:
-        """Assign groups to rows. Return the number of rows in each window and the drops of all windows."""
+    def _assign_rows(self) -> tuple[list[int], Counter, bool]:
+        """Assign groups to rows.
+
+        Returns:
+            The number of rows in each window, the drops of all windows, and whether any group is split.
+        """
         folder = self.work / "windows"
         reader = TokenReader(self.work / "pieces")
 
@@ -201,7 +205,8 @@ class Packer:
             write_row_plan(plan_file(folder, number), plan)
             rows = int(plan["row"][-1].as_py()) + 1 if len(plan) else 0
             drops = sorted([lang, reason, count] for (lang, reason), count in window.drops.items())
-            write_json(summary_file(number), {"rows": rows, "drops": drops})
+            split = bool((plan["copies"].to_numpy() > 1).any())
+            write_json(summary_file(number), {"rows": rows, "drops": drops, "split": split})
         self.ranks.all_gather(None)
         summaries = [json.loads(summary_file(number).read_text("utf-8")) for number in range(self.windows)]
         total: Counter = Counter()
@@ -212,7 +217,7 @@ class Packer:
                 f"nothing is left to pack: no pair fits in {self.settings.max_seq_length} tokens; "
                 "raise --max_seq_length"
             )
-        return [summary["rows"] for summary in summaries], total
+        return [summary["rows"] for summary in summaries], total, any(summary["split"] for summary in summaries)
 
     def _locate(self, split: int, position: int) -> str:
         return locate(self.splits[split].path, position)
@@ -220,7 +225,7 @@ class Packer:
     def _entry_file(self, shard: int) -> Path:
         return self.work / "entries" / f"{shard:05d}.json"
 
-    def _write_shards(self, rows: list[int]) -> int:
+    def _write_shards(self, rows: list[int], with_copies: bool) -> int:
         """Write the shards and their manifest entries (with counts per language). Return the number of shards."""
         starts = np.cumsum([0, *rows])
         size = self.settings.rows_per_shard
@@ -228,7 +233,7 @@ class Packer:
         reader = TokenReader(self.work / "pieces")
         for shard in self._local_parts(shards, "write", self._entry_file):
             plan = read_row_plan(self.work / "windows", starts, shard * size, min((shard + 1) * size, int(starts[-1])))
-            packed = build_rows(plan, reader, self.settings.pivot)
+            packed = build_rows(plan, reader, self.settings.pivot, with_copies)
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
             write_json(self._entry_file(shard), {**entry, "languages": count_languages(plan, packed)})
         self.ranks.all_gather(None)

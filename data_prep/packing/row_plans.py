@@ -45,16 +45,24 @@ def read_row_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa
     return pa.concat_tables(tables)
 
 
-def build_rows(plan: pa.Table, reader: TokenReader, pivot: str) -> list[PackedRow]:
-    """Read the tokens of a row plan and build its packed rows."""
+def build_rows(plan: pa.Table, reader: TokenReader, pivot: str, with_copies: bool) -> list[PackedRow]:
+    """Read the tokens of a row plan and build its packed rows.
+
+    Args:
+        plan: The sequences of the rows.
+        reader: Reader of their tokens.
+        pivot: Language of the pivots.
+        with_copies: Whether any group of the whole output is split, so that the rows have `copies`.
+    """
     rows = []
+    copies = plan["copies"].to_numpy()
     columns = {name: plan[name].to_pylist() for name in ("pair_id", "lang", "piece", "offset", "length")}
     starts = np.flatnonzero(np.diff(plan["row"].to_numpy(), prepend=-1))
     for start, stop in pairwise([*starts.tolist(), len(plan)]):
         pair_id, lang, splits, offsets, lengths = (column[start:stop] for column in columns.values())
         sequences = [reader.read(*location) for location in zip(splits, offsets, lengths, strict=True)]
         role = [PIVOT if code == pivot else TRANSLATION for code in lang]
-        rows.append(PackedRow.from_encoded(sequences, pair_id, lang, role))
+        rows.append(PackedRow.from_encoded(sequences, pair_id, lang, role, copies[start:stop] if with_copies else None))
     return rows
 
 

@@ -141,7 +141,8 @@ class Window:
             seed: Determines the order of the rows.
 
         Returns:
-            The table of the window, sorted by row, with an added column `row`.
+            The table of the window, sorted by row. The added column `row` is the number of the row, and `copies` the
+            number of times that the sequence occurs in the table.
         """
         lengths = [sum(self._length[i] for i in subgroup) for subgroup in subgroups]
         bins = pack_bins(lengths, limits.tokens, [len(subgroup) for subgroup in subgroups], limits.sequences)
@@ -150,5 +151,8 @@ class Window:
         chosen = np.array([i for row in rows for i in row], np.int64)
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
         truncated_lengths = np.array(self._length, np.int32)[chosen]
+        copies = np.bincount(chosen, minlength=1)[chosen].astype(np.int32)
         table = self.table.drop_columns(["key", "length", "supervised"]).take(chosen)
-        return table.append_column("length", pa.array(truncated_lengths)).append_column("row", pa.array(numbers))
+        for name, column in (("length", truncated_lengths), ("copies", copies), ("row", numbers)):
+            table = table.append_column(name, pa.array(column))
+        return table

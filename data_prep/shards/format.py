@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         ("role", pa.list_(pa.string())),
     ]
 )
+COPIES = pa.field("copies", pa.list_(pa.int32()))  # last column of every shard if any example group is split
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class PackedRow:
         seq_lens: int32 [S]. Number of tokens in each sequence; they sum to T.
         pair_id, lang: S strings.
         role: S strings, "pivot" or "translation".
+        copies: int32 [S]. Number of copies of the sequence in all shards. It is above 1 for the pivot of a split group,
+            which each part of the group repeats. None if the shards do not record it: each sequence counts as one copy.
     """
 
     input_ids: np.ndarray
@@ -54,16 +57,23 @@ class PackedRow:
     pair_id: list[str]
     lang: list[str]
     role: list[str]
+    copies: np.ndarray | None = None
 
     @classmethod
     def from_encoded(
-        cls, sequences: Sequence[np.ndarray], pair_id: list[str], lang: list[str], role: list[str]
+        cls,
+        sequences: Sequence[np.ndarray],
+        pair_id: list[str],
+        lang: list[str],
+        role: list[str],
+        copies: np.ndarray | None = None,
     ) -> "PackedRow":
         """Build a row from sequences that encode a target token t as ~t (negative); see `ChatEncoder`."""
         encoded = np.concatenate(sequences)
         ids = np.where(encoded < 0, ~encoded, encoded)
         labels = np.where(encoded < 0, ids, np.int32(IGNORE))
-        return cls(ids, labels, np.array([len(sequence) for sequence in sequences], np.int32), pair_id, lang, role)
+        lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+        return cls(ids, labels, lengths, pair_id, lang, role, copies)
 
 
 def shard_name(index: int) -> str:
@@ -72,7 +82,10 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(path: Path, rows: Sequence[PackedRow]) -> dict[str, Any]:
-    """Write rows atomically as one Parquet file. Return its manifest entry: name, sha256 and `COUNTS`."""
+    """Write rows atomically as one Parquet file. Return its manifest entry: name, sha256 and `COUNTS`.
+
+    Either all rows have `copies`, or none has.
+    """
     table = pa.table(
         [
             _lists([row.input_ids for row in rows], pa.int32()),
@@ -84,6 +97,9 @@ def write_shard(path: Path, rows: Sequence[PackedRow]) -> dict[str, Any]:
         ],
         schema=SCHEMA,
     )
+    copies = [row.copies for row in rows if row.copies is not None]
+    if copies:
+        table = table.append_column(COPIES, _lists(copies, pa.int32()))
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary, row_group_size=ROW_GROUP, compression="zstd", write_statistics=False)
     entry = {"name": path.name, "sha256": sha256_file(temporary), **count_rows(rows)}
@@ -209,6 +225,18 @@ class ShardSet:
     def __iter__(self) -> Iterator[PackedRow]:
         return (self[index] for index in range(len(self)))
 
+    def read_columns(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the columns of each shard that are in `names`. Columns that the shard does not have are omitted.
+
+        Raises UserError if a shard is not a Parquet file.
+        """
+        for shard in self.manifest["shards"]:
+            try:
+                with pq.ParquetFile(self.path / shard["name"], memory_map=True) as file:
+                    yield file.read([name for name in names if name in file.schema_arrow.names])
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{self.path / shard['name']}: damaged shard ({error}); pack again") from None
+
     def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
         """Open a shard. Return its file, and the first row of each row group followed by the number of rows."""
         file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
@@ -222,4 +250,5 @@ class ShardSet:
 def _to_packed_row(table: pa.Table, position: int) -> PackedRow:
     numbers = [table.column(name)[position].values.to_numpy() for name in ("input_ids", "labels", "seq_lens")]
     strings = [table.column(name)[position].as_py() for name in ("pair_id", "lang", "role")]
-    return PackedRow(*numbers, *strings)
+    has_copies = COPIES.name in table.column_names
+    return PackedRow(*numbers, *strings, table.column(COPIES.name)[position].values.to_numpy() if has_copies else None)

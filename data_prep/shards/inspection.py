@@ -8,6 +8,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.shards.format import IGNORE, PackedRow, ShardSet
+from data_prep.shards.repeated_pivots import count_repeated_pivots
 from data_prep.shards.verification import check_tokenizer
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
@@ -31,6 +32,7 @@ def inspect_row(path: Path, tokenizer: str, index: int) -> None:
     row = shards[index]
     console = Console()
     console.print(f"row {index}: {len(row.input_ids)} of {shards.manifest['max_seq_length']} tokens", highlight=False)
+    console.print(str(count_repeated_pivots(shards)), highlight=False, soft_wrap=True)
     for text in _render_row(row, load_tokenizer(tokenizer)):
         console.print(text, soft_wrap=True)
 
@@ -39,11 +41,15 @@ def _render_row(row: PackedRow, tokenizer: PreTrainedTokenizerBase) -> list[Text
     """Return one text per sequence: a heading, then its text. Parts that are not targets are dimmed and in ⟦ ⟧."""
     texts = []
     stop = 0
-    for length, pair_id, lang, role in zip(row.seq_lens.tolist(), row.pair_id, row.lang, row.role, strict=True):
+    copies = [1] * len(row.seq_lens) if row.copies is None else row.copies.tolist()
+    sequences = zip(row.seq_lens.tolist(), row.pair_id, row.lang, row.role, copies, strict=True)
+    for length, pair_id, lang, role, number in sequences:
         start, stop = stop, stop + length
         ids, supervised = row.input_ids[start:stop], row.labels[start:stop] != IGNORE
         text = Text()
-        text.append(f"{pair_id} {lang} {role}, {length} tokens, {int(supervised.sum())} supervised\n", style="bold")
+        repeated = f", one of {number} copies" if number > 1 else ""
+        heading = f"{pair_id} {lang} {role}, {length} tokens, {int(supervised.sum())} supervised{repeated}\n"
+        text.append(heading, style="bold")
         for part in np.split(np.arange(length), np.flatnonzero(np.diff(supervised)) + 1):
             decoded = tokenizer.decode(ids[part].tolist())
             if supervised[part[0]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.shards.format import COUNTS, IGNORE, PIVOT, TRANSLATION, PackedRow, ShardSet, count_rows
+from data_prep.shards.repeated_pivots import find_copies_error
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.common.errors import UserError
 
@@ -36,6 +37,8 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
             if shard[key] != value:
                 raise UserError(f"{path / shard['name']}: {value} {key}, but {shard[key]} in the manifest; pack again")
         start += shard["rows"]
+    if error := find_copies_error(shards):
+        raise UserError(f"{path}: {error}; pack again")
     return shards
 
 
@@ -54,6 +57,8 @@ def _find_row_error(row: PackedRow, manifest: dict) -> str | None:
         return "input_ids, labels and seq_lens disagree in length"
     if not len(row.seq_lens) == len(row.pair_id) == len(row.lang) == len(row.role):
         return "seq_lens, pair_id, lang and role disagree in length"
+    if row.copies is not None and len(row.copies) != len(row.seq_lens):
+        return "seq_lens and copies disagree in length"
     if len(ids) > manifest["max_seq_length"]:
         return f"{len(ids)} tokens, more than max_seq_length {manifest['max_seq_length']}"
     if len(ids) and not 0 <= ids.min() <= ids.max() < manifest["tokenizer"]["vocab_size"]:
@@ -69,6 +74,8 @@ def _find_row_error(row: PackedRow, manifest: dict) -> str | None:
 
 
 def _find_group_error(row: PackedRow, pivot: str) -> str | None:
+    if row.copies is not None and (row.copies[np.array(row.role) != PIVOT] != 1).any():
+        return "a translation with several copies"
     group: set[str] = set()
     current = None
     for pair_id, lang, role in zip(row.pair_id, row.lang, row.role, strict=True):

@@ -51,7 +51,8 @@ def collate(
 
     Padding is treated as a separate sequence, so no other sequence attends to it. A group is one problem in several
     languages. Its sequences are consecutive in the row and the pivot comes first, so the pivot of a sequence is the
-    nearest pivot-language sequence at or before it.
+    nearest pivot-language sequence at or before it. The pivot of a split group is in several rows; the weights of its
+    copies in the cross entropy sum to 1.
 
     Args:
         rows: B packed rows.
@@ -79,6 +80,7 @@ def collate(
         pivots.append(first + np.maximum.accumulate(np.where(is_pivot, np.arange(len(is_pivot)), 0)))
         problem_ids += [problem_number(pair_id) for pair_id in row.pair_id]
         language_ids += [languages.index(lang) for lang in row.lang]
+    copies = [np.ones(len(row.seq_lens)) if row.copies is None else row.copies for row in rows]
     target_ids = torch.from_numpy(np.concatenate(targets).astype(np.int64))
     loss_batch = LossBatch(
         targets=target_ids,
@@ -87,6 +89,7 @@ def collate(
         problem_id=torch.tensor(problem_ids, dtype=torch.int64),
         language=torch.tensor(language_ids, dtype=torch.int64),
         token_weights=None if token_weights is None else token_weights[target_ids],
+        ce_weights=None if all(row.copies is None for row in rows) else torch.from_numpy(1 / np.concatenate(copies)),
     )
     return MicroBatch(
         torch.from_numpy(input_ids),

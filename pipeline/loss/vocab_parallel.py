@@ -56,8 +56,8 @@ class SolarLoss:
         loss: scalar, differentiable with respect to `hidden`. The gradients of head and embedding have already been
             added to the accumulators of the shards.
         ce_sum, distance_sum, cosine_sum: sums over target tokens or pairs; divide them by the normalizers.
-        language_ce: [L] cross entropy by language, without sequence weights.
-        language_tokens: [L] target tokens by language.
+        language_ce: [L] cross entropy by language, summed with the `ce_weights` of the sequences.
+        language_tokens: [L] sum of these weights over the target tokens of the language.
         kept_mass, soft_token_entropy: sums over the target tokens that take part in the alignment: probability that
             the k largest logits have in the softmax of all logits at the soft tokens' temperature, and entropy in nats
             of the softmax over these k. Both are 0 without top-k.
@@ -265,7 +265,8 @@ class _Step:
         ce, device = rows[0], rows.device
         all_languages = torch.arange(languages, device=device)[:, None]
         has_language = all_languages == upload([layout.language[layout.sequence]], device)[0]
-        ce_sum = (ce * upload([layout.ce_weights], device)[0]).sum()
+        weights = upload([layout.ce_weights], device)[0]
+        ce_sum = (ce * weights).sum()
         loss = ce_sum * self.grad_scale
         if alignment_weight and self.normalizers.pairs:
             loss = loss + table.distance_sum * (alignment_weight / self.normalizers.pairs)
@@ -276,8 +277,8 @@ class _Step:
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=(has_language * ce).sum(1),
-            language_tokens=has_language.sum(1),
+            language_ce=(has_language * weights * ce).sum(1),
+            language_tokens=(has_language * weights).sum(1),
             kept_mass=kept_mass,
             soft_token_entropy=entropy,
             soft_token_count=aligned.sum(),

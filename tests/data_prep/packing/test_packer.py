@@ -9,7 +9,7 @@ import pytest
 from data_prep.packing import packer
 from data_prep.packing.settings import PackSettings
 from data_prep.readers import split_inputs
-from data_prep.shards.format import IGNORE, ShardSet
+from data_prep.shards.format import COPIES, IGNORE, SCHEMA, ShardSet
 from data_prep.shards.verification import verify
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
@@ -40,6 +40,7 @@ def test_pack_keeps_every_record_and_its_tokens(demo_file, tokenizer_dir, tmp_pa
     assert [shard["rows"] for shard in manifest["shards"][:-1]] == [8] * (len(manifest["shards"]) - 1)
     per_language = Counter(lang for _, lang in expected)
     assert {lang: counts["sequences"] for lang, counts in manifest["per_language"].items()} == per_language
+    assert all(table.column_names == SCHEMA.names for table in shards.read_columns([*SCHEMA.names, COPIES.name]))
 
 
 def test_pack_ignores_order_of_records_and_files(demo_file, tokenizer_dir, tmp_path):
@@ -123,8 +124,8 @@ def test_pack_splits_long_groups_and_drops_long_pairs(tokenizer_dir, tmp_path):
     length = 80  # fits the pivot and one translation
     manifest = run([source], tokenizer_dir, tmp_path / "out", PackSettings(max_seq_length=length))
     verify(tmp_path / "out")
-    groups = [(row.pair_id, row.lang) for row in ShardSet.open(tmp_path / "out")]
-    assert sorted(groups) == [(["p", "p"], ["en", "fr"]), (["p", "p"], ["en", "sw"])]
+    rows = [(row.pair_id, row.lang, row.copies.tolist()) for row in ShardSet.open(tmp_path / "out")]
+    assert sorted(rows) == [(["p", "p"], ["en", "fr"], [2, 1]), (["p", "p"], ["en", "sw"], [2, 1])]
     assert manifest["drops"] == {"too_long": {"zh": 1, "en": 1, "fr": 1}}
 
 

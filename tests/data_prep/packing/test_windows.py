@@ -64,6 +64,8 @@ def test_window_rows_contain_all_that_fits(groups, limits):
     missing = Counter(lang for _, lang in before.keys() - packed.keys())
     assert missing == dropped  # every sequence is packed or counted as dropped
     assert all(number == 1 or lang == "en" for (_, lang), number in packed.items())  # pivots alone may repeat
+    for row in rows.values():
+        assert all(member["copies"] == packed[member["pair_id"], member["lang"]] for member in row)
     if not limits.truncate:
         assert not any(reason == TRUNCATED for _, reason in packing_window.drops)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.shards.format import MANIFEST, PackedRow, shard_name, write_manifest, write_shard
+from data_prep.shards.repeated_pivots import RepeatedPivots, count_repeated_pivots
 from data_prep.shards.verification import verify
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
@@ -58,6 +59,47 @@ def test_verify_rejects_repeated_language(tmp_path):
     )
     with pytest.raises(UserError, match="language sw twice in group p"):
         verify(write_directory(tmp_path, row, max_seq_length=9))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ([[2, 1], [2, 1], [1, 1]], None),
+        ([[2, 1], [3, 1], [1, 1]], "pivot of pair_id p is recorded with 3 copies, but has 2"),
+        ([[1, 1], [2, 1], [1, 1]], "pivot of pair_id p is recorded with 1 copies, but has 2"),
+        ([[2, 1], [2, 1], [2, 1]], "pivot of pair_id q is recorded with 2 copies, but has 1"),
+        ([[2, 1], [2, 2], [1, 1]], f"{shard_name(0)} row 2: a translation with several copies"),
+        ([[2, 1], [2], [1, 1]], f"{shard_name(0)} row 2: seq_lens and copies disagree in length"),
+    ],
+)
+def test_verify_checks_recorded_copies(recorded, message, tmp_path):
+    other = dataclasses.replace(GOOD, pair_id=["q", "q"])
+    rows = [
+        dataclasses.replace(row, copies=np.array(copies, np.int32))
+        for row, copies in zip([GOOD, GOOD, other], recorded, strict=True)
+    ]
+    directory = write_directory(tmp_path, *rows)
+    if message is None:
+        assert [row.copies.tolist() for row in verify(directory)] == recorded
+    else:
+        with pytest.raises(UserError, match=message):
+            verify(directory)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_count_repeated_pivots_on_split_group(recorded, tmp_path):
+    other = dataclasses.replace(GOOD, pair_id=["q", "q"], labels=np.where(LABELS == 12, -100, LABELS))
+    rows = [GOOD, other, GOOD]
+    if recorded:
+        rows = [
+            dataclasses.replace(row, copies=np.array(copies, np.int32))
+            for row, copies in zip(rows, [[2, 1], [1, 1], [2, 1]], strict=True)
+        ]
+    result = count_repeated_pivots(verify(write_directory(tmp_path, *rows)))
+    # Rows 1 and 3 have two target tokens of the pivot each, and all rows together have 11.
+    assert result == RepeatedPivots(pivots=1, copies=2, target_fraction=4 / 11, recorded=recorded)
+    assert "repeated pivots: 1 of split groups, in 2 copies with 36.4% of the target tokens" in str(result)
+    assert str(result).endswith("pack again") is not recorded
 
 
 def test_verify_rejects_row_longer_than_manifest_allows(tmp_path):
