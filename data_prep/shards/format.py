@@ -248,7 +248,7 @@ class ShardSet:
 
 
 def _to_packed_row(table: pa.Table, position: int) -> PackedRow:
-    numbers = [table.column(name)[position].values.to_numpy() for name in ("input_ids", "labels", "seq_lens")]
-    strings = [table.column(name)[position].as_py() for name in ("pair_id", "lang", "role")]
-    has_copies = COPIES.name in table.column_names
-    return PackedRow(*numbers, *strings, table.column(COPIES.name)[position].values.to_numpy() if has_copies else None)
+    names = ["input_ids", "labels", "seq_lens", *(name for name in (COPIES.name,) if name in table.column_names)]
+    numbers = {name: table.column(name)[position].values.to_numpy() for name in names}
+    strings = {name: table.column(name)[position].as_py() for name in ("pair_id", "lang", "role")}
+    return PackedRow(**numbers, **strings)

@@ -90,8 +90,8 @@ def pivot_copies(shards: ShardSet) -> pa.Table:
     pivots = pa.concat_tables(tables) if tables else pa.table({"pair_id": pa.array([], pa.string())})
     recorded = [(COPIES.name, "min"), (COPIES.name, "max")] if COPIES.name in pivots.column_names else []
     grouped = pivots.group_by("pair_id", use_threads=False).aggregate([([], "count_all"), *recorded])
-    names = {"count_all": "copies", "copies_min": "recorded_min", "copies_max": "recorded_max"}
-    return grouped.rename_columns([names.get(name, name) for name in grouped.column_names])
+    new = {"count_all": "copies", "copies_min": "recorded_min", "copies_max": "recorded_max"}
+    return grouped.rename_columns([new.get(name, name) for name in grouped.column_names])
 
 
 def _flatten(table: pa.Table, name: str) -> pa.Array:

@@ -39,11 +39,13 @@ class ModelIdentity:
         vocab_size: Number of vocabulary entries, without padding.
         padded_size: Number of vocabulary rows, including padding.
         languages: Languages of the data, in the order of the running means.
+        embedding_group: Whether the optimizer has a parameter group for the input embedding.
     """
 
     vocab_size: int
     padded_size: int
     languages: list[str]
+    embedding_group: bool = False
 
 
 def step_of(path: Path) -> int:

@@ -35,7 +35,8 @@ def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
     The number of ranks may differ from the run that saved it.
 
     Raises:
-        UserError: The checkpoint is damaged, or was saved with a different vocabulary or different languages.
+        UserError: The checkpoint is damaged, or was saved with a different vocabulary, different languages or different
+            parameter groups.
     """
     state = read_state(path)
     if (state["vocab_size"], state["padded_size"]) != (model.vocab_size, model.padded_size):
@@ -47,6 +48,13 @@ def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
     if state["languages"] != model.languages:
         raise UserError(
             f"{path}: checkpoint of different data (languages {state['languages']}); use another output_dir"
+        )
+    # A checkpoint without this key is older than the setting.
+    if state.get("embedding_group", False) != model.embedding_group:
+        was, now = ("null", "set") if model.embedding_group else ("set", "null")
+        raise UserError(
+            f"{path}: training.embedding_learning_rate was {was} when it was saved and is {now} here, so the optimizer "
+            "has other parameter groups; restore the setting or use another output_dir"
         )
     return state
 

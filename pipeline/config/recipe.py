@@ -105,6 +105,8 @@ def _check_values(config: Config, recipe: Path) -> None:
         "training.max_steps": 1 if t.max_steps is None else t.max_steps,
         "training.num_train_epochs": t.num_train_epochs,
         "training.learning_rate": t.learning_rate,
+        "training.embedding_learning_rate": 1 if t.embedding_learning_rate is None else t.embedding_learning_rate,
+        "training.log_gradients_steps": 1 if t.log_gradients_steps is None else t.log_gradients_steps,
         "model.vocab_multiple": config.model.vocab_multiple,
         "loss.softmax_temperature": loss.softmax_temperature,
         "loss.top_k": 1 if loss.top_k is None else loss.top_k,

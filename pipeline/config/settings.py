@@ -55,6 +55,8 @@ class TrainingSettings:
         num_train_epochs: number of passes over the data; ignored if `max_steps` is set.
         max_steps: number of optimizer steps; null: computed from `num_train_epochs`.
         learning_rate: peak learning rate of AdamW.
+        embedding_learning_rate: peak learning rate of the input embedding, which follows the same schedule; null:
+            `learning_rate`. A tied head is the same matrix. An untied head has `learning_rate`.
         lr_scheduler_type: decay of the learning rate to 0 after the warm-up; `constant`: no decay.
         warmup_ratio: fraction of the steps over which the learning rate rises linearly from 0.
         weight_decay: weight decay of matrices. Vectors (norms, biases) have none.
@@ -70,6 +72,8 @@ class TrainingSettings:
         copy_checkpoints_to: second directory to copy the checkpoints of this run to. Training resumes from it if
             `output_dir` has none.
         hang_timeout_s: terminate the run after this many seconds without progress (a step, a save, loading).
+        log_gradients_steps: number of steps between measurements of the gradient norms of the cross entropy and of the
+            alignment term; null: never. A measured step takes about three times as long.
         max_loss_jump: terminate the run if the cross entropy exceeds the median of the last 50 steps by more than this
             (nats per token); null: never.
     """
@@ -79,6 +83,7 @@ class TrainingSettings:
     num_train_epochs: float = 1.0
     max_steps: int | None = None
     learning_rate: float = 1e-5
+    embedding_learning_rate: float | None = None
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
@@ -92,6 +97,7 @@ class TrainingSettings:
     save_in_background: bool = True
     copy_checkpoints_to: str | None = None
     hang_timeout_s: float = 1800.0
+    log_gradients_steps: int | None = None
     max_loss_jump: float | None = 3.0
 
 

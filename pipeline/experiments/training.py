@@ -20,9 +20,9 @@ from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossSettings, RunningMeans, Vocabulary, VocabularyShard
 from pipeline.models.families import head_config, vocabulary_parameter
-from pipeline.models.param_groups import adamw_arguments
+from pipeline.models.param_groups import adamw_arguments, set_learning_rates
 from pipeline.models.solar_model import SolarModel
-from pipeline.training.schedules import alignment_weight, learning_rate
+from pipeline.training.schedules import alignment_weight, embedding_learning_rate, learning_rate
 
 AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar that includes its weight
 
@@ -90,7 +90,7 @@ def run_training_job(
     )
     vocab_size, hidden_size = vocabulary_parameter(model.get_input_embeddings()).shape
     solar = SolarModel(model, job.loss, vocab_size, languages)
-    groups, options = adamw_arguments(model, training)
+    groups, options = adamw_arguments(model, vocabulary_parameter(model.get_input_embeddings()), training)
     optimizer = torch.optim.AdamW(groups, **options)
     running_means = RunningMeans.zeros(languages, hidden_size, model.device) if job.loss.centring else None
     history: dict[str, list[float]] = {"ce": [], "alignment": [], "term": []}
@@ -100,8 +100,8 @@ def run_training_job(
         batch = job.transform_batch(batch) if job.transform_batch else batch
         normalizers = batch.loss_batch.normalizers()
         batch = batch.to(model.device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(training, step, steps)
+        rates = learning_rate(training, step, steps), embedding_learning_rate(training, step, steps)
+        set_learning_rates(optimizer.param_groups, *rates)
         weight = alignment_weight(job.loss, step, steps)
         vocabulary, grads = local_vocabulary(model, job.vocabulary_weights)
         loss, parts = solar(batch, vocabulary, weight, normalizers, running_means, None, 1.0)

@@ -21,6 +21,7 @@ from pipeline.fault_tolerance.guard import Guard
 from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training import schedules
 from pipeline.training.engine_setup import build_engine
+from pipeline.training.gradient_norms import term_gradient_norms
 from pipeline.training.metrics import MetricsWriter, cross_entropy, step_metrics
 from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
@@ -55,11 +56,19 @@ def train(run: PreparedRun, guard: Guard) -> int:
             break
         weight = schedules.alignment_weight(config.loss, state.step, run.max_steps)
         learning_rate = schedules.learning_rate(config.training, state.step, run.max_steps)
-        engine.set_learning_rate(learning_rate)
+        embedding_learning_rate = schedules.embedding_learning_rate(config.training, state.step, run.max_steps)
+        engine.set_learning_rate(learning_rate, embedding_learning_rate)
+        norms: dict[str, float | None] = {}
+        if config.training.log_gradients_steps and (state.step + 1) % config.training.log_gradients_steps == 0:
+            guard.enter_phase(state.step + 1, "measuring gradient norms")
+            norms = term_gradient_norms(engine, micro_batches, normalizers)
+            guard.enter_phase(state.step + 1, "forward, backward and update")
         results = train_step(engine, micro_batches, weight, normalizers, state, config.training.max_loss_jump)
         state.num_tokens += int(num_tokens)
         record = step_metrics(state, results, normalizers, run.languages)
-        record |= {"align_weight": weight, "grad_norm": engine.grad_norm(), "learning_rate": learning_rate}
+        record |= {"align_weight": weight, "grad_norm": engine.grad_norm(), "learning_rate": learning_rate} | norms
+        if embedding_learning_rate is not None:
+            record["embedding_learning_rate"] = embedding_learning_rate
         log(metrics, record | {"save_seconds": saver.pop_wait_seconds()}, num_tokens, saver)
         if state.step == first_step + 1 and distributed.is_main_process():
             guard.restarts.record_first_step(state.step)

@@ -47,7 +47,8 @@ class PreparedRun:
     @property
     def identity(self) -> ModelIdentity:
         """Properties of the model that are recorded in checkpoints and must match to resume."""
-        return ModelIdentity(self.vocab_size, self.padded_size, self.languages)
+        embedding_group = self.config.training.embedding_learning_rate is not None
+        return ModelIdentity(self.vocab_size, self.padded_size, self.languages, embedding_group)
 
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:

@@ -1,6 +1,7 @@
 """Schedules of the learning rate and the alignment weight."""
 
 import math
+from dataclasses import replace
 
 from pipeline.config.settings import TrainingSettings
 from pipeline.loss import LossSettings
@@ -22,6 +23,16 @@ def learning_rate(training: TrainingSettings, step: int, max_steps: int) -> floa
     if training.lr_scheduler_type == "linear":
         return peak * (1 - progress)
     return peak * (0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def embedding_learning_rate(training: TrainingSettings, step: int, max_steps: int) -> float | None:
+    """Return the learning rate of the input embedding at step `step`, or None if it has none of its own.
+
+    It has the schedule of `learning_rate` and the peak `training.embedding_learning_rate`.
+    """
+    if training.embedding_learning_rate is None:
+        return None
+    return learning_rate(replace(training, learning_rate=training.embedding_learning_rate), step, max_steps)
 
 
 def alignment_weight(loss: LossSettings, step: int, max_steps: int) -> float:

@@ -7,7 +7,9 @@ step, the accumulated gradients are passed to DeepSpeed, so clipping, offload an
 Shape letters: P padded vocabulary, R ranks, d hidden size.
 """
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,21 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.utils import safe_set_local_grad
+from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from pipeline.common import distributed
 from pipeline.common.distributed import local_device, rank, world_size
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
 from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, VocabularyShard, vocabulary_range
 from pipeline.models.families import head_config, vocabulary_parameter
-from pipeline.models.param_groups import adamw_arguments
+from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
+from pipeline.zero3.optimizer import build_optimizer, repair_universal_state
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
 
 
@@ -101,7 +105,7 @@ class ZeroEngine:
         self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
         self.group = dist.group.WORLD if self.ranks > 1 else None
         module = SolarModel(model, config.loss, self.padded_size, num_languages)
-        optimizer = _optimizer(config, ds, module)
+        optimizer = build_optimizer(config, ds, module, embedding)
         self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         gather_together_after_steps(self.ds_engine.optimizer.persistent_parameters)
         self.device = self.ds_engine.device
@@ -212,6 +216,43 @@ class ZeroEngine:
                 hook.remove()
         return all(bool(one) for one in finite)
 
+    def measure_grad_norm(
+        self, micro_batches: Sequence[MicroBatch], alignment_weight: float, normalizers: LossNormalizers
+    ) -> float | None:
+        """Compute the gradient norm of a global batch over all parameters, before clipping, and discard the gradients.
+
+        Call it before the first micro-step of an optimizer step. Random generators and running means have the same
+        state afterwards. Collective: all ranks must call it.
+
+        Returns:
+            The norm, or None if it is not finite.
+        """
+        running_means, self.running_means = self.running_means, copy.deepcopy(self.running_means)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for number, batch in enumerate(micro_batches, 1):
+                # DeepSpeed copies gradients into the buffers of an offloaded optimizer only at the boundary.
+                self.ds_engine.set_gradient_accumulation_boundary(number == len(micro_batches))
+                self.forward_backward(batch, alignment_weight, normalizers)
+        squared_norm = distributed.all_reduce_sum([self._local_squared_norm()], self.device)[0]
+        self.running_means = running_means
+        for accumulator in self._grad_accumulators.values():
+            accumulator.zero_()
+        self.ds_engine.optimizer.zero_grad()  # the next backward overwrites the partitions instead of adding to them
+        self.ds_engine.set_gradient_accumulation_boundary(None)  # count micro-steps again
+        return math.sqrt(squared_norm) if math.isfinite(squared_norm) else None
+
+    def _local_squared_norm(self) -> float:
+        """Sum the squares of this rank's gradient partitions in float64, after the last micro-step of a batch."""
+        accumulators = {id(p): self._grad_accumulators[name] for name, p in self._parameters.items()}
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for parameter in self.ds_engine.module.parameters():
+            if parameter.requires_grad:
+                gradient, scale = accumulators.get(id(parameter)), 1.0
+                if gradient is None:
+                    gradient, scale = safe_get_local_grad(parameter), self.loss_scale
+                total += (torch.linalg.vector_norm(gradient, dtype=torch.float64) / scale) ** 2
+        return float(total)
+
     def checkpoint_files(self, directory: Path, tag: str) -> dict[str, Any]:
         """Collect the files that DeepSpeed would save for this rank in directory/tag.
 
@@ -228,25 +269,8 @@ class ZeroEngine:
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.ds_engine.optimizer.param_groups]
         loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
         if loaded is not None and self.ds_engine.load_universal_checkpoint():
-            self._repair_universal_state(groups)
+            repair_universal_state(self.ds_engine.optimizer.optimizer, groups)
         return loaded is not None
-
-    def _repair_universal_state(self, groups: list[dict[str, Any]]) -> None:
-        """Restore optimizer state that DeepSpeed 0.19 corrupts when it loads a universal checkpoint.
-
-        DeepSpeed overwrites all parameter groups with the settings of the first, and stores step counts in a type that
-        the optimizer does not accept.
-        """
-        optimizer = self.ds_engine.optimizer.optimizer
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
-            group.update(own)
-        fused = bool(optimizer.param_groups[0].get("fused"))
-        for parameter, state in optimizer.state.items():
-            step = float(state["step"])
-            if isinstance(optimizer, deepspeed.ops.adam.DeepSpeedCPUAdam):
-                state["step"] = int(step)
-            else:
-                state["step"] = torch.tensor(step, device=parameter.device if fused else "cpu")
 
     def vocabulary_names(self) -> list[str]:
         """Return the names of the parameters whose rows are vocabulary entries."""
@@ -257,20 +281,11 @@ class ZeroEngine:
         """Count the parameters of the whole model, vocabulary padding included."""
         return sum(p.ds_numel for p in self.ds_engine.module.parameters())
 
-    def set_learning_rate(self, value: float) -> None:
-        """Set the learning rate of all parameter groups."""
-        for group in self.ds_engine.optimizer.param_groups:
-            group["lr"] = value
+    def set_learning_rate(self, value: float, embedding_value: float | None = None) -> None:
+        """Set the learning rate, and that of the input embedding if it has its own. See `set_learning_rates`."""
+        set_learning_rates(self.ds_engine.optimizer.param_groups, value, embedding_value)
 
     def grad_norm(self) -> float | None:
         """Return the global gradient norm of the last step before clipping, or None if fp16 overflowed."""
         norm = self.ds_engine.get_global_grad_norm()
         return None if norm is None else float(norm)
-
-
-def _optimizer(config: Config, ds: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
-    """Build AdamW, or DeepSpeed's CPU version if the optimizer is offloaded."""
-    groups, options = adamw_arguments(module, config.training)
-    if ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
-        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=local_device().type == "cuda", **options)

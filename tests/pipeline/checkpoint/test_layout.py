@@ -55,5 +55,7 @@ def test_check_resumable_refuses_other_model(tmp_path: Path) -> None:
     assert check_resumable(path, MODEL)["step"] == 5
     with pytest.raises(UserError, match=r"checkpoint of a different model \(vocabulary 600 padded to 640, here 601 .*"):
         check_resumable(path, replace(MODEL, vocab_size=601))
+    with pytest.raises(UserError, match=r"embedding_learning_rate was null when it was saved and is set here"):
+        check_resumable(path, replace(MODEL, embedding_group=True))
     with pytest.raises(UserError, match="checkpoint of different data"):
         check_resumable(path, replace(MODEL, languages=["sw", "en"]))

@@ -15,6 +15,7 @@ SETTINGS = {
     "training__max_steps": 6,
     "training__save_steps": 1,
     "training__save_total_limit": 10,
+    "training__embedding_learning_rate": 0.0005,
 }
 
 

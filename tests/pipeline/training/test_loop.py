@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,43 +28,60 @@ from tests.runs import TINY, losses, metrics, start_ranks, train, write_recipe
 pytestmark = pytest.mark.slow
 
 
-def dense_losses(recipe: Path) -> list[float]:
-    """Train in one process with the dense loss, autograd, and torch's AdamW and clipping; return the losses."""
+def dense_metrics(recipe: Path) -> list[dict[str, float]]:
+    """Train in one process with the dense loss, autograd, and torch's AdamW and clipping.
+
+    Returns:
+        For each step, the loss and the gradient norms of the cross entropy and of the alignment term.
+    """
     config = load_config(recipe, [])
     t = config.training
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     shards = ShardSet.open(config.data.shards)
     loader = Loader(shards, BatchSplit(t.train_batch_size, 1, 0, 1), config.seed, 0, None)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
+    embedding = model.get_input_embeddings().weight
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": t.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": t.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+            {"params": [embedding], "weight_decay": t.weight_decay},
+        ],
         betas=(t.adam_beta1, t.adam_beta2),
         eps=t.adam_epsilon,
     )
     assert t.max_steps is not None
-    step_losses = []
+    records = []
     for step in range(t.max_steps):
         micro_batches = loader.next()
         normalizers: LossNormalizers = local_normalizers(micro_batches)
         weight = alignment_weight(config.loss, step, t.max_steps)
-        loss = torch.zeros(())
+        ce, alignment = torch.zeros(()), torch.zeros(())
         for batch in micro_batches:
             embeddings = model.get_input_embeddings()(batch.input_ids)
             hidden = decode(model, embeddings, batch.position_ids).flatten(0, 1)[batch.positions]
-            head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-            loss = (
-                loss
-                + solar_loss_reference(hidden, head, embedding, batch.loss_batch, config.loss, weight, normalizers)[0]
-            )
+            head = model.get_output_embeddings().weight
+            terms = solar_loss_reference(hidden, head, embedding, batch.loss_batch, config.loss, weight, normalizers)
+            ce, alignment = ce + terms[1], alignment + terms[2]
+        loss = ce + weight * alignment
+        norms = [grad_norm(term, list(model.parameters())) for term in (ce, alignment)]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), t.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(t, step, t.max_steps)
+        assert t.embedding_learning_rate is not None
+        optimizer.param_groups[-1]["lr"] *= t.embedding_learning_rate / t.learning_rate
         optimizer.step()
-        step_losses.append(float(loss.detach()))
-    return step_losses
+        records.append({"loss": float(loss.detach()), "ce_grad_norm": norms[0], "align_grad_norm": norms[1]})
+    return records
+
+
+def grad_norm(term: torch.Tensor, parameters: list[torch.Tensor]) -> float:
+    """Return the norm of the gradient of a scalar. The graph is kept."""
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True)
+    return float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +96,7 @@ def plain_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> P
     ("family", "tied"), [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma3_text", True)]
 )
 def test_train_matches_dense_single_process(prepared: Prepared, tmp_path: Path, family: str, tied: bool) -> None:
-    """Use two ranks, two gradient accumulation steps, active clipping and a padded vocabulary."""
+    """Use two ranks, two gradient accumulation steps, active clipping, a padded vocabulary and two learning rates."""
     fields = {**TINY, "model_type": family, "vocab_size": 601, "tie_word_embeddings": tied}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
@@ -91,13 +109,21 @@ def test_train_matches_dense_single_process(prepared: Prepared, tmp_path: Path, 
         training__max_steps=10,
         training__max_grad_norm=0.5,
         loss__soft_token_embeddings="output" if family == "qwen2" else "input",
+        training__embedding_learning_rate=0.0005,
+        training__log_gradients_steps=2,
     )
     output = train(2, "--config", recipe)
     assert output.count("soft_token_embeddings: makes no difference") == (tied and family == "qwen2")
-    sharded, dense = losses(tmp_path / "run"), dense_losses(recipe)
-    assert len(sharded) == 10 and sharded[-1] < sharded[0]
-    assert any(record["grad_norm"] > 0.5 for record in metrics(tmp_path / "run"))
-    assert sharded == pytest.approx(dense, rel=1e-5)
+    sharded, dense = metrics(tmp_path / "run"), dense_metrics(recipe)
+    assert len(sharded) == 10 and sharded[-1]["loss"] < sharded[0]["loss"]
+    assert any(record["grad_norm"] > 0.5 for record in sharded)
+    assert [record["loss"] for record in sharded] == pytest.approx([record["loss"] for record in dense], rel=1e-5)
+    assert sharded[4]["embedding_learning_rate"] == pytest.approx(sharded[4]["learning_rate"] / 6, rel=1e-12)
+    for name in ("ce_grad_norm", "align_grad_norm"):
+        assert [record["step"] for record in sharded if name in record] == [2, 4, 6, 8, 10]
+        measured, expected = ([record[name] for record in records[1::2]] for records in (sharded, dense))
+        assert measured[0] == pytest.approx(expected[0], rel=1e-5)
+        assert measured == pytest.approx(expected, rel=1e-4)  # rounding of the weights accumulates over the steps
 
 
 def test_train_with_zero_weight_is_sft(prepared: Prepared, plain_run: Path, tmp_path: Path) -> None:
@@ -140,10 +166,17 @@ def without_pairs(shards: Path, output: Path) -> Path:
 
 
 def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
-    settings = {"training__max_steps": 8, "training__save_steps": 3, "loss__centring": True}
+    """Measure gradient norms in the interrupted run only: they must not change anything, dropout included."""
+    settings = {
+        "training__max_steps": 8,
+        "training__save_steps": 3,
+        "loss__centring": True,
+        "model__config": {**TINY, "attention_dropout": 0.1},
+    }
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
     train(2, "--config", whole)
 
+    settings["training__log_gradients_steps"] = 2
     broken = write_recipe(tmp_path / "broken.yaml", prepared.shards, prepared.tokenizer, **settings)
     processes = start_ranks(2, "--config", broken)
     wait_for(tmp_path / "broken" / ".checkpoint-6.partial", processes)  # in the middle of a save
@@ -155,7 +188,26 @@ def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path
     assert left is not None
     assert f"resumed from {left}" in train(2, "--config", broken)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert [record["step"] for record in metrics(tmp_path / "broken") if "ce_grad_norm" in record] == [2, 4, 6, 8]
+    weights = [optimizer_tensors(tmp_path / name) for name in ("broken", "whole")]
+    assert len(weights[0]) > 10 and all(torch.equal(*pair) for pair in zip(*weights, strict=True))
     assert sorted(p.name for p in (tmp_path / "broken").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
+
+
+def optimizer_tensors(directory: Path) -> list[torch.Tensor]:
+    """Return the fp32 weights and Adam moments of all ranks in the last checkpoint of a run."""
+    checkpoint = layout.newest_checkpoint(directory)
+    assert checkpoint is not None
+
+    def tensors(value: Any) -> list[torch.Tensor]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            return [tensor for each in value for tensor in tensors(each)]
+        return [value] if isinstance(value, torch.Tensor) else []
+
+    files = sorted((checkpoint / "zero").glob("*optim_states.pt"))
+    return tensors([torch.load(file, weights_only=False)["optimizer_state_dict"] for file in files])
 
 
 def test_train_skips_damaged_checkpoint(prepared: Prepared, tmp_path: Path) -> None:
