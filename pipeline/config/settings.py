@@ -73,7 +73,7 @@ class TrainingSettings:
             `output_dir` has none.
         hang_timeout_s: terminate the run after this many seconds without progress (a step, a save, loading).
         log_gradients_steps: number of steps between measurements of the gradient norms of the cross entropy and of the
-            alignment term; null: never. A measured step takes about three times as long.
+            alignment term; null: never. A measured step runs forward and backward three times.
         max_loss_jump: terminate the run if the cross entropy exceeds the median of the last 50 steps by more than this
             (nats per token); null: never.
     """
