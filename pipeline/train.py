@@ -3,8 +3,7 @@
     deepspeed pipeline/train.py --config pipeline/recipes/demo.yaml [--any.key value] [--dry_run]
     DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 pipeline/train.py        # two CPU ranks, demo recipe
 
-Any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR works, as well as srun (see slurm/train.sh). A run resumes from
-its newest complete checkpoint.
+torchrun, mpirun and srun (see slurm/train.sh) work as well. A run resumes from its newest complete checkpoint.
 
   --config RECIPE       recipe file (default: pipeline/recipes/demo.yaml)
   --dry_run             check everything, print sizes, memory and traffic, and exit
@@ -41,11 +40,11 @@ USAGE = "deepspeed pipeline/train.py [--config RECIPE] [--dry_run] [--any.key va
 
 def main(args: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
-    distributed.set_slurm_environment()
+    distributed.set_launcher_environment()
     recipe, dry_run, overrides = split_args(args)
     config = load_config(recipe, overrides)
 
-    from pipeline.training.preflight import prepare_run
+    from pipeline.training.preflight import check_process_group, prepare_run
 
     run = prepare_run(config, distributed.rank(), distributed.world_size())
 
@@ -62,6 +61,7 @@ def main(args: list[str], stop: StopSignal) -> int:
         return 0
     timeout = config.training.hang_timeout_s
     start_process_group(timeout)
+    check_process_group(run.loader.split)
 
     from pipeline.fault_tolerance.guard import Guard
     from pipeline.training.loop import train

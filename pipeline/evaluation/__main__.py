@@ -24,7 +24,7 @@ from pipeline.fault_tolerance.signals import StopSignal
 def main() -> int:
     """Run the command line. The options are the fields of `EvaluationSettings`. Return the exit status."""
     stop = StopSignal()
-    distributed.set_slurm_environment()
+    distributed.set_launcher_environment()
     args = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]  # added by DeepSpeed's launcher
     return evaluate(auto_cli(EvaluationSettings, args=args, as_positional=False), stop)
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint.layout import ModelIdentity
+from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable
-from pipeline.common.errors import UserError
+from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
 from pipeline.data.token_weights import load_token_weights
@@ -112,6 +113,21 @@ def check_ranks(training: TrainingSettings, padded_size: int, world_size: int) -
             f"training.train_micro_batch_size_per_gpu {micro}; "
             + (f"use {', '.join(map(str, fitting))} ranks" if fitting else "lower the micro-batch size")
         )
+
+
+def check_process_group(split: BatchSplit) -> None:
+    """Check that the loader of each rank reads that rank's rows. Collective: all ranks must call it.
+
+    Raises:
+        AgreedError: the launcher's variables differ from the process group.
+    """
+    splits = distributed.all_gather_object((split.rank, split.world_size))
+    for rank, (loader_rank, loader_size) in enumerate(splits):
+        if (loader_rank, loader_size) != (rank, len(splits)):
+            raise AgreedError(
+                f"rank {rank} of {len(splits)} reads data as rank {loader_rank} of {loader_size}; set RANK and WORLD_SIZE in "
+                "every process, or use torchrun, deepspeed, mpirun or srun"
+            )
 
 
 def _open_shards(config: Config, check_hashes: bool) -> ShardSet:

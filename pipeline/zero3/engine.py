@@ -9,6 +9,7 @@ Shape letters: P padded vocabulary, R ranks, d hidden size.
 
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from pipeline.common import distributed
-from pipeline.common.distributed import local_device, rank, world_size
+from pipeline.common.distributed import free_port, local_device, rank, world_size
+from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
@@ -42,6 +44,9 @@ def start_process_group(timeout: float = 1800) -> None:
     Args:
         timeout: seconds that the watchdog allows without progress. The timeout of collectives is one minute longer, so
             that the watchdog reports a hang first.
+
+    Raises:
+        UserError: another process uses the rendezvous port.
     """
     device = local_device()
     if device.type == "cuda":
@@ -49,7 +54,17 @@ def start_process_group(timeout: float = 1800) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # On CPU ranks, DeepSpeed would compile a shared-memory all-reduce here, which only its inference engine calls.
     setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (mypy does not know the attribute)
-    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout + 60))
+    try:
+        deepspeed.init_distributed(
+            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout + 60)
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {os.environ['MASTER_PORT']} of this machine is in use, possibly by another run; choose another one, "
+            f"for example with deepspeed --master_port {free_port()} or by setting MASTER_PORT"
+        ) from None
 
 
 def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:

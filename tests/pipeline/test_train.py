@@ -4,14 +4,16 @@ import dataclasses
 import json
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from pipeline.config.settings import Config
 from tests.conftest import Prepared
-from tests.runs import TINY, python, refuses, train, write_recipe
+from tests.runs import ENVIRONMENT, TINY, python, refuses, train, write_recipe
 
 
 def recipe_for(prepared: Prepared, tmp_path: Path, **changes: object) -> Path:
@@ -78,16 +80,26 @@ def test_train_refuses_unknown_key_and_rank_count(prepared: Prepared, tmp_path: 
     recipe = recipe_for(prepared, tmp_path)
     refuses(python("pipeline/train.py", "--config", recipe, "--training.max_step", 3), "max_step", "max_steps")
     recipe = recipe_for(prepared, tmp_path, model__vocab_multiple=7, training__train_batch_size=6)
-    import os
-    from unittest import mock
-
-    from tests import runs
-
-    with mock.patch.dict(runs.ENVIRONMENT, {"RANK": "0", "WORLD_SIZE": "4", **{"LOCAL_RANK": "0"}}):
+    with mock.patch.dict(ENVIRONMENT, rank_0_of(4)):
         refuses(python("pipeline/train.py", "--config", recipe), "not divisible by 4 ranks", "vocab_multiple")
-    with mock.patch.dict(runs.ENVIRONMENT, {"RANK": "0", "WORLD_SIZE": "7", "LOCAL_RANK": "0"}):
+    with mock.patch.dict(ENVIRONMENT, rank_0_of(7)):
         refuses(python("pipeline/train.py", "--config", recipe), "train_batch_size 6", "7 ranks")
-    assert "RANK" not in os.environ
+
+
+def rank_0_of(world_size: int, port: int = 29500) -> dict[str, str]:
+    """Return the variables that a launcher sets on rank 0."""
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+    return variables | {"MASTER_PORT": str(port)}
+
+
+def test_train_names_port_in_use(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path)
+    with socket.socket() as other_run:
+        other_run.bind(("127.0.0.1", 0))
+        other_run.listen()
+        port = other_run.getsockname()[1]
+        with mock.patch.dict(ENVIRONMENT, rank_0_of(2, port)):
+            refuses(python("pipeline/train.py", "--config", recipe), f"port {port}", "in use", "--master_port")
 
 
 def test_train_refuses_unknown_language(prepared: Prepared, tmp_path: Path) -> None:
