@@ -2,15 +2,17 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
 from pipeline.common.errors import UserError
+from pipeline.config.fields import check_ranges, constraints, leaf_fields
 from pipeline.config.settings import Config
 
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
@@ -27,7 +29,7 @@ def load_config(recipe: str | Path, overrides: list[str]) -> Config:
     recipe = Path(recipe)
     tree = _read_recipe(recipe)
     _check_keys([arg[2:].split("=")[0] for arg in overrides if arg.startswith("--")], "command line")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, parser_mode="recipe")
     parser.add_class_arguments(Config, "run")
     try:
         namespace: Namespace = parser.parse_object({"run": tree})
@@ -41,8 +43,35 @@ def load_config(recipe: str | Path, overrides: list[str]) -> Config:
     return config
 
 
+class RecipeLoader(yaml.SafeLoader):
+    """YAML loader that reads booleans and floats as YAML 1.2 does: `no` (Norwegian) is a string and 1e-3 a number."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+set_loader("recipe", lambda text: yaml.load(text, RecipeLoader), exceptions=(yaml.YAMLError,))
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Formatter that keeps the line breaks of the description and appends types and defaults."""
+    """Formatter that keeps the line breaks of the description, and appends types, defaults and constraints."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        field = dict(leaf_fields()).get(action.dest)
+        text = super()._get_help_string(action)
+        return text if field is None else f"{text} ({constraints(field)})"
 
 
 def help_text(usage: str, description: str) -> str:
@@ -54,7 +83,7 @@ def help_text(usage: str, description: str) -> str:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give one with --config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -94,43 +123,10 @@ def _recipe_keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _check_values(config: Config, recipe: Path) -> None:
     """Check the ranges and combinations that the types cannot express."""
-    t, loss = config.training, config.loss
-    positive = {
-        "training.train_batch_size": t.train_batch_size,
-        "training.train_micro_batch_size_per_gpu": t.train_micro_batch_size_per_gpu,
-        "training.save_steps": t.save_steps,
-        "training.save_total_limit": t.save_total_limit,
-        "training.hang_timeout_s": t.hang_timeout_s,
-        "training.max_loss_jump": 1 if t.max_loss_jump is None else t.max_loss_jump,
-        "training.max_steps": 1 if t.max_steps is None else t.max_steps,
-        "training.num_train_epochs": t.num_train_epochs,
-        "training.learning_rate": t.learning_rate,
-        "training.embedding_learning_rate": 1 if t.embedding_learning_rate is None else t.embedding_learning_rate,
-        "training.log_gradients_steps": 1 if t.log_gradients_steps is None else t.log_gradients_steps,
-        "model.vocab_multiple": config.model.vocab_multiple,
-        "loss.softmax_temperature": loss.softmax_temperature,
-        "loss.top_k": 1 if loss.top_k is None else loss.top_k,
-        "loss.infonce_temperature": loss.infonce_temperature,
-        "loss.memory_budget_mb": 1 if loss.memory_budget_mb is None else loss.memory_budget_mb,
-    }
-    for key, value in positive.items():
-        if not value > 0:
-            raise UserError(f"{recipe}: {key} is {value}; it must be greater than 0")
-    fractions = {
-        "training.warmup_ratio": t.warmup_ratio,
-        "loss.alignment_warmup_ratio": loss.alignment_warmup_ratio,
-        "loss.centring_momentum": loss.centring_momentum,
-    }
-    for key, value in fractions.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{recipe}: {key} is {value}; it must be between 0 and 1")
-    if loss.alignment_weight < 0:
-        raise UserError(f"{recipe}: loss.alignment_weight is {loss.alignment_weight}; it must not be negative")
+    loss = config.loss
+    check_ranges(config, recipe)
     if (loss.pooling == "weights") != (loss.token_weights is not None):
         raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights must be set together")
-    for lang, value in config.data.language_weights.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{recipe}: data.language_weights.{lang} is {value}; it must be greater than 0")
     if (config.model.path is None) == (config.model.config is None):
         raise UserError(
             f"{recipe}: set either model.path (a directory or Hub model ID) or model.config (a model to build)"

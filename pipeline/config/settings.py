@@ -1,4 +1,11 @@
-"""All settings of a run. `python pipeline/train.py --help` prints them with their defaults and explanations."""
+"""All settings of a run. `python pipeline/train.py --help` prints them with their defaults and explanations.
+
+The metadata of a field has two optional entries, which --help prints as well:
+
+range: interval of the valid numbers, such as "(0, inf)" or "[0, 1]". Every number has one.
+on_resume: "may change" if a resumed run may have another value, which is recorded; "same content" if the value may
+    change but not the content that it names; if absent, another value is refused.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,12 +27,14 @@ class ModelSettings:
         trust_remote_code: run code from the model's repository.
     """
 
-    path: str | None = None
-    config: dict[str, Any] | None = None
-    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    vocab_multiple: int = 128
-    activation_checkpointing: bool = False
-    trust_remote_code: bool = False
+    path: str | None = field(default=None, metadata={"on_resume": "same content"})
+    config: dict[str, Any] | None = field(default=None, metadata={"on_resume": "same content"})
+    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = field(
+        default="sdpa", metadata={"on_resume": "may change"}
+    )
+    vocab_multiple: int = field(default=128, metadata={"range": "(0, 1000000]"})
+    activation_checkpointing: bool = field(default=False, metadata={"on_resume": "may change"})
+    trust_remote_code: bool = field(default=False, metadata={"on_resume": "may change"})
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,9 @@ class DataSettings:
             its tokens. A language that is not listed has weight 1.
     """
 
-    shards: str = "runs/demo/shards"
-    tokenizer: str | None = None
-    language_weights: dict[str, float] = field(default_factory=dict)
+    shards: str = field(default="runs/demo/shards", metadata={"on_resume": "same content"})
+    tokenizer: str | None = field(default=None, metadata={"on_resume": "same content"})
+    language_weights: dict[str, float] = field(default_factory=dict, metadata={"range": "(0, inf)"})
 
 
 @dataclass(frozen=True)
@@ -78,27 +87,29 @@ class TrainingSettings:
             (nats per token); null: never.
     """
 
-    train_batch_size: int = 8
-    train_micro_batch_size_per_gpu: int = 1
-    num_train_epochs: float = 1.0
-    max_steps: int | None = None
-    learning_rate: float = 1e-5
-    embedding_learning_rate: float | None = None
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    train_batch_size: int = field(default=8, metadata={"range": "(0, inf)"})
+    train_micro_batch_size_per_gpu: int = field(default=1, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    num_train_epochs: float = field(default=1.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
+    max_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    learning_rate: float = field(default=1e-5, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    embedding_learning_rate: float | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = field(
+        default="cosine", metadata={"on_resume": "may change"}
+    )
+    warmup_ratio: float = field(default=0.03, metadata={"range": "[0, 1]", "on_resume": "may change"})
+    weight_decay: float = field(default=0.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
+    adam_beta1: float = field(default=0.9, metadata={"range": "[0, 1)", "on_resume": "may change"})
+    adam_beta2: float = field(default=0.95, metadata={"range": "[0, 1)", "on_resume": "may change"})
+    adam_epsilon: float = field(default=1e-8, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    max_grad_norm: float = field(default=1.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    save_steps: int = 500
-    save_total_limit: int = 2
-    save_in_background: bool = True
-    copy_checkpoints_to: str | None = None
-    hang_timeout_s: float = 1800.0
-    log_gradients_steps: int | None = None
-    max_loss_jump: float | None = 3.0
+    save_steps: int = field(default=500, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    save_total_limit: int = field(default=2, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    save_in_background: bool = field(default=True, metadata={"on_resume": "may change"})
+    copy_checkpoints_to: str | None = field(default=None, metadata={"on_resume": "may change"})
+    hang_timeout_s: float = field(default=1800.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
+    log_gradients_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    max_loss_jump: float | None = field(default=3.0, metadata={"range": "(0, inf)", "on_resume": "may change"})
 
 
 @dataclass(frozen=True)
@@ -108,16 +119,17 @@ class Config:
     Attributes:
         output_dir: directory for metrics and checkpoints. A run resumes from its newest complete checkpoint.
         seed: random seed of the data order and the initial weights.
-        deepspeed: DeepSpeed JSON file. Batch sizes, precision and gradient clipping must be set in the recipe instead.
+        deepspeed: DeepSpeed JSON file. A relative path that does not exist is looked up in the repository. Batch sizes,
+            precision and gradient clipping must be set in the recipe instead.
         model: the model to train.
         data: the data to train on.
         loss: the SOLAR loss.
         training: optimization and checkpoints.
     """
 
-    output_dir: str = "runs/demo"
-    seed: int = 42
-    deepspeed: str = "ds_configs/zero3.json"
+    output_dir: str = field(default="runs/demo", metadata={"on_resume": "may change"})
+    seed: int = field(default=42, metadata={"range": "[0, 4294967295]"})
+    deepspeed: str = field(default="ds_configs/zero3.json", metadata={"on_resume": "may change"})
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     loss: LossSettings = field(default_factory=LossSettings)

@@ -1,6 +1,6 @@
 """Settings of the SOLAR loss. docs/method.md explains which are from the paper and which are our choice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Distance = Literal["cosine", "mse", "infonce"]
@@ -14,7 +14,8 @@ SoftTokenEmbeddings = Literal["input", "output"]
 class LossSettings:
     """Settings of the SOLAR loss. The defaults follow the description of the method literally.
 
-    The paper calls a sequence's pooled representation its soft-token summary.
+    The paper calls a sequence's pooled representation its soft-token summary. `pipeline/config/settings.py` explains
+    the metadata of the fields.
 
     Attributes:
         alignment_weight: weight of the alignment loss; 0 is plain supervised fine-tuning, bit for bit.
@@ -43,18 +44,18 @@ class LossSettings:
             larger matrix products are faster.
     """
 
-    alignment_weight: float = 1.0
-    alignment_warmup_ratio: float = 0.1
+    alignment_weight: float = field(default=1.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
+    alignment_warmup_ratio: float = field(default=0.1, metadata={"range": "[0, 1]", "on_resume": "may change"})
     distance: Distance = "cosine"
-    infonce_temperature: float = 0.1
-    softmax_temperature: float = 1.0
-    top_k: int | None = 20
+    infonce_temperature: float = field(default=0.1, metadata={"range": "(0, inf)"})
+    softmax_temperature: float = field(default=1.0, metadata={"range": "(0, inf)"})
+    top_k: int | None = field(default=20, metadata={"range": "(0, inf)"})
     soft_token_embeddings: SoftTokenEmbeddings = "input"
     pooling: Pooling = "mean"
     detach: tuple[Detach, ...] = ("pivot",)
     centring: bool = False
-    centring_momentum: float = 0.9
-    vocabulary_weights: str | None = None
-    token_weights: str | None = None
-    head: Head = "auto"
-    memory_budget_mb: float | None = None
+    centring_momentum: float = field(default=0.9, metadata={"range": "[0, 1]"})
+    vocabulary_weights: str | None = field(default=None, metadata={"on_resume": "same content"})
+    token_weights: str | None = field(default=None, metadata={"on_resume": "same content"})
+    head: Head = field(default="auto", metadata={"on_resume": "may change"})
+    memory_budget_mb: float | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})

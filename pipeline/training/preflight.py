@@ -125,8 +125,8 @@ def check_process_group(split: BatchSplit) -> None:
     for rank, (loader_rank, loader_size) in enumerate(splits):
         if (loader_rank, loader_size) != (rank, len(splits)):
             raise AgreedError(
-                f"rank {rank} of {len(splits)} reads data as rank {loader_rank} of {loader_size}; set RANK and WORLD_SIZE in "
-                "every process, or use torchrun, deepspeed, mpirun or srun"
+                f"rank {rank} of {len(splits)} reads data as rank {loader_rank} of {loader_size}; "
+                "set RANK and WORLD_SIZE in every process, or use torchrun, deepspeed, mpirun or srun"
             )
 
 

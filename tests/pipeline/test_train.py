@@ -38,7 +38,12 @@ def test_train_help_explains_every_setting() -> None:
     result = python("pipeline/train.py", "--help")
     assert result.returncode == 0, result.stderr
     assert set(known_keys()) <= set(re.findall(r"^  --([a-z_.0-9]+)", result.stdout, re.MULTILINE))
-    for part in ("default: 1e-05", "peak learning rate of AdamW", "--loss.alignment_weight", "--dry_run"):
+    for part in (
+        "default: 1e-05) (greater than 0 and finite, on resume: may change)",
+        "peak learning rate of AdamW",
+        "--loss.alignment_weight",
+        "--dry_run",
+    ):
         assert part in " ".join(result.stdout.split())
 
 
@@ -100,6 +105,12 @@ def test_train_names_port_in_use(prepared: Prepared, tmp_path: Path) -> None:
         port = other_run.getsockname()[1]
         with mock.patch.dict(ENVIRONMENT, rank_0_of(2, port)):
             refuses(python("pipeline/train.py", "--config", recipe), f"port {port}", "in use", "--master_port")
+
+
+def test_train_refuses_number_out_of_range_in_dry_run(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = recipe_for(prepared, tmp_path)
+    result = python("pipeline/train.py", "--config", recipe, "--dry_run", "--training.weight_decay=-0.1")
+    refuses(result, "training.weight_decay is -0.1", "at least 0")
 
 
 def test_train_refuses_unknown_language(prepared: Prepared, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Loading of recipes, and mistakes reported in one line."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoint.layout import recipe_yaml
 from pipeline.common.errors import UserError
+from pipeline.config.fields import Interval, check_ranges, leaf_fields
 from pipeline.config.recipe import DEMO_RECIPE, load_config
+from pipeline.config.settings import Config
 
 MODEL = "model: {config: {model_type: qwen2}}\ndata: {tokenizer: here}\n"
 
@@ -50,6 +54,18 @@ def test_load_config_overrides(tmp_path: Path) -> None:
         ("training: {log_gradients_steps: 1.5}", [], "training.log_gradients_steps"),
         ("training: {warmup_ratio: 2}", [], "training.warmup_ratio is 2.0; it must be between 0 and 1"),
         ("loss: {alignment_weight: -1}", [], "loss.alignment_weight is -1.0"),
+        ("training: {weight_decay: -0.1}", [], "training.weight_decay is -0.1; it must be at least 0 and finite"),
+        ("training: {max_grad_norm: -1}", [], "training.max_grad_norm is -1.0"),
+        ("training: {learning_rate: .inf}", [], "training.learning_rate is inf; it must be greater than 0 and finite"),
+        ("training: {learning_rate: .nan}", [], "training.learning_rate is nan"),
+        ("loss: {alignment_weight: .nan}", [], "loss.alignment_weight is nan"),
+        ("", ["--loss.alignment_weight", ".inf"], "loss.alignment_weight is inf"),
+        ("training: {adam_beta1: 1}", [], "training.adam_beta1 is 1.0; it must be at least 0 and less than 1"),
+        ("training: {adam_beta2: -0.1}", [], "training.adam_beta2 is -0.1"),
+        ("training: {adam_epsilon: 0}", [], "training.adam_epsilon is 0.0; it must be greater than 0 and finite"),
+        ("seed: -1", [], "seed is -1; it must be between 0 and 4294967295"),
+        ("seed: 123456789012345678901234567890", [], "it must be between 0 and 4294967295"),
+        ("", ["--data.language_weights.sw", "-2"], "data.language_weights.sw is -2.0; it must be greater than 0"),
         ("loss: {pooling: weights}", [], "loss.token_weights"),
         ("loss: {top_k: 0}", [], "loss.top_k is 0; it must be greater than 0"),
         ("loss: {top_k: 2.5}", [], "loss.top_k"),
@@ -74,6 +90,28 @@ def test_load_config_refuses(tmp_path: Path, text: str, overrides: list[str], me
         load(tmp_path, MODEL_TEXT + text, *overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_has_a_range() -> None:
+    config = Config()
+    check_ranges(config, "defaults")
+    for key, field in leaf_fields():
+        numbers = [t for t in (int, float) if re.search(rf"\b{t.__name__}\b", str(field.type))]
+        assert not numbers or "range" in field.metadata, f"{key} has no range"
+        for value in ("inf", "nan", "-1"):
+            assert not numbers or float(value) not in Interval.parse(field.metadata["range"])
+        assert field.metadata.get("on_resume") in (None, "may change", "same content"), key
+        assert not field.metadata.keys() - {"range", "on_resume"}, key
+
+
+@pytest.mark.parametrize("weights", ["{no: 2, on: 3}", "{'no': 2, 'on': 3}"])
+def test_load_config_keeps_norwegian(tmp_path: Path, weights: str) -> None:
+    text = f"model: {{config: {{model_type: qwen2}}}}\ndata: {{tokenizer: here, language_weights: {weights}}}"
+    expected = {"no": 2.0, "on": 3.0}
+    config = load(tmp_path, text)
+    assert config.data.language_weights == expected
+    assert load(tmp_path, MODEL, "--data.language_weights", weights).data.language_weights == expected
+    assert load(tmp_path, recipe_yaml(config)) == config
 
 
 def test_load_config_missing_file(tmp_path: Path) -> None:
