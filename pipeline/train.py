@@ -54,10 +54,14 @@ def main(args: list[str], stop: StopSignal) -> int:
     ds = deepspeed_config(config, distributed.world_size())
     if dry_run:
         from pipeline.plan.dry_run import print_dry_run
+        from pipeline.training.resume_checks import find_resume_point
 
         ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
         if distributed.is_main_process():
+            checkpoint = find_resume_point(run)
             print_dry_run(run, ds, distributed.world_size(), ranks_per_node)
+            if checkpoint is not None:
+                print("\n".join([f"resumes from {checkpoint.path}", *checkpoint.notes()]))
         return 0
     timeout = config.training.hang_timeout_s
     start_process_group(timeout)

@@ -1,7 +1,7 @@
 """Layout of checkpoint directories: names, completeness and rotation.
 
 checkpoint-N/zero/               DeepSpeed's files, one set per rank
-checkpoint-N/trainer_state.json  step, loader position, tokens seen, model signature, number of ranks
+checkpoint-N/trainer_state.json  step, loader position, tokens seen, hashes of model and data, number of ranks
 checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, running means)
 checkpoint-N/model_config/, tokenizer/  for export
 checkpoint-N/config.yaml         the recipe
@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,15 @@ class ModelIdentity:
         padded_size: Number of vocabulary rows, including padding.
         languages: Languages of the data, in the order of the running means.
         embedding_group: Whether the optimizer has a parameter group for the input embedding.
+        fingerprints: Hashes of the content that settings name by path, by setting. Empty in checkpoints of older
+            versions.
     """
 
     vocab_size: int
     padded_size: int
     languages: list[str]
     embedding_group: bool = False
+    fingerprints: dict[str, str | None] = field(default_factory=dict)
 
 
 def step_of(path: Path) -> int:

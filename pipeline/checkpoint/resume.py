@@ -35,8 +35,8 @@ def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
     The number of ranks may differ from the run that saved it.
 
     Raises:
-        UserError: The checkpoint is damaged, or was saved with a different vocabulary, different languages or different
-            parameter groups.
+        UserError: The checkpoint is damaged, or was saved with a different vocabulary, different languages, different
+            parameter groups, or different content of a file or directory that a setting names.
     """
     state = read_state(path)
     if (state["vocab_size"], state["padded_size"]) != (model.vocab_size, model.padded_size):
@@ -56,6 +56,11 @@ def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
             f"{path}: training.embedding_learning_rate was {was} when it was saved and is {now} here, so the optimizer "
             "has other parameter groups; restore the setting or use another output_dir"
         )
+    for key, fingerprint in state.get("fingerprints", {}).items():
+        if model.fingerprints.get(key) != fingerprint:
+            raise UserError(
+                f"{path}: trained with different content of {key}; restore it, or use another output_dir for a new run"
+            )
     return state
 
 

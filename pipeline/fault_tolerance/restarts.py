@@ -24,8 +24,14 @@ class RestartLog:
     def __init__(self, directory: Path, started_at: float) -> None:
         self.path, self.started_at = directory / "starts.jsonl", started_at
 
-    def record_start(self, step: int, max_steps: int, ranks: int) -> None:
+    def record_start(self, step: int, max_steps: int, ranks: int, **changes: Any) -> None:
         """Record a start that resumes from `step` (0 for a new run).
+
+        Args:
+            step: Number of finished optimizer steps.
+            max_steps: Last step of the run.
+            ranks: The world size.
+            changes: Anything that differs from the checkpoint, as JSON values.
 
         Raises:
             UserError: This Slurm job is in a crash loop: it has failed three times after starting from the same step.
@@ -39,7 +45,8 @@ class RestartLog:
             )
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         nodes = os.environ.get("SLURM_JOB_NODELIST")
-        self._append(event="start", job=job, restart=restart, nodes=nodes, ranks=ranks, step=step, max_steps=max_steps)
+        start = {"job": job, "restart": restart, "nodes": nodes, "ranks": ranks, "step": step, "max_steps": max_steps}
+        self._append(event="start", **start, **changes)
 
     def record_first_step(self, step: int) -> None:
         """Record that the first optimizer step of this start is done, with the seconds since the process started."""

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.reshard import convert_to_universal
-from pipeline.checkpoint.resume import check_resumable, find_resumable
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
@@ -25,13 +24,12 @@ from pipeline.training.gradient_norms import term_gradient_norms
 from pipeline.training.metrics import MetricsWriter, cross_entropy, step_metrics
 from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
+from pipeline.training.resume_checks import ResumePoint, find_resume_point
 from pipeline.training.state import TrainState
 from pipeline.zero3.ds_config import deepspeed_config
 from pipeline.zero3.engine import ZeroEngine
 
 RECENT_STEPS = 50  # number of recent cross entropies to keep, from which a loss jump is detected
-
-Resumable = tuple[Path, dict[str, Any]]  # a checkpoint and its trainer_state.json
 
 
 def train(run: PreparedRun, guard: Guard) -> int:
@@ -39,12 +37,11 @@ def train(run: PreparedRun, guard: Guard) -> int:
     config, loader = run.config, run.loader
     guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
+    record_start(run, checkpoint, guard)
     engine = setup_engine(run, checkpoint)
     state = resume(run, engine, checkpoint)
     saver = Saver(config, run.identity, run.pretrained, engine, state.step)
-    first_step = state.step
-    if distributed.is_main_process():
-        guard.restarts.record_start(first_step, run.max_steps, distributed.world_size())
+    first_step, stopping = state.step, False
     metrics = start_metrics(run, engine, state)
 
     while state.step < run.max_steps:
@@ -76,34 +73,47 @@ def train(run: PreparedRun, guard: Guard) -> int:
             save_checkpoint(run, saver, state, guard)
 
     metrics.close()
-    return finish(run, saver, state, guard)
+    return finish(run, saver, state, guard, stopping)
 
 
-def find_checkpoint(run: PreparedRun, guard: Guard) -> Resumable | None:
-    """Find the newest complete checkpoint, and convert it if it was saved with a different number of ranks.
+def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
+    """Find and check the newest complete checkpoint, and convert it if it was saved by a different number of ranks.
 
     Collective: all ranks must call it.
     """
     output_dir = Path(run.config.output_dir)
 
-    def find() -> Resumable | None:
-        path = find_resumable(run.config)
-        if path is None:
-            return None
-        saved = check_resumable(path, run.identity)
-        if saved["ranks"] != distributed.world_size():
-            convert_to_universal(path, output_dir)
-        return path, saved
+    def find() -> ResumePoint | None:
+        checkpoint = find_resume_point(run)
+        if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
+            convert_to_universal(checkpoint.path, output_dir)
+        return checkpoint
 
     # Converting a large model takes minutes, which is longer than the watchdog or a collective may allow.
     return distributed.run_long_on_rank0(find, lambda: guard.enter_phase(0, "finding or converting a checkpoint"))
 
 
-def setup_engine(run: PreparedRun, checkpoint: Resumable | None = None) -> ZeroEngine:
+def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard) -> None:
+    """Record this start and what has changed since the checkpoint. Collective: all ranks must call it.
+
+    Raises:
+        AgreedError: the Slurm job is in a crash loop.
+    """
+
+    def record() -> None:
+        step, changes = (0, {}) if checkpoint is None else (checkpoint.state["step"], checkpoint.record())
+        guard.restarts.record_start(step, run.max_steps, distributed.world_size(), **changes)
+        for line in [] if checkpoint is None else checkpoint.notes():
+            print(line, flush=True)
+
+    distributed.broadcast_from_rank0(record)
+
+
+def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> ZeroEngine:
     """Build the engine with pretrained or random weights, configured to load `checkpoint` if one is given."""
     config, world_size = run.config, distributed.world_size()
     torch.manual_seed(config.seed)
-    other_ranks = checkpoint is not None and checkpoint[1]["ranks"] != world_size
+    other_ranks = checkpoint is not None and checkpoint.state["ranks"] != world_size
     ds = deepspeed_config(config, world_size, load_universal=other_ranks)
     engine = build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
     if engine.tied and config.loss.soft_token_embeddings == "output" and distributed.is_main_process():
@@ -111,11 +121,11 @@ def setup_engine(run: PreparedRun, checkpoint: Resumable | None = None) -> ZeroE
     return engine
 
 
-def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: Resumable | None) -> TrainState:
+def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None) -> TrainState:
     """Load the checkpoint into the engine and the loader, or return a fresh state if there is no checkpoint."""
     if checkpoint is None:
         return TrainState()
-    path, saved = checkpoint
+    path, saved = checkpoint.path, checkpoint.state
     load_checkpoint(path, saved, run.config, engine)
     run.loader.load_state_dict(saved["loader"])
     if distributed.is_main_process():
@@ -212,9 +222,9 @@ def save_checkpoint(run: PreparedRun, saver: Saver, state: TrainState, guard: Gu
     saver.start(asdict(state) | {"loader": run.loader.state_dict()})
 
 
-def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard) -> int:
+def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stopped: bool) -> int:
     """Save a checkpoint if a signal stopped the run, wait for the last save, and return the exit status."""
-    status = 0 if state.step == run.max_steps else STOPPED_BY_SIGNAL
+    status = STOPPED_BY_SIGNAL if stopped else 0
     if status:
         save_checkpoint(run, saver, state, guard)
     saver.finish()

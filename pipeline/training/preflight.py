@@ -1,5 +1,6 @@
 """Run the checks that do not need a process group, a GPU or weights."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint.layout import ModelIdentity
 from pipeline.common import distributed
-from pipeline.common.atomic_io import ensure_writable
+from pipeline.common.atomic_io import ensure_writable, sha256_file
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
@@ -49,7 +50,23 @@ class PreparedRun:
     def identity(self) -> ModelIdentity:
         """Properties of the model that are recorded in checkpoints and must match to resume."""
         embedding_group = self.config.training.embedding_learning_rate is not None
-        return ModelIdentity(self.vocab_size, self.padded_size, self.languages, embedding_group)
+        return ModelIdentity(
+            self.vocab_size, self.padded_size, self.languages, embedding_group, fingerprints=self.fingerprints
+        )
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of the content that settings name by path, by setting. None if the setting is not set.
+
+        The tokenizer needs none, because its fingerprint is compared with that of the shards.
+        """
+        manifest, loss = self.shards.manifest, self.config.loss
+        rows = "".join(shard["sha256"] for shard in manifest["shards"])
+        weights = {"loss.vocabulary_weights": loss.vocabulary_weights, "loss.token_weights": loss.token_weights}
+        return {
+            "data.shards": hashlib.sha256(rows.encode()).hexdigest(),
+            **{key: None if path is None else sha256_file(Path(path)) for key, path in weights.items()},
+        }
 
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
@@ -89,8 +106,13 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights"),
         row_weights(shards, config.data.language_weights),
     )
-    max_steps = training.max_steps or max(1, round(training.num_train_epochs * len(shards) / training.train_batch_size))
+    max_steps = count_steps(training, len(shards))
     return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps)
+
+
+def count_steps(training: TrainingSettings, num_rows: int) -> int:
+    """Return the number of optimizer steps of a run on `num_rows` rows."""
+    return training.max_steps or max(1, round(training.num_train_epochs * num_rows / training.train_batch_size))
 
 
 def check_ranks(training: TrainingSettings, padded_size: int, world_size: int) -> None:

@@ -8,6 +8,8 @@ from pipeline.common.distributed import local_device
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
+REPOSITORY = Path(__file__).parents[2]
+
 # Keys of a DeepSpeed JSON that must be set in the recipe instead, and the setting that replaces each.
 RECIPE_KEYS = {
     "train_batch_size": "training.train_batch_size",
@@ -33,6 +35,8 @@ def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, d
             how parameters are partitioned.
     """
     path = Path(config.deepspeed)
+    if not path.exists() and (REPOSITORY / path).exists():
+        path = REPOSITORY / path
     try:
         ds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -280,12 +280,22 @@ class ZeroEngine:
         return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
 
     def load_checkpoint(self, directory: Path, tag: str) -> bool:
-        """Load weights and optimizer state from directory/tag. Return False if DeepSpeed finds no checkpoint."""
+        """Load weights and optimizer state from directory/tag, but keep the settings of this run's parameter groups.
+
+        The checkpoint contains the settings of the run that saved it, such as its weight decay.
+
+        Returns:
+            False if DeepSpeed finds no checkpoint.
+        """
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.ds_engine.optimizer.param_groups]
         loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
-        if loaded is not None and self.ds_engine.load_universal_checkpoint():
+        if loaded is None:
+            return False
+        for group, own in zip(self.ds_engine.optimizer.optimizer.param_groups, groups, strict=True):
+            group.update(own)
+        if self.ds_engine.load_universal_checkpoint():
             repair_universal_state(self.ds_engine.optimizer.optimizer, groups)
-        return loaded is not None
+        return True
 
     def vocabulary_names(self) -> list[str]:
         """Return the names of the parameters whose rows are vocabulary entries."""

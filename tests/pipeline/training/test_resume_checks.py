@@ -1,0 +1,96 @@
+"""A resumed run is compared with its checkpoint: changes are refused, or recorded and effective."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from data_prep.shards.format import MANIFEST, ShardSet, write_shard
+from pipeline.common.atomic_io import write_json
+from pipeline.common.errors import UserError
+from pipeline.config.changes import VALUES_BEFORE, changed_settings, saved_config
+from pipeline.config.recipe import load_config
+from pipeline.config.settings import Config
+from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.training.preflight import prepare_run
+from pipeline.training.resume_checks import ResumePoint, find_resume_point
+from tests.conftest import Prepared
+from tests.runs import TINY, metrics, train, write_recipe
+
+
+def test_changed_settings_of_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that the checkpoint lacks has the value of the code before it, even if the default is another."""
+    recipe = "seed: 42\nloss: {detach: [pivot], removed_key: 1}\ntraining: {learning_rate: 2.0e-5}\n"
+    assert [str(change) for change in changed_settings(saved_config(recipe), Config())] == [
+        "training.learning_rate 2e-05 -> 1e-05"
+    ]
+    monkeypatch.setitem(VALUES_BEFORE, "loss.distance", "mse")
+    change, _ = changed_settings(saved_config(recipe), Config())
+    assert (str(change), change.rule) == ('loss.distance "mse" -> "cosine"', None)
+
+
+def resume_point(recipe: Path, *overrides: object) -> ResumePoint:
+    point = find_resume_point(prepare_run(load_config(recipe, list(map(str, overrides))), 0, 1))
+    assert point is not None
+    return point
+
+
+def other_rows(shards: Path, output: Path) -> Path:
+    """Copy shards without their last row."""
+    output.mkdir()
+    manifest = json.loads((shards / MANIFEST).read_text())
+    manifest["shards"] = [write_shard(output / "shard-00000.parquet", list(ShardSet.open(shards))[:-1])]
+    write_json(output / MANIFEST, manifest)
+    return output
+
+
+@pytest.mark.slow
+def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__max_steps=3)
+    train(1, "--config", recipe)
+
+    unchanged = resume_point(recipe)
+    assert (unchanged.notes(), unchanged.record()) == ([], {})
+    shutil.copytree(prepared.shards, tmp_path / "moved")
+    assert resume_point(recipe, "--data.shards", tmp_path / "moved").learning_rates is None
+
+    weights = tmp_path / "weights.safetensors"
+    save_file({"weights": torch.ones(600)}, weights)
+    wider = {**TINY, "rope_theta": 500000.0}
+    for overrides, message in {
+        ("--seed", 4): "cannot resume with other settings: seed 3 -> 4; restore them or use another output_dir",
+        ("--training.train_batch_size", 8): "training.train_batch_size 4 -> 8",
+        ("--training.precision", "bf16"): 'training.precision "fp32" -> "bf16"',
+        ("--loss.distance", "mse"): 'loss.distance "cosine" -> "mse"',
+        ("--data.language_weights.sw", 2): "data.language_weights {} -> ",
+        ("--data.shards", other_rows(prepared.shards, tmp_path / "other")): "different content of data.shards",
+        ("--loss.vocabulary_weights", weights): "different content of loss.vocabulary_weights",
+        ("--model.config", json.dumps(wider)): "checkpoint of a different model (rope_",
+        ("--training.max_steps", 2): "is past the last step of this run (2); raise training.max_steps",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            resume_point(recipe, *overrides)
+        assert message in str(caught.value) and "use another output_dir" in str(caught.value)
+
+    extended = ["--training.max_steps", 6, "--training.learning_rate", 0.001, "--training.weight_decay", 0.5]
+    output = train(1, "--config", recipe, *extended)
+    start = [event for event in read_restart_log(tmp_path / "run") if event["event"] == "start"][-1]
+    assert start["changed"] == {
+        "training.max_steps": [3, 6],
+        "training.learning_rate": [0.003, 0.001],
+        "training.weight_decay": [0.1, 0.5],
+    }
+    assert "note: settings changed since" in output and "training.max_steps 3 -> 6" in output
+    before, after = start["learning_rate"]
+    rates = [record["learning_rate"] for record in metrics(tmp_path / "run")]
+    assert (before, after) == (rates[2], rates[3])
+    assert f"note: the learning rate changes from {before:.3g} (step 3) to {after:.3g} (next step)" in output
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["learning_rate"] == 0.001
+    # DeepSpeed loads the weight decay of the checkpoint, but the optimizer has used the new one.
+    (path,) = (tmp_path / "run" / "checkpoint-6" / "zero").glob("*optim_states.pt")
+    saved = torch.load(path, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]
+    assert {group["weight_decay"] for group in saved["param_groups"]} == {0.0, 0.5}
