@@ -23,11 +23,11 @@ for run in "${runs[@]}"; do need "$OUTPUT/$run/evaluation.json" "evaluate it fir
 for run in "${runs[@]}"; do
   if [ -n "${ANSWERS:-}" ]; then
     on_one_rank python -m pipeline.representations --model "$OUTPUT/$run/hf" --data "$ANSWERS" --output "$OUTPUT/$run" \
-      "$@" || finish $? 3
+      "$@" || finish $?
   fi
   if [ "$run" != sft ] && [ -e "$OUTPUT/sft" ]; then
     on_one_rank python -m pipeline.compare --baseline "$OUTPUT/sft" --candidate "$OUTPUT/$run" \
-      --output "$OUTPUT/$run" || finish $? 3
+      --output "$OUTPUT/$run" || finish $?
   fi
 done
-on_one_rank python -m pipeline.report --run "${runs[@]/#/$OUTPUT/}" --output "$OUTPUT/report" || finish $? 3
+on_one_rank python -m pipeline.report --run "${runs[@]/#/$OUTPUT/}" --output "$OUTPUT/report" || finish $?

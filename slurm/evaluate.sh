@@ -26,7 +26,7 @@ need "$RUN" "set RUN to the output_dir of a run"
 need "$DATA" "set DATA to test records"
 
 if [ ! -e "$RUN/hf" ]; then
-  on_one_rank python -m pipeline.export --checkpoint "$RUN" --output "$RUN/hf" || finish $? 3
+  on_one_rank python -m pipeline.export --checkpoint "$RUN" --output "$RUN/hf" || finish $?
 fi
-on_all_ranks python -m pipeline.evaluation --model "$RUN/hf" --data "$DATA" --output "$RUN" "$@" || finish $? 3
-on_one_rank python -m pipeline.report --run "$RUN" || finish $? 3
+on_all_ranks python -m pipeline.evaluation --model "$RUN/hf" --data "$DATA" --output "$RUN" "$@" || finish $?
+on_one_rank python -m pipeline.report --run "$RUN" || finish $?

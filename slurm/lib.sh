@@ -43,7 +43,19 @@ on_one_rank() { # COMMAND
   step --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --mpi=none "$@"
 }
 
-finish() { # STATUS [MAX_RESTARTS]: 0 and 2 end the job, others requeue it; the limit does not apply to 75
+# Number of failures in a row, over the restarts of this job. The trainer removes the file when it records its start: from
+# then on, it detects a crash loop itself.
+export FAILED_STARTS_FILE=$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID.failures
+
+finish() { # STATUS: 0 and 2 end the job, 75 requeues it, and any other status requeues it three times in a row
+  local failures=0
+  case $1 in
+  0 | 2 | 75) rm -f "$FAILED_STARTS_FILE" ;;
+  *)
+    failures=$(($(cat "$FAILED_STARTS_FILE" 2>/dev/null || echo 0) + 1))
+    echo "$failures" >"$FAILED_STARTS_FILE" || failures=4
+    ;;
+  esac
   case $1 in 0 | 2) exit "$1" ;; esac
   # Requeue a task of an array by its own name: the job id of the last task also names the whole array.
   local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -52,8 +64,9 @@ finish() { # STATUS [MAX_RESTARTS]: 0 and 2 end the job, others requeue it; the 
   state=$(scontrol -o show job "$job" | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
   if [ "$state" != RUNNING ]; then
     echo "$message and is $state: not requeued" >&2
-  elif [ "$1" != 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "${2:-1000}" ]; then
-    echo "$message, restarted $SLURM_RESTART_COUNT times: not requeued" >&2
+  elif [ "$failures" -gt 3 ]; then
+    rm -f "$FAILED_STARTS_FILE"
+    echo "$message, restarted 3 times after failures: not requeued; fix the cause shown above and submit it again" >&2
   elif scontrol requeue "$job"; then
     echo "$message: requeued" >&2
   else
@@ -61,3 +74,15 @@ finish() { # STATUS [MAX_RESTARTS]: 0 and 2 end the job, others requeue it; the 
   fi
   exit "$1"
 }
+
+need_packages() { # checks the environment of the ranks, which may be a container (SRUN_ARGS)
+  local check status=0 run=()
+  check='import importlib.util as util, sys; names = "torch", "deepspeed", "transformers", "pyarrow"
+sys.exit(3 if any(util.find_spec(name) is None for name in names) else 0)'
+  [ ${#SRUN_ARGS[@]} = 0 ] || run=(step --nodes=1 --ntasks=1 --mpi=none)
+  "${run[@]}" python -c "$check" || status=$?
+  case $status in
+  3 | 127) fail "python has no torch, deepspeed, transformers or pyarrow; run: make install, or load your environment in slurm/env.sh" ;;
+  esac
+}
+need_packages

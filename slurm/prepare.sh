@@ -22,9 +22,9 @@ if [ -z "${INPUT:-}" ]; then
   INPUT=runs/demo/train.jsonl TOKENIZER=runs/demo/tokenizer SHARDS=runs/demo/shards
   mkdir -p runs/demo
   test=runs/demo/train.test.jsonl
-  [ -e "$test" ] || on_one_rank python -m data_prep demo --output "$INPUT" --test_output "$test" || finish $? 3
+  [ -e "$test" ] || on_one_rank python -m data_prep demo --output "$INPUT" --test_output "$test" || finish $?
   [ -e "$TOKENIZER" ] ||
-    on_one_rank python -m data_prep tokenizer --vocab_size 2048 --input "$INPUT" --output "$TOKENIZER" || finish $? 3
+    on_one_rank python -m data_prep tokenizer --vocab_size 2048 --input "$INPUT" --output "$TOKENIZER" || finish $?
   set -- --max_seq_length 1024 "$@"
 fi
 read -ra inputs <<<"$INPUT"
@@ -37,8 +37,8 @@ if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
   MPI_TYPE=none tasks=1
 fi
 step --ntasks="$tasks" --cpus-per-task="$cpus_per_task" --mpi="$MPI_TYPE" python -m data_prep pack \
-  --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || finish $? 3
+  --input "${inputs[@]}" --tokenizer "$TOKENIZER" --output "$SHARDS" "$@" || finish $?
 if [ -n "${WEIGHTS:-}" ]; then
   [ -n "${MODEL:-}" ] || fail "WEIGHTS is set but MODEL is not; set MODEL to the model's directory or Hub model ID"
-  on_one_rank python -m data_prep weights "$SHARDS" --model "$MODEL" --output "$WEIGHTS" || finish $? 3
+  on_one_rank python -m data_prep weights "$SHARDS" --model "$MODEL" --output "$WEIGHTS" || finish $?
 fi

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.common.atomic_io import sha256_file, write_json
@@ -236,6 +237,11 @@ class ShardSet:
                     yield file.read([name for name in names if name in file.schema_arrow.names])
             except pa.ArrowInvalid as error:
                 raise UserError(f"{self.path / shard['name']}: damaged shard ({error}); pack again") from None
+
+    def longest_sequence(self) -> int:
+        """Return the number of tokens in the longest sequence. Reads one small column of every shard."""
+        columns = (table["seq_lens"] for table in self.read_columns(["seq_lens"]))
+        return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in columns), default=0)
 
     def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
         """Open a shard. Return its file, and the first row of each row group followed by the number of rows."""

@@ -1,5 +1,6 @@
 """Record the starts and ends of a run in RUN/starts.jsonl, and stop a Slurm job in a crash loop."""
 
+import contextlib
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 MAX_STARTS_WITHOUT_PROGRESS = 3
+FAILED_STARTS_FILE = "FAILED_STARTS_FILE"  # variable of slurm/lib.sh: file that counts starts that were not recorded
 
 
 class RestartLog:
@@ -47,6 +49,9 @@ class RestartLog:
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         start = {"job": job, "restart": restart, "nodes": nodes, "ranks": ranks, "step": step, "max_steps": max_steps}
         self._append(event="start", **start, **changes)
+        if file := os.environ.get(FAILED_STARTS_FILE):
+            with contextlib.suppress(OSError):
+                Path(file).unlink(missing_ok=True)
 
     def record_first_step(self, step: int) -> None:
         """Record that the first optimizer step of this start is done, with the seconds since the process started."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from pipeline.common.errors import UserError
 from pipeline.evaluation.accuracy import accuracy_table, versions
 from pipeline.evaluation.consistency import consistency_tables
+from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.representations.plots import layers_of
 from pipeline.training.metrics_reader import read_metrics
 
@@ -29,6 +30,7 @@ class RunResults:
         evaluation: content of evaluation.json, or None if absent.
         representations: content of representations.json, or None if absent.
         config: text of config.yaml, or None if absent.
+        starts: start events in starts.jsonl, oldest first.
     """
 
     name: str
@@ -37,6 +39,7 @@ class RunResults:
     evaluation: dict[str, Any] | None
     representations: dict[str, Any] | None
     config: str | None
+    starts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -81,6 +84,7 @@ def read_run(path: Path, name: str) -> RunResults:
         _read_result(path / "evaluation.json", "pipeline.evaluation", _check_evaluation),
         _read_result(path / "representations.json", "pipeline.representations", _check_representations),
         config.read_text(encoding="utf-8").strip() if config.is_file() else None,
+        [event for event in read_restart_log(path) if event["event"] == "start"],
     )
     if not run.metrics and not run.evaluation and not run.representations:
         raise UserError(

@@ -221,7 +221,7 @@ def _first_to_last(runs: Sequence[RunResults], key: str, format_spec: str) -> li
 
 
 def _settings(runs: Sequence[RunResults]) -> Section:
-    """Build the section with the keys that differ between the recipes, followed by each full recipe."""
+    """Build the section with the keys that differ between the recipes or were changed, and each full recipe."""
     blocks: list[ReportBlock] = []
     with_recipe = [run for run in runs if run.config]
     if len(with_recipe) > 1:
@@ -236,8 +236,21 @@ def _settings(runs: Sequence[RunResults]) -> Section:
             blocks.append(ReportTable(["setting", *(run.name for run in with_recipe)], rows, text_cells=True))
         else:
             blocks.append(MarkdownBlock("The recipes are the same."))
+    if rows := [row for run in runs for row in _changed_settings(run, with_name=len(runs) > 1)]:
+        blocks.append(ReportTable(["changed on resume", "after step", "from", "to"], rows, text_cells=True))
     blocks += [CodeBlock(f"config.yaml of {run.name}", run.config) for run in with_recipe if run.config]
     return Section("Settings", blocks)
+
+
+def _changed_settings(run: RunResults, with_name: bool) -> list[list[str]]:
+    """Return a row for each setting that was changed when the run resumed, without repeats by further restarts."""
+    rows = []
+    for start in run.starts:
+        for key, (before, after) in start.get("changed", {}).items():
+            row = [f"{run.name}: {key}" if with_name else key, str(start["step"]), str(before), str(after)]
+            if row not in rows:
+                rows.append(row)
+    return rows
 
 
 def _versions(runs: Sequence[RunResults]) -> Section:

@@ -1,6 +1,7 @@
 """Run the checks that do not need a process group, a GPU or weights."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pipeline.checkpoint.layout import ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.config.settings import Config, TrainingSettings
+from pipeline.config.settings import Config, DataSettings, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
@@ -93,10 +94,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
     training = config.training
     check_ranks(training, padded_size, world_size)
-    for lang in config.data.language_weights:
-        if lang not in shards.manifest["languages"]:
-            known = ", ".join(shards.manifest["languages"])
-            raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
+    _check_languages(config, shards.manifest)
+    _check_sequence_lengths(shards, model_config)
     ensure_writable(Path(config.output_dir), setting="output_dir")
     loader = Loader(
         shards,
@@ -155,12 +154,65 @@ def check_process_group(split: BatchSplit) -> None:
 def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
     path = Path(config.data.shards)
     if not path.exists():
-        command = "make demo" if config.data.shards.startswith("runs/demo") else "python -m data_prep pack"
-        raise UserError(f"{path}: no shards; create them with: {command}")
+        raise UserError(f"{path}: no shards; create them with: {_pack_command(config.data.shards)}")
     shards = ShardSet.open(path, check_hashes=check_hashes)
     if len(shards) == 0:
         raise UserError(f"{path}: the shards contain no rows; pack different data")
     return shards
+
+
+def _pack_command(shards: str) -> str:
+    """Return the command that creates shards, in a Slurm job or on one machine."""
+    demo = Path(shards) == Path(DataSettings().shards)
+    if "SLURM_JOB_ID" in os.environ:
+        return "sbatch slurm/prepare.sh" if demo else f"INPUT=... TOKENIZER=... SHARDS={shards} sbatch slurm/prepare.sh"
+    return "make demo" if demo else f"python -m data_prep pack --output {shards} ..."
+
+
+def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
+    """Check that the weighted languages are in the data, and that there is something to align.
+
+    Raises:
+        UserError: a language is missing, or the alignment loss has no pairs.
+    """
+    for lang in config.data.language_weights:
+        if lang not in manifest["languages"]:
+            known = ", ".join(manifest["languages"])
+            raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
+    if config.loss.alignment_weight > 0 and manifest["totals"]["pairs"] == 0:
+        raise UserError(
+            f"{config.data.shards}: has no translations of pivots, so nothing can be aligned; pack translations with "
+            "their pivots, or set loss.alignment_weight to 0 for plain fine-tuning"
+        )
+
+
+def _check_sequence_lengths(shards: ShardSet, config: PreTrainedConfig) -> None:
+    """Check that no sequence is longer than the model's positions. Positions restart in every sequence of a row.
+
+    Raises:
+        UserError: a sequence is longer.
+    """
+    limit = max_positions(config)
+    if limit is None or shards.manifest["max_seq_length"] <= limit:
+        return
+    longest = shards.longest_sequence()
+    if longest > limit:
+        raise UserError(
+            f"{shards.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
+            f"(max_position_embeddings); pack again with --max_seq_length {limit}"
+        )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of positions of a model, or None if its configuration does not limit them.
+
+    A rotary embedding that is scaled by a factor has that many times its original positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)  # families with two kinds of attention layers
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(positions, int(original * factor)) if positions and original and factor else positions
 
 
 def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, 
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
+from pipeline.zero3.op_locks import handle_stale_locks
 from pipeline.zero3.optimizer import build_optimizer, repair_universal_state
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
 
@@ -54,6 +55,8 @@ def start_process_group(timeout: float = 1800) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     # On CPU ranks, DeepSpeed would compile a shared-memory all-reduce here, which only its inference engine calls.
     setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (mypy does not know the attribute)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        handle_stale_locks()  # the engine builds and loads ops
     try:
         deepspeed.init_distributed(
             dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout + 60)

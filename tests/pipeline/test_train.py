@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+from data_prep.shards.format import ShardSet
 from pipeline.config.settings import Config
 from tests.conftest import Prepared
 from tests.runs import ENVIRONMENT, TINY, python, refuses, train, write_recipe
@@ -58,8 +59,11 @@ def known_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
 
 
 def test_train_refuses_missing_shards(tmp_path: Path) -> None:
-    result = python("pipeline/train.py", "--data.shards", "runs/demo/no_such_shards")
-    refuses(result, "no shards", "make demo")
+    command = ["pipeline/train.py", "--output_dir", tmp_path, "--data.shards"]
+    missing = tmp_path / "none"
+    refuses(python(*command, missing), "no shards", f"python -m data_prep pack --output {missing}")
+    with mock.patch.dict(ENVIRONMENT, {"SLURM_JOB_ID": "7"}):
+        refuses(python(*command, missing), "no shards", f"SHARDS={missing} sbatch slurm/prepare.sh")
 
 
 def test_train_refuses_other_tokenizer(prepared: Prepared, tmp_path: Path) -> None:
@@ -116,6 +120,31 @@ def test_train_refuses_number_out_of_range_in_dry_run(prepared: Prepared, tmp_pa
 def test_train_refuses_unknown_language(prepared: Prepared, tmp_path: Path) -> None:
     recipe = recipe_for(prepared, tmp_path, data__language_weights={"sw": 2.0, "xx": 2.0})
     refuses(python("pipeline/train.py", "--config", recipe), "data.language_weights", "'xx'", "sw")
+
+
+def test_train_refuses_sequences_longer_than_positions(prepared: Prepared, tmp_path: Path) -> None:
+    """The rows of 512 tokens may be longer than the positions, because positions restart in every sequence."""
+    longest = max(int(row.seq_lens.max()) for row in ShardSet.open(prepared.shards))
+    assert longest < 500
+    for positions, refused in ((longest, False), (longest - 1, True)):
+        config = {**TINY, "max_position_embeddings": positions}
+        recipe = recipe_for(prepared, tmp_path, model__config=config)
+        result = python("pipeline/train.py", "--config", recipe, "--dry_run")
+        if refused:
+            refuses(result, f"its longest sequence has {longest} tokens", f"--max_seq_length {positions}")
+        else:
+            assert result.returncode == 0, result.stderr
+
+
+def test_train_refuses_alignment_without_pairs(prepared: Prepared, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(prepared.shards, shards)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["totals"]["pairs"] = 0
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    command = ["pipeline/train.py", "--config", write_recipe(tmp_path / "run.yaml", shards, prepared.tokenizer)]
+    refuses(python(*command, "--dry_run"), "has no translations of pivots", "set loss.alignment_weight to 0")
+    assert python(*command, "--dry_run", "--loss.alignment_weight", 0).returncode == 0
 
 
 def test_train_refuses_fp16_on_cpu(prepared: Prepared, tmp_path: Path) -> None:

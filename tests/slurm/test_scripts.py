@@ -1,8 +1,10 @@
 """The job scripts with a probe in place of the trainer: the environment of ranks and the handling of exit statuses."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,14 +127,38 @@ def test_finish_requeues_single_array_task(cluster: Cluster, probes: Path) -> No
     cluster.run("scancel", array)
 
 
-def test_finish_limits_restarts_of_evaluation(cluster: Cluster, probes: Path) -> None:
-    """Training detects crash loops itself; the other stages are restarted at most three times."""
+def test_finish_limits_restarts_after_failures(cluster: Cluster, probes: Path) -> None:
+    """The probe fails like a trainer that cannot be imported: before it can record its start. One node each."""
     (probes / "test.jsonl").touch()
-    job = cluster.sbatch("slurm/evaluate.sh", 1, cwd=probes, RUN="run", DATA="test.jsonl")
+    jobs = [
+        cluster.sbatch("slurm/train.sh", 1, cwd=probes, RECIPE="recipe.yaml"),
+        cluster.sbatch("slurm/evaluate.sh", 1, cwd=probes, RUN="run", DATA="test.jsonl"),
+    ]
     for restart in (1, 2, 3):
-        cluster.requeued(job, restart)
-    assert cluster.end(job)["ExitCode"] == "1:0"
-    assert "restarted 3 times: not requeued" in log(probes, job)
+        for job in jobs:
+            cluster.requeued(job, restart)
+    for job in jobs:
+        assert cluster.end(job)["ExitCode"] == "1:0"
+        assert "restarted 3 times after failures: not requeued" in log(probes, job)
+    assert not list(probes.glob("*.failures"))
+
+
+def test_job_without_packages_names_make_install(tmp_path: Path) -> None:
+    """The job script in its own shell, with a Python that has no site-packages, as in a fresh clone."""
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    (tmp_path / "recipe.yaml").touch()
+    commands = {"python": f'exec {sys.executable} -I -S "$@"', "scontrol": "echo localhost"}
+    (tmp_path / "bin").mkdir()
+    for name, line in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_JOB_NODELIST": "localhost", "SLURM_CPUS_ON_NODE": "1"}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "RECIPE": "recipe.yaml"}
+    result = subprocess.run(
+        ["bash", "slurm/train.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("error: ") and "make install" in line
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,17 @@ def test_read_restart_log_skips_truncated_line(log: RestartLog) -> None:
     with open(log.path, "a") as file:
         file.write('{"event": "en')
     assert [event["event"] for event in read_restart_log(log.path.parent)] == ["start", "first step"]
+
+
+def test_record_start_resets_failed_starts(log: RestartLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """slurm/lib.sh counts failures before this; a start that is refused still counts."""
+    file = tmp_path / "failures"
+    monkeypatch.setenv("FAILED_STARTS_FILE", str(file))
+    for _ in range(MAX_STARTS_WITHOUT_PROGRESS):
+        file.write_text("2")
+        log.record_start(40, 100, 2)
+        assert not file.exists()
+    file.write_text("2")
+    with pytest.raises(UserError):
+        log.record_start(40, 100, 2)
+    assert file.exists()

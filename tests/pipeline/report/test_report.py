@@ -8,10 +8,11 @@ from matplotlib.image import imread
 
 from pipeline.common.errors import UserError
 from pipeline.evaluation.accuracy import accuracy_table
+from pipeline.fault_tolerance.restarts import RestartLog
 from pipeline.report.__main__ import compare_with_first, write_report
 from pipeline.report.plots import plot_overview, smooth
 from pipeline.report.render import to_html, to_markdown
-from pipeline.report.runs import RunResults, series
+from pipeline.report.runs import RunResults, read_run, series
 from pipeline.report.sections import MarkdownBlock, Section, build_sections
 from pipeline.training.metrics_reader import read_metrics
 
@@ -115,6 +116,16 @@ def test_report_of_single_run_has_its_results(tmp_path):
         "report.md",
         "report.png",
     }
+
+
+def test_report_lists_settings_changed_on_resume(tmp_path):
+    write_metrics(tmp_path, [step(1)])
+    log = RestartLog(tmp_path, 0.0)
+    log.record_start(0, 9, 2)
+    for _ in range(2):  # the second start ended before it had saved
+        log.record_start(4, 9, 2, changed={"training.learning_rate": [0.003, 0.001]})
+    text = to_markdown("title", "", build_sections([read_run(tmp_path, "run")], {}))
+    assert text.count("| training.learning_rate | 4 | 0.003 | 0.001 |") == 1, text
 
 
 def run_of(steps, evaluation, name="run", path=Path("nowhere")):

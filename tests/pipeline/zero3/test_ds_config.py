@@ -29,3 +29,14 @@ def test_deepspeed_config_refuses(content: dict, parts: list[str], tmp_path: Pat
     with pytest.raises(UserError) as caught:
         deepspeed_config(load_config(recipe, []), 2)
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_deepspeed_config_default_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path), [])
+    expected = deepspeed_config(config, 2)
+    monkeypatch.chdir(tmp_path)
+    assert deepspeed_config(config, 2) == expected
+    (tmp_path / "ds_configs").mkdir()
+    (tmp_path / "ds_configs" / "zero3.json").write_text("{}")  # a file in the working directory has precedence
+    with pytest.raises(UserError, match="stage is None"):
+        deepspeed_config(config, 2)
