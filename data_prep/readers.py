@@ -7,6 +7,7 @@ there should be many small splits.
 import json
 import os
 from collections.abc import Callable, Iterator
+from decimal import Decimal, DecimalException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,7 +41,8 @@ class InputRow(NamedTuple):
     Attributes:
         path: The file.
         position: Byte offset of the line, or row number from 0 in a Parquet file.
-        value: The text of the line, the decoded JSON value, or the Parquet row as a dictionary.
+        value: The text of the line, the decoded JSON value, or the Parquet row as a dictionary. JSON numbers with a
+            decimal point or an exponent are decoded as `Decimal`.
     """
 
     path: Path
@@ -157,8 +159,8 @@ def _read_json_lines(path: Path, start: int = 0, stop: int | None = None) -> Ite
 
 def _decode_json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json.loads(text, parse_float=Decimal)  # exact: a float would round a long gold answer
+    except (ValueError, RecursionError, DecimalException) as error:
         raise UserError(f"malformed JSON ({error})") from None
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ def parse_record(raw: Any) -> Record:
     if not _LANG.fullmatch(lang):
         raise UserError(f"`lang` is {lang[:40]!a}, not a language code such as en or zh-Hant")
     gold = raw.get("gold")
-    if gold is not None and (isinstance(gold, bool) or not isinstance(gold, str | int | float)):
+    if gold is not None and (isinstance(gold, bool) or not isinstance(gold, str | int | float | Decimal)):
         raise UserError("`gold` is neither a string nor a number")
     return Record(pair_id, lang, _messages(raw), None if gold is None else str(gold))
 

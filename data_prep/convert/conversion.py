@@ -102,7 +102,7 @@ def _group_on_disk(examples: Iterable[RawExample], folder: Path) -> Iterator[lis
     try:
         for example in examples:
             digest = hashlib.blake2b(example.pair_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()
-            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(example) + "\n")
+            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(example, default=float) + "\n")
         for file in files:
             file.seek(0)
             groups: dict[str, list[RawExample]] = {}

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal, DecimalException
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ LANGUAGE_NAMES = {
     "English": "en", "Spanish": "es", "German": "de", "French": "fr", "Russian": "ru", "Chinese": "zh",
     "Japanese": "ja", "Thai": "th", "Swahili": "sw", "Bengali": "bn", "Telugu": "te",
 }  # fmt: skip
+MAX_EXPONENT = 10_000  # a number beyond 10^10000, such as 1e999999, stays text instead of a million digits
 FIELDS = ("pair_id", "lang", "question", "answer", "messages", "system", "gold")
 
 
@@ -57,17 +59,21 @@ Reader = Callable[[Source], Iterator[RawExample]]
 def number_text(value: Any) -> str | None:
     """Normalize a gold answer to text, so that equal numbers give equal strings.
 
-    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Other text is only stripped. None
-    returns None.
+    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Numbers are exact decimals of any length.
+    Other text is only stripped. None returns None.
     """
     if value is None:
         return None
     text = str(value).strip()
     try:
-        number = float(text.replace(",", ""))
-    except ValueError:
+        number = Decimal(text.replace(",", ""))
+    except DecimalException:
         return text
-    return str(int(number)) if number.is_integer() else str(number)
+    if not number.is_finite() or abs(number.adjusted()) > MAX_EXPONENT:
+        return text
+    digits = format(number, "f")
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "0" if digits == "-0" else digits
 
 
 def last_number(text: str) -> str | None:
@@ -118,7 +124,7 @@ def _map_columns(row: dict[str, Any], columns: dict[str, str]) -> RawExample:
         if theirs not in row:
             raise UserError(f"no column {theirs!r} to use as {name}; the columns are {', '.join(map(str, row))}")
     for name in ("pair_id", "lang"):
-        if record[name] is None or isinstance(record[name], list | dict | bool | float) or record[name] == "":
+        if record[name] is None or isinstance(record[name], list | dict | bool | float | Decimal) or record[name] == "":
             raise UserError(f"no `{name}`; name its column with --columns {name}=THEIRS")
     if record["messages"] is not None:
         fields: dict[str, Any] = {"messages": _parse_messages(record["messages"])}

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, base_language
 from pipeline.evaluation.significance import wilson_interval
 
 GenerationRow = dict[str, Any]  # row of generations.jsonl: pair_id, lang, output, answer, correct, ...
@@ -101,8 +101,9 @@ def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]
     metrics = {}
     for lang, count in sorted(counts.items()):
         identified = count.total() - count["none"]
-        low, high = wilson_interval(count[lang], identified) if identified else (None, None)
-        fraction = count[lang] / identified if identified else None
+        matching = count[base_language(lang) or lang]
+        low, high = wilson_interval(matching, identified) if identified else (None, None)
+        fraction = matching / identified if identified else None
         metrics[lang] = {"share": fraction, "low": low, "high": high, "found": dict(count.most_common())}
     return metrics
 
@@ -161,7 +162,7 @@ def output_languages_table(evaluation: dict[str, Any]) -> str:
         return ""
     lines = ["| asked in | answered in it % | 95 % interval | other languages |", "|---|---:|---:|---|"]
     for lang, score in metrics.items():
-        others = ", ".join(f"{name} {count}" for name, count in score["found"].items() if name != lang)
+        others = ", ".join(f"{name} {n}" for name, n in score["found"].items() if name != (base_language(lang) or lang))
         interval = f"{percent(score['low'])} to {percent(score['high'])}"
         lines.append(f"| {lang} | {percent(score['share'])} | {interval} | {others or '–'} |")
     return "\n".join(lines)

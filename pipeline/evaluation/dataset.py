@@ -1,13 +1,13 @@
 """Read evaluation examples: canonical records with a numeric gold answer."""
 
-import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.readers import read_split, split_inputs
 from data_prep.records import parse_record
 from pipeline.common.errors import UserError
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, parse_gold
+from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, base_language, parse_gold
 
 
 class Example(NamedTuple):
@@ -27,7 +27,7 @@ class Example(NamedTuple):
 
 
 def read_examples(path: Path, limit: int | None = None) -> list[Example]:
-    """Read the examples in a JSON Lines file of canonical records. The written-out answer may be absent.
+    """Read the examples in a JSON Lines or Parquet file of canonical records. The written-out answer may be absent.
 
     Args:
         path: the file.
@@ -36,36 +36,26 @@ def read_examples(path: Path, limit: int | None = None) -> list[Example]:
     Raises:
         UserError: the file is missing or empty, or a record is malformed; the message names the file and row.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; --data takes JSON Lines of records {{pair_id, lang, question, gold}}")
     examples: dict[tuple[str, str], Example] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    for row, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            example = _parse_example(line)
-            if (example.pair_id, example.lang) in examples:
-                raise UserError(f"pair_id {example.pair_id!r} has two records in language {example.lang!r}; keep one")
-        except UserError as error:
-            raise UserError(f"{path} row {row}: {error}") from None
+
+    def add(raw: Any) -> None:
+        example = _parse_example(raw)
+        if (example.pair_id, example.lang) in examples:
+            raise UserError(f"pair_id {example.pair_id!r} has two records in language {example.lang!r}; keep one")
         examples[example.pair_id, example.lang] = example
+
+    for split in split_inputs([path]):
+        for row in read_split(split):
+            row.apply(add)
     if not examples:
-        raise UserError(f"{path}: empty file; nothing to evaluate")
+        raise UserError(f"{path}: no records; nothing to evaluate")
     kept = set(list(dict.fromkeys(pair_id for pair_id, _ in examples))[:limit])
     return [example for example in examples.values() if example.pair_id in kept]
 
 
-def _parse_example(line: str) -> Example:
-    try:
-        raw: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"malformed JSON ({error})") from None
+def _parse_example(raw: Any) -> Example:
     record = parse_record(_with_placeholder_response(raw) if isinstance(raw, dict) else raw)
-    if record.lang not in ANSWER_LANGUAGES:
+    if base_language(record.lang) is None:
         raise UserError(f"unknown language {record.lang!r}; answers can be extracted in {', '.join(ANSWER_LANGUAGES)}")
     gold = parse_gold(raw.get("gold"))
     if gold is None:

@@ -173,7 +173,38 @@ def test_mgsm_rejects_files_of_different_length(tmp_path, out):
         run("mgsm", tmp_path, output=out)
 
 
-@pytest.mark.parametrize(("text", "number"), [("8.0", "8"), ("1,200", "1200"), (2.5, "2.5"), ("x", "x"), (None, None)])
+def test_convert_keeps_golds_that_a_float_would_round(tmp_path, out):
+    golds = {
+        "en": "12345678901234567",
+        "sw": "12345678901234568",
+        "th": "12345678901234567.0",
+        "de": '"12345678901234567"',
+    }
+    lines = [
+        f'{{"pair_id": "p", "lang": "{lang}", "question": "q", "answer": "a", "gold": {gold}}}\n'
+        for lang, gold in golds.items()
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    report, rows = run("canonical", tmp_path / "a.jsonl", output=out)
+    assert report.drops == {("gold_differs", "sw"): 1}
+    assert {row["lang"]: row["gold"] for row in rows} == dict.fromkeys(("en", "de", "th"), "12345678901234567")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("8.0", "8"),
+        ("1,200", "1200"),
+        (2.5, "2.5"),
+        ("-0.0", "0"),
+        ("1.20e3", "1200"),
+        ("0.12345678901234567890", "0.1234567890123456789"),
+        ("1e999999", "1e999999"),
+        ("nan", "nan"),
+        ("x", "x"),
+        (None, None),
+    ],
+)
 def test_number_text_normalizes_numbers(text, number):
     assert number_text(text) == number
 

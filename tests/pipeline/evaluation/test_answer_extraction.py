@@ -68,6 +68,46 @@ def test_extract_answer_degenerate_text(text, answer):
     assert extract_answer(text, "en") == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("She has 3 + 4 = 7 apples, then buys 25", None),  # the last number is no answer
+        ("The answer is 1", None),  # perhaps of 18
+        ("The answer is 12.", None),  # perhaps of 12.5
+        ("The answer is 18 - 10", None),
+        ("The answer is 8. Next question: Tom has 9", "8"),
+        ("#### 8\n\nQuestion: 5 + 6", "8"),
+        (r"So \boxed{7} apples, and 9", "7"),
+        (r"So \boxed{7", None),
+        ("The answer is 8. Wait, the answer is 1", "8"),
+    ],
+)
+def test_extract_answer_of_cut_solution_needs_marker(text, answer):
+    assert extract_answer(text, "en", finished=False) == (None if answer is None else Decimal(answer))
+
+
+@pytest.mark.parametrize("lang", ["zh-CN", "zh_Hant_TW", "ZH-cn"])
+def test_extract_answer_region_uses_base_language(lang):
+    assert extract_answer("答案是3万5000个", lang) == 35000
+    assert extract_answer("Antwort: 70.000", "de-AT") == 70000 != extract_answer("Answer: 70.000", "en-US")
+
+
+@pytest.mark.parametrize("number", ["12345678901234567", "-" + "7" * 40, "0.1234567890123456789012345678901234567"])
+def test_extract_answer_long_number_is_exact(number):
+    assert str(extract_answer(f"The answer is {number}.", "en")) == number
+    assert str(parse_gold(number)) == number
+    assert extract_answer("12345678901234567890123456789万1", "zh") == 123456789012345678901234567890001
+
+
+def test_answers_equal_compares_decimals_exactly():
+    assert answers_equal(Decimal("1.50"), Decimal("1.5"))
+    assert not answers_equal(Decimal("12345678901234567"), Decimal("12345678901234568"))
+    assert not answers_equal(Decimal("1.2345678901234567"), Decimal("1.2345678901234568"))
+    assert not answers_equal(Decimal("0.0000001"), Decimal("0.0000002"))
+    assert answers_equal(Decimal("0.30000000000000004"), Decimal("0.3"))  # a gold that was computed in floats
+    assert not answers_equal(Decimal(1) / 3, Decimal("0.3333335"))
+
+
 def test_answers_equal_to_six_decimals():
     assert answers_equal(Decimal("8"), Decimal("8.0"))
     assert answers_equal(Decimal(1) / 3, Decimal("0.3333333"))
@@ -89,12 +129,13 @@ def test_answers_equal_to_six_decimals():
         ("−3", "-3"),
         ("৮", "8"),
         (0.1, "0.1"),
+        (Decimal("4567891234567.12345"), "4567891234567.12345"),
     ],
 )
 def test_parse_gold_english_notation(gold, value):
     assert parse_gold(gold) == Decimal(value)
 
 
-@pytest.mark.parametrize("gold", ["", "eight", "1,2", None, True, [8], float("nan"), "inf"])
+@pytest.mark.parametrize("gold", ["", "eight", "1,2", None, True, [8], float("nan"), "inf", "1e999999999"])
 def test_parse_gold_not_a_number_is_none(gold):
     assert parse_gold(gold) is None

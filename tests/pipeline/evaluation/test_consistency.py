@@ -61,6 +61,8 @@ def test_output_languages_of_real_sentences():
     metrics = output_languages(rows)
     assert {lang for lang, score in metrics.items() if score["share"] == 1} == set(ANSWER_LANGUAGES) - {"sw"}
     assert metrics["sw"]["share"] == 0.5 and metrics["sw"]["found"] == {"sw": 1, "en": 1, "none": 1}
+    (region,) = output_languages([row("a", "zh_Hans-CN", "12", output=SENTENCES["zh"])]).values()
+    assert region["share"] == 1 and region["found"] == {"zh": 1}
     assert output_languages([row("c", "sw", "12", output="12")])["sw"] == {
         "share": None,
         "low": None,

@@ -3,6 +3,8 @@
 import json
 from decimal import Decimal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.common.errors import UserError
@@ -23,6 +25,26 @@ def test_read_examples_questions_and_messages(tmp_path):
     assert examples[1].messages == examples[0].messages
     assert examples[2].messages == chat == examples[3].messages
     assert [example.pair_id for example in read_examples(tmp_path / "x.jsonl", limit=1)] == ["a", "a"]
+
+
+def test_read_examples_parquet_equals_json_lines(tmp_path):
+    rows = [
+        {"pair_id": str(i), "lang": lang, "question": f"{i}?", "answer": None, "gold": "1234567890123456.7"}
+        for i in range(3)
+        for lang in ("en-US", "zh_hans", "SW")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2)
+    examples = read_examples(tmp_path / "x.parquet")
+    assert examples == read_examples(write_records(tmp_path / "x.jsonl", rows))
+    assert [example.lang for example in examples[:3]] == ["en-US", "zh_hans", "SW"]
+    pq.write_table(pa.Table.from_pylist([*rows, {**rows[0], "pair_id": "9", "gold": "x"}]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet row 10: `gold`"):
+        read_examples(tmp_path / "x.parquet")
+
+
+def test_read_examples_gold_is_exact(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"pair_id": "a", "lang": "en", "question": "?", "gold": 12345678901234567.25}\n')
+    assert read_examples(tmp_path / "x.jsonl")[0].gold == Decimal("12345678901234567.25")
 
 
 GOOD = {"pair_id": "a", "lang": "en", "question": "1+1?", "gold": 2}

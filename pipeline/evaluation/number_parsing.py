@@ -1,0 +1,185 @@
+"""Find numbers in text written in one of eleven languages, as exact decimals."""
+
+import re
+import unicodedata
+from decimal import MAX_PREC, Context, Decimal
+from typing import NamedTuple
+
+EXACT = Context(prec=MAX_PREC)  # the default context would round sums and products to 28 significant digits
+
+# Words for powers of ten, written after the number (in Swahili before it).
+SCALES = {
+    "bn": {r"হাজার": 3, r"লক্ষ|লাখ": 5, r"কোটি": 7},
+    "de": {r"tausend\b": 3, r"(?:Million(?:en)?|Mio)\b": 6, r"(?:Milliarden?|Mrd)\b": 9},
+    "en": {r"thousand\b": 3, r"million\b": 6, r"billion\b": 9},
+    "es": {r"mil millones\b": 9, r"mil\b": 3, r"(?:millón|millones)\b": 6},
+    "fr": {r"mille\b": 3, r"millions?\b": 6, r"milliards?\b": 9},
+    "ja": {r"千": 3, r"万": 4, r"億": 8},
+    "ru": {r"тыс(?:яч[аиу]?)?\b": 3, r"(?:млн|миллион(?:а|ов)?)\b": 6, r"(?:млрд|миллиард(?:а|ов)?)\b": 9},
+    "sw": {r"\belfu": 3, r"\blaki": 5, r"\bmilioni": 6},
+    "te": {r"వేల|వేయి|వెయ్యి": 3, r"లక్ష": 5, r"కోటి|కోట్ల": 7},
+    "th": {r"พัน": 3, r"หมื่น": 4, r"แสน": 5, r"ล้าน": 6},
+    "zh": {r"千(?![米克瓦卡])": 3, r"[万萬]": 4, r"[亿億]": 8},  # 千米 and 千克 are units
+}
+
+DECIMAL_COMMA = {"de", "es", "fr", "ru"}
+PLAIN_SPACE_GROUPS = {"de", "es", "fr", "ru"}  # 70 000 with an ordinary space; two numbers in the other languages
+GROUP_SPACE = "\ue000"  # marks a no-break or narrow space, which NFKC would turn into an ordinary one
+SPACES = dict.fromkeys(map(ord, "\u00a0\u202f\u2007\u2008\u2009\u2006\u2005\u2004\u205f"), GROUP_SPACE)
+MINUSES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\ufe63\uff0d"), "-")
+CURRENCY = r"(?:[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?))"
+LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # letters of scripts with spaces between words
+FRACTION = re.compile(r"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?![\d/]|[.,]\d)")
+
+
+class Number(NamedTuple):
+    """A number in a text.
+
+    Attributes:
+        start: index of the first character, including sign and currency.
+        end: index after the last character.
+        value: numeric value.
+    """
+
+    start: int
+    end: int
+    value: Decimal
+
+
+def normalise(text: str) -> str:
+    """Convert digits and minus signs to ASCII, fold compatibility forms, and remove LaTeX spacing and wrappers."""
+    text = _without_latex(fold(text))
+    return re.sub(r"(?i)\b(rs|tk|usd|eur|k?sh|tsh|kes)\.?(?=-?\d)", r"\1 ", text)
+
+
+def fold(text: str) -> str:
+    """Apply NFKC, use ASCII digits and minus signs, mark grouping spaces, and remove format characters."""
+    folded = unicodedata.normalize("NFKC", "".join(map(_prepare, text.translate(SPACES))))
+    # Format characters (joiners, direction marks) would separate characters that are adjacent on the page.
+    chars = [str(unicodedata.decimal(c)) if c.isdecimal() else c for c in folded if unicodedata.category(c) != "Cf"]
+    return "".join(chars).translate(MINUSES).replace("⁄", "/")
+
+
+def _prepare(char: str) -> str:
+    """Keep NFKC from merging unrelated digits: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
+    kind = unicodedata.decomposition(char).partition(">")[0]
+    if kind == "<fraction":
+        return " " + char
+    if kind in ("<super", "<sub"):
+        return ""
+    return " " if kind in ("<square", "<circle") else char
+
+
+def _without_latex(text: str) -> str:
+    text = text.replace("{,}", ",").replace(r"\!", "").replace(r"\$", "$").replace(r"\%", "%")
+    text = re.sub(r"\\[,;: ]|(?<=\d)~(?=\d)", GROUP_SPACE, text)
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mathbb|textit)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"(?<=[^\W_]|[)}])[\^_](?:\{[^{}]*\}|\\?\w+)", "", text)  # exponents, subscripts, degrees
+    return re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2", text)
+
+
+def find_numbers(text: str, lang: str) -> list[Number]:
+    """Return all numbers of the text, with signs, fractions and scale words applied."""
+    space = f"[ {GROUP_SPACE}]" if lang in PLAIN_SPACE_GROUPS else GROUP_SPACE
+    token = (
+        rf"[1-9]\d{{0,2}}(?:(?:{space}\d{{3}})+|(?:['’]\d{{3}})+)(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\w.,)])\.\d+"
+    )
+    # Digits after a letter are part of a name (x2, A4), except in scripts without spaces.
+    pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,])(?P<whole>{token})")
+    numbers: list[Number] = []
+    for match in pattern.finditer(text):
+        if numbers and match.start() < numbers[-1].end:
+            continue
+        value, end = _with_fraction(text, match, lang)
+        numbers.append(_with_sign(text, Number(match.start(), end, value)))
+    return _with_scales(text, numbers, lang)
+
+
+def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal, int]:
+    """Return the value of the matched digits and its end. Parses 3/4 and 2 1/2, but not dates (3/4/2024)."""
+    before = text[max(0, match.start() - 3) : match.start()].rstrip()
+    value = _resolve(match["whole"], lang, dollars=before.endswith("$"))
+    fraction = FRACTION.match(text, match.end())
+    if not fraction or before.endswith("/") or not Decimal(fraction["under"]):
+        return value, match.end()
+    if fraction["over"]:
+        return EXACT.add(value, Decimal(fraction["over"]) / Decimal(fraction["under"])), fraction.end()
+    return value / Decimal(fraction["under"]), fraction.end()
+
+
+def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
+    """Parse digits with separators. `dollars` is True if a dollar sign precedes them."""
+    token = re.sub(f"[ '’{GROUP_SPACE}]", "", token)
+    marks = [c for c in token if c in ".,"]
+    if not marks:
+        return Decimal(token)
+    head, mark, tail = token.rpartition(marks[-1])
+    if len(marks) > 1:
+        if len(set(marks)) == 2:  # 1.234,56 and 1,234.56 are unambiguous
+            return Decimal(re.sub("[.,]", "", head) + "." + tail)
+        if re.fullmatch(r"\d{1,3}([.,]\d{3})+|\d{1,2}(,\d{2})+,\d{3}", token):  # the second form is Indian: 1,00,000
+            return Decimal(token.replace(mark, ""))
+        return Decimal(tail)  # a list: 1,2,3
+    if re.fullmatch(r"[1-9]\d{0,2}", head) and len(tail) == 3 and _groups(lang, head, mark, tail, dollars):
+        return Decimal(head + tail)
+    return Decimal(f"{head or 0}.{tail}")
+
+
+def _groups(lang: str, head: str, mark: str, tail: str, dollars: bool) -> bool:
+    """Return whether a single separator before three digits separates thousands."""
+    if lang not in DECIMAL_COMMA:
+        return mark == ","
+    if mark == ".":
+        return lang in ("de", "es") or tail == "000"  # French and Russian group by spaces
+    # Spanish uses both conventions: 12,345 and $2,345 are American, 2,345 is European.
+    return lang == "es" and (dollars or len(head) > 1)
+
+
+def _with_sign(text: str, number: Number) -> Number:
+    """Extend a number to the left over a currency symbol and a minus sign. A dash between two terms is not a sign."""
+    offset = max(0, number.start - 40)
+    head = text[offset : number.start]
+    head = re.sub(rf"{CURRENCY}\s*$", "", head)
+    dash = re.search(r"[-–](\s*)$", head)
+    before = head[: dash.start()] if dash else ""
+    stripped = before.rstrip(" *")
+    between_terms = re.search(rf"[\d)%\]][\s{GROUP_SPACE}]*(?:{CURRENCY})?\s*$", before)  # 18 - 10, 5€ - 3€
+    after_letter = re.search(rf"[{LETTERS}]$", before)  # COVID-19, x-3
+    if not dash or between_terms or after_letter or (dash[1] and stripped and stripped[-1] not in "=:("):
+        return number._replace(start=offset + len(head))
+    return Number(offset + len(before), number.end, EXACT.minus(number.value))
+
+
+def _with_scales(text: str, numbers: list[Number], lang: str) -> list[Number]:
+    """Apply scale words and join the parts of a number: 5 million, 3万5000, elfu 70."""
+    scales = {re.compile(fold(word), re.IGNORECASE): Decimal(10) ** power for word, power in SCALES[lang].items()}
+    result: list[Number] = []
+    joinable = Decimal(0)  # scale of the previous number: a smaller part may follow it directly
+    for number in numbers:
+        scale, number = (_scale_before if lang == "sw" else _scale_after)(text, number, scales)
+        gap = text[result[-1].end : number.start] if result else "x"
+        smaller = abs(number.value) < joinable and not gap.strip()
+        if smaller and (scale > 1 or (lang in ("ja", "zh") and not gap)):
+            result[-1] = Number(result[-1].start, number.end, EXACT.add(result[-1].value, number.value))
+        else:
+            result.append(number)
+        joinable = scale if scale > 1 else Decimal(0)
+    return result
+
+
+def _scale_after(text: str, number: Number, scales: dict[re.Pattern[str], Decimal]) -> tuple[Decimal, Number]:
+    position = number.end
+    while text[position : position + 1] in (" ", GROUP_SPACE):
+        position += 1
+    for word, scale in scales.items():
+        if match := word.match(text, position):
+            return scale, Number(number.start, match.end(), EXACT.multiply(number.value, scale))
+    return Decimal(1), number
+
+
+def _scale_before(text: str, number: Number, scales: dict[re.Pattern[str], Decimal]) -> tuple[Decimal, Number]:
+    offset = max(0, number.start - 20)
+    for word, scale in scales.items():
+        if match := re.search(rf"{word.pattern}\s+$", text[offset : number.start], re.IGNORECASE):
+            return scale, Number(offset + match.start(), number.end, EXACT.multiply(number.value, scale))
+    return Decimal(1), number
