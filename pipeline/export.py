@@ -1,7 +1,7 @@
 """Export a checkpoint as a Hugging Face model: `python -m pipeline.export --checkpoint DIR --output HFDIR`.
 
 Tensors are merged from the ranks' partitions one tensor at a time, and at most one output file is held in memory.
-Vocabulary padding is removed.
+Vocabulary padding is removed. `export.json` records the run, the step and the data type.
 """
 
 import argparse
@@ -16,11 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_record import (
+    ExportRecord,
+    checkpoint_id,
+    read_export_record,
+    relative_directory,
+    write_export_record,
+)
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_token_ids
@@ -28,43 +36,82 @@ from pipeline.models.stop_tokens import stop_token_ids
 MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
 
 
-def export(source: Path, output: Path, dtype: str) -> None:
+def export(source: Path, output: Path, dtype: str | None = None, update: bool = False) -> ExportRecord:
     """Write safetensors, config, tokenizer and chat template of a checkpoint to a Hugging Face directory.
 
     Args:
         source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
         output: Directory to create.
-        dtype: Data type of the weights, a key of `DTYPES`.
+        dtype: Data type of the weights, a key of `DTYPES`; None: the precision that the run was trained in.
+        update: If `output` is an export of the same run, keep it if it is up to date, or else replace it.
+
+    Returns:
+        The record of the export.
 
     Raises:
         UserError: There is no complete checkpoint, or `output` is not empty or cannot be written.
     """
-    if not (source / layout.COMPLETE_MARKER).is_file() and (newest := layout.newest_checkpoint(source)):
-        source = newest
+    output = output.resolve()  # replace the target of a symbolic link, not the link
+    newest = not (source / layout.COMPLETE_MARKER).is_file()
+    if newest:
+        source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: exists and is not empty; give another --output or remove it")
+    recipe = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+    record = ExportRecord(
+        run=recipe["output_dir"],
+        step=state["step"],
+        checkpoint=checkpoint_id(source),
+        dtype=dtype or recipe["training"]["precision"],
+        checkpoints=relative_directory(source.parent, output),
+        newest=newest,
+    )
+    if _existing_export(output, record, update) == record:
+        return record
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
-
-    config = AutoConfig.from_pretrained(source / "model_config")
-    config.vocab_size, config.dtype = state["vocab_size"], DTYPES[dtype]
-    config.save_pretrained(partial)
-    shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
-    # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
-    # template is one of them, and may differ from the base model's EOS token.
-    tokenizer = load_tokenizer(source / "tokenizer")
-    stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
-    GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(partial)
-    _write_weights(_tensors(source, state, DTYPES[dtype]), partial)
+    _write_files(source, state, record, partial)
     if output.exists():
-        output.rmdir()
+        shutil.rmtree(output)
     os.replace(partial, output)
     _check_tokenizer(source / "tokenizer", output)
+    return record
+
+
+def _existing_export(output: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
+    """Return the record of an export that `record` may replace, or None if the directory is missing or empty.
+
+    Raises:
+        UserError: The directory may not be replaced.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    existing = read_export_record(output)
+    if not update:
+        hint = "; --update replaces an older export of the same run" if existing else ""
+        raise UserError(f"{output}: exists and is not empty; give another --output or remove it{hint}")
+    if existing is None or existing.checkpoints != record.checkpoints:
+        raise UserError(f"{output}: not an export of this run; give another --output or remove it")
+    return existing
+
+
+def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, directory: Path) -> None:
+    """Write all files of an export."""
+    dtype = DTYPES[record.dtype]
+    config = AutoConfig.from_pretrained(source / "model_config")
+    config.vocab_size, config.dtype = state["vocab_size"], dtype
+    config.save_pretrained(directory)
+    shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
+    # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
+    # template is one of them, and may differ from the model's own.
+    tokenizer = load_tokenizer(source / "tokenizer")
+    stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
+    GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(directory)
+    _write_weights(_tensors(source, state, dtype), directory)
+    write_export_record(directory, record)
 
 
 def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -140,10 +187,15 @@ def main() -> None:
         "--checkpoint", type=Path, required=True, help="checkpoint-N, or an output_dir to use its newest checkpoint"
     )
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to create")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="data type of the exported weights")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="data type of the weights; default: the precision of the run"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="replace an older export of the same run; keep one that is up to date"
+    )
     args = parser.parse_args()
-    export(args.checkpoint, args.output, args.dtype)
-    print(f"{args.output}: exported {args.checkpoint}")
+    record = export(args.checkpoint, args.output, args.dtype, args.update)
+    print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}")
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ Reader = Callable[[Source], Iterator[RawExample]]
 def number_text(value: Any) -> str | None:
     """Normalize a gold answer to text, so that equal numbers give equal strings.
 
-    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Numbers are exact decimals of any length.
-    Other text is only stripped. None returns None.
+    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Numbers are exact decimals of any
+    length. Other text is only stripped. None returns None.
     """
     if value is None:
         return None

@@ -1,6 +1,7 @@
 """Compute accuracy per language, format it as a table, and list the library versions it depends on."""
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from importlib import metadata
@@ -11,12 +12,15 @@ from pipeline.evaluation.answer_extraction import answers_equal
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.significance import wilson_interval
 
+UNFINISHED_WARNING = 0.03  # fraction of unfinished responses above which the scores say little
+
 
 class LanguageScore(NamedTuple):
     """Accuracy in one language. All proportions are in [0, 1].
 
     Attributes:
         n: number of examples.
+        unfinished: number of responses that were cut at the token limit.
         correct: number of correct answers.
         accuracy: `correct` / `n`.
         low: lower bound of the accuracy's 95 % Wilson interval.
@@ -26,6 +30,7 @@ class LanguageScore(NamedTuple):
     """
 
     n: int
+    unfinished: int
     correct: int
     accuracy: float
     low: float
@@ -33,12 +38,15 @@ class LanguageScore(NamedTuple):
     consistency_with_pivot: float | None
 
 
-def score_by_language(examples: Sequence[Example], answers: Sequence[Decimal | None], pivot: str) -> dict[str, Any]:
+def score_by_language(
+    examples: Sequence[Example], answers: Sequence[Decimal | None], finished: Sequence[bool], pivot: str
+) -> dict[str, Any]:
     """Score answers per language (in alphabetical order) and average over languages.
 
     Args:
         examples: the examples that were asked.
         answers: the extracted answer to each example, or None if none was found.
+        finished: whether the model ended each response with a stop token.
         pivot: language to compare the answers in other languages with.
 
     Returns:
@@ -47,6 +55,7 @@ def score_by_language(examples: Sequence[Example], answers: Sequence[Decimal | N
     by_lang: dict[str, dict[str, tuple[Decimal | None, Decimal]]] = {}
     for example, answer in zip(examples, answers, strict=True):
         by_lang.setdefault(example.lang, {})[example.pair_id] = (answer, example.gold)
+    unfinished = Counter(example.lang for example, done in zip(examples, finished, strict=True) if not done)
     scores = {}
     for lang, results in sorted(by_lang.items()):
         correct = sum(answers_equal(answer, gold) for answer, gold in results.values())
@@ -54,7 +63,8 @@ def score_by_language(examples: Sequence[Example], answers: Sequence[Decimal | N
         agrees = [answers_equal(results[pair_id][0], by_lang[pivot][pair_id][0]) for pair_id in common]
         low, high = wilson_interval(correct, len(results))
         consistency = fmean(agrees) if agrees else None
-        scores[lang] = LanguageScore(len(results), correct, correct / len(results), low, high, consistency)
+        n = len(results)
+        scores[lang] = LanguageScore(n, unfinished[lang], correct, correct / n, low, high, consistency)
     consistencies = [s.consistency_with_pivot for s in scores.values() if s.consistency_with_pivot is not None]
     macro = {
         "accuracy": fmean(score.accuracy for score in scores.values()),
@@ -71,18 +81,47 @@ def percent(fraction: float | None) -> str:
 def accuracy_table(evaluation: dict[str, Any]) -> str:
     """Format an evaluation (the content of `evaluation.json`) as a Markdown table, in percent."""
     lines = [
-        f"| language | problems | accuracy % | 95 % interval | same answer as {evaluation['pivot']} % |",
-        "|---|---:|---:|---:|---:|",
+        f"| language | problems | unfinished | accuracy % | 95 % interval | same answer as {evaluation['pivot']} % |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for lang, score in evaluation["languages"].items():
         interval = f"{percent(score['low'])} to {percent(score['high'])}"
         consistency = percent(score["consistency_with_pivot"])
-        lines.append(f"| {lang} | {score['n']} | {percent(score['accuracy'])} | {interval} | {consistency} |")
+        counts = f"{score['n']} | {score['unfinished']}"
+        lines.append(f"| {lang} | {counts} | {percent(score['accuracy'])} | {interval} | {consistency} |")
     macro = evaluation["macro"]
-    total = sum(score["n"] for score in evaluation["languages"].values())
+    unfinished, total = count_unfinished(evaluation)
     average, consistency = percent(macro["accuracy"]), percent(macro["consistency_with_pivot"])
-    lines.append(f"| **mean of languages** | {total} | **{average}** | | **{consistency}** |")
+    lines.append(f"| **mean of languages** | {total} | {unfinished} | **{average}** | | **{consistency}** |")
     return "\n".join(lines)
+
+
+def count_unfinished(evaluation: dict[str, Any]) -> tuple[int, int]:
+    """Return the number of unfinished responses and of all responses of an evaluation."""
+    scores = evaluation["languages"].values()
+    return sum(score["unfinished"] for score in scores), sum(score["n"] for score in scores)
+
+
+def unfinished_sentence(evaluation: dict[str, Any]) -> str:
+    """Describe in one sentence how many responses are unfinished, in total and per language."""
+    unfinished, total = count_unfinished(evaluation)
+    if not unfinished:
+        return f"All {total} responses are finished."
+    languages = evaluation["languages"].items()
+    parts = ", ".join(f"{lang} {score['unfinished']}" for lang, score in languages if score["unfinished"])
+    limit = evaluation["settings"]["max_new_tokens"]
+    return f"{unfinished} of {total} responses are unfinished, cut at {limit} tokens: {parts}."
+
+
+def unfinished_warning(evaluation: dict[str, Any]) -> str:
+    """Return a line that says what to do if many responses are unfinished, or else an empty string."""
+    unfinished, total = count_unfinished(evaluation)
+    if unfinished <= UNFINISHED_WARNING * total:
+        return ""
+    return (
+        f"warning: {percent(unfinished / total)} % of the responses are unfinished and mostly count as wrong; raise "
+        f"--max_new_tokens (now {evaluation['settings']['max_new_tokens']}), or train the model to end its turns"
+    )
 
 
 def versions() -> dict[str, str]:

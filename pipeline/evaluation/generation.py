@@ -1,16 +1,19 @@
 """Load a Hugging Face causal LM and generate responses greedily in batches."""
 
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from jinja2.meta import find_undeclared_variables
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
@@ -26,10 +29,12 @@ def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     """Load a model in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
 
     Raises:
-        UserError: the directory is missing, cannot be loaded, or has no chat template.
+        UserError: the directory is missing, cannot be loaded, has no chat template, or is an export of a run that has a
+            newer checkpoint.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
+    check_not_stale(path)
     tokenizer: Tokenizer = load_tokenizer(path, for_training=False)
     try:
         model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
@@ -44,22 +49,52 @@ def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     return model.to(device).eval(), tokenizer
 
 
-def encode_prompts(tokenizer: Tokenizer, examples: Sequence[Example]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: Tokenizer, examples: Sequence[Example], chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[list[int]]:
     """Apply the chat template to each example. Return the token ids up to the start of the response.
 
+    Args:
+        tokenizer: the tokenizer with its chat template.
+        examples: the conversations.
+        chat_template_kwargs: values of variables of the chat template, such as `enable_thinking`.
+
     Raises:
-        UserError: the chat template rejects a conversation; the message names the pair_id and language.
+        UserError: the chat template lacks one of these variables, or rejects a conversation; the message names the
+            variable, or the pair_id and language.
     """
+    kwargs = dict(chat_template_kwargs or {})
+    _check_template_variables(tokenizer, kwargs)
     prompts = []
     for example in examples:
         try:
-            encoded = tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, return_dict=True)
+            encoded = tokenizer.apply_chat_template(
+                example.messages, add_generation_prompt=True, return_dict=True, **kwargs
+            )
         except TemplateError as error:
             raise UserError(
                 f"pair_id {example.pair_id!r}, {example.lang}: the chat template rejects it ({error})"
             ) from None
         prompts.append(encoded["input_ids"])
     return prompts
+
+
+def _check_template_variables(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
+    """Check that the chat template reads these variables. It would ignore a misspelled one without a message.
+
+    Raises:
+        UserError: the chat template has no such variable.
+    """
+    if not kwargs:
+        return
+    template = tokenizer.get_chat_template()
+    variables = find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
+    variables -= {"messages", "add_generation_prompt"}
+    if unknown := sorted(kwargs.keys() - variables):
+        raise UserError(
+            f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}; "
+            f"its variables are: {', '.join(sorted(variables)) or 'none'}"
+        )
 
 
 def plan_batches(

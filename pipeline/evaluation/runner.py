@@ -11,10 +11,17 @@ from typing import Any
 
 import torch.distributed
 
+from pipeline.checkpoint.export_record import read_export_record
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file, write_atomically
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
-from pipeline.evaluation.accuracy import accuracy_table, score_by_language, versions
+from pipeline.evaluation.accuracy import (
+    accuracy_table,
+    score_by_language,
+    unfinished_sentence,
+    unfinished_warning,
+    versions,
+)
 from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example, read_examples
@@ -22,6 +29,7 @@ from pipeline.evaluation.generation import encode_prompts, generate_batches, loa
 from pipeline.evaluation.progress import Generation, GenerationLog
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.models.fingerprint import model_fingerprint
 
 
 def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> int:
@@ -41,9 +49,10 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     output = Path(settings.output or settings.model)
     with _process_group():
         model, tokenizer = load_for_generation(Path(settings.model), settings.dtype)
+        prompts = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
         ensure_writable(output)
-        log = GenerationLog(output, _inputs(settings))
-        prompts = encode_prompts(tokenizer, examples)
+        identity = distributed.broadcast_from_rank0(lambda: _model_identity(Path(settings.model), model.dtype))
+        log = GenerationLog(output, _inputs(settings, identity))
         batches = plan_batches(
             prompts, settings.batch_size, log.generations, distributed.rank(), distributed.world_size()
         )
@@ -55,18 +64,27 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     if not complete:
         return STOPPED_BY_SIGNAL
     if is_main_process:
-        _write_results(settings, output, examples, [generations[i] for i in range(len(examples))])
+        _write_results(settings, identity, output, examples, [generations[i] for i in range(len(examples))])
         log.remove()
     return 0
 
 
-def _inputs(settings: EvaluationSettings) -> dict[str, Any]:
-    """Return everything that determines the generations: settings, test data, and size and mtime of the model files."""
-    files = sorted(path for path in Path(settings.model).iterdir() if path.is_file())
+def _model_identity(path: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the entry `model` of `evaluation.json`: data type, fingerprint, and the record of an export, if any."""
+    record = read_export_record(path)
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "fingerprint": model_fingerprint(path),
+        "export": dataclasses.asdict(record) if record else None,
+    }
+
+
+def _inputs(settings: EvaluationSettings, model: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that determines the generations: settings, test data, model and library versions."""
     return {
         "settings": dataclasses.asdict(dataclasses.replace(settings, output=None)),
         "data": sha256_file(Path(settings.data)),
-        "model": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "model": model,
         "versions": versions(),
     }
 
@@ -109,10 +127,15 @@ def _gather_generations(local: dict[int, Generation]) -> dict[int, Generation] |
 
 
 def _write_results(
-    settings: EvaluationSettings, output: Path, examples: list[Example], generations: list[Generation]
+    settings: EvaluationSettings,
+    model: dict[str, Any],
+    output: Path,
+    examples: list[Example],
+    generations: list[Generation],
 ) -> None:
     answers = [
-        extract_answer(generation.text, example.lang) for example, generation in zip(examples, generations, strict=True)
+        extract_answer(generation.text, example.lang, generation.finished)
+        for example, generation in zip(examples, generations, strict=True)
     ]
     rows = [
         {
@@ -126,17 +149,22 @@ def _write_results(
         }
         for example, generation, answer in zip(examples, generations, answers, strict=True)
     ]
+    finished = [generation.finished for generation in generations]
     result = {
+        "unfinished": finished.count(False),
         "settings": dataclasses.asdict(settings),
+        "model": model,
         "versions": versions(),
-        **score_by_language(examples, answers, settings.pivot),
+        **score_by_language(examples, answers, finished, settings.pivot),
         **consistency_metrics(rows),
     }
-    text = f"{accuracy_table(result)}\n\n{consistency_tables(result)}"
+    text = f"{unfinished_sentence(result)}\n\n{accuracy_table(result)}\n\n{consistency_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
+    if warning := unfinished_warning(result):
+        print(warning, flush=True)
 
 
 def _write(path: Path, text: str) -> None:

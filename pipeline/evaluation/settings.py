@@ -1,7 +1,7 @@
 """Settings of an evaluation."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
@@ -12,13 +12,14 @@ class EvaluationSettings:
 
     Args:
         model: directory of a Hugging Face causal LM with its tokenizer and chat template.
-        data: JSON Lines of records {pair_id, lang, messages or question, gold}; gold is the final number.
+        data: JSON Lines or Parquet of records {pair_id, lang, messages or question, gold}; gold is the final number.
         output: directory for the three result files; default: the model directory.
         pivot: language to compare the answers in other languages with.
         batch_size: number of sequences per batch on each rank.
         max_new_tokens: maximum length of a response, in tokens.
         limit: evaluate only the first `limit` questions, each in all its languages.
         dtype: data type of the model; auto: the data type in the model files.
+        chat_template_kwargs: variables of the chat template, as JSON: {"enable_thinking": false}.
     """
 
     model: str
@@ -29,3 +30,4 @@ class EvaluationSettings:
     max_new_tokens: PositiveInt = 512
     limit: PositiveInt | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)

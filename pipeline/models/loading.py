@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
@@ -15,6 +15,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTrainedConfig:
     """Load the model's configuration; `vocab_size` is not padded yet.
+
+    `eos_token_id` lists all stop tokens of the model. The generation config often has more of them than config.json,
+    and a checkpoint stores this configuration only.
 
     Args:
         settings: the model section of a recipe.
@@ -28,6 +31,7 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
     try:
         if settings.path is not None:
             config = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+            config.eos_token_id = _stop_tokens_of(settings.path, config)
         else:
             fields = dict(settings.config or {})
             config = AutoConfig.for_model(fields.pop("model_type", ""), **({"vocab_size": tokenizer_size} | fields))
@@ -42,6 +46,15 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
             "use the model's own tokenizer"
         )
     return config
+
+
+def _stop_tokens_of(path: str, config: PreTrainedConfig) -> int | list[int] | None:
+    """Return `eos_token_id` of the generation config, or that of the configuration if there is none."""
+    try:
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # the model has no generation_config.json
+        eos = None
+    return config.eos_token_id if eos is None else eos
 
 
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:

@@ -2,11 +2,44 @@
 
 from typing import Any
 
+from data_prep.readers import first_line
+from pipeline.common.errors import UserError
+
+_RESPONSE = "response"
+
 
 def stop_token_ids(model_eos: int | list[int] | None, tokenizer: Any) -> list[int] | None:
     """Return the ids of all tokens that end a response, sorted, or None if there are none.
 
-    They are the `eos_token_id` of the model and that of the tokenizer, which a chat template may use to end turns.
+    They are the `eos_token_id` of the model's generation config, that of the tokenizer, and the token with which the
+    chat template ends an assistant turn. The last may differ from both: in some models eos is `<|endoftext|>` and a
+    turn ends with `<|im_end|>`.
+
+    Raises:
+        UserError: the chat template cannot be rendered.
     """
     own = model_eos if isinstance(model_eos, list) else [model_eos]
-    return sorted({tokenizer.eos_token_id, *own} - {None}) or None
+    return sorted({tokenizer.eos_token_id, end_of_turn_id(tokenizer), *own} - {None}) or None
+
+
+def end_of_turn_id(tokenizer: Any) -> int | None:
+    """Return the id of the token that the chat template writes after an assistant turn.
+
+    It is the first added token after the response (not counting whitespace, which Gemma adds as tokens too). A model
+    trained on the template predicts it first. None if there is no chat template, or it writes no such token.
+
+    Raises:
+        UserError: the chat template cannot be rendered.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _RESPONSE}]
+    try:
+        text = tokenizer.apply_chat_template(turn, tokenize=False)
+    except Exception as error:  # a template can raise any type of exception
+        raise UserError(
+            f"{tokenizer.name_or_path}: the chat template rejects a question with its answer ({first_line(error)})"
+        ) from None
+    after = tokenizer(text.rpartition(_RESPONSE)[2], add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return next((token for token in after if token in added and added[token].content.strip()), None)

@@ -17,6 +17,7 @@ from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.plotting import png
 from pipeline.compare import compare_runs
+from pipeline.evaluation.accuracy import unfinished_sentence
 from pipeline.report.plots import plot_overview, run_color
 from pipeline.report.render import to_html, to_markdown
 from pipeline.report.runs import RunResults, read_runs, series
@@ -77,7 +78,10 @@ def summarize_runs(runs: Sequence[RunResults]) -> str:
             sentences.append(f"From the first to the last step: {', '.join(filter(None, changes))}.")
     if run.evaluation:
         macro = run.evaluation["macro"]
-        sentence = f"Mean accuracy over {len(run.evaluation['languages'])} languages: {100 * macro['accuracy']:.1f} %"
+        sentences.append(unfinished_sentence(run.evaluation))
+        model = "" if run.evaluated_step is None else f" of the model at step {run.evaluated_step:,}"
+        languages = len(run.evaluation["languages"])
+        sentence = f"Mean accuracy{model} over {languages} languages: {100 * macro['accuracy']:.1f} %"
         if macro["consistency_with_pivot"] is not None:
             sentence += f", same answer as {run.evaluation['pivot']}: {100 * macro['consistency_with_pivot']:.1f} %"
         sentences.append(sentence + ".")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from pipeline.evaluation.consistency import percent
+from pipeline.evaluation.accuracy import count_unfinished, percent
 from pipeline.report.runs import RunResults, series
 
 ABSENT = "–"
@@ -61,8 +61,20 @@ def _mean_in_language(evaluation: dict[str, Any]) -> float | None:
     return sum(fractions) / len(fractions) if fractions else None
 
 
+def _unfinished(evaluation: dict[str, Any]) -> float | None:
+    if "languages" not in evaluation:
+        return None
+    unfinished, total = count_unfinished(evaluation)
+    return unfinished / total
+
+
+def _evaluated_step(run: RunResults) -> str | None:
+    return None if run.evaluated_step is None else f"{run.evaluated_step:,}"
+
+
 # The rows of the table: the name of a metric, and a function that reads it from a run.
 OVERVIEW_METRICS: dict[str, MetricReader] = {
+    "unfinished responses, %": _from_evaluation(_unfinished),
     "accuracy, mean of languages, %": _from_evaluation(lambda result: result["macro"]["accuracy"]),
     "same answer as the pivot, %": _from_evaluation(lambda result: result["macro"]["consistency_with_pivot"]),
     "same answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["mean_pairwise"]),
@@ -72,7 +84,8 @@ OVERVIEW_METRICS: dict[str, MetricReader] = {
     "silhouette by language, final state": _from_representations("separability", "silhouette"),
     "cross-entropy, last step": _from_metrics("ce_loss", _last, ".4f"),
     "alignment cosine, last step": _from_metrics("align_cos", _last, ".4f"),
-    "steps": _from_metrics("step", max, ",.0f"),
+    "step of the evaluated model": _evaluated_step,
+    "steps trained": _from_metrics("step", max, ",.0f"),
     "tokens": _from_metrics("num_tokens", max, ",.0f"),
     "tokens per second, median": _from_metrics("tokens_per_second", median, ",.0f"),
     "model FLOPs utilization, median": _from_metrics("mfu", median, ".2%"),

@@ -48,6 +48,12 @@ class RunResults:
         return recorded or versions()
 
     @property
+    def evaluated_step(self) -> int | None:
+        """Step of the checkpoint that was evaluated, or None if the model is no export or there is no evaluation."""
+        export = self.evaluation["model"]["export"] if self.evaluation else None
+        return export["step"] if export else None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The recipe as a flat mapping of dotted keys."""
         tree = yaml.safe_load(self.config) if self.config else None
@@ -107,6 +113,8 @@ def _read_result(path: Path, program: str, check: Callable[[dict[str, Any]], obj
 
 def _check_evaluation(evaluation: dict[str, Any]) -> None:
     """Access all keys that a report reads, so that a missing key raises an error here."""
+    _ = evaluation["model"]["dtype"], (evaluation["model"]["export"] or {"step": None})["step"]
+    _ = [evaluation["settings"][key] for key in ("model", "data", "max_new_tokens")]
     accuracy_table(evaluation)
     consistency_tables(evaluation)
 

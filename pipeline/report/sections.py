@@ -1,12 +1,14 @@
 """Content of a report: sections of paragraphs, tables, plots and code, independent of the output format."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
-from pipeline.evaluation.accuracy import accuracy_table
+from pipeline.compare import unfinished_totals
+from pipeline.evaluation.accuracy import accuracy_table, count_unfinished, unfinished_sentence
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
 from pipeline.report import plots
 from pipeline.report.overview_table import ABSENT, overview_rows
@@ -98,6 +100,9 @@ def _overview(runs: Sequence[RunResults]) -> Section:
 def _accuracy(runs: Sequence[RunResults]) -> Section:
     evaluated = [run for run in runs if run.evaluation]
     blocks: list[ReportBlock] = []
+    for run in evaluated:
+        prefix = f"{run.name}: " if len(evaluated) > 1 else ""
+        blocks.append(MarkdownBlock(prefix + unfinished_sentence(run.evaluation or {})))
     if figure := plots.plot_accuracy(runs):
         alt_text = "Bar chart of the accuracy per language with 95 % intervals; the table has the values."
         blocks.append(PlotBlock(figure, alt_text))
@@ -105,15 +110,22 @@ def _accuracy(runs: Sequence[RunResults]) -> Section:
         blocks.append(MarkdownBlock(accuracy_table(evaluated[0].evaluation)))
     elif evaluated:
         blocks.append(_accuracy_of_runs(evaluated))
-    for run in evaluated:
-        settings = (run.evaluation or {}).get("settings", {})
-        text = (
-            f"{run.name}: model `{settings.get('model', '?')}`, data `{settings.get('data', '?')}`, greedy decoding of "
-            f"at most {settings.get('max_new_tokens', '?')} tokens, dtype {settings.get('dtype', '?')}. The intervals "
-            "are Wilson score intervals."
-        )
-        blocks.append(MarkdownBlock(text))
+    blocks += [MarkdownBlock(_evaluated_model(run)) for run in evaluated]
     return Section("Accuracy per language", blocks)
+
+
+def _evaluated_model(run: RunResults) -> str:
+    """Describe the model, the data and the settings of an evaluation."""
+    evaluation = run.evaluation or {}
+    settings, model = evaluation["settings"], evaluation["model"]
+    step = f" (step {run.evaluated_step:,})" if run.evaluated_step is not None else ""
+    variables = settings.get("chat_template_kwargs")
+    return (
+        f"{run.name}: model `{settings['model']}`{step}, data `{settings['data']}`, greedy decoding of at most "
+        f"{settings['max_new_tokens']} tokens in {model['dtype']}"
+        + (f", chat template with `{json.dumps(variables)}`" if variables else "")
+        + ". The intervals are Wilson score intervals."
+    )
 
 
 def _accuracy_of_runs(runs: Sequence[RunResults]) -> ReportTable:
@@ -126,8 +138,10 @@ def _accuracy_of_runs(runs: Sequence[RunResults]) -> ReportTable:
             for score in scores
         ]
         rows.append([lang, *cells])
+    unfinished = [f"{cut} of {n}" for cut, n in (count_unfinished(run.evaluation or {}) for run in runs)]
     means = [percent((run.evaluation or {})["macro"]["accuracy"]) for run in runs]
-    return ReportTable(["accuracy %", *(run.name for run in runs)], [*rows, ["mean of languages", *means]])
+    rows = [["unfinished responses", *unfinished], *rows, ["mean of languages", *means]]
+    return ReportTable(["accuracy %", *(run.name for run in runs)], rows)
 
 
 def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> Section:
@@ -136,17 +150,20 @@ def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, An
     explanation = (
         f"Each run is compared with {runs[0].name} on the same problems. The intervals come from a paired bootstrap "
         "over problems. Gained and lost problems are those that only the run or only the baseline solves; p is the "
-        "p-value of McNemar's exact test on these two counts."
+        "p-value of McNemar's exact test on these two counts. Unfinished responses (baseline, run) were cut at the "
+        "token limit."
     )
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
     figure = plots.plot_differences(runs, comparisons)
     blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
-    header = ["", "difference, points", "95 % interval", "gained, lost", "McNemar p"]
+    header = ["", "unfinished", "difference, points", "95 % interval", "gained, lost", "McNemar p"]
     for name, comparison in comparisons.items():
-        rows = [[f"{name}: mean of languages", *_difference_cells(comparison["mean"]), "", ""]]
+        cut = ", ".join(map(str, unfinished_totals(comparison)))
+        rows = [[f"{name}: mean of languages", cut, *_difference_cells(comparison["mean"]), "", ""]]
         for lang, entry in comparison["languages"].items():
+            cut = ", ".join(map(str, comparison["unfinished"][lang]))
             counts = f"{entry['gained']}, {entry['lost']}"
-            rows.append([lang, *_difference_cells(entry), counts, f"{entry['mcnemar_p']:.3g}"])
+            rows.append([lang, cut, *_difference_cells(entry), counts, f"{entry['mcnemar_p']:.3g}"])
         blocks.append(ReportTable(header, rows))
     return Section(f"Differences from {runs[0].name}", blocks)
 

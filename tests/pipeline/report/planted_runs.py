@@ -27,15 +27,25 @@ def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -
     path.mkdir(parents=True)
     keys = [(str(i), lang) for i in range(PROBLEMS) for lang in LANGUAGES]
     rows = [
-        {"pair_id": i, "lang": lang, "output": "Die Antwort lautet sieben.", "finished": True}
+        {"pair_id": i, "lang": lang, "output": "Die Antwort lautet sieben.", "finished": lang != "sw" or int(i) > 2}
         | {"answer": "7" if int(i) < solved[lang] else "8", "gold": "7", "correct": int(i) < solved[lang]}
         for i, lang in keys
     ]
     write_lines(path / "generations.jsonl", rows)
     examples = [Example(i, lang, [], Decimal(7)) for i, lang in keys]
-    scores = score_by_language(examples, [Decimal(row["answer"]) for row in rows], "en")
+    scores = score_by_language(
+        examples, [Decimal(row["answer"]) for row in rows], [row["finished"] for row in rows], "en"
+    )
     settings = {"model": f"{path.name}/hf", "data": "test.jsonl", "max_new_tokens": 64, "dtype": "auto"}
-    evaluation = {"settings": settings, "versions": {"torch": "9.9.9"}, **scores, **consistency_metrics(rows)}
+    export = {"run": str(path), "step": 40, "checkpoint": "c", "dtype": "bf16", "checkpoints": "..", "newest": True}
+    model = {"dtype": "bfloat16", "fingerprint": "f", "export": export if weight else None}
+    evaluation = {
+        "settings": settings,
+        "model": model,
+        "versions": {"torch": "9.9.9"},
+        **scores,
+        **consistency_metrics(rows),
+    }
     (path / "evaluation.json").write_text(json.dumps(evaluation))
 
     rng = np.random.default_rng(0)

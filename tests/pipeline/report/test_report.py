@@ -33,6 +33,7 @@ def score(accuracy, consistency):
     low, high = max(0, accuracy - 0.1), min(1, accuracy + 0.1)
     return {
         "n": 20,
+        "unfinished": 5,
         "correct": round(20 * accuracy),
         "accuracy": accuracy,
         "low": low,
@@ -43,6 +44,7 @@ def score(accuracy, consistency):
 
 EVALUATION = {
     "settings": {"model": "hf", "data": "test.jsonl", "max_new_tokens": 64, "dtype": "auto"},
+    "model": {"dtype": "bfloat16", "export": {"step": 2}},
     "versions": {"torch": "9.9.9"},
     "pivot": "en",
     "languages": {"en": score(0.9, None), "sw": score(0.25, 0.3)},
@@ -94,8 +96,9 @@ def test_report_of_single_run_has_its_results(tmp_path):
         "Trained for 3 steps on 300 tokens.",
         "cross-entropy 2 → 1",
         "alignment cosine 0.5 → 0.875",
-        "Mean accuracy over 2 languages: 57.5 %, same answer as en: 30.0 %.",
-        "| sw | 20 | 25.0 | 15.0 to 35.0 | 30.0 |",
+        "10 of 40 responses are unfinished, cut at 64 tokens: en 5, sw 5.",
+        "Mean accuracy of the model at step 2 over 2 languages: 57.5 %, same answer as en: 30.0 %.",
+        "| sw | 20 | 5 | 25.0 | 15.0 to 35.0 | 30.0 |",
         "| ce_loss | 2 → 1 |",
         "| tokens per second, median | 20 |",
         "| en | 1.5000 → 1.5000 |",
@@ -194,7 +197,7 @@ def test_report_html_escapes_text_from_runs():
     """Names, settings and recipes cannot add scripts, images or links to the page."""
     evaluation = {
         **EVALUATION,
-        "settings": {"model": "<img src=x>", "data": "![x](http://y)"},
+        "settings": {"model": "<img src=x>", "data": "![x](http://y)", "max_new_tokens": 8},
         "versions": {"a": "![b](c)"},
     }
     run = RunResults("<script>a", Path("x"), [step(1), step(2)], evaluation, None, "key: <img src=x onerror=y> | `z`")

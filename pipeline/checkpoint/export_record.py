@@ -1,0 +1,89 @@
+"""Record of the checkpoint that an exported model was made from: `export.json` in its directory."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from pipeline.checkpoint.layout import COMPLETE_MARKER, newest_checkpoint, step_of
+from pipeline.common.atomic_io import read_json_or_none, write_json
+from pipeline.common.errors import UserError
+
+EXPORT_FILE = "export.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRecord:
+    """Origin of an exported model.
+
+    Attributes:
+        run: `output_dir` in the recipe of the run.
+        step: Step of the checkpoint.
+        checkpoint: Random id of the checkpoint, from its COMPLETE file. Different weights have different ids.
+        dtype: Data type of the exported weights, a key of `DTYPES`.
+        checkpoints: Directory of the run's checkpoints, relative to the export, so that both can be moved together.
+        newest: Whether the newest checkpoint was asked for. If so, the export is stale once there is a newer one.
+    """
+
+    run: str
+    step: int
+    checkpoint: str
+    dtype: str
+    checkpoints: str
+    newest: bool
+
+
+def checkpoint_id(path: Path) -> str:
+    """Return the random id of a finished checkpoint, or an empty string if its COMPLETE file is unreadable."""
+    return str((read_json_or_none(path / COMPLETE_MARKER) or {}).get("id", ""))
+
+
+def relative_directory(checkpoints: Path, export: Path) -> str:
+    """Return `ExportRecord.checkpoints` for these directories."""
+    return os.path.relpath(checkpoints.resolve(), export.resolve())
+
+
+def write_export_record(directory: Path, record: ExportRecord) -> None:
+    """Write the record of an exported model.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_json(directory / EXPORT_FILE, dataclasses.asdict(record))
+
+
+def read_export_record(directory: Path) -> ExportRecord | None:
+    """Return the record of an exported model, or None if the directory is any other model.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    path = directory / EXPORT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return ExportRecord(**(read_json_or_none(path) or {}))
+    except TypeError:
+        raise UserError(f"{path}: damaged record of an export; remove {directory} and export again") from None
+
+
+def newer_checkpoint(directory: Path, record: ExportRecord) -> Path | None:
+    """Return the run's newest checkpoint if it is newer than the exported one, or None. Ignores `record.newest`."""
+    newest = newest_checkpoint(directory.resolve() / record.checkpoints)
+    if newest is None or step_of(newest) < record.step:  # the exported checkpoint has been deleted
+        return None
+    return newest if checkpoint_id(newest) != record.checkpoint else None
+
+
+def check_not_stale(directory: Path) -> ExportRecord | None:
+    """Return the record of an exported model, or None if the directory is any other model.
+
+    Raises:
+        UserError: The run has a newer checkpoint, or the record is damaged.
+    """
+    record = read_export_record(directory)
+    if record and record.newest and (newest := newer_checkpoint(directory, record)):
+        raise UserError(
+            f"{directory}: stale export of step {record.step}, the run has {newest.name}; export again: "
+            f"python -m pipeline.export --checkpoint {newest.parent} --output {directory} --update"
+        )
+    return record

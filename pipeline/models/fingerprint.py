@@ -1,0 +1,28 @@
+"""Fingerprint of a Hugging Face model directory."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.common.atomic_io import sha256_file
+
+# Files that determine what a model generates. Result files may be in the same directory.
+MODEL_FILES = (
+    "*.safetensors", "*.bin", "*config.json", "tokenizer*", "*.model", "*.jinja", "vocab*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+
+def model_fingerprint(directory: Path) -> str:
+    """Return the hex SHA-256 over the names and contents of the weights, configurations and tokenizer of a model.
+
+    All weights are read, several files at a time.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = sorted({file for pattern in MODEL_FILES for file in directory.glob(pattern) if file.is_file()})
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(sha256_file, files))
+    lines = [f"{file.name} {digest}\n" for file, digest in zip(files, hashes, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
