@@ -38,12 +38,12 @@ def compare_runs(baseline: Path, candidate: Path) -> dict[str, Any]:
         UserError: a file is missing or damaged, or the runs have no record in common, different gold answers or
             different data types.
     """
+    first, second = read_generations(baseline), read_generations(candidate)
     dtypes = [read_dtype(baseline), read_dtype(candidate)]
     if dtypes[0] != dtypes[1]:
         raise UserError(
             f"{candidate}: ran in {dtypes[1]}, but {baseline} in {dtypes[0]}; evaluate both with the same --dtype"
         )
-    first, second = read_generations(baseline), read_generations(candidate)
     common = [key for key in first if key in second]
     if not common:
         raise UserError(f"{candidate}: no record in common with {baseline}; evaluate both on the same data")
@@ -152,7 +152,7 @@ def read_dtype(path: Path) -> str:
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["model"]["dtype"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no result of pipeline.evaluation; run that again, also if it is older") from None
+        raise UserError(f"{path}: missing, or without the model's dtype; run pipeline.evaluation again") from None
 
 
 def comparison_table(result: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ def test_compare_matrices_ignores_absent_records():
     assert 0 <= swahili["low"] <= 0.5 <= swahili["high"] <= 1
 
 
-def write_run(path, correct, golds=None, separator=" "):
+def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16"):
     path.mkdir(parents=True)
     rows = [
         {
@@ -29,12 +29,14 @@ def write_run(path, correct, golds=None, separator=" "):
             "output": f"a{separator}b",
             "answer": "1",
             "gold": (golds or {}).get(pair_id, "1"),
+            "finished": lang == "en",
         }
         | {"correct": is_correct}
         for (pair_id, lang), is_correct in correct.items()
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (path / "generations.jsonl").write_text(text, encoding="utf-8")
+    (path / "evaluation.json").write_text(json.dumps({"model": {"dtype": dtype}}))
     return path
 
 
@@ -57,7 +59,19 @@ def test_compare_runs_pairs_by_pair_id_and_language(tmp_path):
         "mcnemar_p": 1.0,
     }
     assert result["languages"]["en"]["difference"] == 0
-    assert "| sw | 6 | 50.0 | 66.7 | +16.7 | " in comparison_table(result)
+    assert result["unfinished"] == {"en": [0, 0], "sw": [6, 6]} and result["dtype"] == "bfloat16"
+    table = comparison_table(result)
+    assert "| sw | 6 | 6, 6 | 50.0 | 66.7 | +16.7 | " in table and "| **mean of languages** | | 6, 6 |" in table
+
+
+def test_compare_runs_refuses_different_dtypes(tmp_path):
+    one = write_run(tmp_path / "one", {("a", "en"): True})
+    two = write_run(tmp_path / "two", {("a", "en"): True}, dtype="float32")
+    with pytest.raises(UserError, match=r"two: ran in float32, but .*one in bfloat16; evaluate both with the same"):
+        compare_runs(one, two)
+    (two / "evaluation.json").write_text('{"settings": {"dtype": "auto"}}')  # of an older version
+    with pytest.raises(UserError, match=r"two/evaluation\.json: .*run pipeline\.evaluation again"):
+        compare_runs(one, two)
 
 
 def test_compare_runs_refuses_unrelated_runs(tmp_path):
@@ -84,5 +98,7 @@ def test_command_writes_json_and_markdown(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert result["mean"]["difference"] == pytest.approx(2 / 3)
-    assert comparison_table(result) in (tmp_path / "out" / "comparison.md").read_text()
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    assert lines[2].startswith("Of 18 responses, 9 of the baseline and 9 of the candidate are unfinished")
+    assert comparison_table(result).splitlines() == lines[4:]
     refuses(python(*args, tmp_path / "none"), "none: no such file")

@@ -1,5 +1,6 @@
 """An exported checkpoint computes the same loss in Hugging Face transformers as the training engine."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from pipeline.checkpoint.export_record import read_export_record
+from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
+from pipeline.evaluation.generation import load_for_generation
+from pipeline.export import export
 from pipeline.loss import solar_loss_reference
 from pipeline.models.solar_model import decode
 from tests.conftest import Prepared
@@ -21,15 +26,17 @@ from tests.runs import TINY, losses, python, refuses, train, write_recipe
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, tied: bool) -> None:
     """The loss of step 2, before its update, is computed again with the weights exported after step 1."""
-    fields = {**TINY, "model_type": "qwen3", "tie_word_embeddings": tied, "vocab_size": 605}
+    own = [601, 604]  # stop tokens of the model itself
+    fields = {**TINY, "model_type": "qwen3", "tie_word_embeddings": tied, "vocab_size": 605, "eos_token_id": own}
     changes = {"training__max_steps": 1, "training__warmup_ratio": 0.0, "model__config": fields}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(2, "--config", recipe)
     result = python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stdout
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    assert model.generation_config.eos_token_id == [load_tokenizer(prepared.tokenizer).eos_token_id]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert model.dtype == torch.float32  # the precision of the run
+    assert model.generation_config.eos_token_id == [load_tokenizer(prepared.tokenizer).eos_token_id, *own]
     assert model.config.vocab_size == len(model.get_input_embeddings().weight) == 605
     assert fingerprint(AutoTokenizer.from_pretrained(tmp_path / "hf")) == fingerprint(
         load_tokenizer(prepared.tokenizer)
@@ -57,6 +64,26 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
         )
     assert losses(tmp_path / "run")[1] == pytest.approx(expected, rel=2e-6)
     refuses(python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf"), "not empty")
+    with pytest.raises(UserError, match=r"hf: stale export of step 1, the run has checkpoint-2; export again"):
+        load_for_generation(tmp_path / "hf", "auto")
+    _check_update(tmp_path / "run", tmp_path / "hf")
+
+
+def _check_update(run: Path, output: Path) -> None:
+    """A stale export is replaced and one that is up to date is kept. The record says which weights it holds."""
+    old = read_export_record(output)
+    assert old and (old.step, old.dtype, old.run, old.newest) == (1, "fp32", str(run), True)
+    new = export(run, output, update=True)
+    assert new == read_export_record(output) and (new.step, new.checkpoints) == (2, "../run")
+    assert new.checkpoint == json.loads((run / "checkpoint-2" / "COMPLETE").read_text())["id"] != old.checkpoint
+    written = (output / "model.safetensors").stat().st_mtime_ns
+    assert export(run, output, update=True) == new
+    assert (output / "model.safetensors").stat().st_mtime_ns == written
+    export(run, output, "bf16", update=True)
+    assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.bfloat16
+    (output / "export.json").unlink()
+    with pytest.raises(UserError, match="not an export of this run"):
+        export(run, output, update=True)
 
 
 def test_export_without_checkpoint(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_for_generation, plan_batches
-from tests.pipeline.evaluation.tiny_model import make_records, write_records
+from tests.pipeline.evaluation.tiny_model import TEMPLATE, make_records, make_tokenizer, overfit, save, write_records
 
 
 def reference_greedy(model, prompt: list[int], end: int, max_new_tokens: int) -> list[int]:
@@ -28,6 +28,22 @@ def test_generate_does_not_depend_on_batch_size(tmp_path, random_model_dir):
         prompt = tokenizer.apply_chat_template(example.messages, add_generation_prompt=True)["input_ids"]
         expected = reference_greedy(model, prompt, tokenizer.eos_token_id, 24)
         assert generation.text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_generate_stops_at_end_of_turn(tmp_path):
+    """The model ends its turns with a token that is neither its own eos token nor the tokenizer's."""
+    records = make_records()[:6]
+    chat = make_tokenizer([r["question"] + r["answer"] for r in records])
+    chat.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    chat.chat_template = TEMPLATE.replace("</s>", "<|im_end|>\n")
+    model = overfit(chat, records, steps=120)
+    model_dir = save(model, chat, tmp_path / "model")
+    assert chat.eos_token == "</s>" and model.generation_config.eos_token_id == chat.eos_token_id
+    loaded, chat = load_for_generation(model_dir, "float32")
+    examples = read_examples(write_records(tmp_path / "x.jsonl", records))
+    generations = generate(loaded, chat, examples, 6, max_new_tokens=40)
+    assert [generation.text for generation in generations] == [record["answer"] for record in records]
+    assert all(generation.finished for generation in generations)
 
 
 def test_generate_batches_of_all_ranks_equal_one_rank(tmp_path, random_model_dir):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM
 
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.checkpoint.export_record import ExportRecord, write_export_record
+from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.evaluation.accuracy import accuracy_table
+from pipeline.evaluation.dataset import read_examples
+from pipeline.evaluation.generation import encode_prompts
 from pipeline.evaluation.runner import evaluate
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 from tests.pipeline.evaluation.tiny_model import (
+    TEMPLATE,
     make_model,
     make_records,
     make_tokenizer,
@@ -49,6 +57,99 @@ def test_evaluate_refuses_unusable_models(tmp_path, tokenizer):
         assert "\n" not in str(caught.value)
         assert str(model) in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_refuses_stale_export(tmp_path, random_model_dir):
+    """The export of step 6 is refused once the run has a newer checkpoint, unless step 6 itself was asked for."""
+    data = write_records(tmp_path / "x.jsonl", make_records()[:2])
+    model = tmp_path / "run" / "hf"
+    shutil.copytree(random_model_dir, model)
+    record = ExportRecord("runs/x", 6, "id of 6", "fp32", "..", newest=True)
+    settings = EvaluationSettings(str(model), str(data), str(tmp_path / "out"), max_new_tokens=4)
+    write_export_record(model, record)
+    for step in (6, 12):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir()
+        write_json(tmp_path / "run" / f"checkpoint-{step}" / "COMPLETE", {"id": f"id of {step}", "files": {}})
+        if step == 6:
+            assert evaluate(settings) == 0
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(UserError, match=r"hf: stale export of step 6, the run has checkpoint-12; .* --update$"):
+        evaluate(settings)
+    assert not (tmp_path / "out").exists()
+
+    write_export_record(model, dataclasses.replace(record, newest=False))
+    assert evaluate(settings) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["model"]["export"]["step"] == 6
+
+
+def test_evaluate_counts_unfinished_and_records_model(tmp_path, random_model_dir, capsys):
+    """A random model never ends a turn. Its last numbers are not answers, and the results begin with that."""
+    model = Qwen2ForCausalLM.from_pretrained(random_model_dir, dtype=torch.bfloat16)
+    save(model, load_tokenizer(random_model_dir, for_training=False), tmp_path / "model")
+    data = write_records(tmp_path / "x.jsonl", make_records())
+    assert evaluate(EvaluationSettings(str(tmp_path / "model"), str(data), str(tmp_path), max_new_tokens=4)) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    rows = [
+        json.loads(line) for line in (tmp_path / "generations.jsonl").read_text(encoding="utf-8").split("\n") if line
+    ]
+    unfinished = sum(not row["finished"] for row in rows)
+    assert next(iter(result.items())) == ("unfinished", unfinished) and unfinished > 9
+    assert sum(score["unfinished"] for score in result["languages"].values()) == unfinished
+    sentence = (tmp_path / "evaluation.md").read_text().splitlines()[2]
+    assert sentence.startswith(f"{unfinished} of 18 responses are unfinished, cut at 4 tokens: bn ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("warning: ")
+    assert result["model"]["dtype"] == "bfloat16" and result["settings"]["dtype"] == "auto"
+    assert result["model"]["export"] is None and len(result["model"]["fingerprint"]) == 64
+
+
+def test_evaluate_passes_template_variables(tmp_path, random_model_dir, tokenizer):
+    data = write_records(tmp_path / "x.jsonl", make_records()[:3])
+    switched = make_tokenizer([r["question"] for r in make_records()])
+    switched.chat_template = TEMPLATE + "{% if not enable_thinking %}no thoughts{% endif %}"
+    prompts = encode_prompts(switched, read_examples(data), {"enable_thinking": False})
+    assert all(switched.decode(prompt).endswith("no thoughts") for prompt in prompts)
+    assert prompts != encode_prompts(switched, read_examples(data), {"enable_thinking": True})
+
+    shutil.copytree(random_model_dir, tmp_path / "model")
+    switched.save_pretrained(tmp_path / "model")
+    settings = EvaluationSettings(str(tmp_path / "model"), str(data), str(tmp_path / "out"), max_new_tokens=4)
+    with pytest.raises(UserError, match="no variable 'enable_thinkin'; its variables are: enable_thinking"):
+        evaluate(dataclasses.replace(settings, chat_template_kwargs={"enable_thinkin": False}))
+    assert evaluate(dataclasses.replace(settings, chat_template_kwargs={"enable_thinking": False})) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["settings"]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_evaluate_does_not_resume_with_other_weights(tmp_path, random_model_dir):
+    """Replaced weights of the same size and modification time make the finished batches worthless."""
+    data = write_records(tmp_path / "x.jsonl", make_records()[:8])
+    shutil.copytree(random_model_dir, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    settings = EvaluationSettings(
+        str(tmp_path / "model"), str(data), str(tmp_path / "out"), batch_size=4, max_new_tokens=4
+    )
+
+    class StopAfterOneBatch:
+        """Stand-in for `StopSignal`: the signal arrives during the first batch."""
+
+        checks = iter([False, True])
+
+        @property
+        def received(self):
+            return next(self.checks)
+
+    assert evaluate(settings, StopAfterOneBatch()) == STOPPED_BY_SIGNAL
+    times = weights.stat()
+    tensors = load_file(weights)
+    save_file({name: tensor.flip(0).contiguous() for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert weights.stat().st_size == times.st_size
+
+    assert evaluate(settings) == 0
+    assert evaluate(dataclasses.replace(settings, output=str(tmp_path / "fresh"))) == 0
+    resumed, fresh = ((tmp_path / name / "generations.jsonl").read_bytes() for name in ("out", "fresh"))
+    assert resumed == fresh
 
 
 def test_command_missing_data_exits_with_status_2():
