@@ -10,8 +10,8 @@
 #   sbatch slurm/evaluate.sh                                                 # the demo run
 #   RUN=runs/mine/solar DATA=test.jsonl sbatch --gpus-per-node=8 --cpus-per-gpu=8 slurm/evaluate.sh [--batch_size 32]
 #
-# Script arguments are passed to `pipeline.evaluation`. An existing export is reused; remove RUN/hf to export again. A
-# restarted job resumes after the finished batches.
+# Script arguments are passed to `pipeline.evaluation`. An export in RUN/hf is kept if it is of the newest checkpoint and
+# replaced if it is older. A restarted job resumes after the finished batches.
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh
@@ -25,8 +25,9 @@ DATA=${DATA:-runs/demo/train.test.jsonl}
 need "$RUN" "set RUN to the output_dir of a run"
 need "$DATA" "set DATA to test records"
 
-if [ ! -e "$RUN/hf" ]; then
-  on_one_rank python -m pipeline.export --checkpoint "$RUN" --output "$RUN/hf" || finish $?
+# Without checkpoints RUN/hf is a model that this pipeline has not trained, such as the base of slurm/experiment.sh.
+if [ ! -e "$RUN/hf" ] || compgen -G "$RUN/checkpoint-*" >/dev/null; then
+  on_one_rank python -m pipeline.export --checkpoint "$RUN" --output "$RUN/hf" --update || finish $?
 fi
 on_all_ranks python -m pipeline.evaluation --model "$RUN/hf" --data "$DATA" --output "$RUN" "$@" || finish $?
 on_one_rank python -m pipeline.report --run "$RUN" || finish $?

@@ -21,6 +21,7 @@ import torch.distributed
 from jsonargparse.typing import PositiveInt
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
@@ -88,8 +89,11 @@ def build_model(args: argparse.Namespace) -> Any:
     """Build lm_eval's Hugging Face model with our tokenizer and distribution over ranks, or its vLLM model.
 
     Raises:
-        UserError: the model cannot be loaded, vLLM is not installed, or the chat template is missing.
+        UserError: the model cannot be loaded, vLLM is not installed, the chat template is missing, or the model is an
+            export of a run that has a newer checkpoint.
     """
+    if Path(args.model).is_dir():
+        check_not_stale(Path(args.model))
     extra = import_optional("lm_eval.utils").simple_parse_args_string(args.model_args)
     options = {"pretrained": args.model, "dtype": args.dtype, "batch_size": args.batch_size, **extra}
     if args.backend == "vllm":

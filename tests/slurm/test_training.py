@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.shards.format import read_manifest
+from pipeline.checkpoint.export_record import ExportRecord, write_export_record
 from pipeline.fault_tolerance.restarts import read_restart_log
 from tests.conftest import Prepared
 from tests.runs import losses, metrics, train, write_recipe
@@ -35,6 +36,9 @@ def chain(cluster: Cluster, checkout: Path, recipe: Path) -> Iterator[dict[str, 
         "EVALUATE_FLAGS": "--nodes=2", "PREPARE_ARGS": "--max_seq_length 512",
         "EVALUATE_ARGS": "--max_new_tokens 64 --batch_size 1",
     }  # fmt: skip
+    stale = checkout / "run" / "hf"  # an export of an earlier checkpoint: evaluation must replace it
+    stale.mkdir(parents=True)
+    write_export_record(stale, ExportRecord("run", 1, "earlier", "fp32", "..", newest=True))
     output = cluster.run("slurm/submit.sh", cwd=checkout, **variables)
     jobs = dict(line.split() for line in output.splitlines())
     yield jobs
@@ -95,7 +99,9 @@ def test_evaluate_resumes_after_signal(cluster: Cluster, chain: dict[str, str], 
     assert kept < len(records) == len((run / "generations.jsonl").read_text().splitlines())
     evaluated = (checkout / f"slurm-solar-evaluate-{job}.log").read_text()
     assert "ended with status 75: requeued" in evaluated
-    assert json.loads((run / "evaluation.json").read_text())["settings"]["max_new_tokens"] == 64
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["settings"]["max_new_tokens"] == 64
+    assert evaluation["model"]["export"]["step"] == STEPS and evaluation["model"]["dtype"] == "float32"
     assert evaluated.count("written: run/evaluation.json") == 1  # the ranks formed one process group
     assert (run / "report.md").is_file()
 
