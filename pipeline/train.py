@@ -49,7 +49,7 @@ def main(args: list[str], stop: StopSignal) -> int:
     run = prepare_run(config, distributed.rank(), distributed.world_size())
 
     from pipeline.zero3.ds_config import deepspeed_config
-    from pipeline.zero3.engine import start_process_group
+    from pipeline.zero3.process_group import start_process_group
 
     ds = deepspeed_config(config, distributed.world_size())
     if dry_run:

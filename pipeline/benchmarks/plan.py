@@ -223,7 +223,7 @@ def run_rank(names: list[str], timed_steps: int) -> None:
 
     Rank 0 prints a JSON line for each measurement.
     """
-    from pipeline.zero3.engine import start_process_group
+    from pipeline.zero3.process_group import start_process_group
 
     torch.set_num_threads(1)
     start_process_group()

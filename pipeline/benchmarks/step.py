@@ -99,7 +99,7 @@ def _build_solar(
 
 def run_variant(args: argparse.Namespace) -> None:
     """Train one variant on this rank. Rank 0 prints its measurements as JSON."""
-    from pipeline.zero3.engine import start_process_group
+    from pipeline.zero3.process_group import start_process_group
 
     start_process_group()
     train_on_batch = build_variant(args)

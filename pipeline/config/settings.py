@@ -92,7 +92,9 @@ class TrainingSettings:
     num_train_epochs: float = field(default=1.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
     max_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
     learning_rate: float = field(default=1e-5, metadata={"range": "(0, inf)", "on_resume": "may change"})
-    embedding_learning_rate: float | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    embedding_learning_rate: float | None = field(
+        default=None, metadata={"range": "(0, inf)", "on_resume": "may change"}
+    )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = field(
         default="cosine", metadata={"on_resume": "may change"}
     )

@@ -9,9 +9,7 @@ Shape letters: P padded vocabulary, R ranks, d hidden size.
 
 import copy
 import math
-import os
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from pipeline.common import distributed
-from pipeline.common.distributed import free_port, local_device, rank, world_size
-from pipeline.common.errors import UserError
+from pipeline.common.distributed import rank, world_size
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
@@ -34,40 +31,8 @@ from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, 
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
-from pipeline.zero3.op_locks import handle_stale_locks
-from pipeline.zero3.optimizer import build_optimizer, repair_universal_state
+from pipeline.zero3.optimizer import build_optimizer, repair_universal_steps
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
-
-
-def start_process_group(timeout: float = 1800) -> None:
-    """Initialize the process group of the ranks started by the launcher.
-
-    Args:
-        timeout: seconds that the watchdog allows without progress. The timeout of collectives is one minute longer, so
-            that the watchdog reports a hang first.
-
-    Raises:
-        UserError: another process uses the rendezvous port.
-    """
-    device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    # On CPU ranks, DeepSpeed would compile a shared-memory all-reduce here, which only its inference engine calls.
-    setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (mypy does not know the attribute)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        handle_stale_locks()  # the engine builds and loads ops
-    try:
-        deepspeed.init_distributed(
-            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout + 60)
-        )
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"port {os.environ['MASTER_PORT']} of this machine is in use, possibly by another run; choose another one, "
-            f"for example with deepspeed --master_port {free_port()} or by setting MASTER_PORT"
-        ) from None
 
 
 def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -297,7 +262,7 @@ class ZeroEngine:
         for group, own in zip(self.ds_engine.optimizer.optimizer.param_groups, groups, strict=True):
             group.update(own)
         if self.ds_engine.load_universal_checkpoint():
-            repair_universal_state(self.ds_engine.optimizer.optimizer, groups)
+            repair_universal_steps(self.ds_engine.optimizer.optimizer)
         return True
 
     def vocabulary_names(self) -> list[str]:

@@ -21,18 +21,8 @@ def build_optimizer(
     return torch.optim.AdamW(groups, fused=local_device().type == "cuda", **options)
 
 
-def repair_universal_state(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
-    """Restore optimizer state that DeepSpeed 0.19 corrupts when it loads a universal checkpoint.
-
-    DeepSpeed overwrites all parameter groups with the settings of the first, and stores step counts in a type that
-    the optimizer does not accept.
-
-    Args:
-        optimizer: the optimizer inside DeepSpeed's.
-        groups: the settings of its parameter groups before loading.
-    """
-    for group, own in zip(optimizer.param_groups, groups, strict=True):
-        group.update(own)
+def repair_universal_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Convert step counts that DeepSpeed 0.19 loads from a universal checkpoint in a type that AdamW refuses."""
     fused = bool(optimizer.param_groups[0].get("fused"))
     for parameter, state in optimizer.state.items():
         step = float(state["step"])

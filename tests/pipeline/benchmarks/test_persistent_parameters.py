@@ -12,7 +12,7 @@ from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.training.loop import train_step
 from pipeline.training.state import TrainState
-from pipeline.zero3.engine import start_process_group
+from pipeline.zero3.process_group import start_process_group
 
 CASE = Case("deep", layers=3, hidden=64, vocab=1024, accumulation=2, bucket=50_000_000, live=10**9)
 
