@@ -1,11 +1,14 @@
 """Command line of preprocessing: `python -m data_prep COMMAND --help`."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_prep.convert.conversion import FORMATS, convert
 from data_prep.demo.languages import DEMO_LANGUAGES
+from data_prep.packing.settings import ON_BAD_RECORD, SUPERVISE
 from pipeline.common.errors import UserError, exit_cleanly
 
 
@@ -30,7 +33,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _tokenizer(args: argparse.Namespace) -> None:
     from data_prep.tokenization.sampling import sample_texts
-    from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save_tokenizer, train_tokenizer
+    from data_prep.tokenization.sentencepiece_models import train_tokenizer
+    from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 
     if args.sentencepiece:
         tokenizer = load_tokenizer(args.sentencepiece)
@@ -72,6 +76,23 @@ def _pack(args: argparse.Namespace) -> None:
             print(count_repeated_pivots(ShardSet(args.output, manifest)))
 
     ranks.run_together(world, work)
+
+
+def _read_template(name: str) -> str:
+    try:
+        return Path(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat_template {name}: cannot be read ({error})") from None
+
+
+def _read_variables(text: str) -> dict[str, Any]:
+    try:
+        variables = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--chat_template_kwargs: not JSON ({error})") from None
+    if not isinstance(variables, dict):
+        raise UserError('--chat_template_kwargs: not a JSON object such as {"enable_thinking": false}')
+    return variables
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -201,6 +222,25 @@ def _add_pack_options(pack: argparse.ArgumentParser) -> None:
     pack.add_argument("--max_sequences_per_row", type=int, default=0, help="0 for no limit")
     pack.add_argument(
         "--truncate", action="store_true", help="truncate pairs that are too long for a row instead of dropping them"
+    )
+    pack.add_argument(
+        "--supervise", choices=SUPERVISE, default="all", help="responses of a conversation to train on: all or the last"
+    )
+    pack.add_argument(
+        "--on_bad_record",
+        choices=ON_BAD_RECORD,
+        default="error",
+        help="stop at a record that cannot be packed, or drop and count it",
+    )
+    pack.add_argument(
+        "--chat_template", type=_read_template, metavar="FILE", help="Jinja template to use instead of the tokenizer's"
+    )
+    pack.add_argument(
+        "--chat_template_kwargs",
+        type=_read_variables,
+        default={},
+        metavar="JSON",
+        help="""variables of the chat template, such as '{"enable_thinking": false}'""",
     )
     pack.add_argument("--rows_per_shard", type=int, default=1024, help="number of rows in every shard except the last")
     pack.add_argument(

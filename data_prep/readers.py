@@ -4,6 +4,7 @@ JSON Lines files are split by byte ranges and Parquet files by row groups. One r
 there should be many small splits.
 """
 
+import codecs
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -41,8 +42,8 @@ class InputRow(NamedTuple):
     Attributes:
         path: The file.
         position: Byte offset of the line, or row number from 0 in a Parquet file.
-        value: The text of the line, the decoded JSON value, or the Parquet row as a dictionary. JSON numbers with a
-            decimal point or an exponent are decoded as `Decimal`.
+        value: The line, the decoded JSON value, or the Parquet row as a dictionary; see `read_split` for an error. JSON
+            numbers with a decimal point or an exponent are decoded as `Decimal`.
     """
 
     path: Path
@@ -55,7 +56,12 @@ class InputRow(NamedTuple):
         return locate(self.path, self.position)
 
     def apply(self, function: Callable[[Any], T]) -> T:
-        """Return `function(value)`. If it raises a UserError, prefix the message with file and row."""
+        """Return `function(value)`. If it raises a UserError, prefix the message with file and row.
+
+        A value that is a UserError itself, see `read_split`, is raised.
+        """
+        if isinstance(self.value, UserError):
+            raise self.value
         try:
             return function(self.value)
         except UserError as error:
@@ -116,11 +122,20 @@ def _nonzero_size(path: Path) -> int:
     return size
 
 
-def read_split(split: InputSplit) -> Iterator[InputRow]:
-    """Yield the decoded rows of a split. For malformed JSON or Parquet, raise a UserError with the file and row."""
+def read_split(split: InputSplit, keep_malformed: bool = False) -> Iterator[InputRow]:
+    """Yield the decoded rows of a split.
+
+    Args:
+        split: The split.
+        keep_malformed: Whether a line that is not JSON is yielded with the error as its value, which `InputRow.apply`
+            raises, instead of ending the iteration.
+
+    Raises:
+        UserError: A line is not JSON or the Parquet file is damaged; the message names the file and row.
+    """
     if is_parquet(split.path):
         return _read_row_groups(_open_parquet(split.path), split.path, split.start, split.stop)
-    return _read_json_lines(split.path, split.start, split.stop)
+    return _read_json_lines(split.path, split.start, split.stop, keep_malformed)
 
 
 def read_file(path: Path) -> Iterator[InputRow]:
@@ -131,30 +146,47 @@ def read_file(path: Path) -> Iterator[InputRow]:
     return _read_json_lines(path)
 
 
-def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[InputRow]:
-    """Yield the lines of a UTF-8 text file that start in the byte range [start, stop), without their line ends.
+def read_lines(path: Path) -> Iterator[InputRow]:
+    """Yield the lines of a UTF-8 text file without their line ends. A byte order mark at the start is removed.
 
-    A byte order mark at the start of the file is removed. If a line is not UTF-8, a UserError with the file and row is
-    raised.
+    Raises UserError with the file and row if a line is not UTF-8.
     """
+    for row in _raw_lines(path, 0, None):
+        yield InputRow(path, row.position, row.apply(_decode_line))
+
+
+def _raw_lines(path: Path, start: int, stop: int | None) -> Iterator[InputRow]:
+    """Yield the undecoded lines that start in the byte range [start, stop)."""
     with open(path, "rb") as file:
         if start:
             file.seek(start - 1)
             file.readline()  # the rest of a line that starts before the range
         position = file.tell()
         while (stop is None or position < stop) and (line := file.readline()):
-            try:
-                text = line.decode("utf-8-sig" if position == 0 else "utf-8")
-            except UnicodeDecodeError:
-                raise UserError(f"{locate(path, position)}: not UTF-8 text") from None
-            yield InputRow(path, position, text.rstrip("\r\n"))
+            yield InputRow(path, position, line if position else line.removeprefix(codecs.BOM_UTF8))
             position += len(line)
 
 
-def _read_json_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[InputRow]:
-    for row in read_lines(path, start, stop):
-        if row.value.strip():
-            yield InputRow(path, row.position, row.apply(_decode_json))
+def _decode_line(line: bytes) -> str:
+    try:
+        return line.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8 text") from None
+
+
+def _read_json_lines(
+    path: Path, start: int = 0, stop: int | None = None, keep_malformed: bool = False
+) -> Iterator[InputRow]:
+    for row in _raw_lines(path, start, stop):
+        if not row.value.strip():
+            continue
+        try:
+            value: Any = row.apply(lambda line: _decode_json(_decode_line(line)))
+        except UserError as error:
+            if not keep_malformed:
+                raise
+            value = error
+        yield InputRow(path, row.position, value)
 
 
 def _decode_json(text: str) -> Any:

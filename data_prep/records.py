@@ -2,8 +2,9 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from data_prep.readers import read_split, split_inputs
 from pipeline.common.errors import UserError
 
 _LANG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the names that transformers accepts
+_BLANK_LETTERS = set("\u115f\u1160\u2800\u3164\uffa0")  # fillers, which are letters or symbols to Unicode but invisible
 
 
 class Record(NamedTuple):
@@ -19,14 +22,57 @@ class Record(NamedTuple):
     Attributes:
         pair_id: Shared by the translations of one example.
         lang: Language code.
-        messages: `role` and `content` of each message. The last message is the assistant's.
+        messages: `role` and `content` of each message, and optionally `reasoning_content` and other fields that chat
+            templates read. The last message is the assistant's.
         gold: Final answer, or None if absent.
+        tools: JSON schemas of the tools that the assistant may call, or None.
     """
 
     pair_id: str
     lang: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     gold: str | None
+    tools: list[dict[str, Any]] | None = None
+
+
+def message_texts(message: dict[str, Any]) -> list[str]:
+    """Return the texts of a message: its content, and its reasoning if it has one."""
+    return [message[name] for name in ("content", _REASONING_FIELDS[0]) if name in message]
+
+
+def has_visible_text(text: str) -> bool:
+    """Return whether a text has a character other than white space, zero-width and control characters."""
+    # Letters, numbers, punctuation and symbols are visible, and characters that this Unicode version does not know.
+    return any(
+        unicodedata.category(c)[0] in "LNPS" or unicodedata.category(c) in ("Co", "Cn")
+        for c in text
+        if c not in _BLANK_LETTERS
+    )
+
+
+def number_text(value: Any) -> str | None:
+    """Normalize a gold answer to text, so that equal numbers give equal strings. Numbers are compared exactly.
+
+    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Other text is only stripped. None
+    returns None.
+    """
+    if value is None:
+        return None
+    text = str(value).strip()
+    try:
+        number = Decimal(text.replace(",", ""))
+    except InvalidOperation:
+        return text
+    if not number.is_finite() or abs(number.adjusted()) > 1000:  # a huge exponent would write a huge text
+        return text
+    digits = f"{number:f}"
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "0" if digits == "-0" else digits
+
+
+def is_language_code(text: str) -> bool:
+    """Return whether a text has the form of a language code, such as en or zh-Hant."""
+    return bool(_LANG.fullmatch(text))
 
 
 def parse_record(raw: Any) -> Record:
@@ -45,12 +91,12 @@ def parse_record(raw: Any) -> Record:
         raise UserError("`pair_id` is longer than 256 characters or not valid Unicode")
     if not isinstance(lang, str) or not lang:
         raise UserError("no `lang` (a language code such as en)")
-    if not _LANG.fullmatch(lang):
+    if not is_language_code(lang):
         raise UserError(f"`lang` is {lang[:40]!a}, not a language code such as en or zh-Hant")
     gold = raw.get("gold")
     if gold is not None and (isinstance(gold, bool) or not isinstance(gold, str | int | float | Decimal)):
         raise UserError("`gold` is neither a string nor a number")
-    return Record(pair_id, lang, _messages(raw), None if gold is None else str(gold))
+    return Record(pair_id, lang, _messages(raw), None if gold is None else str(gold), _tools(raw.get("tools")))
 
 
 def _is_unicode(text: str) -> bool:
@@ -61,29 +107,53 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _messages(raw: dict[str, Any]) -> list[dict[str, str]]:
+def _messages(raw: dict[str, Any]) -> list[dict[str, Any]]:
     messages = raw.get("messages")
     if messages is None:
         question, answer = raw.get("question"), raw.get("answer")
         if not isinstance(question, str) or not isinstance(answer, str):
             raise UserError("neither `messages` nor the strings `question` and `answer`")
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        reply = {"role": "assistant", "content": answer, "reasoning_content": raw.get("reasoning_content")}
+        messages = [{"role": "user", "content": question}, reply]
     elif not isinstance(messages, list) or not messages:
         raise UserError("`messages` is not a list of {role, content}")
-    else:
-        for message in messages:
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise UserError("`messages` is not a list of {role, content}")
-            if not isinstance(message.get("content"), str):
-                raise UserError(f"the `content` of a {message['role'][:40]!a} message is not a string")
+    messages = [_message(message) for message in messages]
     system = raw.get("system")
     if system is not None:
         if not isinstance(system, str):
             raise UserError("`system` is not a string")
         messages = [{"role": "system", "content": system}, *messages]
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    if messages[-1]["role"] != "assistant" or not has_visible_text(messages[-1]["content"]):
         raise UserError("empty response: the last message must be the assistant's and contain text")
     return messages
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """Return a message without absent fields, and with its reasoning under the first of `_REASONING_FIELDS`."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UserError("`messages` is not a list of {role, content}")
+    fields = {key: value for key, value in message.items() if value is not None}
+    if fields.get("tool_calls"):
+        fields.setdefault("content", "")
+    for name in _REASONING_FIELDS:
+        if name in fields:
+            fields.setdefault(_REASONING_FIELDS[0], fields.pop(name))
+    for name in ("content", _REASONING_FIELDS[0]):
+        if not isinstance(fields.get(name, None if name == "content" else ""), str):
+            raise UserError(f"the `{name}` of a {message['role'][:40]!a} message is not a string")
+    return fields
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    except ValueError:
+        raise UserError("`tools` is not valid JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError("`tools` is not a list of JSON schemas")
+    return tools
 
 
 def read_records(paths: list[Path]) -> Iterator[Record]:
@@ -102,7 +172,7 @@ def format_record(pair_id: str, lang: str, fields: dict[str, Any], gold: str | N
     Args:
         pair_id: Shared by the translations of one example.
         lang: Language code.
-        fields: `question` and `answer`, or `messages`, and optionally `system`.
+        fields: `question` and `answer`, or `messages`, and optionally `system`, `reasoning_content` and `tools`.
         gold: Final answer; omitted if None.
     """
     record = {"pair_id": pair_id, "lang": lang, **fields}

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -25,18 +26,28 @@ from tqdm import tqdm
 
 from data_prep.packing.row_plans import build_rows, count_languages, plan_file, read_row_plan, write_row_plan
 from data_prep.packing.settings import PackSettings
-from data_prep.packing.token_files import TokenReader, index_file, read_window, tokenize_split
-from data_prep.packing.windows import Limits, Window
+from data_prep.packing.token_files import (
+    UNKNOWN_LANGUAGE,
+    TokenReader,
+    count_skipped,
+    index_file,
+    read_window,
+    tokenize_split,
+)
+from data_prep.packing.windows import TOO_LONG, TRUNCATED, Limits, Window
 from data_prep.ranks import AgreedError, Ranks
-from data_prep.readers import InputSplit, locate, split_inputs
+from data_prep.readers import InputSplit, locate, read_split, split_inputs
+from data_prep.records import parse_record
 from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, write_manifest, write_shard
 from data_prep.tokenization.chat_template import ChatEncoder
-from data_prep.tokenization.tokenizer import chat_template_hash, fingerprint, load_tokenizer
+from data_prep.tokenization.tokenizer import TEMPLATE_DATE, chat_template_hash, fingerprint, load_tokenizer
 from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
 PACKER_VERSION = 4  # increment it whenever a change alters the bytes for the same input and settings
+
+BAD_RECORD = "bad_record"  # drop reason of records that cannot be packed
 
 T = TypeVar("T")
 
@@ -96,7 +107,8 @@ class Packer:
     def read_sources(self, tokenizer: str) -> None:
         """Load the tokenizer, split the inputs, and hash the inputs assigned to this rank. Not collective."""
         self.splits = split_inputs(self.inputs)
-        self.tokenizer = load_tokenizer(tokenizer)
+        template, variables = self.settings.chat_template, self.settings.chat_template_kwargs
+        self.tokenizer = load_tokenizer(tokenizer, chat_template=template, chat_template_kwargs=variables)
         self.windows = self.settings.count_windows(sum(path.stat().st_size for path in self.inputs))
         local = range(self.ranks.rank, len(self.inputs), self.ranks.size)
         self.hashes = {i: sha256_file(self.inputs[i]) for i in local}
@@ -123,6 +135,7 @@ class Packer:
                 "eos_token_id": self.tokenizer.eos_token_id,
             },
             "chat_template_sha256": chat_template_hash(self.tokenizer),
+            "chat_template_date": self.tokenizer.init_kwargs.get(TEMPLATE_DATE),
             "sources": [{"name": path.name, "sha256": hashes[i]} for i, path in enumerate(self.inputs)],
         }
 
@@ -180,10 +193,28 @@ class Packer:
         yield from tqdm(unfinished, desc=description, unit=" parts", disable=None if self.ranks.rank == 0 else True)
 
     def _tokenize_splits(self) -> None:
-        folder, encoder = self.work / "pieces", ChatEncoder(self.tokenizer)
+        folder, encoder = self.work / "pieces", ChatEncoder(self.tokenizer, self.settings.supervise)
+        if self.ranks.rank == 0:
+            self._warn_of_other_prompt(encoder)
         for i in self._local_parts(len(self.splits), "tokenize", lambda i: index_file(folder, i)):
-            tokenize_split(self.splits[i], i, folder, encoder, self.windows, self.settings.seed)
+            tokenize_split(self.splits[i], i, folder, encoder, self.windows, self.settings)
         self.ranks.all_gather(None)
+
+    def _warn_of_other_prompt(self, encoder: ChatEncoder) -> None:
+        """Warn if the first record is trained on after another prompt than generation would use."""
+        for row in read_split(self.splits[0], keep_malformed=True):
+            try:
+                record = row.apply(parse_record)
+            except UserError:
+                continue
+            if mismatch := encoder.prompt_mismatch(record.messages, record.tools):
+                print(
+                    f"warning: {row.location}: {mismatch}; set variables of the template with --chat_template_kwargs "
+                    "or give another with --chat_template",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return
 
     def _assign_rows(self) -> tuple[list[int], Counter, bool]:
         """Assign groups to rows.
@@ -200,7 +231,8 @@ class Packer:
         for number in self._local_parts(self.windows, "assign", summary_file):
             table = read_window(self.work / "pieces", len(self.splits), number)
             window = Window(table, self.settings.pivot, self._locate, reader.count_supervised)
-            subgroups = [subgroup for group in window.groups() for subgroup in window.fit(group, self.limits)]
+            groups = window.groups(skip=self.settings.on_bad_record == "skip")
+            subgroups = [subgroup for group in groups for subgroup in window.fit(group, self.limits)]
             plan = window.rows(subgroups, self.limits, f"rows {self.settings.seed} {number}")
             write_row_plan(plan_file(folder, number), plan)
             rows = int(plan["row"][-1].as_py()) + 1 if len(plan) else 0
@@ -209,14 +241,15 @@ class Packer:
             write_json(summary_file(number), {"rows": rows, "drops": drops, "split": split})
         self.ranks.all_gather(None)
         summaries = [json.loads(summary_file(number).read_text("utf-8")) for number in range(self.windows)]
-        total: Counter = Counter()
+        skipped = count_skipped(self.work / "pieces", len(self.splits))
+        total = Counter({(lang, BAD_RECORD): count for lang, count in skipped.items()})
         for summary in summaries:
             total.update({(lang, reason): count for lang, reason, count in summary["drops"]})
         if not any(summary["rows"] for summary in summaries):
-            raise AgreedError(
-                f"nothing is left to pack: no pair fits in {self.settings.max_seq_length} tokens; "
-                "raise --max_seq_length"
-            )
+            reason = f"no pair fits in {self.settings.max_seq_length} tokens; raise --max_seq_length"
+            if any(other not in (TOO_LONG, TRUNCATED) for _, other in total):
+                reason = "; ".join(f"{other} {lang} {count}" for (lang, other), count in sorted(total.items()))
+            raise AgreedError(f"nothing is left to pack: {reason}")
         return [summary["rows"] for summary in summaries], total, any(summary["split"] for summary in summaries)
 
     def _locate(self, split: int, position: int) -> str:
@@ -246,7 +279,7 @@ class Packer:
         for entry in entries:
             for lang, counts in entry.pop("languages").items():
                 per_language.setdefault(lang, Counter()).update(counts)
-        for lang, _ in drops:
+        for lang in {lang for lang, _ in drops} - {UNKNOWN_LANGUAGE}:
             per_language.setdefault(lang, Counter())
         write_manifest(self.work / "shards", self.head, entries, per_language, _group_by_reason(drops))
         os.rename(self.work / "shards", self.output)

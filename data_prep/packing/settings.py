@@ -1,6 +1,7 @@
 """Settings of a packing run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.common.errors import UserError
 
@@ -8,6 +9,9 @@ from pipeline.common.errors import UserError
 # the largest would use more memory and hardly improve the packing efficiency.
 WINDOW_BYTES = (8 << 20, 64 << 20)
 WINDOWS = 16  # default number of packing windows, if their size is within those bounds
+
+SUPERVISE = ("all", "last")
+ON_BAD_RECORD = ("error", "skip")
 
 _MINIMUMS = {"max_seq_length": 1, "rows_per_shard": 1, "max_sequences_per_row": 0, "window_bytes": 0, "seed": 0}
 
@@ -25,6 +29,10 @@ class PackSettings:
         rows_per_shard: Number of rows in every shard except the last.
         window_bytes: Input bytes in a packing window. Only groups of the same window are packed together, and the
             memory per rank grows with this size. 0 for 1/16 of the input, within the bounds `WINDOW_BYTES`.
+        supervise: "all" to train on all responses of a conversation, or "last" for the last one only.
+        on_bad_record: "error" to stop at a record that cannot be packed, or "skip" to drop and count it.
+        chat_template: Jinja template to use instead of the tokenizer's own, or None.
+        chat_template_kwargs: Values of the template's variables, such as `enable_thinking`.
 
     Raises:
         UserError: A number is out of range.
@@ -37,6 +45,10 @@ class PackSettings:
     truncate: bool = False
     rows_per_shard: int = 1024
     window_bytes: int = 0
+    supervise: str = "all"
+    on_bad_record: str = "error"
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, minimum in _MINIMUMS.items():

@@ -6,15 +6,20 @@ columns `piece` and `place` are the number of the input split and the position o
 """
 
 import hashlib
+import json
 import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from data_prep.readers import InputSplit, read_split
-from data_prep.records import parse_record
+from data_prep.packing.settings import PackSettings
+from data_prep.readers import InputRow, InputSplit, read_split
+from data_prep.records import Record, is_language_code, message_texts, number_text, parse_record
 from data_prep.tokenization.chat_template import ChatEncoder
 from pipeline.common.errors import UserError
 
@@ -30,8 +35,11 @@ INDEX = pa.schema(
         ("length", pa.int32()),
         ("supervised", pa.int32()),
         ("characters", pa.int32()),
+        ("gold", pa.string()),  # normalized, for the comparison within a group
     ]
 )
+UNKNOWN_LANGUAGE = "?"
+SKIPPED = b"skipped"  # schema metadata of an index: the number of bad records by language, as JSON
 
 
 def pair_key(pair_id: str, seed: int) -> int:
@@ -50,7 +58,9 @@ def index_file(folder: Path, number: int) -> Path:
     return folder / f"piece-{number:05d}.arrow"
 
 
-def tokenize_split(split: InputSplit, number: int, folder: Path, encoder: ChatEncoder, windows: int, seed: int) -> None:
+def tokenize_split(
+    split: InputSplit, number: int, folder: Path, encoder: ChatEncoder, windows: int, settings: PackSettings
+) -> None:
     """Tokenize the records of a split and write its tokens and index.
 
     Args:
@@ -59,34 +69,78 @@ def tokenize_split(split: InputSplit, number: int, folder: Path, encoder: ChatEn
         folder: Directory that the files are written to.
         encoder: Encoder for the conversations.
         windows: Number of packing windows.
-        seed: Seed of `pair_key`.
+        settings: The seed of `pair_key`, and what to do with bad records. The first one that is skipped is printed.
 
     Raises:
         UserError: A record is malformed or cannot be encoded; the message names the file and the row.
     """
-    columns: dict[str, list] = {name: [] for name in ("key", "pair_id", "lang", "place", "characters")}
+    columns: dict[str, list] = {name: [] for name in ("key", "pair_id", "lang", "place", "characters", "gold")}
     parts: list[np.ndarray] = []
     lengths: list[int] = []
-    rows = ((row, row.apply(parse_record)) for row in read_split(split))
+    skipped: Counter = Counter()
+
+    def reject(error: UserError, lang: str) -> None:
+        if settings.on_bad_record == "error":
+            raise error
+        if not skipped:
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+        skipped[lang] += 1
+
+    rows = _parse_rows(read_split(split, keep_malformed=True), reject)
     while batch := list(islice(rows, BATCH)):
         encoded: list[list[int]] = []
-        for (row, record), tokens in zip(batch, encoder.encode([r.messages for _, r in batch]), strict=True):
+        records = [record for _, record in batch]
+        results = encoder.encode([r.messages for r in records], [r.tools for r in records])
+        for (row, record), tokens in zip(batch, results, strict=True):
             if isinstance(tokens, UserError):
-                raise UserError(f"{row.location} (pair_id {record.pair_id}, {record.lang}): {tokens}")
+                error = UserError(f"{row.location} (pair_id {record.pair_id}, {record.lang}): {tokens}")
+                reject(error, record.lang)
+                continue
             encoded.append(tokens)
-            columns["key"].append(pair_key(record.pair_id, seed))
+            columns["key"].append(pair_key(record.pair_id, settings.seed))
             columns["pair_id"].append(record.pair_id)
             columns["lang"].append(record.lang)
             columns["place"].append(row.position)
-            columns["characters"].append(sum(len(message["content"]) for message in record.messages))
+            columns["characters"].append(sum(len(text) for m in record.messages for text in message_texts(m)))
+            columns["gold"].append(number_text(record.gold))
         lengths += map(len, encoded)
         parts.append(np.fromiter(chain.from_iterable(encoded), np.int32))
     all_tokens = np.concatenate([np.zeros(0, np.int32), *parts])
-    _write_files(number, folder, columns, all_tokens, np.array(lengths, np.int64), windows)
+    schema = INDEX.with_metadata({SKIPPED: json.dumps(skipped)})
+    _write_files(number, folder, columns, all_tokens, np.array(lengths, np.int64), windows, schema)
+
+
+def _parse_rows(
+    rows: Iterable[InputRow], reject: Callable[[UserError, str], None]
+) -> Iterator[tuple[InputRow, Record]]:
+    """Yield each row with its record. Malformed rows are passed to `reject` with their language, or "?"."""
+    for row in rows:
+        try:
+            record = row.apply(parse_record)
+        except UserError as error:
+            lang = row.value.get("lang") if isinstance(row.value, dict) else None
+            reject(error, lang if isinstance(lang, str) and is_language_code(lang) else UNKNOWN_LANGUAGE)
+        else:
+            yield row, record
+
+
+def count_skipped(folder: Path, splits: int) -> Counter:
+    """Return the number of bad records of all splits by language; `UNKNOWN_LANGUAGE` if it has none."""
+    total: Counter = Counter()
+    for number in range(splits):
+        with pa.memory_map(str(index_file(folder, number))) as source:
+            total.update(json.loads(pa.ipc.open_file(source).schema.metadata[SKIPPED]))
+    return total
 
 
 def _write_files(
-    number: int, folder: Path, columns: dict[str, list], tokens: np.ndarray, lengths: np.ndarray, windows: int
+    number: int,
+    folder: Path,
+    columns: dict[str, list],
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    windows: int,
+    schema: pa.Schema,
 ) -> None:
     """Write the tokens and the index, sorted by key and therefore by window."""
     keys = np.array(columns["key"], np.uint64)
@@ -99,14 +153,14 @@ def _write_files(
     tokens[gather].tofile(temporary)
     os.replace(temporary, tokens_file(folder, number))
     table = pa.table({**columns, "key": keys, "length": lengths, "supervised": supervised}).take(order)
-    table = table.append_column("offset", pa.array(offsets)).select(INDEX.names).cast(INDEX)
+    table = table.append_column("offset", pa.array(offsets)).select(schema.names).cast(schema)
     # Window w contains the keys from w * 2**64 / windows to (w + 1) * 2**64 / windows.
     bounds = np.searchsorted((keys[order] >> 32) * windows >> 32, np.arange(windows + 1))
     temporary = index_file(folder, number).with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, INDEX) as writer:
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for start, stop in pairwise(bounds.tolist()):
             batches = table.slice(start, stop - start).combine_chunks().to_batches()
-            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], INDEX))
+            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], schema))
     os.replace(temporary, index_file(folder, number))
 
 
@@ -118,7 +172,7 @@ def read_window(folder: Path, splits: int, window: int) -> pa.Table:
     tables = []
     for number in range(splits):
         with pa.memory_map(str(index_file(folder, number))) as source:
-            table = pa.Table.from_batches([pa.ipc.open_file(source).get_batch(window)])
+            table = pa.Table.from_batches([pa.ipc.open_file(source).get_batch(window)]).replace_schema_metadata()
         tables.append(table.append_column("piece", pa.array(np.full(len(table), number, np.int32))))
     by = [(name, "ascending") for name in ("key", "pair_id", "lang", "piece", "place")]
     return pa.concat_tables(tables).sort_by(by).combine_chunks()

@@ -13,6 +13,7 @@ from data_prep.packing.bin_packing import pack_bins
 from pipeline.common.errors import UserError
 
 TOO_LONG, TRUNCATED = "too_long", "truncated"
+NO_PIVOT, LANGUAGE_TWICE, GOLD_DIFFERS = "no_pivot", "language_twice", "gold_differs"  # as in `convert`
 
 # Indices of sequences in the table of the window: the pivot first, then the translations by language. A subgroup is the
 # part of a group that is packed into one row, or the whole group if it fits.
@@ -58,33 +59,76 @@ class Window:
         self.drops: Counter = Counter()
         self._locate, self._count_supervised = locate, count_supervised
         self._pair_id, self._lang = (table.column(name).to_pylist() for name in ("pair_id", "lang"))
+        self._gold = table.column("gold").to_pylist()
         self._length, self._supervised = (table.column(name).to_pylist() for name in ("length", "supervised"))
 
-    def groups(self) -> list[ExampleGroup]:
+    def groups(self, skip: bool = False) -> list[ExampleGroup]:
         """Return all groups in file order, which is the order of their hashed `pair_id`.
 
-        Raises UserError if a group has no pivot or has two records in the same language.
+        Args:
+            skip: Whether to drop and count records that do not fit their group instead of raising an error. These are
+                repeated records in a language, translations with another gold answer than the pivot, and groups
+                without pivot.
+
+        Raises:
+            UserError: A group has no pivot, two records in the same language, or different gold answers.
         """
-        ids, langs = self._pair_id, self._lang
+        ids = self._pair_id
         starts = [i for i in range(len(ids)) if i == 0 or ids[i] != ids[i - 1]]
         groups = []
         for start, stop in pairwise([*starts, len(ids)]):
-            members = list(range(start, stop))
-            for first, second in pairwise(members):
-                if langs[first] == langs[second]:
-                    raise UserError(
-                        f"{self._location(second)}: pair_id {ids[second]} has the language {langs[second]} twice "
-                        f"(first in {self._location(first)}); remove one of them"
-                    )
-            try:
-                members.insert(0, members.pop(langs.index(self.pivot, start, stop) - start))
-            except ValueError:
+            members = [start]
+            for member in range(start + 1, stop):
+                if self._lang[member] != self._lang[members[-1]]:
+                    members.append(member)
+                elif skip:
+                    self.drops[self._lang[member], LANGUAGE_TWICE] += 1
+                else:
+                    raise self._twice(members[-1], member)
+            pivots = [member for member in members if self._lang[member] == self.pivot]
+            if pivots:
+                others = [member for member in members if member != pivots[0]]
+                groups.append([pivots[0], *self._with_equal_gold(pivots[0], others, skip)])
+            elif skip:
+                self.drops.update((self._lang[member], NO_PIVOT) for member in members)
+            else:
                 raise UserError(
                     f"{self._location(start)}: pair_id {ids[start]} has no {self.pivot} record, only "
-                    f"{', '.join(langs[start:stop])}; add its {self.pivot} record or give another --pivot"
-                ) from None
-            groups.append(members)
+                    f"{', '.join(self._lang[member] for member in members)}; "
+                    f"add its {self.pivot} record or give another --pivot"
+                )
         return groups
+
+    def _twice(self, first: int, second: int) -> UserError:
+        """Return the error for two records of a group in the same language."""
+        advice = "remove one of them"
+        if self._source(first) != self._source(second):
+            advice = "pair_ids must be unique across files, except for translations of the same example"
+        return UserError(
+            f"{self._location(second)}: pair_id {self._pair_id[second]} has the language {self._lang[second]} twice "
+            f"(first in {self._location(first)}); {advice}"
+        )
+
+    def _with_equal_gold(self, pivot: int, translations: list[int], skip: bool) -> list[int]:
+        """Return the translations whose gold answer is not known to differ from that of the group."""
+        reference, equal = pivot, []
+        for member in translations:
+            if self._gold[reference] is None:
+                reference = member
+            if self._gold[member] in (None, self._gold[reference]):
+                equal.append(member)
+            elif skip:
+                self.drops[self._lang[member], GOLD_DIFFERS] += 1
+            else:
+                raise UserError(
+                    f"{self._location(member)}: pair_id {self._pair_id[member]} has the gold {self._gold[member]}, but "
+                    f"{self._gold[reference]} in {self._location(reference)}; "
+                    "translations of one example have one gold, and other examples need other pair_ids"
+                )
+        return equal
+
+    def _source(self, member: int) -> str:
+        return self._location(member).rpartition(" row ")[0]
 
     def _location(self, member: int) -> str:
         return self._locate(self.table["piece"][member].as_py(), self.table["place"][member].as_py())
@@ -152,7 +196,7 @@ class Window:
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
         truncated_lengths = np.array(self._length, np.int32)[chosen]
         copies = np.bincount(chosen, minlength=1)[chosen].astype(np.int32)
-        table = self.table.drop_columns(["key", "length", "supervised"]).take(chosen)
+        table = self.table.drop_columns(["key", "length", "supervised", "gold"]).take(chosen)
         for name, column in (("length", truncated_lengths), ("copies", copies), ("row", numbers)):
             table = table.append_column(name, pa.array(column))
         return table

@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_prep.shards.format import IGNORE, PackedRow, ShardSet
 from data_prep.shards.repeated_pivots import count_repeated_pivots
-from data_prep.shards.verification import check_tokenizer
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import load_packed_tokenizer
 from pipeline.common.errors import UserError
 
 
@@ -26,14 +25,14 @@ def inspect_row(path: Path, tokenizer: str, index: int) -> None:
         UserError: The directory is unreadable, there is no such row, or a different tokenizer packed the shards.
     """
     shards = ShardSet.open(path, check_hashes=False)
-    check_tokenizer(path, shards.manifest, tokenizer)
+    packed_with = load_packed_tokenizer(tokenizer, path, shards.manifest)
     if not 0 <= index < len(shards):
         raise UserError(f"{path}: no row {index}; the rows are 0 to {len(shards) - 1}")
     row = shards[index]
     console = Console()
     console.print(f"row {index}: {len(row.input_ids)} of {shards.manifest['max_seq_length']} tokens", highlight=False)
     console.print(str(count_repeated_pivots(shards)), highlight=False, soft_wrap=True)
-    for text in _render_row(row, load_tokenizer(tokenizer)):
+    for text in _render_row(row, packed_with):
         console.print(text, soft_wrap=True)
 
 

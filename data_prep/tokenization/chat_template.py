@@ -1,60 +1,78 @@
 """Encode conversations with a tokenizer's chat template as token ids with a mask of the target tokens."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from data_prep.tokenization.word_encoder import Span, WordEncoder, complement_spans
+from data_prep.records import message_texts
+from data_prep.tokenization.target_spans import TargetLocator
+from data_prep.tokenization.template_rendering import ChatTemplate, Message, Span
+from data_prep.tokenization.word_encoder import WordEncoder, complement_spans
 from pipeline.common.errors import UserError
-
-Messages = list[dict[str, str]]
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PLAIN = {"role", "content"}
 
 
 class ChatEncoder:
     """Encoder for conversations.
 
-    If the chat template has `{% generation %}` markers, the text between them is the target. Otherwise the target is
-    the text of each assistant message after its generation prompt. In that case the tokens of the prompt must be a
-    prefix of the tokens of the conversation.
+    The targets are each response and its end of turn, see `TargetLocator`. If the chat template has `{% generation %}`
+    markers, they are only the part of that between the markers. Otherwise the tokens before each response must be the
+    same with and without the response.
+
+    Args:
+        tokenizer: A tokenizer as `load_tokenizer` returns it.
+        supervise: "all" to train on all responses of a conversation, or "last".
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, supervise: str = "all"):
         self._backend = tokenizer.backend_tokenizer
-        self._template = tokenizer.get_chat_template()
-        self._compiled = _compile_jinja_template(self._template)
-        self._special = tokenizer.special_tokens_map
-        self._marked = bool(_GENERATION.search(self._template))
-        self._control = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)")
+        special = {str(token) for token in self._backend.get_added_tokens_decoder().values() if token.special}
+        special.update(tokenizer.all_special_tokens)
+        longest_first = sorted(special, key=len, reverse=True)
+        self._special_token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        template = ChatTemplate(tokenizer)
+        self._marked = template.marked
+        self._locator = TargetLocator(template, self._special_token, supervise)
         self._word_encoder = WordEncoder.for_backend(self._backend)
 
-    def encode(self, conversations: Sequence[Messages]) -> list[list[int] | UserError]:
+    def encode(
+        self, conversations: Sequence[Sequence[Message]], tools: Sequence[Any] | None = None
+    ) -> list[list[int] | UserError]:
         """Encode conversations.
 
         Args:
-            conversations: Messages of each conversation, with `role` and `content`.
+            conversations: Messages of each conversation, with `role` and `content`, and optionally `reasoning_content`.
+            tools: The tools of each conversation, or None for a conversation without.
 
         Returns:
             For each conversation a list of T integers: the complement ~t (negative) for a target token with id t, and t
             for any other token. The first token is never a target. A conversation that cannot be encoded gets a
             UserError instead, which does not name the record. This happens if the chat template rejects the messages,
-            there is no target token, the text contains a control token, or the prompt alone is tokenized differently
-            than within the conversation.
+            the targets cannot be located, there is no target token, the text contains a special token, or the prompt
+            alone is tokenized differently than within the conversation.
         """
-        return [self._encode(messages, check=number == 0) for number, messages in enumerate(conversations)]
+        pairs = zip(conversations, tools or [None] * len(conversations), strict=True)
+        return [self._encode(messages, own_tools, check=n == 0) for n, (messages, own_tools) in enumerate(pairs)]
 
-    def _encode(self, messages: Messages, check: bool) -> list[int] | UserError:
+    def prompt_mismatch(self, messages: Sequence[Message], tools: Any = None) -> str:
+        """Describe how the text before the last response differs from the generation prompt.
+
+        The description is empty if both are equal, or if the conversation cannot be rendered.
+        """
+        try:
+            return self._locator.prompt_mismatch(messages, tools)
+        except UserError:
+            return ""
+
+    def _encode(self, messages: Sequence[Message], tools: Any, check: bool) -> list[int] | UserError:
         try:
             for message in messages:
-                if match := self._control.search(message["content"]):
-                    raise UserError(f"the text contains the control token {match[0]}; remove it")
-            text, spans = self._render(messages)
+                for text in message_texts(message):
+                    if match := self._special_token.search(text):
+                        raise UserError(f"the text contains the special token {match[0]}; remove it")
+            text, spans = self._locator.locate(messages, tools)
             tokens = self._word_encoder.encode(text, spans) if self._word_encoder else None
             if tokens is None or check:
                 encoding = self._backend.encode(text, add_special_tokens=False)
@@ -63,7 +81,7 @@ class ChatEncoder:
                     raise RuntimeError(f"the word encoder and this tokenizer give different tokens for {text!r}")
                 tokens = reference
             if not self._marked:
-                self._check_prompts(tokens, text, messages)
+                self._check_prompts(tokens, text, spans)
             if tokens and tokens[0] < 0:
                 tokens[0] = ~tokens[0]
             if not tokens or min(tokens) >= 0:
@@ -74,49 +92,11 @@ class ChatEncoder:
         except UserError as error:
             return error
 
-    def _render(self, messages: Messages) -> tuple[str, list[Span]]:
-        """Return the text of a conversation and the character spans of the target text."""
-        text, spans = self._apply_template(messages)
-        if not self._marked:
-            for turn, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    start = len(self._apply_template(messages[:turn], prompt=True)[0])
-                    spans.append((start, len(self._apply_template(messages[: turn + 1])[0].rstrip())))
-        return text, [(start, end) for start, end in spans if start < end]
-
-    def _apply_template(self, messages: Messages, prompt: bool = False) -> tuple[str, list[Span]]:
-        """Return the rendered text and its generation spans. Raises UserError if the template rejects the messages.
-
-        Messages that have only a role and content (nearly all) are rendered without the overhead of transformers.
-        """
-        try:
-            if any(message.keys() != _PLAIN for message in messages):
-                render: Callable[..., Any] = render_jinja_template
-                texts, spans = render(
-                    [messages],
-                    chat_template=self._template,
-                    add_generation_prompt=prompt,
-                    return_assistant_tokens_mask=self._marked,
-                    **self._special,
-                )
-                return texts[0], spans[0] if self._marked else []
-            blocks: list[str] = []
-            generated: list[Span] = []
-            with self._compiled.environment.activate_tracker(blocks, generated):  # as render_jinja_template does
-                variables = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self._special}
-                blocks.extend(self._compiled.generate(messages=messages, **variables))
-            return "".join(blocks), generated
-        except Exception as error:  # a template can raise any type of exception
-            raise UserError(f"the chat template rejects the messages: {error}") from None
-
-    def _check_prompts(self, tokens: list[int], text: str, messages: Messages) -> None:
-        """Check that each prompt has the same tokens alone, as in evaluation, as within the conversation."""
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._apply_template(messages[:turn], prompt=True)[0]
-            ids = self._backend.encode(prompt, add_special_tokens=False).ids
-            if not text.startswith(prompt) or [t if t >= 0 else ~t for t in tokens[: len(ids)]] != ids:
+    def _check_prompts(self, tokens: list[int], text: str, spans: list[Span]) -> None:
+        """Check that the text before each response has the same tokens alone, as in generation, as within `text`."""
+        for start, _ in spans:
+            ids = self._backend.encode(text[:start], add_special_tokens=False).ids
+            if [t if t >= 0 else ~t for t in tokens[: len(ids)]] != ids:
                 raise UserError(
                     "the tokens of the prompt are not a prefix of the conversation's tokens (the chat template or the "
                     "tokenizer merges prompt and response); add {% generation %} markers to the template"

@@ -1,95 +1,148 @@
-"""Load tokenizers, hash their content, and train them with SentencePiece."""
+"""Load tokenizers in the same way for every stage, compare them, and save them."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-from google.protobuf.message import DecodeError
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import generate_merges
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils.hub import cached_file
 
 from data_prep.readers import first_line
+from data_prep.tokenization.sentencepiece_models import from_sentencepiece
+from data_prep.tokenization.template_rendering import CLOCK, fix_clock, reads_clock, set_variables
 from pipeline.common.errors import UserError
 
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-
-# The stop token after an assistant message is a target, so that the model learns to stop.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}{{ '<|system|>' + message['content'] }}"
-    "{%- elif message['role'] == 'user' -%}{{ '<|user|>' + message['content'] }}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
-)
+# Fields of tokenizer_config.json that this project adds.
+PACKED_FINGERPRINT = "packed_fingerprint"  # fingerprint of the tokenizer that packed the data of this model
+TEMPLATE_DATE = "chat_template_date"  # the date that replaces the template's clock
 
 
-def load_tokenizer(name: str | Path, *, for_training: bool = True) -> PreTrainedTokenizerBase:
-    """Load a tokenizer with the class that its own files declare.
+def load_tokenizer(
+    name: str | Path,
+    *,
+    for_training: bool = True,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with the rules in its own tokenizer.json, in the same way for every stage.
+
+    A tokenizer without pad token gets its eos token as pad token. Padding is neither a target nor attended to, so any
+    id serves. If the chat template reads the clock, it gets the date `template_rendering.CLOCK` instead.
 
     Args:
-        name: directory, Hub model ID, or SentencePiece model file (`.model`), which gets this project's chat template.
-        for_training: also require a fast tokenizer, a usable chat template, and a pad token that differs from the eos
-            token, as packing and training need them.
+        name: Directory, Hub model ID, or SentencePiece model file (`.model`), which gets this project's chat template.
+        for_training: Also require a fast tokenizer, a usable chat template, and an eos token, which packing and
+            training need.
+        chat_template: Jinja template to use instead of the tokenizer's own.
+        chat_template_kwargs: Default values of the template's variables; see `template_rendering.set_variables`.
 
     Raises:
-        UserError: it cannot be loaded, or it lacks something that training needs.
+        UserError: It cannot be loaded, it lacks something that training needs, or it belongs to a trained model and
+            differs from the tokenizer that packed the training data.
     """
     if str(name).endswith(".model") and not Path(name).is_dir():
         try:
-            return from_sentencepiece(Path(name).read_bytes(), str(name))
+            tokenizer: PreTrainedTokenizerBase = from_sentencepiece(Path(name).read_bytes(), str(name))
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    if not Path(name).is_dir() and _is_path(str(name)):
+    elif not Path(name).is_dir() and _is_path(str(name)):
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
+    else:
+        try:
+            tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
+        except Exception as error:  # a damaged file or an unreachable Hub can raise almost any exception
+            raise UserError(f"{name}: cannot be loaded as a tokenizer ({first_line(error)})") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     try:
-        tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)
-    except Exception as error:  # a damaged file or an unreachable Hub can raise almost any exception
-        raise UserError(f"{name}: cannot be loaded as a tokenizer ({first_line(error)})") from None
-    if for_training:
-        _check_for_training(name, tokenizer)
+        _set_template(tokenizer, tokenizer.chat_template, {})
+        _check_unchanged(tokenizer)
+        _set_template(tokenizer, chat_template or tokenizer.chat_template, chat_template_kwargs or {})
+        if for_training:
+            _check_for_training(tokenizer)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    return tokenizer
+
+
+def load_packed_tokenizer(name: str | Path, shards: Path, manifest: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a shard directory, with the chat template and variables that the manifest records.
+
+    The fingerprint is saved with the tokenizer, so that `load_tokenizer` can check the tokenizer of a trained model.
+
+    Args:
+        name: Directory or Hub model ID of the tokenizer.
+        shards: The shard directory, for error messages.
+        manifest: Its manifest.
+
+    Raises:
+        UserError: A different tokenizer or chat template packed the shards.
+    """
+    template, variables = manifest.get("chat_template"), manifest.get("chat_template_kwargs")
+    tokenizer = load_tokenizer(name, chat_template=template, chat_template_kwargs=variables)
+    recorded = manifest["tokenizer"]["fingerprint"]
+    if fingerprint(tokenizer) != recorded:
+        same_template = chat_template_hash(tokenizer) == manifest.get("chat_template_sha256")
+        part = "tokenizer" if same_template else "chat template"
+        raise UserError(
+            f"{shards}: packed with a {part} that differs from that of {name}; pack again, or give the original one"
+        )
+    tokenizer.init_kwargs[PACKED_FINGERPRINT] = recorded
     return tokenizer
 
 
 def _tokenizer_class(name: str | Path) -> Any:
     """Return the class that loads a tokenizer.
 
-    If config.json names qwen2 (or one of some other families), AutoTokenizer uses that family's class even if the
-    tokenizer declares a generic one. The family's own pre-tokenizer then replaces the one in tokenizer.json, and a
-    tokenizer trained by data_prep would split text differently.
+    AutoTokenizer may choose the class of the model's family, which replaces the pre-tokenizer in tokenizer.json by the
+    family's own. A tokenizer trained by data_prep would then split text differently. The generic class uses the file's
+    rules as they are. AutoTokenizer is left for tokenizers without that file, which it converts.
     """
-    declared = get_tokenizer_config(name).get("tokenizer_class")
-    return PreTrainedTokenizerFast if declared in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+    try:
+        file = cached_file(str(name), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    except OSError:  # neither in the cache nor on the Hub
+        file = None
+    return PreTrainedTokenizerFast if file else AutoTokenizer
 
 
-def _check_for_training(name: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_template(
+    tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str] | None, variables: Mapping[str, Any]
+) -> None:
+    """Give a tokenizer a chat template (a dictionary if it has several), without its clock and with set variables."""
+    templates = template if isinstance(template, dict) else {"": template or ""}
+    if any(map(reads_clock, templates.values())):
+        tokenizer.init_kwargs[TEMPLATE_DATE] = CLOCK.date().isoformat()
+    templates = {key: set_variables(fix_clock(text), variables) for key, text in templates.items()}
+    tokenizer.chat_template = templates if isinstance(template, dict) else templates[""] or None
+
+
+def _check_unchanged(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if a trained model's tokenizer is not the one that packed the training data."""
+    recorded = tokenizer.init_kwargs.get(PACKED_FINGERPRINT)
+    if recorded is not None and fingerprint(tokenizer) != recorded:
+        raise UserError(
+            "the tokenizer or chat template differs from the one that packed the model's training data; "
+            "restore the exported files"
+        )
+
+
+def _check_for_training(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError if a tokenizer lacks something that packing and training need."""
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json can be made of it)")
+        raise UserError("not a fast tokenizer (no tokenizer.json can be made of it)")
     if not tokenizer.chat_template:
-        raise UserError(f"{name}: the tokenizer has no chat template; add chat_template.jinja to it")
+        raise UserError("the tokenizer has no chat template; give one with: pack --chat_template FILE")
     try:
         _compile_jinja_template(tokenizer.get_chat_template())
     except Exception as error:  # jinja2's errors, or several templates of which none is the default
-        raise UserError(f"{name}: the chat template cannot be used ({first_line(error)})") from None
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise UserError(f"{name}: the tokenizer lacks a pad or an eos token; set both in tokenizer_config.json")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(f"{name}: the pad token is the eos token; give the tokenizer a pad token of its own")
+        raise UserError(f"the chat template cannot be used ({first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer lacks an eos token; set eos_token in tokenizer_config.json")
 
 
 def _is_path(name: str) -> bool:
@@ -111,130 +164,8 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None
     content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    content["chat_template"] = tokenizer.get_chat_template()
+    content["chat_template"] = tokenizer.get_chat_template() if tokenizer.chat_template else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a SentencePiece BPE model and return it as a transformers tokenizer with `CHAT_TEMPLATE`.
-
-    It uses byte fallback, so that no text is unknown, and splits numbers into digits. It does not normalize, so that
-    decoding restores the text. Unigram models are not used because they take their vocabulary from distinct words, and
-    text generated from templates has few of them.
-
-    Args:
-        texts: Training text.
-        vocab_size: Number of tokens, special tokens included.
-
-    Raises:
-        UserError: there is no text, or `vocab_size` is too small for the number of distinct characters or too large for
-            the number of possible merges.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            user_defined_symbols=["\n"],
-            control_symbols=list(ROLES),
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=3,
-            max_sentence_length=1 << 16,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = first_line(error)
-        raise UserError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this data ({reason})") from None
-    return from_sentencepiece(model.getvalue())
-
-
-def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> PreTrainedTokenizerFast:
-    """Convert a SentencePiece model to a transformers tokenizer with the special tokens and template of this module.
-
-    Special tokens that are missing from the model are appended to its vocabulary.
-
-    Args:
-        model: Content of a BPE or unigram model file.
-        name: Name of the model in error messages.
-
-    Raises:
-        UserError: `model` is not a BPE or unigram model, or the result would tokenize differently from SentencePiece.
-    """
-    proto = ModelProto()
-    try:
-        proto.ParseFromString(model)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (DecodeError, RuntimeError):
-        proto.Clear()
-    if not proto.pieces:
-        raise UserError(f"{name}: not a SentencePiece model")
-    backend = _backend(proto, name)
-    special = ["<s>", "</s>", "<pad>", "<unk>"]
-    special_ids = (processor.bos_id(), processor.eos_id(), processor.pad_id(), processor.unk_id())
-    for position, token_id in enumerate(special_ids):
-        if token_id >= 0:  # SentencePiece returns -1 for a token that the model lacks
-            special[position] = processor.id_to_piece(token_id)
-    symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED and len(p.piece) > 1]
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in (*special, *ROLES)])
-    backend.add_tokens([AddedToken(token, normalized=False) for token in symbols])
-    sample = [
-        f"{a.piece}{b.piece}".replace("▁", " ") for a, b in pairwise(proto.pieces) if a.type == b.type == a.NORMAL
-    ]
-    sample += [" two  spaces ", "12 345,60", "ｆｕｌｌ ｗｉｄｔｈ", "é e\u0301 ﬁ", "🦒 unseen ྿"]
-    for text in sample:
-        if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
-            raise UserError(
-                f"{name}: cannot be converted exactly ({text!a} is tokenized differently); "
-                "pass a tokenizer directory instead"
-            )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **dict(zip(("bos_token", "eos_token", "pad_token", "unk_token"), special, strict=True)),
-        extra_special_tokens=list(ROLES),
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _backend(proto: ModelProto, name: str) -> Tokenizer:
-    """Build a fast tokenizer (model, normalizer, pre-tokenizer, decoder) from a SentencePiece model."""
-    scores = {piece.piece: piece.score for piece in proto.pieces}
-    spec, rules = proto.trainer_spec, proto.normalizer_spec
-    if spec.model_type == spec.BPE:
-        vocabulary = {piece: i for i, piece in enumerate(scores)}
-        merges = generate_merges(vocabulary, scores)
-        fallback = {"unk_token": spec.unk_piece, "byte_fallback": spec.byte_fallback, "fuse_unk": True}
-        backend = Tokenizer(models.BPE(vocabulary, merges, **fallback))
-    elif spec.model_type == spec.UNIGRAM:
-        backend = Tokenizer(models.Unigram(list(scores.items()), unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
-    else:
-        raise UserError(f"{name}: neither a BPE nor a unigram model")
-    steps: list[normalizers.Normalizer] = []
-    if rules.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
-    if rules.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if rules.add_dummy_prefix:
-        steps.append(normalizers.Prepend(" "))  # Metaspace would not prepend to text that begins with a space
-    if steps:
-        backend.normalizer = normalizers.Sequence(steps)
-    # If no token contains a space after its start, splitting at spaces changes no token and allows caching words.
-    split = not any("▁" in piece[1:] for piece in scores)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=split)
-    decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if rules.add_dummy_prefix:
-        decoding.append(decoders.Strip(" ", 1, 0))
-    backend.decoder = decoders.Sequence(decoding)
-    return backend
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.records import Record, parse_record
-from data_prep.tokenization.tokenizer import CHAT_TEMPLATE, ROLES
+from data_prep.tokenization.sentencepiece_models import CHAT_TEMPLATE, ROLES
 
 SYNTHETIC_PIVOT = "pivot"
 MID = ("mid1", "mid2")

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.shards.format import ShardSet
-from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from data_prep.tokenization.tokenizer import load_packed_tokenizer
 from pipeline.checkpoint.layout import ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
@@ -82,13 +82,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         UserError: the recipe is inconsistent with one of them.
     """
     shards = _open_shards(config, check_hashes=rank == 0)
-    tokenizer = load_tokenizer(config.data.tokenizer or str(config.model.path))
-    recorded = shards.manifest["tokenizer"]
-    if fingerprint(tokenizer) != recorded["fingerprint"]:
-        raise UserError(
-            f"{config.data.tokenizer or config.model.path}: not the tokenizer (or chat template) that "
-            f"{config.data.shards} was packed with; set data.tokenizer to the one used for packing, or pack again"
-        )
+    tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
@@ -101,7 +95,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         shards,
         BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size),
         config.seed,
-        recorded["pad_token_id"],
+        shards.manifest["tokenizer"]["pad_token_id"],
         load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights"),
         row_weights(shards, config.data.language_weights),
     )

@@ -7,7 +7,8 @@ from hypothesis import settings
 
 from data_prep.demo.problems import write_demo
 from data_prep.tokenization.sampling import sample_texts
-from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
+from data_prep.tokenization.sentencepiece_models import train_tokenizer
+from data_prep.tokenization.tokenizer import save_tokenizer
 
 settings.register_profile("no_deadline", deadline=None)  # a loaded machine must not fail tests
 settings.load_profile("no_deadline")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.records import format_record, parse_record, read_records, to_json_line
+from data_prep.records import Record, format_record, parse_record, read_records, to_json_line
 from pipeline.common.errors import UserError
 
 GOOD = {"pair_id": "p", "lang": "en", "question": "q", "answer": "a", "gold": 3}
@@ -15,9 +15,9 @@ GOOD = {"pair_id": "p", "lang": "en", "question": "q", "answer": "a", "gold": 3}
 def test_parse_record_accepts_question_and_answer_or_messages():
     user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     system = {"role": "system", "content": "s"}
-    assert parse_record(GOOD) == ("p", "en", [user, assistant], "3")
+    assert parse_record(GOOD) == Record("p", "en", [user, assistant], "3")
     chat = {"pair_id": 7, "lang": "en", "messages": [user, assistant], "system": "s"}
-    assert parse_record(chat) == ("7", "en", [system, user, assistant], None)
+    assert parse_record(chat) == Record("7", "en", [system, user, assistant], None)
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_read_records_names_row_of_bad_parquet_record(tmp_path):
 def test_format_record_is_canonical(gold):
     messages = [{"role": "user", "content": "é"}, {"role": "assistant", "content": "a"}]
     line = to_json_line(format_record("p", "en", {"messages": messages}, gold))
-    assert parse_record(json.loads(line)) == ("p", "en", messages, gold)
+    assert parse_record(json.loads(line)) == Record("p", "en", messages, gold)
     assert "é" in line and line.endswith("}\n")

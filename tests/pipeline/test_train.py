@@ -71,7 +71,7 @@ def test_train_refuses_other_tokenizer(prepared: Prepared, tmp_path: Path) -> No
     result = python("-m", "data_prep", "tokenizer", "--input", prepared.data, "--output", other, "--vocab_size", 580)
     assert result.returncode == 0, result.stderr
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, other)
-    refuses(python("pipeline/train.py", "--config", recipe), "not the tokenizer", "tokenizer")
+    refuses(python("pipeline/train.py", "--config", recipe), "packed with a tokenizer that differs", "pack again")
 
 
 def test_train_refuses_corrupted_shard(prepared: Prepared, tmp_path: Path) -> None:

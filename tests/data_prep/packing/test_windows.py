@@ -31,6 +31,7 @@ def window(groups: list[dict[str, int]]) -> Window:
         "length": lengths.astype(np.int32),
         "supervised": (lengths // 2).astype(np.int32),
         "characters": lengths,
+        "gold": [None] * len(members),
         "piece": np.zeros(len(members), np.int32),
     }
     full_length = dict(zip(columns["offset"].tolist(), length, strict=True))

@@ -71,7 +71,7 @@ def test_encode_rejects_prompt_merged_with_response(tokenizer_dir):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }}"
-        "{% if m['role'] == 'user' %}{{ '\nAnswer: H' }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'user' %}{{ '\nAnswer: H' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '' }}{% endif %}"
     )
     chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ow many"}]

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.sampling import sample_texts
-from data_prep.tokenization.tokenizer import ROLES, fingerprint, load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.tokenization.sentencepiece_models import ROLES, train_tokenizer
+from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 from pipeline.common.errors import UserError
 
 TEXTS = ["hello world", "two\nlines", " a  b ", "١٢٣ 12 years", "สวัสดี", "🦒 never seen", "", "<s> no token"]
@@ -56,16 +57,23 @@ def test_load_tokenizer_next_to_a_model_config_keeps_its_rules(tokenizer_dir, tm
 
 def test_load_tokenizer_not_for_training_accepts_what_training_refuses(tokenizer_dir, tmp_path):
     tokenizer = load_tokenizer(tokenizer_dir)
-    tokenizer.chat_template, tokenizer.pad_token = None, None
+    tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no chat template"):
         load_tokenizer(tmp_path)
-    assert load_tokenizer(tmp_path, for_training=False).pad_token is None
+    assert load_tokenizer(tmp_path, for_training=False).chat_template is None
 
 
-@pytest.mark.parametrize(
-    "broken", ["missing", "empty", "no template", "broken template", "two templates", "pad is eos"]
-)
+@pytest.mark.parametrize("pad", [None, "</s>"])
+def test_load_tokenizer_accepts_eos_or_no_token_for_padding(pad, tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_token_id == loaded.eos_token_id and len(loaded) == len(tokenizer)
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "no template", "broken template", "two templates", "no eos"])
 def test_load_tokenizer_rejects_unusable_directory(broken, tokenizer_dir, tmp_path):
     folder = tmp_path / "tok"
     if broken != "missing":
@@ -79,7 +87,7 @@ def test_load_tokenizer_rejects_unusable_directory(broken, tokenizer_dir, tmp_pa
         elif broken == "two templates":
             tokenizer.chat_template = {"one": "a", "two": "b"}
         else:
-            tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.eos_token = None
         tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match=str(folder)):
         load_tokenizer(folder)

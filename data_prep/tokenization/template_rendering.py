@@ -1,0 +1,96 @@
+"""Render conversations with a chat template whose variables and clock have fixed values."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from data_prep.readers import first_line
+from pipeline.common.errors import UserError
+
+Message = dict[str, Any]
+Span = tuple[int, int]
+
+# Templates that read the clock get this date, so that the same input gives the same shards on every day. It is the
+# default date of Llama 3's templates.
+CLOCK = datetime(2024, 7, 26)
+
+_CLOCK_CALL = re.compile(r"""\bstrftime_now\s*\(\s*("[^"\\]*"|'[^'\\]*')\s*\)""")
+_ANY_CLOCK_CALL = re.compile(r"\bstrftime_now\s*\(")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "strftime_now"}
+
+
+def reads_clock(template: str) -> bool:
+    """Return whether a chat template calls `strftime_now`, the clock that transformers passes to templates."""
+    return bool(_ANY_CLOCK_CALL.search(template))
+
+
+def fix_clock(template: str) -> str:
+    """Replace every clock call of a chat template by the date `CLOCK` in the format of the call.
+
+    Raises UserError if a call computes its format.
+    """
+    fixed = _CLOCK_CALL.sub(lambda match: f'"{CLOCK.strftime(match[1][1:-1])}"', template)
+    if reads_clock(fixed):
+        raise UserError("the chat template reads the clock in a format that it computes; write a date into it")
+    return fixed
+
+
+def set_variables(template: str, variables: Mapping[str, Any]) -> str:
+    """Return a chat template in which `variables` have default values, which the caller of the template can override.
+
+    The values become part of the template's text, so that they follow the tokenizer to every stage and to other
+    libraries. Setting the same variables twice changes nothing.
+
+    Raises:
+        UserError: A name cannot be a variable of a chat template.
+    """
+    for name in variables:
+        if not name.isidentifier() or name in _RESERVED:
+            raise UserError(f"{name!r} is not a variable of chat templates that can be set")
+    # The empty expression protects a line break at the start of the template, which Jinja would remove after a block.
+    preamble = "".join(f"{{%- set {name} = {name} | default({value!r}) %}}" for name, value in variables.items())
+    preamble += "{{ '' }}" if preamble else ""
+    return template if template.startswith(preamble) else preamble + template
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Attributes:
+        marked: Whether the template has `{% generation %}` markers.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        template = tokenizer.get_chat_template()
+        self.marked = bool(_GENERATION.search(template))
+        self._compiled = _compile_jinja_template(template)
+        self._special = tokenizer.special_tokens_map
+
+    def render(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> tuple[str, list[Span]]:
+        """Render a conversation, like `apply_chat_template` but without its overhead.
+
+        Args:
+            messages: The messages.
+            tools: JSON schemas of the tools that the assistant may call, or None.
+            prompt: Whether to append the generation prompt.
+
+        Returns:
+            The text, and the character span of each generation marker.
+
+        Raises:
+            UserError: The template rejects the messages.
+        """
+        blocks: list[str] = []
+        generated: list[Span] = []
+        variables = {"tools": tools, "documents": None, "add_generation_prompt": prompt, **self._special}
+        try:
+            with self._compiled.environment.activate_tracker(blocks, generated):  # as render_jinja_template does
+                blocks.extend(self._compiled.generate(messages=messages, **variables))
+        except Exception as error:  # a template can raise any type of exception
+            raise UserError(f"the chat template rejects the messages: {first_line(error)}") from None
+        return "".join(blocks), generated
