@@ -144,7 +144,7 @@ class TargetLocator:
         if masked.numbers[turns[-1]][1] is None:
             raise UserError("empty response: the last message has no text after its reasoning")
         if parts[-2:-1] != [masked.numbers[turns[-1]][1]]:
-            raise UserError("the chat template does not render the last response at the end of the conversation")
+            raise UserError("the chat template changes or moves the last response, so that it cannot be located")
         end_of_turn = self._end_of_turn(parts[-1])
         targets, mismatch = [], ""
         for turn in turns if self._supervise == "all" else turns[-1:]:
@@ -213,7 +213,7 @@ class TargetLocator:
             raise UserError("the start of the reasoning cannot be told from the prompt; pack with --supervise last")
         mismatch = ""
         if common < len(prompt) or (rest.strip() and not is_target):
-            mismatch = f"a generation prompt ends in {prompt[common:]!r}, but a response in the data follows {rest!r}"
+            mismatch = f"generation continues {prompt[-20:]!r}, but responses in the data follow {written[-20:]!r}"
         return len(rest) if is_target else 0, mismatch
 
 
