@@ -47,13 +47,15 @@ def _tokenizer(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from data_prep.convert.input_formats import FIELDS, Source
+    from data_prep.convert.column_formats import FIELDS
+    from data_prep.convert.examples import Source
 
     columns = dict(column.partition("=")[::2] for column in args.columns)
     for name, theirs in columns.items():
         if name not in FIELDS or not theirs:
             raise UserError(f"--columns: {name}={theirs} is not OURS=THEIRS with OURS one of {', '.join(FIELDS)}")
-    report = convert(args.format, Source(args.input, columns, args.pivot, args.split), args.output)
+    source = Source(args.input, columns, args.pivot, args.split, args.config, args.languages)
+    report = convert(args.format, source, args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
 
 
@@ -205,9 +207,15 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines file to write")
     convert.add_argument("--pivot", default="en", help="language that the others are translations of")
     convert.add_argument(
-        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names of canonical or datasets input"
+        "--columns",
+        nargs="*",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="column names of canonical or datasets input; {lang} stands for each of --languages",
     )
     convert.add_argument("--split", default="train", help="split of datasets input")
+    convert.add_argument("--config", help="configuration of datasets input; {lang} as in --columns")
+    convert.add_argument("--languages", nargs="*", default=[], help="languages that {lang} stands for")
 
 
 def _add_pack_options(pack: argparse.ArgumentParser) -> None:

@@ -11,8 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS, RawExample, Source, pivot_first
-from data_prep.records import format_record, parse_record, to_json_line
+from data_prep.convert.examples import RawExample, Source, pivot_first
+from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS
+from data_prep.records import format_record, has_visible_text, parse_record, to_json_line
 from pipeline.common.errors import UserError
 
 FORMATS = sorted({**GROUPED_FORMATS, **SCATTERED_FORMATS})
@@ -148,7 +149,7 @@ def _find_error(example: RawExample) -> str:
     response = messages[-1].get("content") if messages else example.fields.get("answer")
     if messages is not None and (not messages or messages[-1].get("role") != "assistant"):
         return "no_response"
-    if not isinstance(response, str) or not response.strip():
+    if not isinstance(response, str) or not has_visible_text(response):
         return "empty_response"
     try:
         parse_record(_to_record(example))  # ensure that the written record can be read back

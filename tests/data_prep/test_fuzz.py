@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.convert.conversion import convert
-from data_prep.convert.input_formats import Source
+from data_prep.convert.examples import Source
 from data_prep.packing import packer
 from data_prep.packing.packer import pack
 from data_prep.packing.settings import PackSettings

@@ -20,6 +20,22 @@ def test_parse_record_accepts_question_and_answer_or_messages():
     assert parse_record(chat) == Record("7", "en", [system, user, assistant], None)
 
 
+def test_parse_record_accepts_reasoning_and_tools():
+    record = parse_record({**GOOD, "reasoning_content": "r", "tools": '[{"name": "add"}]'})
+    assert record.messages[-1] == {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    assert record.tools == [{"name": "add"}]
+    messages = [{"role": "user", "content": "q", "name": None}, {"role": "assistant", "content": "a", "reasoning": "r"}]
+    assert parse_record({**GOOD, "messages": messages}).messages == [
+        {"role": "user", "content": "q"},
+        record.messages[-1],
+    ]
+
+
+@pytest.mark.parametrize("answer", ["\U0001f992", "\u0e50", "-", "\u200bx", "\ue000"])
+def test_parse_record_accepts_any_visible_answer(answer):
+    assert parse_record({**GOOD, "answer": answer}).messages[-1]["content"] == answer
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -28,6 +44,11 @@ def test_parse_record_accepts_question_and_answer_or_messages():
         ({"lang": 3}, "lang"),
         ({"answer": None}, "question"),
         ({"answer": "  "}, "empty response"),
+        ({"answer": "\u200b\u2060\ufeff \u00ad"}, "empty response"),
+        ({"answer": "\u3164\u2800"}, "empty response"),
+        ({"reasoning_content": 3}, "reasoning_content"),
+        ({"tools": "{"}, "tools"),
+        ({"tools": [1]}, "tools"),
         ({"messages": []}, "messages"),
         ({"messages": ["x"]}, "messages"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content"),

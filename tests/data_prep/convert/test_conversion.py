@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.convert.conversion import FORMATS, convert
-from data_prep.convert.input_formats import Source, last_number, number_text
-from data_prep.records import parse_record
+from data_prep.convert.examples import Source, last_number
+from data_prep.records import number_text, parse_record
 from pipeline.common.errors import UserError
 
 
@@ -19,8 +19,8 @@ def write_jsonl(path: Path, *rows: dict) -> Path:
     return path
 
 
-def run(format_name: str, *inputs: Path, output: Path, columns: dict | None = None):
-    report = convert(format_name, Source([str(path) for path in inputs], columns or {}, "en"), output)
+def run(format_name: str, *inputs: Path, output: Path, columns: dict | None = None, **source):
+    report = convert(format_name, Source([str(path) for path in inputs], columns or {}, "en", **source), output)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     for row in rows:
         parse_record(row)  # every converted record is canonical
@@ -153,6 +153,95 @@ def test_canonical_parquet_and_datasets_folder_convert_alike(tmp_path, out):
         convert("datasets", Source([str(tmp_path / "saved")], {}, "en", "test"), out)
 
 
+def test_canonical_drops_and_counts_malformed_rows(tmp_path, out):
+    rows = [*ROWS[:2], {**ROWS[0], "pair_id": None}, {**ROWS[1], "pair_id": "q", "answer": None}]
+    rows += [{**ROWS[1], "lang": None}, {**ROWS[2], "answer": " \u200b\ufeff"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    report, records = run("canonical", tmp_path / "a.parquet", output=out)
+    assert [row["lang"] for row in records] == ["en", "sw"]
+    malformed = {("malformed", "en"): 1, ("malformed", "sw"): 1, ("malformed", "?"): 1}
+    assert report.drops == {**malformed, ("empty_response", "th"): 1}
+    pq.write_table(pa.Table.from_pylist(rows[2:5]), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b.parquet row 1: no `pair_id`; name its column"):
+        run("canonical", tmp_path / "b.parquet", output=out)
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "answer"),
+    [
+        ({"prompt": "q", "completion": "a"}, "q", "a"),
+        ({"instruction": "do", "input": "this", "output": "a"}, "do\n\nthis", "a"),
+        ({"instruction": "do", "input": "", "output": "a"}, "do", "a"),
+    ],
+)
+def test_canonical_reads_columns_of_other_libraries(row, question, answer, tmp_path, out):
+    path = write_jsonl(tmp_path / "a.jsonl", *({"pair_id": 1, "lang": lang, **row} for lang in ("en", "sw")))
+    _, records = run("canonical", path, output=out)
+    assert [(row["question"], row["answer"]) for row in records] == [(question, answer)] * 2
+
+
+def test_canonical_reads_prompt_and_completion_messages_with_reasoning(tmp_path, out):
+    prompt, reply = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a", "thinking": "t"}]
+    rows = [{"pair_id": 1, "lang": lang, "prompt": prompt, "completion": reply} for lang in ("en", "sw")]
+    _, records = run("canonical", write_jsonl(tmp_path / "a.jsonl", *rows), output=out)
+    assert records[0]["messages"] == prompt + reply
+    assert parse_record(records[0]).messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "t"}
+
+
+def test_canonical_reads_csv_and_json_arrays_like_json_lines(tmp_path, out):
+    expected = run("canonical", write_jsonl(tmp_path / "a.jsonl", *ROWS), output=out)[1]
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    lines = [",".join(f'"{row[name]}"' for name in ROWS[0]) for row in ROWS]
+    (tmp_path / "a.csv").write_text("\n".join([",".join(ROWS[0]), *lines]), "utf-8-sig")
+    for name in ("a.json", "a.csv"):
+        assert run("canonical", tmp_path / name, output=out)[1] == expected
+    (tmp_path / "b.csv").write_bytes(b'pair_id,lang\n1,"\xff"\n')
+    with pytest.raises(UserError, match=r"b\.csv: not a CSV file"):
+        run("canonical", tmp_path / "b.csv", output=out)
+
+
+def test_canonical_reads_one_column_per_language(tmp_path, out):
+    rows = [
+        {"q_en": "one", "a_en": "1", "q_sw": "moja", "a_sw": "1", "number": 1},
+        {"q_en": "two", "a_en": "2", "q_sw": None, "a_sw": "2", "number": 2},
+    ]
+    columns = {"question": "q_{lang}", "answer": "a_{lang}", "gold": "number"}
+    path = write_jsonl(tmp_path / "wide.jsonl", *rows)
+    report, records = run("canonical", path, output=out, columns=columns, languages=["en", "sw"])
+    assert [(row["pair_id"], row["lang"], row["question"], row["gold"]) for row in records] == [
+        ("wide-000000001", "en", "one", "1"),
+        ("wide-000000001", "sw", "moja", "1"),
+    ]
+    assert report.drops == {("malformed", "sw"): 1, ("no_translation", "en"): 1}
+    with pytest.raises(UserError, match="needs --languages"):
+        run("canonical", path, output=out, columns=columns)
+
+
+def test_datasets_reads_translation_dictionaries_and_configurations(tmp_path, out):
+    pairs = datasets.Dataset.from_list([{"translation": {"en": "one", "de": "eins"}}])
+    pairs.save_to_disk(tmp_path / "saved")
+    _, records = run("datasets", tmp_path / "saved", output=out)
+    assert [(row["lang"], row["question"], row["answer"]) for row in records] == [("en", "", "one"), ("de", "", "eins")]
+    folder, configs = tmp_path / "hub", []
+    for lang in ("en", "de"):
+        (folder / lang).mkdir(parents=True)
+        write_jsonl(folder / lang / "test.jsonl", {"question": f"q {lang}", "answer": "a", "answer_number": 3})
+        configs.append(f"- config_name: {lang}\n  data_files:\n  - split: test\n    path: {lang}/test.jsonl\n")
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    source = {"split": "test", "config": "{lang}", "languages": ["en", "de"]}
+    _, records = run("datasets", folder, output=out, columns={"gold": "answer_number"}, **source)
+    assert [(row["pair_id"], row["lang"], row["question"], row["gold"]) for row in records] == [
+        ("hub-000000001", "en", "q en", "3"),
+        ("hub-000000001", "de", "q de", "3"),
+    ]
+
+
+def test_mcot_without_result_keeps_rows(tmp_path, out):
+    for lang in ("en", "sw"):
+        write_jsonl(tmp_path / f"{lang}.jsonl", {"question": "q", "response": "So 8.", "answer": 8.0})
+    assert len(run("mcot", tmp_path, output=out)[1]) == 2
+
+
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_convert_rejects_missing_and_foreign_input(format_name, tmp_path, out):
     junk = tmp_path / "junk"
@@ -201,6 +290,8 @@ def test_convert_keeps_golds_that_a_float_would_round(tmp_path, out):
         ("0.12345678901234567890", "0.1234567890123456789"),
         ("1e999999", "1e999999"),
         ("nan", "nan"),
+        (100, "100"),
+        ("12345678901234567891.50", "12345678901234567891.5"),
         ("x", "x"),
         (None, None),
     ],

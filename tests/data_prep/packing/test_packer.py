@@ -11,7 +11,7 @@ from data_prep.packing.settings import PackSettings
 from data_prep.readers import split_inputs
 from data_prep.shards.format import COPIES, IGNORE, SCHEMA, ShardSet
 from data_prep.shards.verification import verify
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import load_packed_tokenizer, load_tokenizer
 from pipeline.common.errors import UserError
 from tests.data_prep.packing.helpers import EN, FR, contents, run, write_records
 
@@ -160,6 +160,75 @@ def test_pack_names_bad_records_and_leaves_no_files(records, message, tokenizer_
     with pytest.raises(UserError, match=message):
         run([source], tokenizer_dir, tmp_path / "out", PackSettings(max_seq_length=64))
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_pack_rejects_colliding_pair_ids_and_golds(tokenizer_dir, tmp_path):
+    first = write_records(tmp_path / "a.jsonl", EN, ("p", "sw", "q", "a"))
+    second = write_records(tmp_path / "b.jsonl", ("p", "en", "other", "b"), FR)
+    with pytest.raises(UserError, match=r"b.jsonl row 1: .* en twice \(first in .*a.jsonl row 1\); .*unique"):
+        run([first, second], tokenizer_dir, tmp_path / "out")
+    golds = {"en": "8", "fr": 8.0, "sw": "8.5", "th": None}
+    records = [{"pair_id": "p", "lang": lang, "question": "q", "answer": "a", "gold": golds[lang]} for lang in golds]
+    for record in records:
+        (tmp_path / f"{record['lang']}.jsonl").write_text(json.dumps(record))
+    files = {lang: tmp_path / f"{lang}.jsonl" for lang in golds}
+    with pytest.raises(UserError, match=r"sw.jsonl row 1: pair_id p has the gold 8.5, but 8 in .*en.jsonl row 1;"):
+        run([*files.values()], tokenizer_dir, tmp_path / "out")
+    del files["sw"]
+    assert run([*files.values()], tokenizer_dir, tmp_path / "out")["totals"]["pairs"] == 2
+
+
+def test_pack_skips_and_counts_bad_records(tokenizer_dir, tmp_path, capsys):
+    source = write_records(
+        tmp_path / "a.jsonl",
+        EN,
+        FR,
+        ("p", "fr", "q", "again"),
+        ("p", "sw", "q", "a </s> b"),
+        ("q", "en", "q", ""),
+        ("q", "fr", "q", "a"),
+    )
+    with open(source, "a") as file:
+        file.write('{"pair_id": \n')
+        for lang, gold in (("en", "1"), ("fr", "2")):
+            file.write(json.dumps({"pair_id": "r", "lang": lang, "question": "q", "answer": "a", "gold": gold}) + "\n")
+    with pytest.raises(UserError, match=r"row 4 \(pair_id p, sw\): the text contains the special token </s>"):
+        run([write_records(tmp_path / "b.jsonl", EN, EN, EN, ("p", "sw", "q", "</s>"))], tokenizer_dir, tmp_path / "b")
+    manifest = run([source], tokenizer_dir, tmp_path / "out", PackSettings(on_bad_record="skip"))
+    verify(tmp_path / "out")
+    assert manifest["drops"] == {
+        "bad_record": {"sw": 1, "en": 1, "?": 1},
+        "language_twice": {"fr": 1},
+        "no_pivot": {"fr": 1},
+        "gold_differs": {"fr": 1},
+    }
+    assert manifest["languages"] == ["en", "fr", "sw"] and manifest["totals"]["sequences"] == 3
+    assert f"skipped: {source} row 5: empty response" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"nothing is left to pack: bad_record sw 1"):
+        lone = write_records(tmp_path / "c.jsonl", ("p", "sw", "q", "</s>"))
+        run([lone], tokenizer_dir, tmp_path / "c", PackSettings(on_bad_record="skip"))
+
+
+def test_pack_records_template_and_variables(tokenizer_dir, tmp_path, capsys):
+    """The shards' tokenizer is found again by the manifest, and a saved copy carries the template."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' + greeting }}{% endif %}{# {{ strftime_now('%Y') }} #}"
+    )
+    source = write_records(tmp_path / "a.jsonl", EN, FR)
+    settings = PackSettings(chat_template=template, chat_template_kwargs={"greeting": "Hello"})
+    manifest = run([source], tokenizer_dir, tmp_path / "out", settings)
+    assert "warning" in capsys.readouterr().err  # the responses do not begin with the greeting
+    assert (manifest["chat_template_date"], manifest["chat_template_kwargs"]) == ("2024-07-26", {"greeting": "Hello"})
+    tokenizer = load_packed_tokenizer(str(tokenizer_dir), tmp_path / "out", manifest)
+    tokenizer.save_pretrained(tmp_path / "model")
+    chat = [{"role": "user", "content": "q"}]
+    prompt = load_tokenizer(tmp_path / "model").apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|user|>q</s><|assistant|>Hello"
+    load_packed_tokenizer(tmp_path / "model", tmp_path / "out", manifest)
+    for change in ({"greeting": "Hi"}, {}):
+        with pytest.raises(UserError, match=r"a chat template that differs from that of .*tok; pack again"):
+            load_packed_tokenizer(tokenizer_dir, tmp_path / "out", {**manifest, "chat_template_kwargs": change})
 
 
 def test_pack_rejects_concurrent_run_on_same_output(demo_file, tokenizer_dir, tmp_path, monkeypatch):

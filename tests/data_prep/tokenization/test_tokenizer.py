@@ -46,11 +46,14 @@ def test_fingerprint_depends_on_text_and_template(tokenizer_dir, demo_file, tmp_
     assert fingerprint(first) != fingerprint(again)
 
 
-def test_load_tokenizer_next_to_a_model_config_keeps_its_rules(tokenizer_dir, tmp_path):
+@pytest.mark.parametrize("declared", ["TokenizersBackend", "Qwen2Tokenizer", None])
+def test_load_tokenizer_next_to_a_model_config_keeps_its_rules(declared, tokenizer_dir, tmp_path):
     """For qwen2, AutoTokenizer would use the family's class, whose pre-tokenizer replaces the trained one."""
     trained = load_tokenizer(tokenizer_dir)
     trained.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": declared}))
     for for_training in (True, False):
         assert fingerprint(load_tokenizer(tmp_path, for_training=for_training)) == fingerprint(trained)
 

@@ -1,0 +1,199 @@
+"""Readers for tables and data sets whose columns hold the fields of a record."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.convert.examples import RawExample, Source, list_files, read_objects
+from data_prep.readers import first_line
+from data_prep.records import number_text
+from pipeline.common.errors import UserError
+
+FIELDS = ("pair_id", "lang", "question", "answer", "messages", "system", "gold", "reasoning_content", "tools")
+LANG = "{lang}"  # stands for each of `Source.languages` in a column or configuration name
+
+# Columns of other libraries that are used if a row has neither the first nor `messages`.
+_QUESTIONS = ("question", "prompt", "instruction")
+_ANSWERS = ("answer", "completion", "output", "translation")
+_DISK_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")  # of a folder saved by the datasets library
+
+
+class _Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        location: File and row, for error messages.
+        values: The row as a dictionary.
+        row_id: The `pair_id` of the row if it holds several languages and has none of its own.
+        lang: Language of the row, or None if a column holds it.
+    """
+
+    location: str
+    values: dict[str, Any]
+    row_id: str
+    lang: str | None = None
+
+
+def read_canonical(source: Source) -> Iterator[RawExample]:
+    """Read JSON Lines, JSON arrays, CSV or Parquet with the canonical columns, or with those given in `columns`.
+
+    Chat `messages` may have the keys role and content, or from and value.
+    """
+    for path in list_files(source.inputs, "*.jsonl", "*.parquet", "*.csv", "*.json"):
+        yield from _read_rows(_read_table(path), source)
+
+
+def read_datasets(source: Source) -> Iterator[RawExample]:
+    """Read a folder saved by the `datasets` library, or a dataset from the Hub or a folder, in the same columns."""
+    for name in source.inputs:
+        config = source.config or ""
+        langs: list[str | None] = [*_languages(source)] if LANG in config else [None]
+        for lang in langs:
+            rows = _load_dataset(name, config.replace(LANG, lang or "") or None, source.split)
+            numbered = (
+                _Row(f"{name} row {number}", values, f"{Path(name).name}-{number:09d}", lang)
+                for number, values in enumerate(rows, start=1)
+            )
+            yield from _read_rows(numbered, source)
+
+
+def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+    import datasets  # slow to import, only needed for this format
+
+    on_disk = any((Path(name) / file).is_file() for file in _DISK_FILES)
+    try:
+        loaded = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name, config)
+    except Exception as error:  # the library raises many types for a damaged folder or an unreachable Hub
+        reason = first_line(error) or type(error).__name__
+        raise UserError(f"{name}: cannot be loaded by the datasets library ({reason})") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(f"{name}: no split {split!r}; there are {', '.join(loaded)}")
+        loaded = loaded[split]
+    return loaded
+
+
+def _read_table(path: Path) -> Iterator[_Row]:
+    with open(path, "rb") as file:
+        is_array = path.suffix == ".json" and file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if path.suffix == ".csv":
+        rows = _read_csv(path)
+    elif is_array:
+        rows = _read_json_array(path)
+    else:
+        rows = ((row.location, row.value) for row in read_objects(path))
+    for number, (location, values) in enumerate(rows, start=1):
+        yield _Row(location, values, f"{path.stem}-{number:09d}")
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, strict=True), start=2):
+                yield f"{path} row {number}", row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({first_line(error)})") from None
+
+
+def _read_json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        items = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: malformed JSON ({error})") from None
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            raise UserError(f"{path} item {number}: not a JSON object")
+        yield f"{path} item {number}", item
+
+
+def _read_rows(rows: Iterable[_Row], source: Source) -> Iterator[RawExample]:
+    """Yield the examples of a table. Malformed ones are yielded to be counted.
+
+    Raises the first error if the table has no well-formed example.
+    """
+    well_formed, first_error = False, ""
+    for row in rows:
+        for lang in _row_languages(row, source):
+            try:
+                yield _map_columns(row, lang, source.columns)
+                well_formed = True
+            except UserError as error:
+                first_error = first_error or f"{row.location}: {error}"
+                known = lang or row.values.get(source.columns.get("lang", "lang"))
+                yield RawExample("", known if isinstance(known, str) and known else "?", {}, None, "malformed")
+    if first_error and not well_formed:
+        raise UserError(first_error)
+
+
+def _row_languages(row: _Row, source: Source) -> list[str | None]:
+    """Return the languages of a row: several if it has a column or a dictionary entry for each."""
+    if any(LANG in column for column in source.columns.values()):
+        return [*_languages(source)]
+    answer = _find_text(row.values, source.columns, "answer", _ANSWERS)
+    return [*answer] if isinstance(answer, dict) else [row.lang]
+
+
+def _languages(source: Source) -> Sequence[str]:
+    if not source.languages:
+        raise UserError(f"{LANG} in a column or configuration name needs --languages")
+    return source.languages
+
+
+def _find_text(row: dict[str, Any], columns: dict[str, str], name: str, aliases: tuple[str, ...]) -> Any:
+    """Return the value of the column given for a field, or else of the first of its usual columns."""
+    if name in columns:
+        return row.get(columns[name])
+    return next((row[alias] for alias in aliases if row.get(alias) is not None), None)
+
+
+def _map_columns(row: _Row, lang: str | None, columns: dict[str, str]) -> RawExample:
+    columns = {name: column.replace(LANG, lang or "") for name, column in columns.items()}
+    record = {name: row.values.get(columns.get(name, name)) for name in FIELDS}
+    for name, theirs in columns.items():
+        if theirs not in row.values:
+            raise UserError(f"no column {theirs!r} to use as {name}; the columns are {', '.join(map(str, row.values))}")
+    if lang is not None:
+        record["lang"] = lang
+        record["pair_id"] = row.row_id if record["pair_id"] is None else record["pair_id"]
+    for name in ("pair_id", "lang"):
+        if record[name] is None or isinstance(record[name], list | dict | bool | float | Decimal) or record[name] == "":
+            raise UserError(f"no `{name}`; name its column with --columns {name}=THEIRS")
+    fields = _parse_texts(row.values, lang, columns, record["messages"])
+    for name in ("system", "reasoning_content", "tools"):
+        if record[name] not in (None, ""):
+            fields[name] = record[name]
+    gold = None if record["gold"] == "" else number_text(record["gold"])
+    return RawExample(str(record["pair_id"]), str(record["lang"]), fields, gold)
+
+
+def _parse_texts(row: dict[str, Any], lang: str | None, columns: dict[str, str], messages: Any) -> dict[str, Any]:
+    """Return the question and answer of a row, or its messages."""
+    if messages is not None:
+        return {"messages": _parse_messages(messages)}
+    question = _find_text(row, columns, "question", _QUESTIONS)
+    answer = _find_text(row, columns, "answer", _ANSWERS)
+    if isinstance(question, list) and isinstance(answer, list):
+        return {"messages": _parse_messages(question + answer)}
+    question, answer = (text.get(lang) if isinstance(text, dict) else text for text in (question, answer))
+    if question is None and "translation" in row and "question" not in columns:
+        question = ""  # plain translations are answers to an empty question, as in the format `parallel`
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise UserError("neither `messages` nor the strings `question` and `answer`; see --columns")
+    extra = row.get("input")
+    if question == row.get("instruction") and isinstance(extra, str) and extra.strip():
+        question = f"{question}\n\n{extra}"  # Alpaca's format
+    return {"question": question, "answer": answer}
+
+
+def _parse_messages(messages: Any) -> list[dict[str, Any]]:
+    roles = {"human": "user", "gpt": "assistant"}
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UserError("`messages` is not a list of {role, content} or {from, value}")
+    if all("from" in message for message in messages):
+        messages = [{"role": roles.get(m["from"], m["from"]), "content": m.get("value")} for m in messages]
+    return messages
