@@ -6,6 +6,7 @@ Vocabulary padding is removed. `export.json` records the run, the step and the d
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -42,7 +43,8 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
     Args:
         source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
         output: Directory to create.
-        dtype: Data type of the weights, a key of `DTYPES`; None: the precision that the run was trained in.
+        dtype: Data type of the weights, a key of `DTYPES`; None: that of the export to update, or else the precision
+            that the run was trained in.
         update: If `output` is an export of the same run, keep it if it is up to date, or else replace it.
 
     Returns:
@@ -65,8 +67,10 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
         checkpoints=relative_directory(source.parent, output),
         newest=newest,
     )
-    if _existing_export(output, record, update) == record:
-        return record
+    if existing := _existing_export(output, record, update):
+        record = dataclasses.replace(record, dtype=dtype or existing.dtype)
+        if existing == record:
+            return record
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -188,7 +192,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face directory to create")
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="data type of the weights; default: the precision of the run"
+        "--dtype",
+        choices=list(DTYPES),
+        help="data type of the weights; default: that of the updated export, or the precision of the run",
     )
     parser.add_argument(
         "--update", action="store_true", help="replace an older export of the same run; keep one that is up to date"

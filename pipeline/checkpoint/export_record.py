@@ -68,7 +68,7 @@ def read_export_record(directory: Path) -> ExportRecord | None:
 
 def newer_checkpoint(directory: Path, record: ExportRecord) -> Path | None:
     """Return the run's newest checkpoint if it is newer than the exported one, or None. Ignores `record.newest`."""
-    newest = newest_checkpoint(directory.resolve() / record.checkpoints)
+    newest = newest_checkpoint((directory.resolve() / record.checkpoints).resolve())
     if newest is None or step_of(newest) < record.step:  # the exported checkpoint has been deleted
         return None
     return newest if checkpoint_id(newest) != record.checkpoint else None

@@ -80,6 +80,7 @@ def _check_update(run: Path, output: Path) -> None:
     assert export(run, output, update=True) == new
     assert (output / "model.safetensors").stat().st_mtime_ns == written
     export(run, output, "bf16", update=True)
+    assert export(run, output, update=True).dtype == "bf16"  # the data type that was asked for before
     assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.bfloat16
     (output / "export.json").unlink()
     with pytest.raises(UserError, match="not an export of this run"):
