@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.common.launcher import free_port
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
 

@@ -33,6 +33,7 @@ if __name__ == "__main__":
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError, exit_cleanly
 from pipeline.common.exit_codes import USER_ERROR
+from pipeline.common.launcher import set_launcher_environment
 from pipeline.config.recipe import DEMO_RECIPE, help_text, load_config
 
 USAGE = "deepspeed pipeline/train.py [--config RECIPE] [--dry_run] [--any.key value ...]"
@@ -40,7 +41,7 @@ USAGE = "deepspeed pipeline/train.py [--config RECIPE] [--dry_run] [--any.key va
 
 def main(args: list[str], stop: StopSignal) -> int:
     """Check everything, then train. Returns the exit status."""
-    distributed.set_launcher_environment()
+    set_launcher_environment()
     recipe, dry_run, overrides = split_args(args)
     config = load_config(recipe, overrides)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.common.distributed import free_port
+from pipeline.common.launcher import free_port
 from tests.faults import prepare
 from tests.runs import ENVIRONMENT, ROOT, TINY, metrics, write_recipe
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.common.distributed import free_port
+from pipeline.common.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.convert.benchmark_formats import LANGUAGE_NAMES
 from data_prep.records import parse_record
 from data_prep.tokenization.tokenizer import load_tokenizer
-from pipeline.common.distributed import free_port
+from pipeline.common.launcher import free_port
 from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES
 from pipeline.loss import LossSettings
 from pipeline.models.families import FAMILIES

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline.common.distributed import free_port
+from pipeline.common.launcher import free_port
 
 MAX_RANKS = 4
 

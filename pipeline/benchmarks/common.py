@@ -18,6 +18,7 @@ import torch
 
 from data_prep.shards.format import IGNORE, PIVOT, TRANSLATION, PackedRow
 from pipeline.common import distributed
+from pipeline.common.launcher import free_port
 from pipeline.data.micro_batch import MicroBatch, collate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,7 @@ def run_ranks(ranks: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: a rank fails.
     """
-    port = distributed.free_port()
+    port = free_port()
     processes = []
     for rank in range(ranks):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}

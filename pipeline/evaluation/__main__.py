@@ -14,8 +14,8 @@ import sys
 
 from jsonargparse import auto_cli
 
-from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
+from pipeline.common.launcher import set_launcher_environment
 from pipeline.evaluation.runner import evaluate
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
@@ -24,7 +24,7 @@ from pipeline.fault_tolerance.signals import StopSignal
 def main() -> int:
     """Run the command line. The options are the fields of `EvaluationSettings`. Return the exit status."""
     stop = StopSignal()
-    distributed.set_launcher_environment()
+    set_launcher_environment()
     args = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]  # added by DeepSpeed's launcher
     return evaluate(auto_cli(EvaluationSettings, args=args, as_positional=False), stop)
 

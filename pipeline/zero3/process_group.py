@@ -7,8 +7,9 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from pipeline.common.distributed import free_port, local_device
+from pipeline.common.distributed import local_device
 from pipeline.common.errors import UserError
+from pipeline.common.launcher import free_port
 from pipeline.zero3.op_locks import handle_stale_locks
 
 

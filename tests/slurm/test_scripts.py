@@ -19,7 +19,7 @@ import json, os, sys
 status, job = int(sys.argv[-1]), os.environ["SLURM_JOB_ID"]
 if status == 0:
     sys.path[0] = "."
-    from pipeline.common.distributed import set_launcher_environment
+    from pipeline.common.launcher import set_launcher_environment
     set_launcher_environment()
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "SLURMD_NODENAME",
          "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS", "SLURM_CPUS_ON_NODE")

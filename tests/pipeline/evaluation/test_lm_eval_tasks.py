@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.tokenization.tokenizer import load_tokenizer
-from pipeline.common.distributed import free_port
 from pipeline.common.errors import UserError
+from pipeline.common.launcher import free_port
 from pipeline.evaluation.answer_extraction import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import generate, load_for_generation

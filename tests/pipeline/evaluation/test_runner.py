@@ -19,6 +19,7 @@ from pipeline.checkpoint.export_record import ExportRecord, write_export_record
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+from pipeline.common.launcher import free_port
 from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts
@@ -35,7 +36,6 @@ from tests.pipeline.evaluation.tiny_model import (
     write_records,
 )
 from tests.runs import ROOT
-from tests.workers import free_port
 
 
 def test_evaluate_refuses_unusable_models(tmp_path, tokenizer):

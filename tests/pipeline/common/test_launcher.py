@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from pipeline.common.distributed import MPI_VARIABLES, set_launcher_environment
 from pipeline.common.errors import UserError
+from pipeline.common.launcher import MPI_VARIABLES, set_launcher_environment
 
 STEP = {
     "SLURM_STEP_NUM_TASKS": "19",
