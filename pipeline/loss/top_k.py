@@ -82,12 +82,13 @@ def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
         columns = positions_of_largest(z_Cv, k)
         candidates = z_Cv
     else:
-        maxima = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
-        starts = positions_of_largest(maxima, k) * BLOCK
+        in_blocks = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+        starts = positions_of_largest(in_blocks.amax(2), k) * BLOCK
         offsets = (starts + torch.arange(0, rows * v, v, device=z_Cv.device)[:, None]).flatten()
         # index_select on a view of all runs of BLOCK elements copies whole blocks, also if v is not a multiple.
         candidates = z_Cv.flatten().unfold(0, BLOCK, 1).index_select(0, offsets).view(rows, k * BLOCK)
-        candidates = torch.cat([candidates, z_Cv[:, blocks * BLOCK :]], dim=1)
+        if v % BLOCK:
+            candidates = torch.cat([candidates, z_Cv[:, blocks * BLOCK :]], dim=1)
         columns = positions_of_largest(candidates, k)
     values, order = candidates.gather(1, columns).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
