@@ -47,7 +47,6 @@ from pipeline.common.errors import UserError
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
 PACKER_VERSION = 4  # increment it whenever a change alters the bytes for the same input and settings
 BAD_RECORD = "bad_record"  # drop reason of records that cannot be packed
-
 T = TypeVar("T")
 
 
