@@ -32,7 +32,7 @@ def test_idf_weights_match_manual_computation():
 def test_idf_weights_reject_few_responses_and_large_ids():
     with pytest.raises(UserError, match="1 responses are too few"):
         count_documents([row([1])], 4)
-    with pytest.raises(UserError, match="token id 9 does not fit a vocabulary of 9"):
+    with pytest.raises(UserError, match="token id 9 is out of range for a vocabulary of 9"):
         count_documents([row([1], [9])], 9)
 
 
@@ -55,7 +55,7 @@ def test_weights_command_writes_weights_of_model_size(prepared, tmp_path):
             assert python(*command, "--model", model).returncode == 0
             assert len(load_file(output)["weights"]) == size
         else:
-            refuses(python(*command, "--model", model), str(prepared.shards), "does not fit a vocabulary of 5")
+            refuses(python(*command, "--model", model), str(prepared.shards), "is out of range for a vocabulary of 5")
     refuses(python(*command, "--model", tmp_path / "no"), "no")
     refuses(
         python("-m", "data_prep", "weights", tmp_path, "--output", output, "--model", prepared.tokenizer), str(tmp_path)

@@ -26,10 +26,11 @@ def test_changed_settings_of_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -
     """A key that the checkpoint lacks has the value of the code before it, even if the default is another."""
     recipe = "seed: 42\nloss: {detach: [pivot], removed_key: 1}\ntraining: {learning_rate: 2.0e-5}\n"
     assert [str(change) for change in changed_settings(saved_config(recipe), Config())] == [
-        "training.learning_rate 2e-05 -> 1e-05"
+        "loss.top_k null -> 20",
+        "training.learning_rate 2e-05 -> 1e-05",
     ]
     monkeypatch.setitem(VALUES_BEFORE, "loss.distance", "mse")
-    change, _ = changed_settings(saved_config(recipe), Config())
+    change, *_ = changed_settings(saved_config(recipe), Config())
     assert (str(change), change.rule) == ('loss.distance "mse" -> "cosine"', None)
 
 
