@@ -36,6 +36,7 @@ class SubchunkTokens:
         targets: [C] target id.
         pooling_weights: [C] weight in the pooled representation.
         ce_weights: [C] weight in the cross entropy.
+        any_without_ce: whether any of them is 0, on the host.
         sequence: [C] index of the sequence within the chunk.
         grad_index: [C] index of the sequence among the m that require a gradient, or -1.
         spans: rows of each sequence, on the host.
@@ -45,6 +46,7 @@ class SubchunkTokens:
     targets: Tensor
     pooling_weights: Tensor
     ce_weights: Tensor
+    any_without_ce: bool
     sequence: Tensor
     grad_index: Tensor
     spans: tuple[SequenceSpan, ...]
@@ -197,3 +199,13 @@ def _spans_with_grad(tokens: SubchunkTokens) -> Iterator[tuple[SequenceSpan, int
     """Yield the spans of sequences that require a gradient, and the index among these sequences."""
     indices = tokens.grad_index_of_sequence
     return ((span, indices[span.sequence]) for span in tokens.spans if indices[span.sequence] >= 0)
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
+    """Add alpha * a @ b to `total`, in the dtype of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, alpha=alpha)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, alpha=alpha, out_dtype=total.dtype, out=total)
+    else:
+        total.add_(a @ b, alpha=alpha)

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.loss.comm import Group, all_gather, all_to_all, rank_and_size
-from pipeline.loss.softmax import ShardedSoftmax, accumulation_dtype, add_product_
+from pipeline.loss.kernels import add_product_
+from pipeline.loss.softmax import ShardedSoftmax, accumulation_dtype
 from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
 from pipeline.loss.vocabulary import Vocabulary
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.loss.comm import Group, all_gather, all_reduce
 from pipeline.loss.kernels import (
     SubchunkTokens,
+    add_product_,
     inner_products,
     log_sum_exp,
     pool,
@@ -172,6 +173,11 @@ class ShardedSoftmax:
         tokens, s = state.tokens, state.statistics
         # dz = scale * (e' - 1 / scale at the target), where e' is ce_weights * e plus the alignment gradient.
         scale, at_target = s.scale * tokens.ce_weights, s.target - 1 / s.scale
+        if tokens.any_without_ce and grad_probs is not None and state.top_k is not None:
+            # The top-k alignment gradient is added to e divided by the factor of its row, which must not be 0.
+            without_ce = tokens.ce_weights == 0
+            state.e.masked_fill_(without_ce[:, None], 0)
+            scale, at_target = torch.where(without_ce, s.scale, scale), torch.where(without_ce, 0, at_target)
         if grad_probs is not None and state.top_k is None:
             with_grad = tokens.grad_index >= 0
             scale = torch.where(with_grad, s.scale, scale)
@@ -286,13 +292,3 @@ class ShardedSoftmax:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = like.new_empty(size)
         return buffer[:size].view(rows, self.columns)
-
-
-def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
-    """Add alpha * a @ b to `total`, in the dtype of `total`."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b, alpha=alpha)
-    elif a.is_cuda:
-        torch.addmm(total, a, b, alpha=alpha, out_dtype=total.dtype, out=total)
-    else:
-        total.add_(a @ b, alpha=alpha)

@@ -47,6 +47,7 @@ def subchunk_tokens(
                 targets[at],
                 pooling[at],
                 ce[at],
+                bool((layout.ce_weights[at] == 0).any()),
                 sequence[at],
                 grad_index_of_token[at],
                 spans,

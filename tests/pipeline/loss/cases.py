@@ -84,6 +84,7 @@ def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[Lo
     targets = torch.randint(0, case.vocab_size, (total,), generator=generator)
     token_weights = torch.rand(total, generator=generator) + 0.1
     ce_weights = torch.rand(n_all, generator=generator)
+    ce_weights[::3] = 0  # only the alignment trains these sequences
     loss_batch = LossBatch(
         targets=targets[selected],
         lengths=torch.tensor(lengths, dtype=torch.int64),
