@@ -88,8 +88,11 @@ def _read_template(name: str) -> str:
 
 
 def _read_variables(text: str) -> dict[str, Any]:
+    def reject(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        variables = json.loads(text)
+        variables = json.loads(text, parse_constant=reject)
     except ValueError as error:
         raise UserError(f"--chat_template_kwargs: not JSON ({error})") from None
     if not isinstance(variables, dict):

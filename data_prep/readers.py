@@ -110,15 +110,22 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
 
 
 def _nonzero_size(path: Path) -> int:
+    """Return the size of a file. Raises UserError if it is missing, empty or of a type that only `convert` reads."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
+            start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if size == 0:
         raise UserError(f"{path}: empty file; give a file with records")
+    if path.suffix == ".csv" or start.startswith(b"["):
+        kind = "CSV file" if path.suffix == ".csv" else "JSON array"
+        raise UserError(
+            f"{path}: a {kind}; first run: python -m data_prep convert --format canonical --input {path} ..."
+        )
     return size
 
 

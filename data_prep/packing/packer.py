@@ -246,7 +246,7 @@ class Packer:
         if not any(summary["rows"] for summary in summaries):
             reason = f"no pair fits in {self.settings.max_seq_length} tokens; raise --max_seq_length"
             if any(other not in (TOO_LONG, TRUNCATED) for _, other in total):
-                reason = "; ".join(f"{other} {lang} {count}" for (lang, other), count in sorted(total.items()))
+                reason = ", ".join(f"{other} {sum(n.values())}" for other, n in _group_by_reason(total).items())
             raise AgreedError(f"nothing is left to pack: {reason}")
         return [summary["rows"] for summary in summaries], total, any(summary["split"] for summary in summaries)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.records import read_records
+from data_prep.records import message_texts, read_records
 from pipeline.common.errors import UserError
 
 
@@ -41,7 +41,8 @@ def sample_texts(paths: list[Path], alpha: float, max_characters: int) -> Iterat
 
 
 def _texts(paths: list[Path]) -> Iterator[tuple[str, str]]:
-    """Yield the language and content of each message."""
+    """Yield the language and each text of every message."""
     for record in read_records(paths):
         for message in record.messages:
-            yield record.lang, message["content"]
+            for text in message_texts(message):
+                yield record.lang, text

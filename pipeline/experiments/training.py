@@ -45,7 +45,7 @@ def pack_groups(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Re
     rows = []
     for group in groups:
         sequences = []
-        for encoded in encoder.encode([record.messages for record in group]):
+        for encoded in encoder.encode([record.messages for record in group], [record.tools for record in group]):
             if isinstance(encoded, UserError):
                 raise encoded
             sequences.append(np.array(encoded, np.int32))

@@ -40,7 +40,8 @@ def encode(tokenizer: Any, records: Sequence[Record]) -> list[EncodedRecord]:
         UserError: the chat template rejects a conversation; the message names the pair_id and language.
     """
     encoded = []
-    tokens = ChatEncoder(tokenizer).encode([record.messages for record in records])
+    conversations, tools = [record.messages for record in records], [record.tools for record in records]
+    tokens = ChatEncoder(tokenizer).encode(conversations, tools)
     for record, result in zip(records, tokens, strict=True):
         if isinstance(result, UserError):
             raise UserError(f"pair_id {record.pair_id!r}, {record.lang}: {result}")

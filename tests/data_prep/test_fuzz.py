@@ -118,7 +118,7 @@ def original(demo_file) -> bytes:
 def loaded_once(monkeypatch, tokenizer_dir):
     """Make `pack` use one loaded tokenizer instead of loading it for every input."""
     tokenizer = load_tokenizer(tokenizer_dir)
-    monkeypatch.setattr(packer, "load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(packer, "load_tokenizer", lambda name, **settings: tokenizer)
 
 
 @pytest.mark.slow
@@ -132,7 +132,10 @@ def test_pack_survives_corrupted_json_lines(original, loaded_once, tmp_path):
         source, output = tmp_path / f"{number}.jsonl", tmp_path / f"out-{number}"
         source.write_bytes(data)
         settings = PackSettings(
-            max_seq_length=512, truncate=rng.random() < 0.5, max_sequences_per_row=rng.choice([0, 2])
+            max_seq_length=512,
+            truncate=rng.random() < 0.5,
+            max_sequences_per_row=rng.choice([0, 2]),
+            on_bad_record=rng.choice(["error", "error", "skip"]),
         )
         result = outcome(lambda: pack([source], "", output, settings, Ranks()))  # noqa: B023
         counts[result] += 1

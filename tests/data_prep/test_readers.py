@@ -62,6 +62,8 @@ def test_split_inputs_covers_file_by_bytes(tmp_path):
         ("a.jsonl", None, "no such file"),
         ("a.jsonl", b"", "empty file"),
         ("a.parquet", b"PAR1 no", "not a Parquet file"),
+        ("a.json", b'\xef\xbb\xbf [\n{"pair_id": 1}]', "a JSON array; first run: .* convert"),
+        ("a.csv", b"pair_id,lang\n", "a CSV file; first run: .* convert"),
     ],
 )
 def test_split_inputs_rejects_unreadable_file(name, content, message, tmp_path):

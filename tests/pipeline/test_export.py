@@ -7,7 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_prep.shards.format import ShardSet
+from data_prep.packing.packer import pack
+from data_prep.packing.settings import PackSettings
+from data_prep.ranks import Ranks
+from data_prep.shards.format import ShardSet, read_manifest
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint.export_record import read_export_record
 from pipeline.common.errors import UserError
@@ -41,6 +44,14 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     assert fingerprint(AutoTokenizer.from_pretrained(tmp_path / "hf")) == fingerprint(
         load_tokenizer(prepared.tokenizer)
     )
+    if not tied:  # the exported tokenizer packs the same shards as the original
+        settings = PackSettings(max_seq_length=512)
+        manifest = pack([prepared.data], str(tmp_path / "hf"), tmp_path / "again", settings, Ranks())
+        assert manifest == read_manifest(prepared.shards)
+        file = tmp_path / "hf" / "tokenizer.json"
+        file.write_text(file.read_text().replace('"prepend_scheme": "never"', '"prepend_scheme": "always"'))
+        with pytest.raises(UserError, match="differs from the one that packed the model's training data"):
+            load_for_generation(tmp_path / "hf", "float32")
 
     # The engine's loss of step 2, before its update, must equal the loss of the exported weights on the same rows.
     train(2, "--config", recipe, "--training.max_steps", 2)
