@@ -96,6 +96,8 @@ def parse_record(raw: Any) -> Record:
     gold = raw.get("gold")
     if gold is not None and (isinstance(gold, bool) or not isinstance(gold, str | int | float | Decimal)):
         raise UserError("`gold` is neither a string nor a number")
+    if isinstance(gold, str) and not _is_unicode(gold):
+        raise UserError("`gold` is not valid Unicode")
     return Record(pair_id, lang, _messages(raw), None if gold is None else str(gold), _tools(raw.get("tools")))
 
 

@@ -55,6 +55,7 @@ def test_parse_record_accepts_any_visible_answer(answer):
         ({"messages": [{"role": "user", "content": "x"}]}, "last message"),
         ({"system": 3}, "system"),
         ({"gold": [1]}, "gold"),
+        ({"gold": "\ud800"}, "gold"),
     ],
 )
 def test_parse_record_rejects_malformed_record(change, message):
