@@ -100,6 +100,13 @@ def persistent_parameters_gathered_one_by_one() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def hooks_on_every_module() -> Iterator[None]:
+    """Make engines built in this context fetch and release parameters module by module, as DeepSpeed does."""
+    with mock.patch("pipeline.zero3.engine.set_z3_leaf_modules"):
+        yield
+
+
 def run_ranks(ranks: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Run `python ARGUMENTS` on several ranks of this machine, on CPUs if there is no GPU.
 

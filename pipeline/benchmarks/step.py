@@ -2,7 +2,8 @@
 
     python -m pipeline.benchmarks.step --ranks 2 --vocab_size 65536 --hidden_size 256 --output docs/bench/train_cpu.csv
 
-The variants of SOLAR are alignment weight 0, and persistent parameters gathered one by one after a step, as DeepSpeed
+The variants of SOLAR are alignment weight 0; attention with a mask over the row (sdpa), as in plain DeepSpeed; ZeRO-3
+hooks on every module instead of whole layers; and persistent parameters gathered one by one after a step, as DeepSpeed
 does. Each variant trains a randomly initialized Qwen2 on random packed rows in separate processes. Variants run in turn
 for `rounds` rounds. Time is the median step time over all rounds. Memory is the peak of a rank minus its memory after
 the engine has been built.
@@ -24,6 +25,7 @@ from transformers import PreTrainedConfig
 
 from pipeline.benchmarks.common import (
     Row,
+    hooks_on_every_module,
     machine,
     persistent_parameters_gathered_one_by_one,
     random_batch,
@@ -38,7 +40,10 @@ from pipeline.loss import LossNormalizers
 from pipeline.models.loading import load_model_config
 from pipeline.training.metrics import peak_memory_gb
 
-SOLAR, WEIGHT_0, ONE_BY_ONE, PLAIN = STEP_VARIANTS = ("solar", "weight 0", "one by one", "plain")
+SOLAR, WEIGHT_0, MASK, MODULES, ONE_BY_ONE, PLAIN = STEP_VARIANTS = (
+    *("solar", "weight 0", "mask", "modules", "one by one", "plain"),
+)
+SIZES = ("ranks", "vocab_size", "hidden_size", "layers", "rows", "tokens", "sequence")
 LEARNING_RATE = 1e-5
 
 TrainOnBatch = Callable[[MicroBatch, LossNormalizers], object]
@@ -67,6 +72,7 @@ def build_variant(args: argparse.Namespace) -> TrainOnBatch:
         deepspeed=args.deepspeed,
         model=ModelSettings(
             config=model_fields(args.vocab_size, args.hidden_size, args.layers, args.tied),
+            attn_implementation="sdpa" if args.variant in (PLAIN, MASK) else None,
             activation_checkpointing=args.activation_checkpointing,
         ),
         training=TrainingSettings(
@@ -90,7 +96,8 @@ def _build_solar(
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
 
-    with persistent_parameters_gathered_one_by_one() if args.variant == ONE_BY_ONE else nullcontext():
+    contexts = {ONE_BY_ONE: persistent_parameters_gathered_one_by_one, MODULES: hooks_on_every_module}
+    with contexts.get(args.variant, nullcontext)():
         engine = build_engine(config, ds, model_config, args.vocab_size, 2)
     engine.set_learning_rate(LEARNING_RATE)
     weight, state = 0.0 if args.variant == WEIGHT_0 else 1.0, TrainState()
@@ -130,22 +137,23 @@ def memory_in_use_gb() -> float:
 
 def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run a variant on all ranks and return the measurements of rank 0."""
-    flags = ("tied", "activation_checkpointing")
+    flags, parent_only = ("tied", "activation_checkpointing"), ("variant", "arms", "output")
     arguments = ["-m", "pipeline.benchmarks.step", f"--arm={variant}"]
-    arguments += [f"--{key}={value}" for key, value in vars(args).items() if key not in ("variant", "output", *flags)]
+    arguments += [f"--{key}={value}" for key, value in vars(args).items() if key not in (*parent_only, *flags)]
     arguments += [f"--{key}" for key in flags if getattr(args, key)]
     (measurements,) = run_ranks(args.ranks, arguments)
     return measurements
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Run all variants in turn. Print and write one row for each, with the ratio of SOLAR to it."""
-    measurements: dict[str, list[dict]] = {variant: [] for variant in STEP_VARIANTS}
+    """Run SOLAR and the variants in turn. Print and write one row for each, with the ratio of SOLAR to it."""
+    variants = [SOLAR, *(variant for variant in args.arms if variant != SOLAR)]
+    measurements: dict[str, list[dict]] = {variant: [] for variant in variants}
     for _ in range(args.rounds):
-        for variant in STEP_VARIANTS:
+        for variant in variants:
             measurements[variant].append(launch(variant, args))
-    seconds = {v: statistics.median(t for m in measurements[v] for t in m["times"]) for v in STEP_VARIANTS}
-    memory = {v: statistics.median(m["memory_gb"] for m in measurements[v]) for v in STEP_VARIANTS}
+    seconds = {v: statistics.median(t for m in measurements[v] for t in m["times"]) for v in variants}
+    memory = {v: statistics.median(m["memory_gb"] for m in measurements[v]) for v in variants}
     rows: list[Row] = [
         {
             "arm": variant,
@@ -153,7 +161,7 @@ def compare(args: argparse.Namespace) -> None:
             "memory_gb": round(memory[variant], 3),
             "solar_time_ratio": round(seconds[SOLAR] / seconds[variant], 3),
             "solar_memory_ratio": round(memory[SOLAR] / memory[variant], 3),
-            **{k: getattr(args, k) for k in ("ranks", "vocab_size", "hidden_size", "layers", "rows", "tokens")},
+            **{k: getattr(args, k) for k in SIZES},
             "precision": args.precision,
             "tied": args.tied,
             "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
@@ -161,7 +169,7 @@ def compare(args: argparse.Namespace) -> None:
             "deepspeed": version("deepspeed"),
             "transformers": version("transformers"),
         }
-        for variant in STEP_VARIANTS
+        for variant in variants
     ]
     for row in rows:
         print({k: row[k] for k in ("arm", "step_s", "memory_gb", "solar_time_ratio", "solar_memory_ratio")})
@@ -178,6 +186,9 @@ def main() -> None:
     parser.add_argument(
         "--arm", dest="variant", choices=STEP_VARIANTS, help=argparse.SUPPRESS
     )  # set in child processes
+    parser.add_argument(
+        "--arms", nargs="+", choices=STEP_VARIANTS, default=STEP_VARIANTS, help="variants to compare SOLAR with"
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--vocab_size", type=int, default=65536)
     parser.add_argument("--hidden_size", type=int, default=256)

@@ -21,7 +21,9 @@ class ModelSettings:
         path: directory or Hub model ID of a Hugging Face causal language model; null: build one from `model.config`.
         config: configuration of a model to build with random weights: `model_type` and its fields. `vocab_size`
             defaults to the tokenizer's.
-        attn_implementation: attention implementation of transformers.
+        attn_implementation: solar_packed, sdpa, eager, flash_attention_2, or a kernel from the Hub such as
+            kernels-community/flash-attn2; null: solar_packed, or eager for models that cap their attention scores
+            (Gemma 2), or sdpa for models with attention dropout.
         vocab_multiple: pad the vocabulary to a multiple of this. The result must be divisible by the number of ranks.
         activation_checkpointing: recompute each decoder layer in backward instead of storing its activations.
         trust_remote_code: run code from the model's repository.
@@ -29,9 +31,7 @@ class ModelSettings:
 
     path: str | None = field(default=None, metadata={"on_resume": "same content"})
     config: dict[str, Any] | None = field(default=None, metadata={"on_resume": "same content"})
-    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = field(
-        default="sdpa", metadata={"on_resume": "may change"}
-    )
+    attn_implementation: str | None = field(default=None, metadata={"on_resume": "may change"})
     vocab_multiple: int = field(default=128, metadata={"range": "(0, 1000000]"})
     activation_checkpointing: bool = field(default=False, metadata={"on_resume": "may change"})
     trust_remote_code: bool = field(default=False, metadata={"on_resume": "may change"})

@@ -22,6 +22,8 @@ class MicroBatch:
         input_ids: [B, N] int64 token ids.
         position_ids: [B, N] int64. Positions restart at 0 in every sequence, so sequences do not attend to each other.
         positions: [T] int64 indices into the flattened [B, N]. The hidden state at each predicts a target token.
+        seq_lens: length of each sequence of the flattened [B, N], on the host. The padding of a row is a sequence.
+        cu_seq_lens: [number of sequences + 1] int32 cumulative sum of `seq_lens`, starting with 0.
         loss_batch: layout of the target tokens, with their sequences and pairs.
         num_tokens: number of tokens without padding.
         pair_ids: sorted pair ids of the rows, for error messages.
@@ -30,6 +32,8 @@ class MicroBatch:
     input_ids: Tensor
     position_ids: Tensor
     positions: Tensor
+    seq_lens: list[int]
+    cu_seq_lens: Tensor
     loss_batch: LossBatch
     num_tokens: int
     pair_ids: list[str]
@@ -41,6 +45,7 @@ class MicroBatch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
             positions=self.positions.to(device, non_blocking=True),
+            cu_seq_lens=self.cu_seq_lens.to(device, non_blocking=True),
         )
 
 
@@ -64,12 +69,14 @@ def collate(
     input_ids = np.full((len(rows), width), pad_token_id, np.int64)
     position_ids = np.tile(np.arange(width), (len(rows), 1))
     positions, targets, lengths, pivots, problem_ids, language_ids = [], [], [], [], [], []
+    seq_lens: list[int] = []
     for b, row in enumerate(rows):
         size = len(row.input_ids)
         input_ids[b, :size] = row.input_ids
         position_ids[b, size:] -= size
         starts = np.cumsum(row.seq_lens) - row.seq_lens
         position_ids[b, :size] -= np.repeat(starts, row.seq_lens)
+        seq_lens += [*row.seq_lens.tolist(), *([width - size] if size < width else [])]
         # Position t predicts token t + 1 of its sequence. The first token of a sequence is never a target.
         target_at = np.flatnonzero(row.labels != IGNORE)
         positions.append(b * width + target_at - 1)
@@ -95,6 +102,8 @@ def collate(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
         torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+        seq_lens,
+        torch.from_numpy(np.cumsum([0, *seq_lens]).astype(np.int32)),
         loss_batch,
         sum(len(row.input_ids) for row in rows),
         sorted({pair_id for row in rows for pair_id in row.pair_id}),

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
 from pipeline.models.families import FAMILIES
+from pipeline.models.packed_attention import resolve_attention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,8 +25,8 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         tokenizer_size: number of tokens in the tokenizer; the default `vocab_size` when building from `model.config`.
 
     Raises:
-        UserError: the model does not exist, its configuration is invalid, its family is not supported, or its
-            vocabulary is smaller than the tokenizer's.
+        UserError: the model does not exist, its configuration is invalid, its family or attention implementation is
+            not supported, or its vocabulary is smaller than the tokenizer's.
     """
     name = settings.path or "model.config"
     try:
@@ -45,6 +46,7 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
             f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "
             "use the model's own tokenizer"
         )
+    resolve_attention(settings.attn_implementation, config)  # refuses what cannot run before anything is loaded
     return config
 
 
@@ -71,7 +73,8 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
         UserError: the weights cannot be loaded, or the attention implementation is not available.
     """
     padded = padded_vocab_size(config.vocab_size, settings.vocab_multiple)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attn_implementation}
+    attention = resolve_attention(settings.attn_implementation, config)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     try:
         if settings.path is None:
             config.vocab_size = padded

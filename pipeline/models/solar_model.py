@@ -19,6 +19,7 @@ from pipeline.loss import (
     solar_loss,
 )
 from pipeline.models.families import head_config
+from pipeline.models.packed_attention import MASKED, sequence_arguments
 
 
 class SolarModel(nn.Module):
@@ -65,7 +66,7 @@ class SolarModel(nn.Module):
         embeddings = embedding_lookup(batch.input_ids, vocabulary.embedding, self.padded_vocab_size, group, grad_factor)
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)
-        hidden_BNd = decode(self.model, embeddings, batch.position_ids)
+        hidden_BNd = decode(self.model, embeddings, batch)
         hidden_Td = hidden_BNd.flatten(0, 1).index_select(0, batch.positions)
         result = solar_loss(
             hidden_Td,
@@ -81,22 +82,26 @@ class SolarModel(nn.Module):
         return result.loss, result
 
 
-def decode(model: PreTrainedModel, embeddings: Tensor, position_ids: Tensor) -> Tensor:
+def decode(model: PreTrainedModel, embeddings: Tensor, batch: MicroBatch) -> Tensor:
     """Run the decoder on packed rows.
 
     Args:
         model: a causal language model.
         embeddings: [B, N, d] input embeddings.
-        position_ids: [B, N] int64. Positions restart at 0 in each sequence, which separates them in attention.
+        batch: the micro-batch of the embeddings.
 
     Returns:
         [B, N, d] final hidden states.
     """
     # With a cache, transformers ignores restarting positions, and sequences would attend to each other.
-    options = {"use_cache": False}
-    if model.config._attn_implementation == "flash_attention_2":
-        # The variable-length kernel requires all rows concatenated into one.
-        shape = embeddings.shape
-        embeddings, position_ids = embeddings.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
-        return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0].view(shape)
-    return model.get_decoder()(inputs_embeds=embeddings, position_ids=position_ids, **options)[0]
+    decoder, implementation = model.get_decoder(), model.config._attn_implementation
+    if implementation in MASKED:
+        return decoder(inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False)[0]
+    # Implementations without a mask require all rows concatenated into one.
+    hidden = decoder(
+        inputs_embeds=embeddings.flatten(0, 1)[None],
+        position_ids=batch.position_ids.flatten()[None],
+        use_cache=False,
+        **sequence_arguments(batch, implementation),
+    )[0]
+    return hidden.view(embeddings.shape)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from pipeline.plan.model_facts import ModelStats
 
@@ -115,9 +116,19 @@ def module_trace(sizes: ModuleSizes, checkpointing: bool) -> tuple[Module, ...]:
     return tuple(trace)
 
 
-def simulate_gathers(stats: ModelStats, settings: ZeroSettings, checkpointing: bool) -> GatherSimulation:
-    """Simulate one micro-step in steady state."""
-    return _simulate(ModuleSizes(stats.layers, stats.final), settings, checkpointing)
+def simulate_gathers(
+    stats: ModelStats, settings: ZeroSettings, checkpointing: bool, leaf_modules: bool = True
+) -> GatherSimulation:
+    """Simulate one micro-step in steady state.
+
+    Args:
+        leaf_modules: whether each decoder layer is a ZeRO-3 leaf module, whose parameters are fetched and released
+            together.
+    """
+    layers = stats.layers
+    if leaf_modules:
+        layers = tuple((tuple(chain.from_iterable(layer)),) for layer in layers)
+    return _simulate(ModuleSizes(layers, stats.final), settings, checkpointing)
 
 
 @lru_cache(maxsize=256)

@@ -169,8 +169,11 @@ def reduce_scatters(run: PlannedRun) -> list[tuple[int, list[int]]]:
     result: list[tuple[int, list[int]]] = []
     bucket: list[int] = []
     order = [(len(run.stats.layers) - 1, size) for module in run.stats.final for size in module]
+    vectors = set(run.stats.vectors)
     for index in range(len(run.stats.layers) - 1, -1, -1):
-        order += [(index, size) for module in run.stats.layers[index][::-1] for size in module]
+        # DeepSpeed reduces the gradients of a leaf module after its backward, by optimizer group: matrices first.
+        sizes = [size for module in run.stats.layers[index] for size in module]
+        order += [(index, size) for size in sorted(sizes, key=vectors.__contains__)]
     for index, size in order:
         if bucket and sum(bucket) + size > run.zero.reduce_bucket_size:
             result.append((index, bucket))

@@ -2,7 +2,7 @@
 
 The decoder runs forward and backward without data, and all live storages are counted. The numbers therefore follow the
 code in transformers for every model family. Only attention is replaced, by a function that allocates the same tensors
-as the kernels of `attn_implementation`.
+as the kernels of the attention implementation.
 
 Shape letters: B rows, N tokens of a row, H heads, D head size, d hidden size.
 """
@@ -151,7 +151,7 @@ def trace_activations(config: PreTrainedConfig, rows: int, tokens: int, precisio
     """Trace the activations of a [rows, tokens] micro-batch. Results are cached.
 
     Args:
-        attention: value of `attn_implementation`, or "sdpa_shared" for sdpa kernels that do not copy the mask.
+        attention: the attention implementation, or "sdpa_shared" for sdpa kernels that do not copy the mask.
     """
     key = (config.to_json_string(use_diff=False), rows, tokens, precision, attention)
     if key not in _TRACED:
@@ -164,7 +164,7 @@ def _compare_depths(config: PreTrainedConfig, rows: int, tokens: int, precision:
     one, two = (_trace(config, layers, rows, tokens, precision, attention) for layers in (1, 2))
     layer = two.saved - one.saved
     # All layers share one bool mask for the micro-batch. Each sdpa call may convert it to its own float mask.
-    mask = rows * tokens * tokens if attention != "flash_attention_2" else 0
+    mask = rows * tokens * tokens if attention in _MASKED_ATTENTION else 0
     return Activations(
         layer=layer,
         outer=one.saved - layer + mask,
@@ -195,8 +195,12 @@ class _Trace:
 def _trace(config: PreTrainedConfig, layers: int, rows: int, tokens: int, precision: str, attention: str) -> _Trace:
     """Run a model with `layers` layers forward and backward on the meta device."""
     model = _shallow_model(config, layers, precision, attention)
-    for parameter in model.parameters():
-        # DeepSpeed takes over each gradient as soon as it is accumulated.
+    # DeepSpeed takes over the gradients of a leaf module after its backward, and other gradients at once.
+    in_layers = set()
+    for layer in model.get_decoder().layers:
+        layer.register_full_backward_hook(lambda layer, *_: layer.zero_grad(set_to_none=True))
+        in_layers |= set(layer.parameters())
+    for parameter in set(model.parameters()) - in_layers:
         parameter.register_post_accumulate_grad_hook(_drop_grad)
     dtype = DTYPES[precision]
     with StorageTracker() as tracker:
@@ -220,7 +224,7 @@ def _shallow_model(config: PreTrainedConfig, layers: int, precision: str, attent
     config.pad_token_id = None
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1] * layers
-    config._attn_implementation = _REPLACED_ATTENTION[attention]
+    config._attn_implementation = _MASKED_ATTENTION.get(attention, _VARIABLE_LENGTH)
     config.dtype = DTYPES[precision]
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision]).train()
@@ -254,7 +258,7 @@ def _attention(
     """Replacement for an attention function in transformers: [B, H, N, D] in, [B, N, H, D] out."""
     groups = query.shape[1] // key.shape[1]
     batch, tokens = query.shape[0], query.shape[2]
-    if kind != "flash_attention_2" and groups > 1:
+    if kind != "variable_length" and groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if kind == "eager":
         scores = query @ key.transpose(2, 3) * 1.0
@@ -266,11 +270,11 @@ def _attention(
 
 
 # transformers derives behavior from names that contain "flash" or "sdpa", so the registered names avoid them.
-_REPLACED_ATTENTION = {
+_MASKED_ATTENTION = {
     "sdpa": "traced_copied_mask",
     "sdpa_shared": "traced_shared_mask",
     "eager": "traced_eager",
-    "flash_attention_2": "traced_variable_length",
 }
-for _kind, _name in _REPLACED_ATTENTION.items():
+_VARIABLE_LENGTH = "traced_variable_length"  # all other implementations read the sequence boundaries
+for _kind, _name in {**_MASKED_ATTENTION, "variable_length": _VARIABLE_LENGTH}.items():
     AttentionInterface.register(_name, partial(_attention, _kind))

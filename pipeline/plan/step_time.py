@@ -8,6 +8,7 @@ On a GPU, the work of the host per module overlaps with the device, and the slow
 from dataclasses import dataclass
 
 from pipeline.common.hardware import Device
+from pipeline.models.packed_attention import MASKED
 from pipeline.plan.traffic import Transfer
 from pipeline.plan.workload import PlannedRun
 
@@ -19,6 +20,9 @@ OPTIMIZER_BYTES = 44
 LOSS_PASSES_FULL_MIXTURE, LOSS_PASSES_TOP_K = 8, 6
 # Start latency of a collective, in hops. Among 0 to 4, this value fits the measurements of benchmarks.plan best.
 LAUNCH_HOPS = 3
+# Host time of a layer that is a leaf module, relative to the sum over its modules with hooks on each. Measured on CPU
+# ranks, see docs/scaling.md.
+LEAF_HOST_FRACTION = 0.6
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,16 @@ def estimate_flops(run: PlannedRun) -> Flops:
     config, tokens = run.stats.config, run.micro_batch_tokens
     recomputed = 1 if run.checkpointing else 0
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = run.config.model.attn_implementation
-    if attention == "flash_attention_2":
-        # The variable-length kernel computes half of the score matrix of each sequence (causal).
-        keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
+    if run.attention in MASKED:
+        keys: float = run.workload.padded_tokens  # kernels with a mask compute scores over the full row
     else:
-        keys = run.workload.padded_tokens  # kernels with a mask compute scores over the full row
+        # Kernels that read the sequence boundaries compute half of the score matrix of each sequence (causal).
+        keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
     target_tokens = run.micro_batch_size * run.workload.target_tokens
     product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
     loss = 3 * product * target_tokens + (product * target_tokens if run.chunking.recomputed else 0)
-    backward = 2.0 if attention == "eager" else 2.5
+    backward = 2.0 if run.attention == "eager" else 2.5
     layers = 2.0 * run.stats.decoder_matrix_elements * tokens * (3 + recomputed)
     return Flops(layers, scores * (1 + backward + recomputed), loss)
 
@@ -103,6 +106,7 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
     flops, rate = work.flops, device.flops(run.precision) * device.compute_efficiency
     elementwise = run.activations.elementwise * len(run.stats.layers) * (4 / 3 if run.checkpointing else 1)
     modules = sum(len(layer) for layer in run.stats.layers) * (1.5 if run.checkpointing else 1)
+    modules *= LEAF_HOST_FRACTION if run.leaf_modules else 1
     compute = {
         "layers": steps * ((flops.layers + flops.attention) / rate + elementwise / bandwidth),
         "loss": steps * (flops.loss / rate + work.loss_bytes / bandwidth),

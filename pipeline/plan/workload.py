@@ -8,6 +8,7 @@ from pipeline.config.settings import Config
 from pipeline.loss.chunking import rows_in_budget
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
+from pipeline.models.packed_attention import resolve_attention
 from pipeline.plan.gathers import GatherSimulation, ZeroSettings, simulate_gathers
 from pipeline.plan.model_facts import Activations, ModelStats, trace_activations
 
@@ -58,6 +59,7 @@ class PlannedRun:
         gpu: whether the run is on GPUs. The CPU kernels use more memory.
         mask_copies: whether sdpa converts the bool mask of packed rows to a float mask in each layer. All kernels
             except cuDNN attention do.
+        leaf_modules: whether the decoder layers are ZeRO-3 leaf modules, as in the trainer.
     """
 
     config: Config
@@ -67,6 +69,7 @@ class PlannedRun:
     ranks: int
     gpu: bool = True
     mask_copies: bool = False
+    leaf_modules: bool = True
 
     @property
     def micro_batch_size(self) -> int:
@@ -101,8 +104,13 @@ class PlannedRun:
         return t.max_steps or max(1, round(t.num_train_epochs * self.workload.dataset_rows / t.train_batch_size))
 
     @cached_property
+    def attention(self) -> str:
+        """The attention implementation, by name."""
+        return resolve_attention(self.config.model.attn_implementation, self.stats.config)
+
+    @cached_property
     def activations(self) -> Activations:
-        attention: str = self.config.model.attn_implementation
+        attention = self.attention
         if attention == "sdpa" and not self.mask_copies:
             attention = "sdpa_shared"
         return trace_activations(
@@ -111,7 +119,7 @@ class PlannedRun:
 
     @cached_property
     def gathers(self) -> GatherSimulation:
-        return simulate_gathers(self.stats, self.zero, self.checkpointing)
+        return simulate_gathers(self.stats, self.zero, self.checkpointing, self.leaf_modules)
 
     @cached_property
     def persistent_sizes(self) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     micro_batches = loader.next()
     normalizers, expected = local_normalizers(micro_batches), 0.0
     for batch in micro_batches:
-        hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch.position_ids)
+        hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch)
         expected += float(
             solar_loss_reference(
                 hidden.flatten(0, 1)[batch.positions],

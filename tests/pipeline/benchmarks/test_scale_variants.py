@@ -8,7 +8,7 @@ from pipeline.benchmarks.scale import ZERO, published_model_stats, published_mod
 from pipeline.benchmarks.scale_variants import FullLogitsPrediction, OneByOnePrediction
 from pipeline.benchmarks.step import model_fields
 from pipeline.common.hardware import load_device
-from pipeline.config.settings import Config, LossSettings, TrainingSettings
+from pipeline.config.settings import Config, LossSettings, ModelSettings, TrainingSettings
 from pipeline.plan.prediction import GIB, Cluster, Prediction
 from pipeline.plan.workload import PlannedRun, Workload
 from tests.runs import ROOT
@@ -31,15 +31,21 @@ def h200_measurements() -> dict[str, dict[str, str]]:
 
 
 def h200_prediction(variant: type[Prediction], row: dict[str, str], mask_copies: bool) -> Prediction:
-    """Predict a measured row: one sequence row per GPU, two thirds target tokens, a loss buffer of 64 MiB."""
+    """Predict a measured row: one sequence row per GPU, two thirds target tokens, a loss buffer of 64 MiB.
+
+    It was measured with attention by mask and with ZeRO-3 hooks on every module.
+    """
     tokens = int(row["tokens"])
     config = Config(
+        model=ModelSettings(attn_implementation="sdpa"),
         loss=LossSettings(memory_budget_mb=64),
         training=TrainingSettings(train_batch_size=1, train_micro_batch_size_per_gpu=1, precision="bf16"),
     )
     fields = model_fields(int(row["vocab_size"]), int(row["hidden_size"]), int(row["layers"]), row["tied"] == "True")
     workload = Workload(tokens, tokens, tokens * 2 // 3, tokens // 128, tokens // 256, 1000)
-    run = PlannedRun(config, published_model_stats(fields, 1), ZERO, workload, 1, mask_copies=mask_copies)
+    run = PlannedRun(
+        config, published_model_stats(fields, 1), ZERO, workload, 1, mask_copies=mask_copies, leaf_modules=False
+    )
     return variant(run, Cluster(1, 1, load_device("h200")))
 
 

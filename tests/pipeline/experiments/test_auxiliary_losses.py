@@ -33,7 +33,7 @@ def batch(benchmark):
 
 def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
     middle = MiddleLayerLoss(model, 0.5, layer=2)
-    decode(model, model.get_input_embeddings()(batch.input_ids), batch.position_ids)
+    decode(model, model.get_input_embeddings()(batch.input_ids), batch)
     loss = middle(model, batch)
 
     expected = []
@@ -55,7 +55,7 @@ def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
 def test_middle_layer_loss_detaches_pivots(model, batch):
     middle = MiddleLayerLoss(model, 1.0, layer=2)
     embeddings = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-    decode(model, embeddings, batch.position_ids)
+    decode(model, embeddings, batch)
     middle(model, batch).backward()
     middle.remove()
     first = (batch.position_ids == 0).cumsum(1) == 1  # the pivot is the first sequence of its row

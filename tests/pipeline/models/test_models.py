@@ -13,13 +13,14 @@ from pipeline.data.micro_batch import MicroBatch, collate
 from pipeline.loss import LossNormalizers, LossSettings, Vocabulary, VocabularyShard
 from pipeline.models.families import FAMILIES, head_config
 from pipeline.models.loading import load_model, load_model_config
+from pipeline.models.packed_attention import resolve_attention
 from pipeline.models.solar_model import SolarModel, decode
 from tests.runs import TINY
 
 VOCAB = 61
 
 
-def tiny(family: str, tied: bool = True) -> PreTrainedModel:
+def tiny(family: str, tied: bool = True, attention: str | None = None) -> PreTrainedModel:
     fields: dict[str, Any] = {**TINY, "vocab_size": VOCAB, "tie_word_embeddings": tied, "pad_token_id": 0}
     del fields["model_type"]
     if family == "phi":
@@ -27,11 +28,13 @@ def tiny(family: str, tied: bool = True) -> PreTrainedModel:
         fields["num_key_value_heads"] = 4
     if family.startswith("gemma"):
         fields |= {"query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0 if family == "gemma2" else None}
+    if family == "mistral" or family.startswith("gemma"):
+        fields["sliding_window"] = 4
     if family == "granite":
         fields |= {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **fields)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if family == "gemma2" else "sdpa")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=resolve_attention(attention, config))
     for name, parameter in model.named_parameters():
         if name.endswith("lm_head.bias"):
             torch.nn.init.normal_(parameter)
@@ -110,9 +113,17 @@ def our_loss(model: PreTrainedModel, micro: MicroBatch) -> tuple[torch.Tensor, d
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_solar_model_matches_own_forward(family: str, tied: bool) -> None:
+    """Compare packed rows under our attention with single sequences under transformers' own.
+
+    The untied models recompute their activations in backward.
+    """
     model = tiny(family, tied)
+    if not tied:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     loss, grads = our_loss(model, batch())
     model.zero_grad()
+    model.gradient_checkpointing_disable()
+    model.set_attn_implementation("eager")
     expected = own_loss(model)
     expected.backward()
     # Families keep rotary embeddings and norms in fp32 inside a float64 model.
@@ -124,11 +135,14 @@ def test_solar_model_matches_own_forward(family: str, tied: bool) -> None:
         assert error < 1e-5, name
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
-def test_decode_isolates_packed_sequences(family: str) -> None:
-    model, micro = tiny(family).float().eval(), batch()
+@pytest.mark.parametrize(
+    ("family", "attention"), [("qwen2", "sdpa"), ("gemma3_text", "sdpa"), ("qwen2", None), ("gemma3_text", None)]
+)
+def test_decode_isolates_packed_sequences(family: str, attention: str | None) -> None:
+    model, micro = tiny(family, attention=attention).float().eval(), batch()
     with torch.no_grad():
-        packed = decode(model, model.get_input_embeddings()(micro.input_ids), micro.position_ids)
+        packed = decode(model, model.get_input_embeddings()(micro.input_ids), micro)
+        model.set_attn_implementation("sdpa")
         for b, row in enumerate(rows()):
             start = 0
             for length in row.seq_lens.tolist():

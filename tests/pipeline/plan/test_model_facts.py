@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from pipeline.benchmarks.common import random_batch
+from pipeline.models.packed_attention import PACKED
 from pipeline.models.solar_model import decode
 from pipeline.plan.model_facts import trace_activations
 from tests.pipeline.plan.cases import MODELS, stats_of
@@ -45,10 +47,10 @@ def tiny_config(model_type: str, **changes: int) -> PreTrainedConfig:
     return AutoConfig.for_model(**{**TINY, "model_type": model_type, "vocab_size": 64, **changes})
 
 
-def saved_bytes(model_type: str, layers: int, checkpointing: bool) -> int:
-    """Count the storages that autograd saves in a forward pass with sdpa, weights left out."""
+def saved_bytes(model_type: str, layers: int, checkpointing: bool, attention: str) -> int:
+    """Count the storages that autograd saves in a forward pass, weights left out."""
     config = tiny_config(model_type, num_hidden_layers=layers)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -62,17 +64,18 @@ def saved_bytes(model_type: str, layers: int, checkpointing: bool) -> int:
             alive.append(tensor)  # so that no address is reused
         return tensor
 
-    positions = torch.arange(32).repeat(2, 2)  # two sequences in each row
+    micro_batch = random_batch(64, 2, 64, 32, 0)  # two sequences in each row
     embeddings = torch.randn(2, 64, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive.append(decode(model, embeddings, positions))
+        alive.append(decode(model, embeddings, micro_batch))
     return sum(sizes.values())
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama", "qwen3"])
+@pytest.mark.parametrize(("model_type", "attention"), [("qwen2", "sdpa"), ("llama", PACKED), ("qwen3", PACKED)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_match_autograd(model_type: str, checkpointing: bool) -> None:
+def test_activations_match_autograd(model_type: str, attention: str, checkpointing: bool) -> None:
     """Compare the bytes that one more layer adds."""
-    predicted = trace_activations(tiny_config(model_type), 2, 64, "fp32", "sdpa")
-    measured = saved_bytes(model_type, 3, checkpointing) - saved_bytes(model_type, 2, checkpointing)
+    predicted = trace_activations(tiny_config(model_type), 2, 64, "fp32", attention)
+    shallow, deep = (saved_bytes(model_type, layers, checkpointing, attention) for layers in (2, 3))
+    measured = deep - shallow
     assert measured == pytest.approx(predicted.saved(3, checkpointing) - predicted.saved(2, checkpointing), rel=0.01)

@@ -4,12 +4,12 @@ from tests.pipeline.plan.cases import prediction_of
 
 
 def test_flops_of_70b_match_hand_count() -> None:
-    """One row of 4,096 tokens with 2,048 target tokens."""
+    """One row of 4,096 tokens in 16 sequences, with 2,048 target tokens."""
     d, i, kv, layers, v = 8192, 28672, 1024, 80, 128256
     matrices = layers * (2 * d * d + 2 * d * kv + 3 * d * i)
     flops = prediction_of("Llama-3.1-70B", checkpointing=True).flops
     assert flops.layers == 8 * matrices * 4096
-    assert flops.attention == layers * 4 * 4096 * 4096 * d * (1 + 1 + 2.5)
+    assert flops.attention == layers * 4 * 4096 * (4096 / 16 / 2) * d * (1 + 1 + 2.5)
     assert flops.loss == 3 * 2 * 2048 * v * d
 
 

@@ -60,7 +60,7 @@ def dense_metrics(recipe: Path) -> list[dict[str, float]]:
         ce, alignment = torch.zeros(()), torch.zeros(())
         for batch in micro_batches:
             embeddings = model.get_input_embeddings()(batch.input_ids)
-            hidden = decode(model, embeddings, batch.position_ids).flatten(0, 1)[batch.positions]
+            hidden = decode(model, embeddings, batch).flatten(0, 1)[batch.positions]
             head = model.get_output_embeddings().weight
             terms = solar_loss_reference(hidden, head, embedding, batch.loss_batch, config.loss, weight, normalizers)
             ce, alignment = ce + terms[1], alignment + terms[2]
