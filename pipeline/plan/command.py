@@ -154,7 +154,7 @@ def _suggested_deepspeed(ds: dict[str, Any], settings: TunableSettings) -> dict[
     """Return the DeepSpeed file without the keys that the trainer sets from the recipe."""
     filled_in = (
         *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-        *("gradient_clipping", "data_types"),
+        *("gradient_clipping", "data_types", "timers"),
     )
     result = {key: value for key, value in ds.items() if key not in filled_in}
     zero = {key: v for key, v in ds["zero_optimization"].items() if not key.startswith("offload")}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from deepspeed.utils.config import get_timers_config
 
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
@@ -40,3 +41,12 @@ def test_deepspeed_config_default_from_another_directory(tmp_path: Path, monkeyp
     (tmp_path / "ds_configs" / "zero3.json").write_text("{}")  # a file in the working directory has precedence
     with pytest.raises(UserError, match="stage is None"):
         deepspeed_config(config, 2)
+
+
+@pytest.mark.parametrize("configured", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["default", "set"])
+def test_deepspeed_config_disables_throughput_timer(configured: dict, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}} | configured))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
+    ds = deepspeed_config(load_config(recipe, []), 2)
+    assert get_timers_config(ds).enabled == bool(configured)
