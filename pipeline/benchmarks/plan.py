@@ -68,7 +68,7 @@ class Case:
     checkpointing: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
     head: Head = "vocab_parallel"
-    attention: Literal["solar_packed", "sdpa", "eager"] = "solar_packed"
+    attention: Literal["solar_packed", "eager"] = "solar_packed"
     bucket: int = 300_000
     live: int = 1_000_000
     budget_mb: float | None = None
@@ -129,7 +129,6 @@ CASES = (
     Case("bf16", precision="bf16"),
     Case("accumulated", accumulation=3),
     Case("all kept", live=1_000_000_000, bucket=50_000_000),
-    Case("masked", attention="sdpa", rows=2),
     Case("wide", model_type="llama", hidden=256, vocab=4096, rows=2),
     Case("long", rows=8, layers=6, vocab=2048),
     Case("eager", attention="eager", rows=2),
