@@ -128,13 +128,14 @@ def simulate_gathers(
     layers = stats.layers
     if leaf_modules:
         layers = tuple((tuple(chain.from_iterable(layer)),) for layer in layers)
-    return _simulate(ModuleSizes(layers, stats.final), settings, checkpointing)
+    return _simulate(ModuleSizes(layers, stats.final), settings, checkpointing, leaf_modules)
 
 
 @lru_cache(maxsize=256)
-def _simulate(sizes: ModuleSizes, settings: ZeroSettings, checkpointing: bool) -> GatherSimulation:
+def _simulate(sizes: ModuleSizes, settings: ZeroSettings, checkpointing: bool, leaf_modules: bool) -> GatherSimulation:
     trace = module_trace(sizes, checkpointing)
-    coordinator = _SimulatedCoordinator(trace, settings)
+    forward_steps = sum(len(layer) for layer in sizes.layers) + len(sizes.final)
+    coordinator = _SimulatedCoordinator(trace, settings, forward_steps if leaf_modules else None)
     for step, module in enumerate(trace):
         coordinator.fetch(step, module)
         coordinator.release(step + 1, module)
@@ -144,10 +145,17 @@ def _simulate(sizes: ModuleSizes, settings: ZeroSettings, checkpointing: bool) -
 
 
 class _SimulatedCoordinator:
-    """State of DeepSpeed's PartitionedParameterCoordinator. Names follow DeepSpeed's."""
+    """State of DeepSpeed's PartitionedParameterCoordinator. Names follow DeepSpeed's.
 
-    def __init__(self, trace: tuple[Module, ...], settings: ZeroSettings) -> None:
-        self.trace, self.settings = trace, settings
+    Args:
+        trace: the modules in the order of execution.
+        settings: the settings of ZeRO-3.
+        decoder_step: with leaf modules, the trace step at which backward begins. DeepSpeed traces the decoder itself
+            there, and when it releases a leaf module it counts all parameters inside as used.
+    """
+
+    def __init__(self, trace: tuple[Module, ...], settings: ZeroSettings, decoder_step: int | None) -> None:
+        self.trace, self.settings, self.decoder_step = trace, settings, decoder_step
         self.param_queue = deque((p, size, step) for step, module in enumerate(trace) for p, size in module)
         self.most_recent_fetch: dict[int, int] = {}  # parameter -> trace step that it was last fetched for
         self.available = {p for module in trace for p, size in module if size <= settings.persistence_threshold}
@@ -217,8 +225,11 @@ class _SimulatedCoordinator:
             if size > s.persistence_threshold and self.most_recent_fetch.get(p, -1) <= step
         }
         distance = 0
-        for later in self.trace[step:]:
+        for later_step, later in enumerate(self.trace[step:], step):
             if distance >= s.max_reuse_distance or not released:
+                break
+            if later_step == self.decoder_step:
+                released.clear()
                 break
             for p, size in later:
                 released.pop(p, None)
