@@ -142,7 +142,8 @@ def test_finish_limits_restarts_after_failures(cluster: Cluster, probes: Path) -
         for job in waiting:  # skip the two minutes that Slurm holds a requeued job back
             command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
             subprocess.run(command, env=cluster.environment, capture_output=True)
-        return all(cluster.state(job) == "FAILED" for job in jobs)
+        # The state is FAILED for a moment while a job is requeued, too.
+        return all(cluster.state(job) == "FAILED" and "not requeued" in log(probes, job) for job in jobs)
 
     until(all_ended, 300, lambda: str([cluster.job(job) for job in jobs]))
     for job in jobs:

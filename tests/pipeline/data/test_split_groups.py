@@ -48,7 +48,7 @@ def model() -> AutoModelForCausalLM:
 
 def hidden_states(model: AutoModelForCausalLM, batch: MicroBatch) -> Tensor:
     embeddings = model.get_input_embeddings()(batch.input_ids)
-    return decode(model, embeddings, batch.position_ids).flatten(0, 1)[batch.positions]
+    return decode(model, embeddings, batch).flatten(0, 1)[batch.positions]
 
 
 def dense(model: AutoModelForCausalLM, rows: list[PackedRow], weight: float) -> tuple[Tensor, Tensor, list[Tensor]]:

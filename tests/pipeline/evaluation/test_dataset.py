@@ -55,7 +55,7 @@ GOOD = {"pair_id": "a", "lang": "en", "question": "1+1?", "gold": 2}
     [
         ([], "empty file"),
         (["{"], "row 1: malformed JSON"),
-        (["[1]"], "row 1: not a JSON object"),
+        (["[1]"], "a JSON array; first run: python -m data_prep convert"),
         ([GOOD, {**GOOD, "lang": "de", "gold": None}], "row 2: `gold`"),
         ([{**GOOD, "gold": "eight"}], "row 1: `gold`"),
         ([{**GOOD, "lang": "xx"}], "row 1: unknown language 'xx'"),

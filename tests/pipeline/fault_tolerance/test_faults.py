@@ -12,7 +12,7 @@ from tests.conftest import Prepared
 from tests.pipeline.training.test_loop import wait_for_step
 from tests.runs import Fork, losses, python, refuses, start_ranks, train, write_recipe
 
-STEPS = 60
+STEPS = 36
 
 
 def errors(output: str) -> list[str]:
@@ -60,7 +60,7 @@ def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_pat
     train(2, "--config", whole)
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
     run = tmp_path / "run"
-    for victim, step in ((1, 7), (0, 22)):
+    for victim, step in ((1, 7), (0, 16)):
         ranks = start_ranks(2, "--config", recipe)
         wait_for_step(run, step, ranks)
         ranks[victim].send_signal(signal.SIGKILL)
