@@ -26,15 +26,11 @@ demo-clean:
 experiment: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments
 
-$(VENV)/.ops: $(VENV)/.installed
-	$(RUN) python -m tests.build_ops
-	touch $@
-
 # For a machine of two cores: the Slurm tests, in one of the processes, mostly wait.
-test: $(VENV)/.ops
+test: $(VENV)/.installed
 	$(RUN) python -m pytest -q -n 3
 
-test-fast: $(VENV)/.ops
+test-fast: $(VENV)/.installed
 	$(RUN) python -m pytest -q -n 3 -m "not slow"
 
 lint: $(VENV)/.installed

@@ -119,7 +119,7 @@ def _messages(raw: dict[str, Any]) -> list[dict[str, Any]]:
         messages = [{"role": "user", "content": question}, reply]
     elif not isinstance(messages, list) or not messages:
         raise UserError("`messages` is not a list of {role, content}")
-    messages = [_message(message) for message in messages]
+    messages = [_message(_with_floats(message)) for message in messages]
     system = raw.get("system")
     if system is not None:
         if not isinstance(system, str):
@@ -146,9 +146,18 @@ def _message(message: Any) -> dict[str, Any]:
     return fields
 
 
+def _with_floats(value: Any) -> Any:
+    """Convert `Decimal`, which JSON readers return for the sake of gold answers, as chat templates expect floats."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else value
+
+
 def _tools(tools: Any) -> list[dict[str, Any]] | None:
     try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
+        tools = json.loads(tools) if isinstance(tools, str) else _with_floats(tools)
     except ValueError:
         raise UserError("`tools` is not valid JSON") from None
     if not tools:

@@ -79,10 +79,26 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     _write_files(source, state, record, partial)
     if output.exists():
-        shutil.rmtree(output)
-    os.replace(partial, output)
+        _replace(output, partial)
+    else:
+        os.replace(partial, output)
     _check_tokenizer(source / "tokenizer", output)
     return record
+
+
+def _replace(output: Path, partial: Path) -> None:
+    """Replace an export. Raises UserError if its directory has files of another origin, such as evaluation results."""
+    written = {path.name for path in partial.iterdir()}
+    others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
+    if others:
+        shutil.rmtree(partial)
+        listed = ", ".join(sorted(others))
+        raise UserError(f"{output}: has files that the export did not write ({listed}); move them first")
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(output, old)
+    os.replace(partial, output)
+    shutil.rmtree(old)
 
 
 def _existing_export(output: Path, record: ExportRecord, update: bool) -> ExportRecord | None:

@@ -31,3 +31,4 @@ for run in "${runs[@]}"; do
   fi
 done
 on_one_rank python -m pipeline.report --run "${runs[@]/#/$OUTPUT/}" --output "$OUTPUT/report" || finish $?
+finish 0

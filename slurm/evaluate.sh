@@ -31,3 +31,4 @@ if [ ! -e "$RUN/hf" ] || compgen -G "$RUN/checkpoint-*" >/dev/null; then
 fi
 on_all_ranks python -m pipeline.evaluation --model "$RUN/hf" --data "$DATA" --output "$RUN" "$@" || finish $?
 on_one_rank python -m pipeline.report --run "$RUN" || finish $?
+finish 0

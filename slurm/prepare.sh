@@ -42,3 +42,4 @@ if [ -n "${WEIGHTS:-}" ]; then
   [ -n "${MODEL:-}" ] || fail "WEIGHTS is set but MODEL is not; set MODEL to the model's directory or Hub model ID"
   on_one_rank python -m data_prep weights "$SHARDS" --model "$MODEL" --output "$WEIGHTS" || finish $?
 fi
+finish 0

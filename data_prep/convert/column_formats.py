@@ -41,10 +41,14 @@ class _Row(NamedTuple):
 def read_canonical(source: Source) -> Iterator[RawExample]:
     """Read JSON Lines, JSON arrays, CSV or Parquet with the canonical columns, or with those given in `columns`.
 
-    Chat `messages` may have the keys role and content, or from and value.
+    Chat `messages` may have the keys role and content, or from and value. CSV and JSON files of a folder that also has
+    JSON Lines or Parquet files are not read, because they often describe the data.
     """
-    for path in list_files(source.inputs, "*.jsonl", "*.parquet", "*.csv", "*.json"):
-        yield from _read_rows(_read_table(path), source)
+    for name in source.inputs:
+        tables = [path for pattern in ("*.jsonl", "*.parquet") for path in Path(name).glob(pattern)]
+        patterns = ("*.jsonl", "*.parquet") if tables else ("*.csv", "*.json")
+        for path in list_files([name], *patterns):
+            yield from _read_rows(_read_table(path), source)
 
 
 def read_datasets(source: Source) -> Iterator[RawExample]:
@@ -102,8 +106,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        items = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        items = json.loads(path.read_text("utf-8-sig"), parse_float=Decimal)
+    except (ValueError, RecursionError, ArithmeticError) as error:
         raise UserError(f"{path}: malformed JSON ({error})") from None
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict):

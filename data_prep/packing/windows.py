@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -110,12 +111,16 @@ class Window:
         )
 
     def _with_equal_gold(self, pivot: int, translations: list[int], skip: bool) -> list[int]:
-        """Return the translations whose gold answer is not known to differ from that of the group."""
+        """Return the translations whose gold answer is not a different number than that of the group.
+
+        Golds that are not numbers may be translated.
+        """
         reference, equal = pivot, []
         for member in translations:
             if self._gold[reference] is None:
                 reference = member
-            if self._gold[member] in (None, self._gold[reference]):
+            golds = {self._gold[member], self._gold[reference]}
+            if len(golds) == 1 or not all(map(_is_number, golds)):
                 equal.append(member)
             elif skip:
                 self.drops[self._lang[member], GOLD_DIFFERS] += 1
@@ -200,3 +205,10 @@ class Window:
         for name, column in (("length", truncated_lengths), ("copies", copies), ("row", numbers)):
             table = table.append_column(name, pa.array(column))
         return table
+
+
+def _is_number(gold: str | None) -> bool:
+    try:
+        return gold is not None and Decimal(gold).is_finite()
+    except InvalidOperation:
+        return False

@@ -65,7 +65,8 @@ class TrainingSettings:
         max_steps: number of optimizer steps; null: computed from `num_train_epochs`.
         learning_rate: peak learning rate of AdamW.
         embedding_learning_rate: peak learning rate of the input embedding, which follows the same schedule; null:
-            `learning_rate`. A tied head is the same matrix. An untied head has `learning_rate`.
+            `learning_rate`. A tied head is the same matrix. An untied head has `learning_rate`. On resume,
+            the value may change, but not between null and a number.
         lr_scheduler_type: decay of the learning rate to 0 after the warm-up; `constant`: no decay.
         warmup_ratio: fraction of the steps over which the learning rate rises linearly from 0.
         weight_decay: weight decay of matrices. Vectors (norms, biases) have none.

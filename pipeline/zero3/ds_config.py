@@ -68,6 +68,8 @@ def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, d
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     # The throughput timer synchronizes the device twice in each micro-step, and nothing reads it.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if (device or local_device().type) == "cpu":
+        ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`
     if load_universal:
         ds.setdefault("checkpoint", {})["load_universal"] = True
     micro, total = training.train_micro_batch_size_per_gpu, training.train_batch_size

@@ -31,7 +31,7 @@ from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, 
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
-from pipeline.zero3.optimizer import build_optimizer, repair_universal_steps
+from pipeline.zero3.optimizer import build_optimizer, repair_step_counts
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
 
 
@@ -263,8 +263,7 @@ class ZeroEngine:
             return False
         for group, own in zip(self.ds_engine.optimizer.optimizer.param_groups, groups, strict=True):
             group.update(own)
-        if self.ds_engine.load_universal_checkpoint():
-            repair_universal_steps(self.ds_engine.optimizer.optimizer)
+        repair_step_counts(self.ds_engine.optimizer.optimizer)
         return True
 
     def vocabulary_names(self) -> list[str]:

@@ -14,15 +14,22 @@ from pipeline.models.param_groups import adamw_arguments
 def build_optimizer(
     config: Config, ds: dict[str, Any], module: nn.Module, embedding: nn.Parameter
 ) -> torch.optim.Optimizer:
-    """Build AdamW, or DeepSpeed's CPU version if the optimizer is offloaded."""
+    """Build AdamW, or DeepSpeed's CPU version if the optimizer is offloaded from a GPU.
+
+    CPU ranks use torch's AdamW in both cases, because DeepSpeed would compile its own version at the first start.
+    """
     groups, options = adamw_arguments(module, embedding, config.training)
-    if ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
+    on_gpu = local_device().type == "cuda"
+    if on_gpu and ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=local_device().type == "cuda", **options)
+    return torch.optim.AdamW(groups, fused=on_gpu, **options)
 
 
-def repair_universal_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Convert step counts that DeepSpeed 0.19 loads from a universal checkpoint in a type that AdamW refuses."""
+def repair_step_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Convert loaded step counts to the type that the optimizer requires.
+
+    DeepSpeed 0.19 loads another type from a universal checkpoint, and from one with another kind of offloading.
+    """
     fused = bool(optimizer.param_groups[0].get("fused"))
     for parameter, state in optimizer.state.items():
         step = float(state["step"])

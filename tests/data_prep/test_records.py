@@ -1,6 +1,7 @@
 """Checking, reading and writing of canonical records."""
 
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,16 @@ def test_parse_record_accepts_question_and_answer_or_messages():
     assert parse_record(GOOD) == Record("p", "en", [user, assistant], "3")
     chat = {"pair_id": 7, "lang": "en", "messages": [user, assistant], "system": "s"}
     assert parse_record(chat) == Record("7", "en", [system, user, assistant], None)
+
+
+def test_parse_record_gives_templates_floats():
+    """The readers decode fractions as `Decimal`, which no chat template can serialize."""
+    messages = [{"role": "user", "content": "q", "weight": Decimal("0.5")}, {"role": "assistant", "content": "a"}]
+    record = parse_record({"pair_id": "p", "lang": "en", "messages": messages, "tools": [{"minimum": Decimal("1.5")}]})
+    assert json.loads(json.dumps([record.messages, record.tools])) == [
+        [{"role": "user", "content": "q", "weight": 0.5}, {"role": "assistant", "content": "a"}],
+        [{"minimum": 1.5}],
+    ]
 
 
 def test_parse_record_accepts_reasoning_and_tools():

@@ -93,6 +93,9 @@ def _check_update(run: Path, output: Path) -> None:
     export(run, output, "bf16", update=True)
     assert export(run, output, update=True).dtype == "bf16"  # the data type that was asked for before
     assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.bfloat16
+    (output / "evaluation.json").touch()
+    with pytest.raises(UserError, match=r"did not write \(evaluation.json\)"):
+        export(run, output, "fp32", update=True)
     (output / "export.json").unlink()
     with pytest.raises(UserError, match="not an export of this run"):
         export(run, output, update=True)

@@ -20,6 +20,7 @@ ARGS = (
 )
 
 
+@pytest.mark.cluster_long
 def test_experiment_trains_evaluates_and_compares(cluster: Cluster, checkout: Path, prepared: Prepared) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, vocab_size=600))

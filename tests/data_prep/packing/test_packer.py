@@ -167,7 +167,7 @@ def test_pack_rejects_colliding_pair_ids_and_golds(tokenizer_dir, tmp_path):
     second = write_records(tmp_path / "b.jsonl", ("p", "en", "other", "b"), FR)
     with pytest.raises(UserError, match=r"b.jsonl row 1: .* en twice \(first in .*a.jsonl row 1\); .*unique"):
         run([first, second], tokenizer_dir, tmp_path / "out")
-    golds = {"en": "8", "fr": 8.0, "sw": "8.5", "th": None}
+    golds = {"en": "8", "fr": 8.0, "de": "acht", "sw": "8.5", "th": None}
     records = [{"pair_id": "p", "lang": lang, "question": "q", "answer": "a", "gold": golds[lang]} for lang in golds]
     for record in records:
         (tmp_path / f"{record['lang']}.jsonl").write_text(json.dumps(record))
@@ -175,7 +175,7 @@ def test_pack_rejects_colliding_pair_ids_and_golds(tokenizer_dir, tmp_path):
     with pytest.raises(UserError, match=r"sw.jsonl row 1: pair_id p has the gold 8.5, but 8 in .*en.jsonl row 1;"):
         run([*files.values()], tokenizer_dir, tmp_path / "out")
     del files["sw"]
-    assert run([*files.values()], tokenizer_dir, tmp_path / "out")["totals"]["pairs"] == 2
+    assert run([*files.values()], tokenizer_dir, tmp_path / "out")["totals"]["pairs"] == 3
 
 
 def test_pack_skips_and_counts_bad_records(tokenizer_dir, tmp_path, capsys):

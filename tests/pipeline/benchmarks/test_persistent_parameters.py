@@ -6,13 +6,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pipeline.benchmarks.common import persistent_parameters_gathered_one_by_one, run_ranks
+from pipeline.benchmarks.common import persistent_parameters_gathered_one_by_one
 from pipeline.benchmarks.plan import Case, build_case_engine, random_micro_batches
 from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.training.loop import train_step
 from pipeline.training.state import TrainState
 from pipeline.zero3.process_group import start_process_group
+from tests.runs import run_forked_ranks
 
 CASE = Case("deep", layers=3, hidden=64, vocab=1024, accumulation=2, bucket=50_000_000, live=10**9)
 
@@ -48,7 +49,7 @@ def run_rank() -> None:
 
 @pytest.mark.slow
 def test_gather_together_matches_one_by_one() -> None:
-    (found,) = run_ranks(2, ["-m", "tests.pipeline.benchmarks.test_persistent_parameters"])
+    (found,) = run_forked_ranks(2, ["-m", "tests.pipeline.benchmarks.test_persistent_parameters"])
     assert found["losses"] and found["parameters"], found
     assert found["persistent"] > 10 and found["saved"] == found["persistent"] - 1, found
 

@@ -2,12 +2,15 @@
 
 import pytest
 
+from pipeline.benchmarks import plan
 from pipeline.benchmarks.plan import case_named, compare, launch
+from tests.runs import run_forked_ranks
 
 
 @pytest.mark.slow
-def test_prediction_matches_real_steps() -> None:
+def test_prediction_matches_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check five cases on two ranks against the error bounds of docs/scaling.md."""
+    monkeypatch.setattr(plan, "run_ranks", run_forked_ranks)
     names = ["checkpointed", "gathered", "bf16", "chunked", "cut"]
     _, results = launch(2, names, timed_steps=0)
     assert [measurements["case"] for measurements in results] == names
