@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.tokenization.tokenizer import load_tokenizer
-from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
@@ -29,12 +28,10 @@ def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
     """Load a model in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
 
     Raises:
-        UserError: the directory is missing, cannot be loaded, has no chat template, or is an export of a run that has a
-            newer checkpoint.
+        UserError: the directory is missing, cannot be loaded, or has no chat template.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
-    check_not_stale(path)
     tokenizer: Tokenizer = load_tokenizer(path, for_training=False)
     try:
         model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed
 
-from pipeline.checkpoint.export_record import read_export_record
+from pipeline.checkpoint.export_record import check_not_stale, read_export_record
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file, write_atomically
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
@@ -48,6 +48,8 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     examples = read_examples(Path(settings.data), settings.limit)
     output = Path(settings.output or settings.model)
     with _process_group():
+        # On one rank, because a checkpoint may be completed between the checks of two.
+        distributed.broadcast_from_rank0(lambda: check_not_stale(Path(settings.model)))
         model, tokenizer = load_for_generation(Path(settings.model), settings.dtype)
         prompts = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
         ensure_writable(output)

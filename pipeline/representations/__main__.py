@@ -19,6 +19,7 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 
 from data_prep.records import Record, read_records
+from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
@@ -45,6 +46,7 @@ def measure_model(args: argparse.Namespace) -> None:
     import_optional("sklearn.metrics")  # fail before the model runs
     records, languages, left_out = read_parallel_records(Path(args.data), args.limit)
     output = Path(args.output or args.model)
+    check_not_stale(Path(args.model))
     model, tokenizer = load_for_generation(Path(args.model), args.dtype)
     if model.config.model_type not in FAMILIES:
         raise UserError(f"{args.model}: model_type {model.config.model_type!r} is not one of {', '.join(FAMILIES)}")
