@@ -150,7 +150,7 @@ def test_finish_limits_restarts_after_failures(cluster: Cluster, probes: Path) -
         fields = cluster.job(job)
         assert (fields["ExitCode"], fields["Restarts"]) == ("1:0", "3")
         assert "restarted 3 times after failures: not requeued" in log(probes, job)
-    assert not list(probes.glob("*.failures"))
+        assert not list(probes.glob(f"*-{job}.failures"))
 
 
 def test_job_without_packages_names_make_install(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_pat
     train(2, "--config", recipe)
     assert losses(run) == losses(tmp_path / "whole")
     steps = [event["step"] for event in read_restart_log(run) if event["event"] == "start"]
-    assert steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 15
+    assert steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 10
     assert "done" in python("-m", "pipeline.status", run).stdout
 
 
