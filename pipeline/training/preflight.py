@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class PreparedRun:
             self.vocab_size, self.padded_size, self.languages, embedding_group, fingerprints=self.fingerprints
         )
 
-    @property
+    @cached_property
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the content that settings name by path, by setting. None if the setting is not set.
 
