@@ -12,7 +12,7 @@ from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
 from data_prep.shards.format import ShardSet, read_manifest
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
-from pipeline.checkpoint.export_record import read_export_record
+from pipeline.checkpoint.export_record import check_not_stale, read_export_record
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.data.loader import BatchSplit, Loader
@@ -76,7 +76,7 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     assert losses(tmp_path / "run")[1] == pytest.approx(expected, rel=2e-6)
     refuses(python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf"), "not empty")
     with pytest.raises(UserError, match=r"hf: stale export of step 1, the run has checkpoint-2; export again"):
-        load_for_generation(tmp_path / "hf", "auto")
+        check_not_stale(tmp_path / "hf")
     _check_update(tmp_path / "run", tmp_path / "hf")
 
 
