@@ -3,10 +3,12 @@
     python -m pipeline.benchmarks.step --ranks 2 --vocab_size 65536 --hidden_size 256 --output docs/bench/train_cpu.csv
 
 The variants of SOLAR are alignment weight 0; attention with a mask over the row (sdpa), as in plain DeepSpeed; ZeRO-3
-hooks on every module instead of whole layers; and persistent parameters gathered one by one after a step, as DeepSpeed
-does. Each variant trains a randomly initialized Qwen2 on random packed rows in separate processes. Variants run in turn
-for `rounds` rounds. Time is the median step time over all rounds. The processor time of a rank is more robust if the
-machine is shared. Memory is the peak of a rank minus its memory after the engine has been built.
+hooks on every module instead of whole layers; persistent parameters gathered one by one after a step, as DeepSpeed
+does; and DeepSpeed's throughput timer, which is on by default there. Each variant trains a randomly initialized Qwen2
+on random packed rows in separate processes. Variants run in turn for `rounds` rounds. Time is the median step time over
+all rounds. The processor time of a rank is more robust if the machine is shared. Memory is the peak of a rank minus its
+memory after the engine has been built. On a GPU, `idle` is the fraction of a step in which it runs no kernel, and `mfu`
+the fraction of its peak (`pipeline/common/hardware`) that forward and backward reach, recomputation not counted.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +35,43 @@ from pipeline.benchmarks.common import (
     run_ranks,
     write_csv,
 )
+from pipeline.benchmarks.gpu_profile import profile_step
+from pipeline.benchmarks.shapes import SHAPES, model_fields, published_fields, training_flops
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
+from pipeline.common.hardware import device_called
 from pipeline.config.settings import Config, ModelSettings, TrainingSettings
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossNormalizers
 from pipeline.models.loading import load_model_config
 from pipeline.training.metrics import peak_memory_gb
 
-SOLAR, WEIGHT_0, MASK, MODULES, ONE_BY_ONE, PLAIN = STEP_VARIANTS = (
-    *("solar", "weight 0", "mask", "modules", "one by one", "plain"),
+SOLAR, WEIGHT_0, MASK, MODULES, ONE_BY_ONE, TIMER, PLAIN = STEP_VARIANTS = (
+    *("solar", "weight 0", "mask", "modules", "one by one", "timer", "plain"),
 )
 SIZES = ("ranks", "vocab_size", "hidden_size", "layers", "rows", "tokens", "sequence")
 LEARNING_RATE = 1e-5
+WARM_UP_STEPS = 1
+LONGEST_KERNELS = 15
 
 TrainOnBatch = Callable[[MicroBatch, LossNormalizers], object]
 
 
-def model_fields(vocab_size: int, hidden_size: int, layers: int, tied: bool) -> dict[str, Any]:
-    """Return the configuration fields of the Qwen2 model that all variants train."""
-    heads = max(1, hidden_size // 64)
-    return {
-        "model_type": "qwen2",
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "intermediate_size": 3 * hidden_size,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "tie_word_embeddings": tied,
-    }
+def fields_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration fields of the model that all variants train."""
+    if args.model:
+        return published_fields(args.model, args.layers)
+    return model_fields(args.vocab_size, args.hidden_size, args.layers, args.tied)
+
+
+def fill_sizes(args: argparse.Namespace) -> None:
+    """Set the sizes that `--model` or the defaults determine."""
+    if args.model is None:
+        args.layers = args.layers or 4
+        return
+    fields = published_fields(args.model, args.layers)
+    args.vocab_size, args.hidden_size = fields["vocab_size"], fields["hidden_size"]
+    args.layers, args.tied = fields["num_hidden_layers"], fields["tie_word_embeddings"]
 
 
 def build_variant(args: argparse.Namespace) -> TrainOnBatch:
@@ -71,7 +81,7 @@ def build_variant(args: argparse.Namespace) -> TrainOnBatch:
     config = Config(
         deepspeed=args.deepspeed,
         model=ModelSettings(
-            config=model_fields(args.vocab_size, args.hidden_size, args.layers, args.tied),
+            config=fields_of(args),
             attn_implementation="sdpa" if args.variant in (PLAIN, MASK) else None,
             activation_checkpointing=args.activation_checkpointing,
         ),
@@ -80,6 +90,8 @@ def build_variant(args: argparse.Namespace) -> TrainOnBatch:
         ),
     )
     ds = deepspeed_config(config, args.ranks)
+    if args.variant == TIMER:
+        ds["timers"]["throughput"]["enabled"] = True
     model_config = load_model_config(config.model, 1)
     if args.variant == PLAIN:
         from pipeline.benchmarks.step_baseline import PlainEngine
@@ -98,7 +110,7 @@ def _build_solar(
 
     contexts = {ONE_BY_ONE: persistent_parameters_gathered_one_by_one, MODULES: hooks_on_every_module}
     with contexts.get(args.variant, nullcontext)():
-        engine = build_engine(config, ds, model_config, args.vocab_size, 2)
+        engine = build_engine(config, ds, model_config, model_config.vocab_size, 2)
     engine.set_learning_rate(LEARNING_RATE)
     weight, state = 0.0 if args.variant == WEIGHT_0 else 1.0, TrainState()
     return lambda batch, normalizers: train_step(engine, [batch], weight, normalizers, state)
@@ -110,20 +122,31 @@ def run_variant(args: argparse.Namespace) -> None:
 
     start_process_group()
     train_on_batch = build_variant(args)
-    before, times, processor_times = memory_in_use_gb(), [], []
-    for step in range(args.steps + 1):
-        batch = random_batch(args.vocab_size, args.rows, args.tokens, args.sequence, step)
+    vocab_size = fields_of(args)["vocab_size"]
+
+    def inputs(step: int) -> tuple[MicroBatch, LossNormalizers]:
+        batch = random_batch(vocab_size, args.rows, args.tokens, args.sequence, step)
         local = batch.loss_batch.normalizers()
-        normalizers = LossNormalizers(local.tokens * args.ranks, local.pairs * args.ranks)
+        return batch, LossNormalizers(local.tokens * args.ranks, local.pairs * args.ranks)
+
+    before, times, processor_times = memory_in_use_gb(), [], []
+    for step in range(WARM_UP_STEPS + args.steps):
+        batch, normalizers = inputs(step)
         started, processor_started = time.perf_counter(), time.process_time()
         train_on_batch(batch, normalizers)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
         processor_times.append(time.process_time() - processor_started)
+    result: dict[str, Any] = {"times": times[WARM_UP_STEPS:], "processor_times": processor_times[WARM_UP_STEPS:]}
+    result["memory_gb"] = peak_memory_gb() - before
+    if torch.cuda.is_available():
+        batch, normalizers = inputs(len(times))
+        idle, kernels = profile_step(lambda: train_on_batch(batch, normalizers))
+        if args.trace and args.variant == SOLAR:
+            profile_step(lambda: train_on_batch(batch, normalizers), args.trace)
+        result |= {"idle": idle, "kernels": dict(list(kernels.items())[:LONGEST_KERNELS])}
     if distributed.is_main_process():
-        # The first step is a warm-up.
-        result = {"times": times[1:], "processor_times": processor_times[1:], "memory_gb": peak_memory_gb() - before}
         print(json.dumps(result), flush=True)
     distributed.shut_down()
 
@@ -141,7 +164,8 @@ def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run a variant on all ranks and return the measurements of rank 0."""
     flags, parent_only = ("tied", "activation_checkpointing"), ("variant", "arms", "output")
     arguments = ["-m", "pipeline.benchmarks.step", f"--arm={variant}"]
-    arguments += [f"--{key}={value}" for key, value in vars(args).items() if key not in (*parent_only, *flags)]
+    values = {key: value for key, value in vars(args).items() if key not in (*parent_only, *flags)}
+    arguments += [f"--{key}={value}" for key, value in values.items() if value is not None]
     arguments += [f"--{key}" for key in flags if getattr(args, key)]
     (measurements,) = run_ranks(args.ranks, arguments)
     return measurements
@@ -154,32 +178,49 @@ def compare(args: argparse.Namespace) -> None:
     for _ in range(args.rounds):
         for variant in variants:
             measurements[variant].append(launch(variant, args))
-    seconds = {v: statistics.median(t for m in measurements[v] for t in m["times"]) for v in variants}
-    processor = {v: statistics.median(t for m in measurements[v] for t in m["processor_times"]) for v in variants}
-    memory = {v: statistics.median(m["memory_gb"] for m in measurements[v]) for v in variants}
-    rows: list[Row] = [
-        {
-            "arm": variant,
-            "step_s": round(seconds[variant], 4),
-            "processor_s": round(processor[variant], 4),
-            "memory_gb": round(memory[variant], 3),
-            "solar_time_ratio": round(seconds[SOLAR] / seconds[variant], 3),
-            "solar_processor_ratio": round(processor[SOLAR] / processor[variant], 3),
-            "solar_memory_ratio": round(memory[SOLAR] / memory[variant], 3),
-            **{k: getattr(args, k) for k in SIZES},
-            "precision": args.precision,
-            "tied": args.tied,
-            "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-            "torch": torch.__version__,
-            "deepspeed": version("deepspeed"),
-            "transformers": version("transformers"),
-        }
-        for variant in variants
-    ]
+    rows = [row_of(variant, measurements, args) for variant in variants]
+    shown = ("arm", "step_s", "processor_s", "memory_gb", "idle", "mfu")
     for row in rows:
-        print({key: value for key, value in row.items() if key == "arm" or key.endswith(("_s", "_gb", "_ratio"))})
+        print({key: value for key, value in row.items() if key in shown or key.endswith("_ratio")}, flush=True)
+    for name, milliseconds in measurements[SOLAR][0].get("kernels", {}).items():
+        print(f"{milliseconds:9.2f} ms  {name[:100]}")
     if args.output:
         write_csv(rows, args.output)
+
+
+def row_of(variant: str, measurements: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> Row:
+    """Return the row of a variant: medians over its rounds, and the ratios of SOLAR's medians to them."""
+
+    def median(key: str, of: str = variant) -> float:
+        values = [m[key] for m in measurements[of]]
+        return float(statistics.median(chain.from_iterable(values) if key.endswith("times") else values))
+
+    row: Row = {
+        "arm": variant,
+        "step_s": round(median("times"), 4),
+        "processor_s": round(median("processor_times"), 4),
+        "memory_gb": round(median("memory_gb"), 3),
+        "solar_time_ratio": round(median("times", SOLAR) / median("times"), 3),
+        "solar_processor_ratio": round(median("processor_times", SOLAR) / median("processor_times"), 3),
+        "solar_memory_ratio": round(median("memory_gb", SOLAR) / median("memory_gb"), 3),
+    }
+    gpu = torch.cuda.is_available()
+    if gpu:
+        flops = training_flops(fields_of(args), args.rows * args.tokens, args.sequence)
+        row["idle"], row["mfu"] = round(median("idle"), 3), None
+        if device := device_called(torch.cuda.get_device_name()):
+            row["mfu"] = round(flops / median("times") / device.flops(args.precision), 3)
+    return row | {
+        **{k: getattr(args, k) for k in SIZES},
+        "model": args.model or "",
+        "precision": args.precision,
+        "tied": args.tied,
+        "checkpointing": args.activation_checkpointing,
+        "machine": machine("cuda" if gpu else "cpu"),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+        "transformers": version("transformers"),
+    }
 
 
 def main() -> None:
@@ -195,9 +236,10 @@ def main() -> None:
         "--arms", nargs="+", choices=STEP_VARIANTS, default=STEP_VARIANTS, help="variants to compare SOLAR with"
     )
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--model", choices=sorted(SHAPES), help="shape of a published model, in place of sizes")
     parser.add_argument("--vocab_size", type=int, default=65536)
     parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, help="default: 4, or all layers of --model")
     parser.add_argument("--rows", type=int, default=1, help="number of packed rows per rank and step")
     parser.add_argument("--tokens", type=int, default=1024, help="number of tokens per row")
     parser.add_argument("--sequence", type=int, default=128, help="number of tokens per sequence")
@@ -208,7 +250,9 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--activation_checkpointing", action="store_true")
     parser.add_argument("--output", type=Path, help="CSV file to write")
+    parser.add_argument("--trace", type=Path, help="file for a Chrome trace of one more step on a GPU")
     args = parser.parse_args()
+    fill_sizes(args)
     if args.variant:
         run_variant(args)
     else:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.benchmarks.scale import ZERO, published_model_stats, published_models
 from pipeline.benchmarks.scale_variants import FullLogitsPrediction, OneByOnePrediction
-from pipeline.benchmarks.step import model_fields
+from pipeline.benchmarks.shapes import model_fields
 from pipeline.common.hardware import load_device
 from pipeline.config.settings import Config, LossSettings, ModelSettings, TrainingSettings
 from pipeline.plan.prediction import GIB, Cluster, Prediction
