@@ -66,6 +66,15 @@ def pyplot() -> ModuleType:
     return matplotlib.pyplot
 
 
+def memory_in_use_gb() -> float:
+    """Return the memory in use in GiB: allocated on the GPU, or resident on a CPU. Resets the peak on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**30
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
 def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, step: int) -> MicroBatch:
     """Return a micro-batch of random sequence pairs that differs on each rank and step.
 
@@ -130,4 +139,4 @@ def run_ranks(ranks: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
     outputs = [process.communicate()[0] for process in processes]
     if statuses := {rank: p.returncode for rank, p in enumerate(processes) if p.returncode}:
         raise RuntimeError(f"python {' '.join(arguments[:2])} failed; exit status by rank: {statuses}")
-    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith('{"')]

@@ -13,55 +13,44 @@ the fraction of its peak (`pipeline/common/hardware`) that forward and backward 
 
 import argparse
 import json
-import os
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from pipeline.benchmarks.common import (
     Row,
-    hooks_on_every_module,
     machine,
-    persistent_parameters_gathered_one_by_one,
+    memory_in_use_gb,
     random_batch,
     run_ranks,
     write_csv,
 )
 from pipeline.benchmarks.gpu_profile import profile_step
-from pipeline.benchmarks.shapes import SHAPES, model_fields, published_fields, training_flops
+from pipeline.benchmarks.shapes import SHAPES, published_fields, training_flops
+from pipeline.benchmarks.step_variants import (
+    LEARNING_RATE,
+    SOLAR,
+    STEP_VARIANTS,
+    TRL,
+    build_variant,
+    deepspeed_config_of,
+    fields_of,
+)
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
 from pipeline.common.hardware import device_called
-from pipeline.config.settings import Config, ModelSettings, TrainingSettings
-from pipeline.data.micro_batch import MicroBatch
+from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.loss import LossNormalizers
-from pipeline.models.loading import load_model_config
 from pipeline.training.metrics import peak_memory_gb
 
-SOLAR, WEIGHT_0, MASK, MODULES, ONE_BY_ONE, TIMER, PLAIN = STEP_VARIANTS = (
-    *("solar", "weight 0", "mask", "modules", "one by one", "timer", "plain"),
-)
-SIZES = ("ranks", "vocab_size", "hidden_size", "layers", "rows", "tokens", "sequence")
-LEARNING_RATE = 1e-5
+SIZES = ("ranks", "vocab_size", "hidden_size", "layers", "rows", "tokens", "sequence", "micro_batches")
 WARM_UP_STEPS = 1
 LONGEST_KERNELS = 15
-
-TrainOnBatch = Callable[[MicroBatch, LossNormalizers], object]
-
-
-def fields_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the configuration fields of the model that all variants train."""
-    if args.model:
-        return published_fields(args.model, args.layers)
-    return model_fields(args.vocab_size, args.hidden_size, args.layers, args.tied)
 
 
 def fill_sizes(args: argparse.Namespace) -> None:
@@ -74,66 +63,33 @@ def fill_sizes(args: argparse.Namespace) -> None:
     args.layers, args.tied = fields["num_hidden_layers"], fields["tie_word_embeddings"]
 
 
-def build_variant(args: argparse.Namespace) -> TrainOnBatch:
-    """Build the engine of `args.variant` on this rank and return its optimizer step."""
-    from pipeline.zero3.ds_config import deepspeed_config
-
-    config = Config(
-        deepspeed=args.deepspeed,
-        model=ModelSettings(
-            config=fields_of(args),
-            attn_implementation="sdpa" if args.variant in (PLAIN, MASK) else None,
-            activation_checkpointing=args.activation_checkpointing,
-        ),
-        training=TrainingSettings(
-            train_batch_size=args.rows * args.ranks, train_micro_batch_size_per_gpu=args.rows, precision=args.precision
-        ),
-    )
-    ds = deepspeed_config(config, args.ranks)
-    if args.variant == TIMER:
-        ds["timers"]["throughput"]["enabled"] = True
-    model_config = load_model_config(config.model, 1)
-    if args.variant == PLAIN:
-        from pipeline.benchmarks.step_baseline import PlainEngine
-
-        plain = PlainEngine(config, ds, model_config, LEARNING_RATE)
-        return lambda batch, _: plain.step(batch, 1.0)
-    return _build_solar(args, config, ds, model_config)
-
-
-def _build_solar(
-    args: argparse.Namespace, config: Config, ds: dict[str, Any], model_config: PreTrainedConfig
-) -> TrainOnBatch:
-    from pipeline.training.engine_setup import build_engine
-    from pipeline.training.loop import train_step
-    from pipeline.training.state import TrainState
-
-    contexts = {ONE_BY_ONE: persistent_parameters_gathered_one_by_one, MODULES: hooks_on_every_module}
-    with contexts.get(args.variant, nullcontext)():
-        engine = build_engine(config, ds, model_config, model_config.vocab_size, 2)
-    engine.set_learning_rate(LEARNING_RATE)
-    weight, state = 0.0 if args.variant == WEIGHT_0 else 1.0, TrainState()
-    return lambda batch, normalizers: train_step(engine, [batch], weight, normalizers, state)
-
-
 def run_variant(args: argparse.Namespace) -> None:
     """Train one variant on this rank. Rank 0 prints its measurements as JSON."""
     from pipeline.zero3.process_group import start_process_group
 
     start_process_group()
-    train_on_batch = build_variant(args)
+    result = measure_trl(args) if args.variant == TRL else measure_steps(args)
+    if distributed.is_main_process():
+        print(json.dumps(result), flush=True)
+    distributed.shut_down()
+
+
+def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
+    """Return step times and memory of one variant and, on a GPU, idle time and the longest kernels of a step."""
+    train_on_batches = build_variant(args)
     vocab_size = fields_of(args)["vocab_size"]
 
-    def inputs(step: int) -> tuple[MicroBatch, LossNormalizers]:
-        batch = random_batch(vocab_size, args.rows, args.tokens, args.sequence, step)
-        local = batch.loss_batch.normalizers()
-        return batch, LossNormalizers(local.tokens * args.ranks, local.pairs * args.ranks)
+    def inputs(step: int) -> tuple[list[MicroBatch], LossNormalizers]:
+        numbers = range(step * args.micro_batches, (step + 1) * args.micro_batches)
+        batches = [random_batch(vocab_size, args.rows, args.tokens, args.sequence, n) for n in numbers]
+        local = local_normalizers(batches)
+        return batches, LossNormalizers(local.tokens * args.ranks, local.pairs * args.ranks)
 
     before, times, processor_times = memory_in_use_gb(), [], []
     for step in range(WARM_UP_STEPS + args.steps):
-        batch, normalizers = inputs(step)
+        batches = inputs(step)
         started, processor_started = time.perf_counter(), time.process_time()
-        train_on_batch(batch, normalizers)
+        train_on_batches(*batches)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
@@ -141,23 +97,35 @@ def run_variant(args: argparse.Namespace) -> None:
     result: dict[str, Any] = {"times": times[WARM_UP_STEPS:], "processor_times": processor_times[WARM_UP_STEPS:]}
     result["memory_gb"] = peak_memory_gb() - before
     if torch.cuda.is_available():
-        batch, normalizers = inputs(len(times))
-        idle, kernels = profile_step(lambda: train_on_batch(batch, normalizers))
+        batches = inputs(len(times))
+        idle, kernels = profile_step(lambda: train_on_batches(*batches))
         if args.trace and args.variant == SOLAR:
-            profile_step(lambda: train_on_batch(batch, normalizers), args.trace)
+            profile_step(lambda: train_on_batches(*batches), args.trace)
         result |= {"idle": idle, "kernels": dict(list(kernels.items())[:LONGEST_KERNELS])}
-    if distributed.is_main_process():
-        print(json.dumps(result), flush=True)
-    distributed.shut_down()
+    return result
 
 
-def memory_in_use_gb() -> float:
-    """Return the memory in use in GiB: allocated on the GPU, or resident on a CPU. Resets the peak on a GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**30
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+def measure_trl(args: argparse.Namespace) -> dict[str, Any]:
+    """Return step times and memory of TRL's trainer."""
+    from pipeline.benchmarks.step_trl import train_with_trl
+
+    steps = train_with_trl(
+        fields_of(args),
+        deepspeed_config_of(args),
+        rows=args.rows,
+        tokens=args.tokens,
+        sequence=args.sequence,
+        micro_batches=args.micro_batches,
+        steps=WARM_UP_STEPS + args.steps,
+        precision=args.precision,
+        checkpointing=args.activation_checkpointing,
+        learning_rate=LEARNING_RATE,
+    )
+    return {
+        "times": steps.times[WARM_UP_STEPS:],
+        "processor_times": steps.processor_times[WARM_UP_STEPS:],
+        "memory_gb": peak_memory_gb() - steps.memory_before_gb,
+    }
 
 
 def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -206,8 +174,10 @@ def row_of(variant: str, measurements: dict[str, list[dict[str, Any]]], args: ar
     }
     gpu = torch.cuda.is_available()
     if gpu:
-        flops = training_flops(fields_of(args), args.rows * args.tokens, args.sequence)
-        row["idle"], row["mfu"] = round(median("idle"), 3), None
+        flops = training_flops(fields_of(args), args.rows * args.tokens * args.micro_batches, args.sequence)
+        row["idle"], row["mfu"] = None, None
+        if variant != TRL:
+            row["idle"] = round(median("idle"), 3)
         if device := device_called(torch.cuda.get_device_name()):
             row["mfu"] = round(flops / median("times") / device.flops(args.precision), 3)
     return row | {
@@ -243,6 +213,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="number of packed rows per rank and step")
     parser.add_argument("--tokens", type=int, default=1024, help="number of tokens per row")
     parser.add_argument("--sequence", type=int, default=128, help="number of tokens per sequence")
+    parser.add_argument("--micro_batches", type=int, default=1, help="number of micro-batches per optimizer step")
     parser.add_argument("--steps", type=int, default=5, help="number of timed steps per round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", default="fp32")

@@ -5,11 +5,14 @@ from types import ModuleType
 
 from pipeline.common.errors import UserError
 
+# Package and extra (pyproject.toml) of each module.
 PACKAGES = {
-    "sklearn": "scikit-learn",
-    "scipy": "scikit-learn",
-    "lingua": "lingua-language-detector",
-    "lm_eval": "lm-eval",
+    "sklearn": ("scikit-learn", "evaluation"),
+    "scipy": ("scikit-learn", "evaluation"),
+    "lingua": ("lingua-language-detector", "evaluation"),
+    "lm_eval": ("lm-eval", "evaluation"),
+    "liger_kernel": ("liger-kernel", "kernels"),
+    "trl": ("trl", "bench"),
 }
 
 
@@ -20,12 +23,12 @@ def import_optional(module: str) -> ModuleType:
         UserError: The library is not installed; the message names the package and its extra.
     """
     top_level = module.partition(".")[0]
-    package = PACKAGES[top_level]
+    package, extra = PACKAGES[top_level]
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != top_level:
             raise
         raise UserError(
-            f"{package} is not installed; install it with `pip install {package}`, or install the `evaluation` extra"
+            f"{package} is not installed; install it with `pip install {package}`, or install the `{extra}` extra"
         ) from None

@@ -108,6 +108,13 @@ def log_sum_exp(z_Cv: Tensor, temperature: float) -> Tensor:
     return log_sum
 
 
+def block_maxima(z_CbB: Tensor) -> Tensor:
+    """Compute [C, b]: the maximum of each block of [C, b, B] logits. The last dimension must be contiguous."""
+    if _use_triton(z_CbB):
+        return triton_kernels.block_maxima(z_CbB)
+    return z_CbB.amax(2)
+
+
 def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:
     """Replace z by softcap * tanh(z / softcap).
 

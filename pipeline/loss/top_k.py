@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.comm import Group, all_reduce, all_to_all, rank_and_size
-from pipeline.loss.kernels import SubchunkTokens
+from pipeline.loss.kernels import SubchunkTokens, block_maxima
 
 BLOCK = 32  # columns of a block; smaller blocks have fewer candidates, but more maxima
 
@@ -83,7 +83,7 @@ def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
         candidates = z_Cv
     else:
         in_blocks = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
-        starts = positions_of_largest(in_blocks.amax(2), k) * BLOCK
+        starts = positions_of_largest(block_maxima(in_blocks), k) * BLOCK
         offsets = (starts + torch.arange(0, rows * v, v, device=z_Cv.device)[:, None]).flatten()
         # index_select on a view of all runs of BLOCK elements copies whole blocks, also if v is not a multiple.
         candidates = z_Cv.flatten().unfold(0, BLOCK, 1).index_select(0, offsets).view(rows, k * BLOCK)

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
 
 from pipeline.common.errors import UserError
+from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import ModelSettings
 from pipeline.models.families import FAMILIES
 from pipeline.models.packed_attention import resolve_attention
@@ -70,7 +72,7 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
     If an `HfDeepSpeedConfig` is alive, transformers partitions the parameters as it creates them (ZeRO-3).
 
     Raises:
-        UserError: the weights cannot be loaded, or the attention implementation is not available.
+        UserError: the weights cannot be loaded, or the attention implementation or Liger's kernels are not available.
     """
     padded = padded_vocab_size(config.vocab_size, settings.vocab_multiple)
     attention = resolve_attention(settings.attn_implementation, config)
@@ -87,9 +89,22 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
                 model.resize_token_embeddings(padded, mean_resizing=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{settings.path or 'model.config'}: cannot load: {str(error).splitlines()[0]}") from error
+    if settings.use_liger_kernel:
+        _apply_liger_kernel(model)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _apply_liger_kernel(model: PreTrainedModel) -> None:
+    """Replace modules of the decoder by Liger's kernels, but leave head and loss as they are."""
+    name, family = "model.use_liger_kernel", model.config.model_type
+    if not torch.cuda.is_available():
+        raise UserError(f"{name}: Liger's kernels need a GPU; set it to false")
+    liger = import_optional("liger_kernel.transformers.monkey_patch")
+    if family not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UserError(f"{name}: liger-kernel has no kernels for model_type {family!r}; set it to false")
+    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:

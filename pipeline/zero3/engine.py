@@ -178,8 +178,11 @@ class ZeroEngine:
         """
         if self.ds_engine.is_gradient_accumulation_boundary():
             for name, parameter in self._parameters.items():
-                safe_set_local_grad(parameter, self._grad_accumulators[name].mul_(self.loss_scale).flatten())
-                self._grad_accumulators[name].zero_()
+                accumulator = self._grad_accumulators[name]
+                if self.loss_scale != 1:
+                    accumulator.mul_(self.loss_scale)
+                safe_set_local_grad(parameter, accumulator.flatten())
+                accumulator.zero_()
         self.ds_engine.step()
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.benchmarks.step import MODULES, ONE_BY_ONE, PLAIN
+from pipeline.benchmarks.step_variants import MODULES, ONE_BY_ONE, PLAIN
 from tests.runs import run_forked_ranks
 
 
