@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -139,8 +140,8 @@ def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
     return measurements
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Run SOLAR and the variants in turn. Print and write one row for each, with the ratio of SOLAR to it."""
+def compare(args: argparse.Namespace) -> list[Row]:
+    """Run SOLAR and the variants in turn. Print, write and return a row for each, with the ratio of SOLAR to it."""
     variants = [SOLAR, *(variant for variant in args.arms if variant != SOLAR)]
     measurements: dict[str, list[dict]] = {variant: [] for variant in variants}
     for _ in range(args.rounds):
@@ -154,6 +155,7 @@ def compare(args: argparse.Namespace) -> None:
         print(f"{milliseconds:9.2f} ms  {name[:100]}")
     if args.output:
         write_csv(rows, args.output)
+    return rows
 
 
 def row_of(variant: str, measurements: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> Row:
@@ -193,7 +195,8 @@ def row_of(variant: str, measurements: dict[str, list[dict[str, Any]]], args: ar
     }
 
 
-def main() -> None:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, and fill in the sizes that `--model` determines."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.benchmarks.step",
         description=__doc__,
@@ -222,8 +225,13 @@ def main() -> None:
     parser.add_argument("--activation_checkpointing", action="store_true")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     parser.add_argument("--trace", type=Path, help="file for a Chrome trace of one more step on a GPU")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     fill_sizes(args)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     if args.variant:
         run_variant(args)
     else:
