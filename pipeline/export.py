@@ -33,11 +33,14 @@ from pipeline.checkpoint.export_record import (
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_token_ids
+from pipeline.training.metrics_reader import read_validations
 
 MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
 
 
-def export(source: Path, output: Path, dtype: str | None = None, update: bool = False) -> ExportRecord:
+def export(
+    source: Path, output: Path, dtype: str | None = None, update: bool = False, best: bool = False
+) -> ExportRecord:
     """Write safetensors, config, tokenizer and chat template of a checkpoint to a Hugging Face directory.
 
     Args:
@@ -46,16 +49,19 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
         dtype: Data type of the weights, a key of `DTYPES`; None: that of the export to update, or else the precision
             that the run was trained in.
         update: If `output` is an export of the same run, keep it if it is up to date, or else replace it.
+        best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
 
     Returns:
         The record of the export.
 
     Raises:
-        UserError: There is no complete checkpoint, or `output` is not empty or cannot be written.
+        UserError: There is no complete checkpoint, `best` is set but there is no best one, or `output` is not empty or cannot be written.
     """
     output = output.resolve()  # replace the target of a symbolic link, not the link
-    newest = not (source / layout.COMPLETE_MARKER).is_file()
-    if newest:
+    newest = not best and not (source / layout.COMPLETE_MARKER).is_file()
+    if best:
+        source = _best_checkpoint(source)
+    elif newest:
         source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
     recipe = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
@@ -84,6 +90,18 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
         os.replace(partial, output)
     _check_tokenizer(source / "tokenizer", output)
     return record
+
+
+def _best_checkpoint(run: Path) -> Path:
+    """Return the best checkpoint of a run by its last validation. Raises UserError if the run has none."""
+    validations = read_validations(run)
+    step = validations[-1].get("best_step") if validations else None
+    if step is None:
+        raise UserError(
+            f"{run}: no best checkpoint; give the output_dir of a run with training.metric_for_best_model, or export "
+            "without --best"
+        )
+    return run / f"checkpoint-{step}"
 
 
 def _replace(output: Path, partial: Path) -> None:
@@ -215,8 +233,11 @@ def main() -> None:
     parser.add_argument(
         "--update", action="store_true", help="replace an older export of the same run; keep one that is up to date"
     )
+    parser.add_argument(
+        "--best", action="store_true", help="export the best checkpoint of the run by training.metric_for_best_model"
+    )
     args = parser.parse_args()
-    record = export(args.checkpoint, args.output, args.dtype, args.update)
+    record = export(args.checkpoint, args.output, args.dtype, args.update, args.best)
     print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}")
 
 

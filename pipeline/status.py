@@ -13,7 +13,7 @@ from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.fault_tolerance.lock import LOCK, content_changes
 from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.fault_tolerance.watchdog import HEARTBEAT_SECONDS, heartbeat_path
-from pipeline.training.metrics_reader import read_metrics
+from pipeline.training.metrics_reader import read_metrics, read_validations
 
 RATE_STEPS = 50  # number of steps over which the rate and the remaining time are computed
 FOLLOW_SECONDS = 10.0
@@ -34,6 +34,8 @@ def status(run: Path) -> list[str]:
     lines = [_state(run, events, starts, failed=failure is not None)]
     if metrics:
         lines += _progress(metrics, starts[-1]["max_steps"])
+    if validations := read_validations(run):
+        lines.append(_validation(validations[-1]))
     lines += [_slowest_rank(run, starts[-1]["ranks"]), _checkpoints(run)]
     if failure:
         lines.append(f"failure      {failure['message'].removeprefix('error: ')}")
@@ -44,6 +46,8 @@ def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]]
     last = starts[-1]
     if events[-1]["event"] == "end":
         state = "done" if events[-1]["status"] == 0 else "stopped by a signal after saving; restart to resume"
+        if events[-1].get("stopped_early"):
+            state = "done, stopped early"
     elif failed:
         state = "failed"
     elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
@@ -63,6 +67,14 @@ def _progress(metrics: list[dict[str, Any]], max_steps: int) -> list[str]:
         f"step         {last['step']} of {max_steps}, {seconds:.3g} s each, {rate:.0f} tokens/s, {left} left",
         f"last         {', '.join(values)}; {last['num_tokens']:,} tokens in total",
     ]
+
+
+def _validation(last: dict[str, Any]) -> str:
+    """Describe the last validation and the best one."""
+    keys = ("eval_loss", "eval_ce", "eval_alignment")
+    values = ", ".join(f"{key} {last[key]:.4g}" for key in keys if last[key] is not None)
+    best = f"; best {last['best_metric']:.4g} at step {last['best_step']}" if last.get("best_step") else ""
+    return f"validation   step {last['step']}: {values}{best}"
 
 
 def _slowest_rank(run: Path, ranks: int) -> str:

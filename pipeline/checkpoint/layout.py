@@ -106,13 +106,21 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def rotate_checkpoints(directory: Path, limit: int) -> None:
+def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None) -> None:
     """Delete all but the newest `limit` checkpoints, and universal copies of checkpoints that no longer exist.
+
+    Args:
+        directory: Directory of the checkpoints.
+        limit: Number of checkpoints to keep. The best one counts. If it is 1, the newest and the best one are kept.
+        best_step: Step of the best checkpoint, which is never deleted, or None.
 
     Raises:
         OSError: A marker cannot be deleted.
     """
-    for path in list_checkpoints(directory)[:-limit]:
+    checkpoints = list_checkpoints(directory)
+    best = [path for path in checkpoints[:-1] if step_of(path) == best_step]
+    others = [path for path in checkpoints if path not in best]
+    for path in others[: -max(1, limit - len(best))]:
         remove_checkpoint(path)
     for copy in directory.glob(".checkpoint-*.universal"):
         if not (directory / copy.stem.removeprefix(".")).exists():

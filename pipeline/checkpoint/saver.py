@@ -67,6 +67,7 @@ class Saver:
         self.directory = Path(config.output_dir)
         self._copies = HostCopies() if config.training.save_in_background else None
         self._saved_step = saved_step  # of the newest checkpoint, finished or in progress
+        self._best_step: int | None = None  # of the best checkpoint when this one was started
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
         self._writing = False  # whether the job writes this rank's files; otherwise it is the commit on rank 0
@@ -78,7 +79,7 @@ class Saver:
                 shutil.rmtree(unfinished, ignore_errors=True)
         distributed.barrier()
 
-    def start(self, state: dict[str, Any]) -> None:
+    def start(self, state: dict[str, Any], best_step: int | None = None) -> None:
         """Start saving `state`, the engine and this rank's random generators.
 
         Collective: all ranks must call it, between two optimizer steps. Waits for the previous save first. Does nothing
@@ -86,6 +87,7 @@ class Saver:
 
         Args:
             state: Trainer state, including `step`; must be JSON-serializable.
+            best_step: Step of the best checkpoint, which rotation keeps, or None.
 
         Raises:
             AgreedError: This or the previous checkpoint cannot be written.
@@ -94,7 +96,7 @@ class Saver:
             return
         started = time.perf_counter()
         self.finish()
-        self._saved_step = state["step"]
+        self._saved_step, self._best_step = state["step"], best_step
         self._partial = self.directory / f".checkpoint-{state['step']}.partial"
         files = self.engine.checkpoint_files(self._partial, DEEPSPEED_TAG)
         if self._copies:
@@ -205,7 +207,7 @@ class Saver:
                         sizes[str(file.relative_to(partial))] = file.stat().st_size
             marker = {"id": uuid.uuid4().hex, "files": dict(sorted(sizes.items()))}
             write_atomically(partial / COMPLETE_MARKER, json.dumps(marker, indent=1))
-            _publish(partial, final, limit)
+            _publish(partial, final, limit, self._best_step)
         except OSError as error:
             raise write_error(partial, error) from error
         self._copy_to_second_directory(final, limit)
@@ -222,7 +224,7 @@ class Saver:
             shutil.copytree(final, partial)
             for file in partial.rglob("*"):
                 flush_to_disk(file)
-            _publish(partial, target, limit)
+            _publish(partial, target, limit, self._best_step)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = error.strerror or str(error).splitlines()[0]
@@ -266,7 +268,7 @@ def _merge_sizes(partial: Path, ranks: int) -> dict[str, int]:
     return sizes
 
 
-def _publish(partial: Path, final: Path, limit: int) -> None:
+def _publish(partial: Path, final: Path, limit: int, best_step: int | None) -> None:
     """Rename a complete checkpoint to its final name, and rotate old ones. Never replaces an intact checkpoint.
 
     Raises:
@@ -280,7 +282,7 @@ def _publish(partial: Path, final: Path, limit: int) -> None:
         layout.remove_checkpoint(final)
     os.replace(partial, final)
     flush_to_disk(final.parent)
-    layout.rotate_checkpoints(final.parent, limit)
+    layout.rotate_checkpoints(final.parent, limit, best_step)
 
 
 def _rng_state() -> dict[str, torch.Tensor]:

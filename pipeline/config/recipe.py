@@ -12,11 +12,17 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
 from pipeline.common.errors import UserError
-from pipeline.config.fields import check_ranges, constraints, leaf_fields
+from pipeline.config.fields import check_ranges, constraints, leaf_fields, value_of
 from pipeline.config.settings import Config
 
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 ARBITRARY_KEY_PREFIXES = ("model.config.", "data.language_weights.")  # mappings with user-defined keys
+REQUIRED_SETTINGS = {  # if the first is set, the second must be too
+    "training.eval_steps": "data.eval_shards",
+    "training.metric_for_best_model": "data.eval_shards",
+    "training.greater_is_better": "training.metric_for_best_model",
+    "training.early_stopping_patience": "training.metric_for_best_model",
+}
 
 
 def load_config(recipe: str | Path, overrides: list[str]) -> Config:
@@ -133,3 +139,6 @@ def _check_values(config: Config, recipe: Path) -> None:
         )
     if config.model.path is None and config.data.tokenizer is None:
         raise UserError(f"{recipe}: set data.tokenizer; a model built from model.config has no tokenizer")
+    for key, required in REQUIRED_SETTINGS.items():
+        if value_of(config, key) is not None and value_of(config, required) is None:
+            raise UserError(f"{recipe}: {key} requires {required}; set it too")

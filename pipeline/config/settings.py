@@ -48,11 +48,14 @@ class DataSettings:
         tokenizer: tokenizer that the shards were packed with; null: the one in `model.path`.
         language_weights: sampling weights, as {language: weight}. The weight of a row is the mean language weight over
             its tokens. A language that is not listed has weight 1.
+        eval_shards: directory of packed shards for validation, packed with the same tokenizer and chat template; null:
+            no validation.
     """
 
     shards: str = field(default="runs/demo/shards", metadata={"on_resume": "same content"})
     tokenizer: str | None = field(default=None, metadata={"on_resume": "same content"})
     language_weights: dict[str, float] = field(default_factory=dict, metadata={"range": "(0, inf)"})
+    eval_shards: str | None = field(default=None, metadata={"on_resume": "may change"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class TrainingSettings:
         max_grad_norm: clip the global gradient norm to this; 0: no clipping.
         precision: data type of the model's weights and activations.
         save_steps: number of steps between checkpoints. The last step is always saved.
-        save_total_limit: keep this many checkpoints; the oldest are deleted.
+        save_total_limit: keep this many checkpoints; the oldest are deleted. The best one by `metric_for_best_model`
+            counts but is never deleted.
         save_in_background: continue training while a checkpoint is written. This requires host memory for a copy of
             each rank's part: 12 bytes x parameters / ranks.
         copy_checkpoints_to: second directory to copy the checkpoints of this run to. Training resumes from it if
@@ -88,6 +92,13 @@ class TrainingSettings:
             alignment term; null: never. A measured step runs forward and backward three times.
         max_loss_jump: terminate the run if the cross entropy exceeds the median of the last 50 steps by more than this
             (nats per token); null: never.
+        eval_steps: number of steps between validations on `data.eval_shards`. The last step is always validated. null:
+            only the last step.
+        metric_for_best_model: validation metric that selects the best checkpoint: eval_loss, eval_ce, eval_ce_LANG,
+            eval_alignment or eval_align_cos. A checkpoint is saved whenever it improves. null: none.
+        greater_is_better: whether a greater value of this metric is better; null: for eval_align_cos only.
+        early_stopping_patience: end the run after this many validations in a row without improvement of
+            `metric_for_best_model`; null: never.
     """
 
     train_batch_size: int = field(default=8, metadata={"range": "(0, inf)"})
@@ -115,6 +126,10 @@ class TrainingSettings:
     hang_timeout_s: float = field(default=1800.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
     log_gradients_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
     max_loss_jump: float | None = field(default=3.0, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    eval_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    metric_for_best_model: str | None = field(default=None, metadata={"on_resume": "may change"})
+    greater_is_better: bool | None = field(default=None, metadata={"on_resume": "may change"})
+    early_stopping_patience: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
 
 
 @dataclass(frozen=True)

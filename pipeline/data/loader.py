@@ -41,6 +41,10 @@ class BatchSplit:
         """Number of micro-batches per rank and optimizer step."""
         return self.train_batch_size // (self.micro_batch_size * self.world_size)
 
+    def start(self, micro_step: int) -> int:
+        """Return this rank's first row in a micro-step."""
+        return (micro_step * self.world_size + self.rank) * self.micro_batch_size
+
 
 class Loader:
     """Endless stream of global batches over shuffled epochs.
@@ -93,7 +97,7 @@ class Loader:
         split, size = self.split, self.split.micro_batch_size
         micro_batches = []
         for micro_step in range(split.accumulation_steps):
-            start = first + (micro_step * split.world_size + split.rank) * size
+            start = first + split.start(micro_step)
             rows = [self.rows[self._row_index(n)] for n in range(start, start + size)]
             micro_batches.append(collate(rows, self.languages, self.pad_token_id, self.token_weights))
         return micro_batches

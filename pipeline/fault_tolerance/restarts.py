@@ -57,9 +57,12 @@ class RestartLog:
         """Record that the first optimizer step of this start is done, with the seconds since the process started."""
         self._append(event="first step", step=step, seconds=round(time.monotonic() - self.started_at, 2))
 
-    def record_end(self, step: int, status: int, seconds_since_signal: float | None) -> None:
-        """Record a normal exit and, if a signal caused it, the seconds since that signal."""
-        self._append(event="end", step=step, status=status, seconds_since_signal=seconds_since_signal)
+    def record_end(
+        self, step: int, status: int, seconds_since_signal: float | None, stopped_early: bool = False
+    ) -> None:
+        """Record a normal exit: whether early stopping caused it, and the seconds since a signal if that caused it."""
+        end = {"step": step, "status": status, "seconds_since_signal": seconds_since_signal}
+        self._append(event="end", **end, stopped_early=stopped_early)
 
     def _append(self, **event: Any) -> None:
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})

@@ -104,8 +104,8 @@ def solar_loss(
         alignment_weight: weight of the alignment loss at this step.
         normalizers: counts of the global batch.
         languages: L.
-        running_means: means to subtract from the pooled representations. They are updated with this micro-step. None
-            to disable centering.
+        running_means: means to subtract from the pooled representations. They are updated with this micro-step,
+            unless grad mode is disabled. None to disable centering.
         group: process group that shards the vocabulary, or None for a single process without one (not the default
             group, as in torch.distributed).
         ranks_per_node: number of consecutive ranks of the group that share a node. It reduces the bytes between nodes.
@@ -190,7 +190,7 @@ class _Step:
         softmax.finish(self.grad_scale)
         if not gather_rows:
             all_reduce(rows, self.group)
-        if running_means is not None and pairs:
+        if running_means is not None and pairs and grad is not None:
             running_means.update(table.values, table.language, table.lengths > 0, settings.centring_momentum)
         return self._result(layout, table, rows, alignment_weight, languages)
 

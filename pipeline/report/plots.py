@@ -26,10 +26,10 @@ from pipeline.evaluation.consistency import agreement_matrix
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
 from pipeline.representations.plots import color_of, draw_scatter, label, layers_of
 
-CURVES = {
-    "ce_loss": ("Cross-entropy", BLUE),
-    "align_loss": ("Alignment loss", ORANGE),
-    "align_cos": ("Alignment cosine", GREEN),
+CURVES = {  # training metric: heading, validation metric, color for a single run
+    "ce_loss": ("Cross-entropy", "eval_ce", BLUE),
+    "align_loss": ("Alignment loss", "eval_alignment", ORANGE),
+    "align_cos": ("Alignment cosine", "eval_align_cos", GREEN),
 }
 
 
@@ -85,16 +85,18 @@ def run_color(runs: Sequence[RunResults], run: RunResults) -> str:
 
 
 def _draw_curve(axes: Axes, runs: Sequence[RunResults], key: str) -> None:
-    """Draw a metric by step, with one line per run. For a single run, also draw the cross-entropy of each language."""
-    heading, color = CURVES[key]
+    """Draw a metric by step in training and validation. For a single run, also draw each language's cross-entropy."""
+    heading, eval_key, single_color = CURVES[key]
     if len(runs) == 1 and key == "ce_loss":
         _draw_languages(axes, runs[0].metrics)
     for run in runs:
-        name = run.name if len(runs) > 1 else "all languages"
-        _draw_smooth(axes, run.metrics, key, run_color(runs, run) if len(runs) > 1 else color, name)
+        name, color = (run.name, run_color(runs, run)) if len(runs) > 1 else ("all languages", single_color)
+        _draw_smooth(axes, run.metrics, key, color, name)
+        if (points := series(run.validations, eval_key))[1]:
+            axes.plot(*points, "o--", color=color, markersize=4, label=f"{name}, validation", zorder=4)
     axes.set_xlabel("step", fontsize=9, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if len(runs) > 1 or key == "ce_loss":
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8.5)
     title(axes, heading)
 

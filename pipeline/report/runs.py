@@ -14,7 +14,7 @@ from pipeline.evaluation.accuracy import accuracy_table, versions
 from pipeline.evaluation.consistency import consistency_tables
 from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.representations.plots import layers_of
-from pipeline.training.metrics_reader import read_metrics
+from pipeline.training.metrics_reader import read_metrics, read_validations
 
 MetricHistory = list[dict[str, Any]]  # the metrics of each step, in the order of the steps
 
@@ -31,6 +31,7 @@ class RunResults:
         representations: content of representations.json, or None if absent.
         config: text of config.yaml, or None if absent.
         starts: start events in starts.jsonl, oldest first.
+        validations: validation metrics by step; empty if there are none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RunResults:
     representations: dict[str, Any] | None
     config: str | None
     starts: list[dict[str, Any]] = field(default_factory=list)
+    validations: MetricHistory = field(default_factory=list)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -91,6 +93,7 @@ def read_run(path: Path, name: str) -> RunResults:
         _read_result(path / "representations.json", "pipeline.representations", _check_representations),
         config.read_text(encoding="utf-8").strip() if config.is_file() else None,
         [event for event in read_restart_log(path) if event["event"] == "start"],
+        read_validations(path),
     )
     if not run.metrics and not run.evaluation and not run.representations:
         raise UserError(

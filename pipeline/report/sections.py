@@ -12,7 +12,7 @@ from pipeline.evaluation.accuracy import accuracy_table, count_unfinished, unfin
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
 from pipeline.report import plots
 from pipeline.report.overview_table import ABSENT, overview_rows
-from pipeline.report.runs import RunResults, languages_of, series
+from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
 from pipeline.representations.plots import label
 
 
@@ -223,17 +223,27 @@ def _training(runs: Sequence[RunResults]) -> Section:
         blocks.append(PlotBlock(figure, "Losses and alignment cosine by step."))
     keys = ["loss", "ce_loss", "align_loss", "align_cos", "align_weight", "grad_norm", "learning_rate"]
     keys = [key for key in keys if any(series(run.metrics, key)[1] for run in trained)]
-    if rows := [[key, *_first_to_last(trained, key, ".5g")] for key in keys]:
+    histories = [run.metrics for run in trained]
+    if rows := [[key, *_first_to_last(histories, key, ".5g")] for key in keys]:
         blocks.append(ReportTable(["first → last step", *(run.name for run in trained)], rows))
     languages = sorted({lang for run in trained for lang in languages_of(run.metrics)})
-    if rows := [[lang, *_first_to_last(trained, f"ce_loss_{lang}", ".4f")] for lang in languages]:
+    if rows := [[lang, *_first_to_last(histories, f"ce_loss_{lang}", ".4f")] for lang in languages]:
         blocks.append(ReportTable(["cross-entropy by language", *(run.name for run in trained)], rows))
+    validated = [run for run in runs if run.validations]
+    last = [run.validations[-1] for run in validated]
+    keys = sorted({key for record in last for key in record if key.startswith("eval_")} - {"eval_seconds"})
+    rows = [[key, *_first_to_last([run.validations for run in validated], key, ".5g")] for key in keys]
+    if any(record.get("best_step") for record in last):
+        best = [f"{v['best_metric']:.5g} at step {v['best_step']}" if v.get("best_step") else ABSENT for v in last]
+        rows.append(["best", *best])
+    if rows:
+        blocks.append(ReportTable(["validation, first → last", *(run.name for run in validated)], rows))
     return Section("Training", blocks)
 
 
-def _first_to_last(runs: Sequence[RunResults], key: str, format_spec: str) -> list[str]:
+def _first_to_last(histories: Sequence[MetricHistory], key: str, format_spec: str) -> list[str]:
     """Return a cell for each run with the first and last value of a metric."""
-    values = [series(run.metrics, key)[1] for run in runs]
+    values = [series(history, key)[1] for history in histories]
     return [f"{v[0]:{format_spec}} → {v[-1]:{format_spec}}" if v else ABSENT for v in values]
 
 

@@ -18,7 +18,7 @@ from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.fault_tolerance.guard import Guard
 from pipeline.loss import LossNormalizers, SolarLoss
-from pipeline.training import schedules
+from pipeline.training import best_metric, schedules
 from pipeline.training.engine_setup import build_engine
 from pipeline.training.gradient_norms import term_gradient_norms
 from pipeline.training.metrics import MetricsWriter, cross_entropy, step_metrics
@@ -26,6 +26,7 @@ from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
 from pipeline.training.resume_checks import ResumePoint, find_resume_point
 from pipeline.training.state import TrainState
+from pipeline.training.validation import is_due, validate
 from pipeline.zero3.ds_config import deepspeed_config
 from pipeline.zero3.engine import ZeroEngine
 
@@ -33,7 +34,10 @@ RECENT_STEPS = 50  # number of recent cross entropies to keep, from which a loss
 
 
 def train(run: PreparedRun, guard: Guard) -> int:
-    """Train until the last step, or until the next step boundary after USR1 or TERM. Return the exit status."""
+    """Train until the last step, early stopping, or the next step boundary after USR1 or TERM. Return the exit status.
+
+    A validation also ends at the next micro-step after USR1 or TERM. The restarted run repeats it.
+    """
     config, loader = run.config, run.loader
     guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
@@ -41,10 +45,11 @@ def train(run: PreparedRun, guard: Guard) -> int:
     engine = setup_engine(run, checkpoint)
     state = resume(run, engine, checkpoint)
     saver = Saver(config, run.identity, run.pretrained, engine, state.step)
-    first_step, stopping = state.step, False
+    first_step = state.step
     metrics = start_metrics(run, engine, state)
+    stopping = validate_if_due(run, engine, state, guard, saver, metrics)
 
-    while state.step < run.max_steps:
+    while not (stopping or is_finished(run, state)):
         guard.enter_phase(state.step + 1, "loading data")
         micro_batches = loader.next()
         normalizers, num_tokens, stopping = sync_step_state(micro_batches, guard, saver, state.step + 1, engine.device)
@@ -69,11 +74,17 @@ def train(run: PreparedRun, guard: Guard) -> int:
         log(metrics, record | {"save_seconds": saver.pop_wait_seconds()}, num_tokens, saver)
         if state.step == first_step + 1 and distributed.is_main_process():
             guard.restarts.record_first_step(state.step)
+        stopping = validate_if_due(run, engine, state, guard, saver, metrics)
         if state.step % config.training.save_steps == 0 or state.step == run.max_steps:
             save_checkpoint(run, saver, state, guard)
 
     metrics.close()
     return finish(run, saver, state, guard, stopping)
+
+
+def is_finished(run: PreparedRun, state: TrainState) -> bool:
+    """Return whether the run has reached its last step or ends early."""
+    return state.step >= run.max_steps or best_metric.stops_early(run.config.training, state.validation)
 
 
 def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
@@ -123,15 +134,18 @@ def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> Zer
 
 def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None) -> TrainState:
     """Load the checkpoint into the engine and the loader, or return a fresh state if there is no checkpoint."""
+    manifest = run.eval_loader.rows.manifest if run.eval_loader else None
+    criterion = best_metric.criterion(run.config, manifest)
+    validation = best_metric.resume(criterion, {} if checkpoint is None else checkpoint.state.get("validation", {}))
     if checkpoint is None:
-        return TrainState()
+        return TrainState(validation=validation)
     path, saved = checkpoint.path, checkpoint.state
     load_checkpoint(path, saved, run.config, engine)
     run.loader.load_state_dict(saved["loader"])
     if distributed.is_main_process():
         ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"
         print(f"resumed from {path}{ranks}", flush=True)
-    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"])
+    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"], validation)
 
 
 def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> MetricsWriter:
@@ -144,9 +158,14 @@ def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> Me
 
 
 def sync_step_state(
-    micro_batches: list[MicroBatch], guard: Guard, saver: Saver, step: int, device: torch.device
+    micro_batches: list[MicroBatch],
+    guard: Guard,
+    saver: Saver,
+    step: int,
+    device: torch.device,
+    phase: str = "forward, backward and update",
 ) -> tuple[LossNormalizers, float, bool]:
-    """All-reduce the normalizers, token counts, signals and save status before a step.
+    """All-reduce the normalizers, token counts, signals and save status before a step or a validation micro-step.
 
     Collective: all ranks must call it.
 
@@ -163,7 +182,7 @@ def sync_step_state(
     began = time.perf_counter()
     flags = [float(guard.stop.received), *saver.local_status()]
     sums = distributed.all_reduce_sum([local.tokens, local.pairs, num_tokens, *flags], device)
-    guard.enter_phase(step, "forward, backward and update", waited=time.perf_counter() - began)
+    guard.enter_phase(step, phase, waited=time.perf_counter() - began)
     saver.advance(*sums[4:])
     return LossNormalizers(sums[0], sums[1]), sums[2], sums[3] > 0
 
@@ -207,6 +226,44 @@ def train_step(
     return results
 
 
+def validate_if_due(
+    run: PreparedRun, engine: ZeroEngine, state: TrainState, guard: Guard, saver: Saver, metrics: MetricsWriter
+) -> bool:
+    """Validate if it is due after the current step, and save a checkpoint if it is the best one or the run ends early.
+
+    Collective: all ranks must call it.
+
+    Returns:
+        Whether a signal has stopped the validation. Its result is then discarded.
+    """
+    if run.eval_loader is None or not is_due(run, state):
+        return False
+    training, validation, began = run.config.training, state.validation, time.perf_counter()
+
+    def synchronize(batch: MicroBatch) -> tuple[LossNormalizers, bool]:
+        normalizers, _, stopping = sync_step_state([batch], guard, saver, state.step, engine.device, "validating")
+        return normalizers, stopping
+
+    local = validate(engine, run.eval_loader, run.config.loss.alignment_weight, synchronize)
+    values = distributed.broadcast_from_rank0(lambda: local)  # ranks must not decide by differently rounded values
+    if values is None:
+        return True
+    validation.step, improved = state.step, False
+    record = {"step": state.step} | values | {"eval_seconds": round(time.perf_counter() - began, 4)}
+    if training.metric_for_best_model is not None:
+        value = values.get(training.metric_for_best_model)
+        value = math.nan if value is None else value
+        improved = validation.update(state.step, value, best_metric.greater_is_better(training))
+        record |= {"best_metric": validation.best_metric, "best_step": validation.best_step}
+    try:
+        metrics.log_validation(record)
+    except OSError as error:
+        saver.record_failure(metrics.path, error)
+    if improved or best_metric.stops_early(training, validation):
+        save_checkpoint(run, saver, state, guard)
+    return False
+
+
 def log(metrics: MetricsWriter, record: dict[str, Any], num_tokens: float, saver: Saver) -> None:
     """Write the metrics of a step. If rank 0 cannot write, all ranks exit at the next step."""
     try:
@@ -219,7 +276,7 @@ def save_checkpoint(run: PreparedRun, saver: Saver, state: TrainState, guard: Gu
     """Start saving a checkpoint."""
     guard.enter_phase(state.step, "saving")
     distributed.broadcast_from_rank0(guard.check_lock)
-    saver.start(asdict(state) | {"loader": run.loader.state_dict()})
+    saver.start(asdict(state) | {"loader": run.loader.state_dict()}, state.validation.best_step)
 
 
 def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stopped: bool) -> int:
@@ -229,7 +286,10 @@ def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stop
         save_checkpoint(run, saver, state, guard)
     saver.finish()
     if distributed.is_main_process():
-        guard.restarts.record_end(state.step, status, guard.stop.seconds_since())
+        stopped_early = not status and best_metric.stops_early(run.config.training, state.validation)
+        guard.restarts.record_end(state.step, status, guard.stop.seconds_since(), stopped_early)
+        if stopped_early:
+            print(best_metric.early_stopping_message(state), flush=True)
         if status:
             signal = guard.stop.name or "a signal to another rank"
             print(f"stopped by {signal} after step {state.step}; restart to resume", flush=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.hardware import device_called
 from pipeline.loss import LossNormalizers, SolarLoss
-from pipeline.training.metrics_reader import METRICS, read_metrics
+from pipeline.training.metrics_reader import METRICS, read_records
 from pipeline.training.state import TrainState
 
 LOG_SECONDS = 30.0  # interval between lines if there is no progress bar
@@ -66,7 +66,7 @@ def peak_memory_gb() -> float:
 
 
 class MetricsWriter:
-    """Writer of one record per optimizer step. Only the main process writes.
+    """Writer of one record per optimizer step or validation. Only the main process writes.
 
     Args:
         directory: output directory of the run.
@@ -87,7 +87,7 @@ class MetricsWriter:
         self.path = path = directory / METRICS
         if not is_main:
             return
-        keep = [record for record in read_metrics(directory) if record["step"] <= first_step]
+        keep = [record for record in read_records(directory) if record["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
         self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
@@ -133,6 +133,28 @@ class MetricsWriter:
             self._logged = now
             values = "  ".join(f"{key} {value}" for key, value in shown.items())
             print(f"step {record['step']}/{self._max_steps}  {values}", flush=True)
+
+    def log_validation(self, record: dict[str, Any]) -> None:
+        """Write the record of a validation, whose time does not count in the throughput of the next step.
+
+        Args:
+            record: `step`, and values whose names begin with `eval_` or `best_`.
+
+        Raises:
+            OSError: metrics.jsonl cannot be written.
+        """
+        self._last = time.perf_counter()
+        if not self.is_main:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for key, value in record.items():
+            if key.startswith("eval_") and value is not None:
+                self._board.add_scalar(f"eval/{key.removeprefix('eval_')}", value, record["step"])
+        shown = {key: record[key] for key in ("eval_loss", "eval_ce", "best_metric") if record.get(key) is not None}
+        values = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+        self._bar.clear()
+        print(f"step {record['step']}/{self._max_steps}  {values}", flush=True)
 
     def close(self) -> None:
         """Close all outputs."""

@@ -1,6 +1,5 @@
 """Run the checks that do not need a process group, a GPU or weights."""
 
-import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +16,10 @@ from pipeline.common.atomic_io import ensure_writable, sha256_file
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config, DataSettings, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
+from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.training.best_metric import check_metric, rows_fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class PreparedRun:
         vocab_size: the model's own vocabulary size. padded_size: the size that is trained.
         loader: the data loader of this rank.
         max_steps: number of optimizer steps of the run.
+        eval_loader: the validation data of this rank, or None.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class PreparedRun:
     padded_size: int
     loader: Loader
     max_steps: int
+    eval_loader: SequentialLoader | None = None
 
     @property
     def languages(self) -> list[str]:
@@ -62,11 +65,10 @@ class PreparedRun:
 
         The tokenizer needs none, because its fingerprint is compared with that of the shards.
         """
-        manifest, loss = self.shards.manifest, self.config.loss
-        rows = "".join(shard["sha256"] for shard in manifest["shards"])
+        loss = self.config.loss
         weights = {"loss.vocabulary_weights": loss.vocabulary_weights, "loss.token_weights": loss.token_weights}
         return {
-            "data.shards": hashlib.sha256(rows.encode()).hexdigest(),
+            "data.shards": rows_fingerprint(self.shards.manifest),
             **{key: None if path is None else sha256_file(Path(path)) for key, path in weights.items()},
         }
 
@@ -82,7 +84,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     Raises:
         UserError: the recipe is inconsistent with one of them.
     """
-    shards = _open_shards(config, check_hashes=rank == 0)
+    shards = _open_shards(config.data.shards, check_hashes=rank == 0)
     tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size
@@ -91,17 +93,19 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     check_ranks(training, padded_size, world_size)
     _check_languages(config, shards.manifest)
     _check_sequence_lengths(shards, model_config)
+    eval_shards = _open_eval_shards(config, shards.manifest, model_config, check_hashes=rank == 0)
     ensure_writable(Path(config.output_dir), setting="output_dir")
+    split = BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size)
+    pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
+    token_weights = load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights")
     loader = Loader(
-        shards,
-        BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size),
-        config.seed,
-        shards.manifest["tokenizer"]["pad_token_id"],
-        load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights"),
-        row_weights(shards, config.data.language_weights),
+        shards, split, config.seed, pad_token_id, token_weights, row_weights(shards, config.data.language_weights)
     )
+    eval_loader = None
+    if eval_shards is not None:
+        eval_loader = SequentialLoader(eval_shards, loader.languages, split, pad_token_id, token_weights)
     max_steps = count_steps(training, len(shards))
-    return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps)
+    return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps, eval_loader)
 
 
 def count_steps(training: TrainingSettings, num_rows: int) -> int:
@@ -146,10 +150,10 @@ def check_process_group(split: BatchSplit) -> None:
             )
 
 
-def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
-    path = Path(config.data.shards)
+def _open_shards(directory: str, check_hashes: bool) -> ShardSet:
+    path = Path(directory)
     if not path.exists():
-        raise UserError(f"{path}: no shards; create them with: {_pack_command(config.data.shards)}")
+        raise UserError(f"{path}: no shards; create them with: {_pack_command(directory)}")
     shards = ShardSet.open(path, check_hashes=check_hashes)
     if len(shards) == 0:
         raise UserError(f"{path}: the shards contain no rows; pack different data")
@@ -179,6 +183,39 @@ def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
             f"{config.data.shards}: has no translations of pivots, so nothing can be aligned; pack translations with "
             "their pivots, or set loss.alignment_weight to 0 for plain fine-tuning"
         )
+
+
+def _open_eval_shards(
+    config: Config, training_manifest: dict[str, Any], model_config: PreTrainedConfig, check_hashes: bool
+) -> ShardSet | None:
+    """Open the validation shards, if there are any, and check that they match the training shards, metric and model.
+
+    Raises:
+        UserError: they have another tokenizer, chat template or pivot, a language that is not in the training data, no
+            such metric, or a sequence that is too long.
+    """
+    if config.data.eval_shards is None:
+        return None
+    shards = _open_shards(config.data.eval_shards, check_hashes)
+    manifest = shards.manifest
+    for key, name in {
+        "tokenizer": "tokenizer or chat template",
+        "chat_template_kwargs": "chat template variables",
+        "pivot": "pivot language",
+    }.items():
+        if manifest.get(key) != training_manifest.get(key):
+            raise UserError(
+                f"data.eval_shards: {shards.path}: packed with another {name} than {config.data.shards}; pack again "
+                "with the same one"
+            )
+    if missing := [lang for lang in manifest["languages"] if lang not in training_manifest["languages"]]:
+        raise UserError(
+            f"data.eval_shards: {shards.path}: has languages that {config.data.shards} lacks: {', '.join(missing)}; "
+            "pack again without them"
+        )
+    check_metric(config.training.metric_for_best_model, str(shards.path), manifest)
+    _check_sequence_lengths(shards, model_config)
+    return shards
 
 
 def _check_sequence_lengths(shards: ShardSet, config: PreTrainedConfig) -> None:
@@ -214,8 +251,10 @@ def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
     """Compute the workload per step from the manifest of the shards and the batch sizes."""
     training, entries = run.config.training, run.shards.manifest["shards"]
     fraction = training.train_batch_size / len(run.shards)
+    validation = {} if run.eval_loader is None else {"validation rows": len(run.eval_loader.rows)}
     return {
         "rows": len(run.shards),
+        **validation,
         "tokens per step": round(sum(e["tokens"] for e in entries) * fraction),
         "target tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
         "pairs per step": round(sum(e["pairs"] for e in entries) * fraction, 1),

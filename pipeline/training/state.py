@@ -1,6 +1,37 @@
 """Progress of a run."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ValidationState:
+    """Progress of validation, with the best value of `training.metric_for_best_model`.
+
+    Attributes:
+        criterion: what `best_metric` depends on: the metric, its direction and the validation data. Values of different
+            criteria are not compared.
+        step: optimizer step of the last validation, 0 if there was none.
+        best_step: step of the best validation, or None.
+        best_metric: its value, or None.
+        without_improvement: number of validations since the best one.
+    """
+
+    criterion: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    best_step: int | None = None
+    best_metric: float | None = None
+    without_improvement: int = 0
+
+    def update(self, step: int, value: float, greater_is_better: bool) -> bool:
+        """Record the value of a validation. Return whether it is the best so far. NaN never is."""
+        sign = 1 if greater_is_better else -1
+        improved = not math.isnan(value) and (self.best_metric is None or sign * value > sign * self.best_metric)
+        if improved:
+            self.best_step, self.best_metric = step, value
+        self.without_improvement = 0 if improved else self.without_improvement + 1
+        return improved
 
 
 @dataclass
@@ -11,8 +42,10 @@ class TrainState:
         step: number of finished optimizer steps.
         num_tokens: number of tokens trained on, without padding.
         recent_ce: cross entropies of the last steps, from which a loss jump is detected.
+        validation: progress of validation.
     """
 
     step: int = 0
     num_tokens: int = 0
     recent_ce: list[float] = field(default_factory=list)
+    validation: ValidationState = field(default_factory=ValidationState)

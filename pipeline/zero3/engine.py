@@ -119,13 +119,18 @@ class ZeroEngine:
             raise RuntimeError(f"ZeRO-3 partition has {partition.numel()} elements; expected {rows} x {columns}")
         return torch.zeros(rows, *parameter.ds_shape[1:], device=self.device)  # type: ignore[attr-defined]
 
-    def vocabulary(self) -> Vocabulary:
-        """Return this rank's rows of LM head and input embedding: their current values and gradient accumulators."""
+    def vocabulary(self, with_grad: bool = True) -> Vocabulary:
+        """Return the current values of this rank's rows of LM head and input embedding.
 
-        def local_rows(name: str) -> tuple[Tensor, Tensor]:
+        Args:
+            with_grad: whether to include the gradient accumulators.
+        """
+
+        def local_rows(name: str) -> tuple[Tensor, Tensor | None]:
             partition, grad = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
             rows = self._end - self._start
-            return partition.detach().to(self.device).view(grad.shape)[:rows], grad[:rows]
+            values = partition.detach().to(self.device).view(grad.shape)[:rows]
+            return values, grad[:rows] if with_grad else None
 
         def shard(name: str) -> VocabularyShard:
             weight, grad = local_rows(name)
@@ -168,6 +173,27 @@ class ZeroEngine:
             1.0 / (self.ranks * self.loss_scale),
         )
         self.ds_engine.backward(loss * self.ranks, scale_wrt_gas=False)
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, batch: MicroBatch, normalizers: LossNormalizers) -> SolarLoss:
+        """Compute the loss of a micro-batch in evaluation mode (without dropout) and without gradients.
+
+        Weights, gradients, running means and random generators are left unchanged. Collective: all ranks must call it.
+
+        Args:
+            batch: this rank's micro-batch.
+            normalizers: counts over the micro-batches of all ranks. Without pairs, the alignment terms are 0.
+
+        Returns:
+            The parts of the loss, summed over all ranks.
+        """
+        self.ds_engine.eval()
+        vocabulary = self.vocabulary(with_grad=False)
+        _, result = self.ds_engine(
+            batch.to(self.device), vocabulary, 0.0, normalizers, self.running_means, self.group, 1.0
+        )
+        self.ds_engine.train()
         return result
 
     def end_micro_step(self) -> bool:
