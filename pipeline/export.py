@@ -55,7 +55,8 @@ def export(
         The record of the export.
 
     Raises:
-        UserError: There is no complete checkpoint, `best` is set but there is no best one, or `output` is not empty or cannot be written.
+        UserError: There is no complete checkpoint, there is no best one and `best` is set, or `output` is not empty or
+            cannot be written.
     """
     output = output.resolve()  # replace the target of a symbolic link, not the link
     newest = not best and not (source / layout.COMPLETE_MARKER).is_file()

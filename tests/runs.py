@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from data_prep.shards.format import MANIFEST, ShardSet, write_shard
+from pipeline.common.atomic_io import write_json
 from pipeline.common.launcher import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,11 +146,30 @@ def train(ranks: int, *words: object, expect: int = 0, timeout: float = 240) -> 
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
+    """Return the records of the optimizer steps, line by line."""
+    return [record for record in _records(directory) if "eval_loss" not in record]
+
+
+def validations(directory: Path) -> list[dict[str, Any]]:
+    """Return the records of the validations, line by line."""
+    return [record for record in _records(directory) if "eval_loss" in record]
+
+
+def _records(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(directory: Path) -> list[float]:
     return [record["loss"] for record in metrics(directory)]
+
+
+def select_rows(shards: Path, output: Path, rows: slice, times: int = 1) -> Path:
+    """Copy some rows of shards, such as for validation. The copy has them `times` times."""
+    output.mkdir()
+    manifest = json.loads((shards / MANIFEST).read_text())
+    manifest["shards"] = [write_shard(output / "shard-00000.parquet", list(ShardSet.open(shards))[rows])] * times
+    write_json(output / MANIFEST, manifest)
+    return output
 
 
 def write_recipe(path: Path, shards: Path, tokenizer: Path | None, **changes: Any) -> Path:

@@ -14,8 +14,8 @@ from pipeline.data.micro_batch import MicroBatch, collate
 class SequentialLoader:
     """Iterable over this rank's micro-batches of a data set, each row once.
 
-    Micro-step m has the rows of `BatchSplit`, as far as there are any. All ranks have the same number of micro-steps, because all take part in every forward pass. A rank that has
-    no rows left gets a row without target tokens.
+    Micro-step m has the rows of `BatchSplit`, as far as there are any. All ranks have the same number of micro-steps,
+    because all take part in every forward pass. A rank that has no rows left gets a row without target tokens.
 
     Args:
         rows: packed rows.

@@ -22,7 +22,8 @@ from pipeline.export import export
 from pipeline.loss import solar_loss_reference
 from pipeline.models.solar_model import decode
 from tests.conftest import Prepared
-from tests.runs import TINY, losses, python, refuses, train, write_recipe
+from tests.pipeline.training.dense_validation import assert_matches_dense, dense_validation
+from tests.runs import TINY, losses, python, refuses, select_rows, train, validations, write_recipe
 
 
 @pytest.mark.slow
@@ -32,11 +33,17 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     own = [601, 604]  # stop tokens of the model itself
     fields = {**TINY, "model_type": "qwen3", "tie_word_embeddings": tied, "vocab_size": 605, "eos_token_id": own}
     changes = {"training__max_steps": 1, "training__warmup_ratio": 0.0, "model__config": fields}
+    # Three rows on two ranks: in the second micro-step of a validation, rank 1 has no rows.
+    changes["data__eval_shards"] = str(select_rows(prepared.shards, tmp_path / "eval", slice(3)))
+    changes |= {"training__metric_for_best_model": "eval_ce", "training__greater_is_better": True}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(2, "--config", recipe)
     result = python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stdout
+    (validation,) = validations(tmp_path / "run")
+    expected_metrics = dense_validation(tmp_path / "hf", recipe, tmp_path / "run" / "checkpoint-1")
+    assert_matches_dense(validation, expected_metrics)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert model.dtype == torch.float32  # the precision of the run
     assert model.generation_config.eos_token_id == [load_tokenizer(prepared.tokenizer).eos_token_id, *own]
@@ -78,6 +85,8 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     with pytest.raises(UserError, match=r"hf: stale export of step 1, the run has checkpoint-2; export again"):
         check_not_stale(tmp_path / "hf")
     _check_update(tmp_path / "run", tmp_path / "hf")
+    best = export(tmp_path / "run", tmp_path / "best", best=True)  # the cross entropy was greater after step 1
+    assert (best.step, best.newest) == (1, False)
 
 
 def _check_update(run: Path, output: Path) -> None:
@@ -104,4 +113,6 @@ def _check_update(run: Path, output: Path) -> None:
 def test_export_without_checkpoint(tmp_path: Path) -> None:
     result = python("-m", "pipeline.export", "--checkpoint", tmp_path, "--output", tmp_path / "hf")
     refuses(result, "not a complete checkpoint")
+    with pytest.raises(UserError, match=r"no best checkpoint; .* training\.metric_for_best_model"):
+        export(tmp_path, tmp_path / "hf", best=True)
     assert not (tmp_path / "hf").exists()

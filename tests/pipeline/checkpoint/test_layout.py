@@ -50,6 +50,26 @@ def test_rotate_checkpoints_keeps_newest(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (2, 2, [2, 6]),
+        (3, 2, [2, 5, 6]),
+        (1, 2, [2, 6]),
+        (2, 6, [5, 6]),
+        (1, 6, [6]),
+        (2, 3, [5, 6]),
+        (9, 2, [2, 4, 5, 6]),
+    ],
+)
+def test_rotate_checkpoints_keeps_best(tmp_path: Path, limit: int, best: int, kept: list[int]) -> None:
+    """The best checkpoint counts, but is never deleted, nor is the newest. Step 3 has no checkpoint."""
+    for step in (2, 4, 5, 6):
+        make_checkpoint(tmp_path, step)
+    layout.rotate_checkpoints(tmp_path, limit, best)
+    assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == kept
+
+
 def test_check_resumable_refuses_other_model(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 5)
     assert check_resumable(path, MODEL)["step"] == 5

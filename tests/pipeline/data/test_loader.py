@@ -9,6 +9,7 @@ import torch
 from data_prep.shards.format import PIVOT, ShardSet
 from pipeline.data.loader import BatchSplit, Loader, epoch_order, row_weights
 from pipeline.data.micro_batch import MicroBatch, collate, local_normalizers
+from pipeline.data.sequential_loader import SequentialLoader
 from tests.conftest import Prepared
 
 
@@ -58,6 +59,21 @@ def test_loader_resumes_mid_epoch(shards: ShardSet) -> None:
     got += [list(contents(fresh.next())) for _ in range(5)]
     assert got == expected
     assert broken.state_dict() == {"consumed": 16, "seed": 5}
+
+
+def test_sequential_loader_reads_each_row_once(shards: ShardSet) -> None:
+    """With 1 to 4 ranks and any micro-batch size, all ranks have as many micro-batches and none repeats a row."""
+    languages = shards.manifest["languages"]
+    counts = local_normalizers([collate(list(shards), languages, 0)])
+    for ranks, micro in ((1, 1), (2, 3), (3, 4), (4, 100)):
+        loaders = [SequentialLoader(shards, languages, BatchSplit(4, micro, rank, ranks), 0) for rank in range(ranks)]
+        batches = [list(loader) for loader in loaders]
+        assert {len(part) for part in batches} == {len(loaders[0])}
+        everything = [batch for part in batches for batch in part]
+        rows = [row for row in contents(everything) if row]
+        assert sorted(rows) == sorted(tuple(row.input_ids.tolist()) for row in shards)
+        total = local_normalizers(everything)
+        assert total.pairs == counts.pairs and total.tokens == pytest.approx(counts.tokens, rel=1e-12)
 
 
 def test_collate_positions_predict_labels(shards: ShardSet) -> None:

@@ -14,6 +14,7 @@ from pipeline.report.plots import plot_overview, smooth
 from pipeline.report.render import to_html, to_markdown
 from pipeline.report.runs import RunResults, read_run, series
 from pipeline.report.sections import MarkdownBlock, Section, build_sections
+from pipeline.status import status
 from pipeline.training.metrics_reader import read_metrics
 
 
@@ -79,6 +80,34 @@ def test_series_skips_null_absent_and_nan():
         {"step": 5, "x": 2},
     ]
     assert series(metrics, "x") == ([1, 5], [1.0, 2.0])
+
+
+def test_report_and_status_show_validations(tmp_path):
+    """The validation of a step does not replace its training record, and is drawn beside the training curve."""
+    metrics = [step(i, grad_norm=1.0, step_seconds=1.0) for i in (1, 2, 3)]
+    values = {"eval_loss": 4.5, "eval_alignment": None, "eval_align_cos": None, "eval_seconds": 1.0}
+    validations = [
+        {"step": 2, "eval_ce": 3.5, **values, "best_metric": 3.5, "best_step": 2},
+        {"step": 3, "eval_ce": 4.25, **values, "best_metric": 3.5, "best_step": 2},
+    ]
+    write_metrics(tmp_path, [*metrics[:2], validations[0], metrics[2], validations[1]])
+    assert read_metrics(tmp_path) == metrics
+    run = read_run(tmp_path, "run")
+    assert run.validations == validations
+    text = to_markdown("title", "", build_sections([run], {}))
+    for row in (
+        "| eval_ce | 3.5 → 4.25 |",
+        "| eval_alignment | – |",
+        "| best | 3.5 at step 2 |",
+        "| ce_loss | 2 → 2 |",
+    ):
+        assert row in text, text
+    axes = plot_overview([run]).axes
+    (curve,) = [line for line in axes[0].lines if line.get_label() == "all languages, validation"]
+    assert curve.get_xydata().tolist() == [[2, 3.5], [3, 4.25]] and axes[0].get_legend()
+    RestartLog(tmp_path, 0.0).record_start(0, 9, 2)
+    lines = status(tmp_path)
+    assert "validation   step 3: eval_loss 4.5, eval_ce 4.25; best 3.5 at step 2" in lines
 
 
 def test_smooth_averages_centered_window():

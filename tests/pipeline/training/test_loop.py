@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.shards.format import ShardSet
 from pipeline.checkpoint import layout
@@ -17,7 +18,7 @@ from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.config.recipe import load_config
 from tests.conftest import Prepared
-from tests.runs import TINY, losses, metrics, start_ranks, train, write_recipe
+from tests.runs import TINY, losses, metrics, select_rows, start_ranks, train, validations, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +71,7 @@ def without_pairs(shards: Path, output: Path) -> Path:
 
 
 def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
-    """Measure gradient norms in the interrupted run only: they must not change anything, dropout included."""
+    """Measure gradient norms and validate in the interrupted run only: neither may change anything, dropout included."""
     settings = {
         "training__max_steps": 8,
         "training__save_steps": 3,
@@ -80,7 +81,8 @@ def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
     train(2, "--config", whole)
 
-    settings["training__log_gradients_steps"] = 2
+    settings |= {"training__log_gradients_steps": 2, "training__eval_steps": 2}
+    settings["data__eval_shards"] = str(select_rows(prepared.shards, tmp_path / "eval", slice(3)))
     broken = write_recipe(tmp_path / "broken.yaml", prepared.shards, prepared.tokenizer, **settings)
     processes = start_ranks(2, "--config", broken)
     wait_for(tmp_path / "broken" / ".checkpoint-6.partial", processes)  # in the middle of a save
@@ -93,6 +95,11 @@ def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path
     assert f"resumed from {left}" in train(2, "--config", broken)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert [record["step"] for record in metrics(tmp_path / "broken") if "ce_grad_norm" in record] == [2, 4, 6, 8]
+    assert [record["step"] for record in validations(tmp_path / "broken")] == [2, 4, 6, 8]
+    events = EventAccumulator(str(tmp_path / "broken" / "tensorboard")).Reload().Scalars("eval/ce")
+    assert {(event.step, round(event.value, 4)) for event in events} == {
+        (record["step"], round(record["eval_ce"], 4)) for record in validations(tmp_path / "broken")
+    }
     weights = [optimizer_tensors(tmp_path / name) for name in ("broken", "whole")]
     assert len(weights[0]) > 10 and all(torch.equal(*pair) for pair in zip(*weights, strict=True))
     assert sorted(p.name for p in (tmp_path / "broken").glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
@@ -187,6 +194,23 @@ def test_train_signal_to_one_rank(prepared: Prepared, tmp_path: Path) -> None:
     done = len(losses(tmp_path / "run"))
     assert 3 <= done < 400
     assert (tmp_path / "run" / f"checkpoint-{done}" / "COMPLETE").is_file()
+
+
+def test_train_signal_during_validation(prepared: Prepared, tmp_path: Path) -> None:
+    """A validation that would take minutes ends at once. The run has saved, so that the restart can repeat it."""
+    shards = select_rows(prepared.shards, tmp_path / "eval", slice(None), times=200)
+    settings = {"data__eval_shards": str(shards), "training__eval_steps": 2}
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
+    processes = start_ranks(1, "--config", recipe)
+    wait_for_step(tmp_path / "run", 2, processes)
+    time.sleep(0.5)
+    began = time.monotonic()
+    processes[0].send_signal(signal.SIGTERM)
+    output = processes[0].communicate(timeout=120)
+    assert time.monotonic() - began < 20
+    assert processes[0].returncode == STOPPED_BY_SIGNAL and "stopped by SIGTERM after step 2" in output
+    assert not validations(tmp_path / "run")
+    assert layout.read_state(tmp_path / "run" / "checkpoint-2")["validation"]["step"] == 0
 
 
 def wait_for(path: Path, processes: list) -> None:

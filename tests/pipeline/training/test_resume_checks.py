@@ -9,17 +9,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from data_prep.shards.format import MANIFEST, ShardSet, write_shard
-from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.config.changes import VALUES_BEFORE, changed_settings, saved_config
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
+from pipeline.export import export
 from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.status import status
 from pipeline.training.preflight import prepare_run
 from pipeline.training.resume_checks import ResumePoint, find_resume_point
 from tests.conftest import Prepared
-from tests.runs import TINY, metrics, train, write_recipe
+from tests.pipeline.training.dense_validation import assert_matches_dense, dense_validation
+from tests.runs import TINY, metrics, select_rows, train, validations, write_recipe
 
 
 def test_changed_settings_of_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,19 +41,16 @@ def resume_point(recipe: Path, *overrides: object) -> ResumePoint:
     return point
 
 
-def other_rows(shards: Path, output: Path) -> Path:
-    """Copy shards without their last row."""
-    output.mkdir()
-    manifest = json.loads((shards / MANIFEST).read_text())
-    manifest["shards"] = [write_shard(output / "shard-00000.parquet", list(ShardSet.open(shards))[:-1])]
-    write_json(output / MANIFEST, manifest)
-    return output
-
-
 @pytest.mark.slow
 def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, training__max_steps=3)
+    changes = {"training__max_steps": 3, "training__train_micro_batch_size_per_gpu": 2, "loss__centring": True}
+    changes["data__eval_shards"] = str(select_rows(prepared.shards, tmp_path / "eval", slice(5)))
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(1, "--config", recipe)
+    (validation,) = validations(tmp_path / "run")  # of the last step
+    export(tmp_path / "run", tmp_path / "hf")
+    expected = dense_validation(tmp_path / "hf", recipe, tmp_path / "run" / "checkpoint-3")
+    assert_matches_dense(validation, expected)
 
     unchanged = resume_point(recipe)
     assert (unchanged.notes(), unchanged.record()) == ([], {})
@@ -68,7 +66,10 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
         ("--training.precision", "bf16"): 'training.precision "fp32" -> "bf16"',
         ("--loss.distance", "mse"): 'loss.distance "cosine" -> "mse"',
         ("--data.language_weights.sw", 2): "data.language_weights {} -> ",
-        ("--data.shards", other_rows(prepared.shards, tmp_path / "other")): "different content of data.shards",
+        (
+            "--data.shards",
+            select_rows(prepared.shards, tmp_path / "other", slice(-1)),
+        ): "different content of data.shards",
         ("--loss.vocabulary_weights", weights): "different content of loss.vocabulary_weights",
         ("--model.config", json.dumps(wider)): "checkpoint of a different model (rope_",
         ("--training.max_steps", 2): "is past the last step of this run (2); raise training.max_steps",
@@ -77,21 +78,34 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
             resume_point(recipe, *overrides)
         assert message in str(caught.value) and "use another output_dir" in str(caught.value)
 
-    extended = ["--training.max_steps", 6, "--training.learning_rate", 0.001, "--training.weight_decay", 0.5]
+    extended = ["--training.max_steps", 8, "--training.learning_rate", 0.001, "--training.weight_decay", 0.5]
+    stopping = {"eval_steps": 1, "metric_for_best_model": "eval_ce", "greater_is_better": True}
+    stopping |= {"early_stopping_patience": 2, "save_steps": 5}
+    extended += [word for key, value in stopping.items() for word in (f"--training.{key}", value)]
     output = train(1, "--config", recipe, *extended)
     start = [event for event in read_restart_log(tmp_path / "run") if event["event"] == "start"][-1]
     assert start["changed"] == {
-        "training.max_steps": [3, 6],
+        "training.max_steps": [3, 8],
         "training.learning_rate": [0.003, 0.001],
         "training.weight_decay": [0.1, 0.5],
+        "training.save_steps": [100, 5],
+        **{f"training.{key}": [None, value] for key, value in stopping.items() if key != "save_steps"},
     }
-    assert "note: settings changed since" in output and "training.max_steps 3 -> 6" in output
+    assert "note: settings changed since" in output and "training.max_steps 3 -> 8" in output
     before, after = start["learning_rate"]
     rates = [record["learning_rate"] for record in metrics(tmp_path / "run")]
     assert (before, after) == (rates[2], rates[3])
     assert f"note: the learning rate changes from {before:.3g} (step 3) to {after:.3g} (next step)" in output
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["learning_rate"] == 0.001
+    # The new metric is measured on the checkpoint first. The cross entropy falls, so a greater one is never seen again.
+    assert [(record["step"], record["best_step"]) for record in validations(tmp_path / "run")[-3:]] == [
+        (3, 3),
+        (4, 3),
+        (5, 3),
+    ]
+    assert "stopped early after step 5: eval_ce has not improved for 2 validations; best: " in output
+    assert "done, stopped early" in status(tmp_path / "run")[0]
     # DeepSpeed loads the weight decay of the checkpoint, but the optimizer has used the new one.
-    (path,) = (tmp_path / "run" / "checkpoint-6" / "zero").glob("*optim_states.pt")
+    (path,) = (tmp_path / "run" / "checkpoint-5" / "zero").glob("*optim_states.pt")
     saved = torch.load(path, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]
     assert {group["weight_decay"] for group in saved["param_groups"]} == {0.0, 0.5}
