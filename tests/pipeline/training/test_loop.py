@@ -71,7 +71,7 @@ def without_pairs(shards: Path, output: Path) -> Path:
 
 
 def test_train_resumes_after_kill_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
-    """Measure gradient norms and validate in the interrupted run only: neither may change anything, dropout included."""
+    """Measure gradient norms and validate in the interrupted run only. Neither changes anything, dropout included."""
     settings = {
         "training__max_steps": 8,
         "training__save_steps": 3,
