@@ -84,6 +84,8 @@ class TrainingSettings:
         hang_timeout_s: terminate the run after this many seconds without progress (a step, a save, loading).
         log_gradients_steps: number of steps between measurements of the gradient norms of the cross entropy and of the
             alignment term; null: never. A measured step runs forward and backward three times.
+        report_to: experiment trackers, one or a list: tensorboard, wandb, mlflow, trackio, comet_ml, aim, swanlab,
+            clearml, dvclive; `all` that are installed; `none`.
         max_loss_jump: terminate the run if the cross entropy exceeds the median of the last 50 steps by more than this
             (nats per token); null: never.
     """
@@ -112,6 +114,7 @@ class TrainingSettings:
     copy_checkpoints_to: str | None = field(default=None, metadata={"on_resume": "may change"})
     hang_timeout_s: float = field(default=1800.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
     log_gradients_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    report_to: tuple[str, ...] | str = field(default="tensorboard", metadata={"on_resume": "may change"})
     max_loss_jump: float | None = field(default=3.0, metadata={"range": "(0, inf)", "on_resume": "may change"})
 
 

@@ -26,6 +26,7 @@ from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
 from pipeline.training.resume_checks import ResumePoint, find_resume_point
 from pipeline.training.state import TrainState
+from pipeline.training.trackers import Trackers
 from pipeline.zero3.ds_config import deepspeed_config
 from pipeline.zero3.engine import ZeroEngine
 
@@ -135,12 +136,14 @@ def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None)
 
 
 def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> MetricsWriter:
-    """Write the recipe to the output directory and open metrics.jsonl."""
-    directory, is_main = Path(run.config.output_dir), distributed.is_main_process()
+    """Write the recipe to the output directory, open metrics.jsonl and start the experiment trackers."""
+    directory, is_main, trackers = Path(run.config.output_dir), distributed.is_main_process(), None
     if is_main:
+        trackers = Trackers(run.trackers, run.config, state.step)
         write_atomically(directory / "config.yaml", layout.recipe_yaml(run.config).encode())
     flops_per_token = 6.0 * engine.num_parameters()
-    return MetricsWriter(directory, is_main, state.step, run.max_steps, flops_per_token, distributed.world_size())
+    ranks = distributed.world_size()
+    return MetricsWriter(directory, is_main, state.step, run.max_steps, flops_per_token, ranks, trackers)
 
 
 def sync_step_state(

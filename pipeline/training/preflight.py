@@ -19,6 +19,7 @@ from pipeline.config.settings import Config, DataSettings, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.training.trackers import select_trackers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class PreparedRun:
         vocab_size: the model's own vocabulary size. padded_size: the size that is trained.
         loader: the data loader of this rank.
         max_steps: number of optimizer steps of the run.
+        trackers: names of the experiment trackers.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class PreparedRun:
     padded_size: int
     loader: Loader
     max_steps: int
+    trackers: list[str]
 
     @property
     def languages(self) -> list[str]:
@@ -82,6 +85,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     Raises:
         UserError: the recipe is inconsistent with one of them.
     """
+    trackers = select_trackers(config.training.report_to)
     shards = _open_shards(config, check_hashes=rank == 0)
     tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
@@ -101,7 +105,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         row_weights(shards, config.data.language_weights),
     )
     max_steps = count_steps(training, len(shards))
-    return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps)
+    return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps, trackers)
 
 
 def count_steps(training: TrainingSettings, num_rows: int) -> int:
