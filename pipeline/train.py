@@ -48,11 +48,15 @@ def main(args: list[str], stop: StopSignal) -> int:
     from pipeline.training.preflight import check_process_group, prepare_run
 
     run = prepare_run(config, distributed.rank(), distributed.world_size())
+    if config.training.export_at_end:
+        from pipeline.export import check_export_target, export_finished_run
+
+        check_export_target(config)
 
     from pipeline.zero3.ds_config import deepspeed_config
     from pipeline.zero3.process_group import start_process_group
 
-    ds = deepspeed_config(config, distributed.world_size())
+    ds = deepspeed_config(config, distributed.world_size(), run.model_config.hidden_size, run.max_steps)
     if dry_run:
         from pipeline.plan.dry_run import print_dry_run
         from pipeline.training.resume_checks import find_resume_point
@@ -73,6 +77,10 @@ def main(args: list[str], stop: StopSignal) -> int:
 
     with Guard(Path(config.output_dir), stop, timeout, STARTED) as guard:
         status = train(run, guard)
+        if status == 0 and config.training.export_at_end:
+            distributed.run_long_on_rank0(
+                lambda: export_finished_run(config), lambda: guard.enter_phase(run.max_steps, "exporting the model")
+            )
     distributed.shut_down(status)
 
 

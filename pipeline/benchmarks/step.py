@@ -79,8 +79,8 @@ def build_variant(args: argparse.Namespace) -> TrainOnBatch:
             train_batch_size=args.rows * args.ranks, train_micro_batch_size_per_gpu=args.rows, precision=args.precision
         ),
     )
-    ds = deepspeed_config(config, args.ranks)
     model_config = load_model_config(config.model, 1)
+    ds = deepspeed_config(config, args.ranks, args.hidden_size, max_steps=1)
     if args.variant == PLAIN:
         from pipeline.benchmarks.step_baseline import PlainEngine
 

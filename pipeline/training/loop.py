@@ -115,7 +115,8 @@ def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> Zer
     config, world_size = run.config, distributed.world_size()
     torch.manual_seed(config.seed)
     other_ranks = checkpoint is not None and checkpoint.state["ranks"] != world_size
-    ds = deepspeed_config(config, world_size, load_universal=other_ranks)
+    hidden_size = run.model_config.hidden_size
+    ds = deepspeed_config(config, world_size, hidden_size, run.max_steps, load_universal=other_ranks)
     engine = build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
     if engine.tied and config.loss.soft_token_embeddings == "output" and distributed.is_main_process():
         print("loss.soft_token_embeddings: makes no difference, because head and input embeddings are tied", flush=True)
