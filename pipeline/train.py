@@ -32,7 +32,6 @@ if __name__ == "__main__":
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError, exit_cleanly
-from pipeline.common.exit_codes import USER_ERROR
 from pipeline.common.launcher import set_launcher_environment
 from pipeline.config.recipe import DEMO_RECIPE, help_text, load_config
 
@@ -111,9 +110,9 @@ def run_and_report_once() -> int:
     """
     try:
         return main(sys.argv[1:], STOP)
-    except AgreedError:
+    except AgreedError as error:
         if not distributed.is_main_process():
-            return USER_ERROR
+            return error.status
         raise
     except UserError as error:
         if not distributed.is_main_process():

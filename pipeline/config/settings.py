@@ -105,7 +105,7 @@ class TrainingSettings:
     warmup_ratio: float = field(default=0.03, metadata={"range": "[0, 1]", "on_resume": "may change"})
     weight_decay: float = field(default=0.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
     adam_beta1: float = field(default=0.9, metadata={"range": "[0, 1)", "on_resume": "may change"})
-    adam_beta2: float = field(default=0.95, metadata={"range": "[0, 1)", "on_resume": "may change"})
+    adam_beta2: float = field(default=0.999, metadata={"range": "[0, 1)", "on_resume": "may change"})
     adam_epsilon: float = field(default=1e-8, metadata={"range": "(0, inf)", "on_resume": "may change"})
     max_grad_norm: float = field(default=1.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

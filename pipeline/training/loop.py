@@ -193,8 +193,7 @@ def train_step(
         The loss of each micro-step.
 
     Raises:
-        AgreedError: the loss or the gradient norm is not finite; the weights are unchanged.
-        UserError: the loss has jumped; the weights are unchanged.
+        LossError: the loss or the gradient norm is not finite, or the loss has jumped; the weights are unchanged.
     """
     results: list[SolarLoss] = []
     step = state.step + 1

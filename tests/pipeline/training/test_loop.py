@@ -14,7 +14,7 @@ import torch
 from data_prep.shards.format import ShardSet
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.resume import find_resumable
-from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+from pipeline.common.exit_codes import LOSS_FAILURE, STOPPED_BY_SIGNAL
 from pipeline.config.recipe import load_config
 from tests.conftest import Prepared
 from tests.runs import TINY, losses, metrics, start_ranks, train, write_recipe
@@ -164,7 +164,7 @@ def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path) 
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
     processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert [process.returncode for process in processes] == [LOSS_FAILURE] * 2, outputs
     lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
     for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", pair ids "):
