@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.checkpoint import layout
+from pipeline.zero3.safe_loading import weights_only_loading
 
 MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
 
@@ -21,9 +22,10 @@ def merged_tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> I
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with (
-        contextlib.redirect_stdout(io.StringIO()),
+        weights_only_loading(),
+        contextlib.redirect_stdout(io.StringIO()),  # DeepSpeed prints its progress
         contextlib.redirect_stderr(io.StringIO()),
-    ):  # DeepSpeed prints its progress
+    ):
         state_dict = get_fp32_state_dict_from_zero_checkpoint(str(source), tag=layout.DEEPSPEED_TAG, lazy_mode=True)
     for full_name, partitioned in state_dict.items():
         name = full_name.removeprefix("model.")
