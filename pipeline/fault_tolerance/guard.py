@@ -99,8 +99,8 @@ class Guard:
             status, message = 1, f"error: {label}: {type(error).__name__}: {error}"
         if self._watchdog.record_failure(status, message or str(error)):
             if not message:
-                suspects = self._watchdog.describe_suspects()
-                message = f"error: {label}: lost contact; {suspects}; restart to resume"
+                suspects, advice = self._watchdog.describe_suspects()
+                message = f"error: {label}: lost contact; {suspects}; {advice}"
                 self._watchdog.dump_stacks()
             if status == 1:
                 traceback.print_exception(error)

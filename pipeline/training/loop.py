@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.file_io import write_error
+from pipeline.checkpoint.layout import mark_damaged
 from pipeline.checkpoint.reshard import convert_to_universal
+from pipeline.checkpoint.resume import find_corruption
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
@@ -21,6 +25,7 @@ from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training import schedules
 from pipeline.training.engine_setup import build_engine
 from pipeline.training.gradient_norms import term_gradient_norms
+from pipeline.training.memory_check import memory_warning
 from pipeline.training.metrics import MetricsWriter, cross_entropy, step_metrics
 from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
@@ -78,20 +83,37 @@ def train(run: PreparedRun, guard: Guard) -> int:
 
 
 def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
-    """Find and check the newest complete checkpoint, and convert it if it was saved by a different number of ranks.
+    """Find the newest intact checkpoint, and convert it if it was saved by a different number of ranks.
 
     Collective: all ranks must call it.
     """
-    output_dir = Path(run.config.output_dir)
 
-    def find() -> ResumePoint | None:
-        checkpoint = find_resume_point(run)
-        if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
-            convert_to_universal(checkpoint.path, output_dir)
-        return checkpoint
+    def heartbeat() -> None:
+        guard.enter_phase(0, "checking or converting a checkpoint")
 
-    # Converting a large model takes minutes, which is longer than the watchdog or a collective may allow.
-    return distributed.run_long_on_rank0(find, lambda: guard.enter_phase(0, "finding or converting a checkpoint"))
+    while (checkpoint := distributed.broadcast_from_rank0(lambda: find_resume_point(run))) is not None:
+        damage = find_corruption(checkpoint.path, heartbeat)
+        if damage is None:
+            break
+        distributed.broadcast_from_rank0(lambda path=checkpoint.path, damage=damage: skip_damaged(path, damage))
+    if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
+        # This takes minutes for a large model, which is longer than the watchdog or a collective may allow.
+        output_dir = Path(run.config.output_dir)
+        distributed.run_long_on_rank0(lambda: convert_to_universal(checkpoint.path, output_dir), heartbeat)
+    return checkpoint
+
+
+def skip_damaged(path: Path, damage: str) -> None:
+    """Mark a checkpoint as damaged, so that the run resumes from an older one and may replace it.
+
+    Raises:
+        UserError: the marker cannot be written.
+    """
+    print(f"warning: {damage}; skipping {path.name}", flush=True)
+    try:
+        mark_damaged(path)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard) -> None:
@@ -117,6 +139,10 @@ def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> Zer
     other_ranks = checkpoint is not None and checkpoint.state["ranks"] != world_size
     hidden_size = run.model_config.hidden_size
     ds = deepspeed_config(config, world_size, hidden_size, run.max_steps, load_universal=other_ranks)
+    if distributed.is_main_process():
+        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if warning := memory_warning(config, ds, run.model_config, world_size, ranks_per_node):
+            print(warning, flush=True)
     engine = build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
     if engine.tied and config.loss.soft_token_embeddings == "output" and distributed.is_main_process():
         print("loss.soft_token_embeddings: makes no difference, because head and input embeddings are tied", flush=True)
