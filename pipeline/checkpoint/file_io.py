@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -116,7 +116,7 @@ def write_file(path: Path, content: Any) -> tuple[int, str]:
             if isinstance(content, bytes):
                 writer.write(content)
             else:
-                torch.save(content, writer)
+                torch.save(content, cast(IO[bytes], writer))  # calls `write` only
             file.flush()
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size, writer.hexdigest()

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
         damage = find_corruption(checkpoint.path, heartbeat)
         if damage is None:
             break
-        distributed.broadcast_from_rank0(lambda path=checkpoint.path, damage=damage: skip_damaged(path, damage))
+        distributed.broadcast_from_rank0(partial(skip_damaged, checkpoint.path, damage))
     if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
         # This takes minutes for a large model, which is longer than the watchdog or a collective may allow.
         output_dir = Path(run.config.output_dir)
