@@ -47,7 +47,6 @@ def demo_stages(config: Config, ranks: int) -> list[Stage]:
             *(*launcher, "--master_port", str(free_port()), "pipeline/train.py", "--config", RECIPE),
             *("--training.train_micro_batch_size_per_gpu", str(micro_batch)),
         ],
-        ("export", model): [*module, "pipeline.export", "--checkpoint", run, "--output", model],
         ("evaluate", run / "evaluation.json"): [
             *(*module, "pipeline.evaluation", "--max_new_tokens", "96", "--batch_size", "100"),
             *("--model", model, "--data", test, "--output", run),

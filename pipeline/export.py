@@ -1,24 +1,21 @@
 """Export a checkpoint as a Hugging Face model: `python -m pipeline.export --checkpoint DIR --output HFDIR`.
 
 Tensors are merged from the ranks' partitions one tensor at a time, and at most one output file is held in memory.
-Vocabulary padding is removed. `export.json` records the run, the step and the data type.
+Vocabulary padding is removed. `export.json` records the run, the step and the data type, README.md is a model card.
+A finished run calls `export_finished_run` unless training.export_at_end is false.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import io
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import save_file
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
@@ -30,24 +27,29 @@ from pipeline.checkpoint.export_record import (
     relative_directory,
     write_export_record,
 )
+from pipeline.checkpoint.hf_weights import merged_tensors, write_weights
+from pipeline.checkpoint.model_card import write_model_card
+from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.config.settings import Config
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_token_ids
-from pipeline.training.metrics_reader import read_validations
+from pipeline.training.metrics_reader import read_metrics, read_validations
 
-MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
+EXPORT_DIRECTORY = "hf"  # of a finished run, in its output_dir
 
 
 def export(
     source: Path, output: Path, dtype: str | None = None, update: bool = False, best: bool = False
 ) -> ExportRecord:
-    """Write safetensors, config, tokenizer and chat template of a checkpoint to a Hugging Face directory.
+    """Write safetensors, config, tokenizer, chat template and model card of a checkpoint to a Hugging Face
+    directory.
 
     Args:
         source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
         output: Directory to create.
-        dtype: Data type of the weights, a key of `DTYPES`; None: that of the export to update, or else the precision
-            that the run was trained in.
+        dtype: Data type of the weights, a key of `DTYPES`; None: that of the export to update, or else that of the
+            base model, so that both are evaluated in the same one, or else the precision that the run was trained in.
         update: If `output` is an export of the same run, keep it if it is up to date, or else replace it.
         best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
 
@@ -70,7 +72,7 @@ def export(
         run=recipe["output_dir"],
         step=state["step"],
         checkpoint=checkpoint_id(source),
-        dtype=dtype or recipe["training"]["precision"],
+        dtype=dtype or base_dtype(source) or recipe["training"]["precision"],
         checkpoints=relative_directory(source.parent, output),
         newest=newest,
     )
@@ -82,9 +84,11 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
-    _write_files(source, state, record, partial)
+        _write_files(source, state, record, partial)
+        write_model_card(partial, record, recipe, state, _metrics_at(source.parent, state["step"]))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{output}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     if output.exists():
         _replace(output, partial)
     else:
@@ -103,6 +107,73 @@ def _best_checkpoint(run: Path) -> Path:
             "without --best"
         )
     return run / f"checkpoint-{step}"
+
+
+def export_finished_run(config: Config) -> None:
+    """Export the last checkpoint of a finished run to `hf` in its output_dir, in the data type of the base model.
+
+    Raises:
+        UserError: The export cannot be written. The checkpoint is kept, and starting the run again repeats the export.
+    """
+    checkpoint, output = find_resumable(config), Path(config.output_dir) / EXPORT_DIRECTORY
+    if checkpoint is None:
+        return
+    try:
+        record = export(checkpoint.parent, output, update=True)
+    except UserError as error:
+        command = f"python -m pipeline.export --checkpoint {checkpoint.parent} --output {output}"
+        raise UserError(f"{error}; training is finished and {checkpoint} is kept; export it with: {command}") from error
+    print(f"{output}: step {record.step} in {record.dtype}", flush=True)
+
+
+def check_export_target(config: Config) -> None:
+    """Check before training that the export of the finished run may be written.
+
+    Raises:
+        UserError: OUTPUT/hf exists and is not an export of a run in this directory.
+    """
+    output = Path(config.output_dir) / EXPORT_DIRECTORY
+    if output.exists() and any(output.iterdir()) and read_export_record(output) is None:
+        raise UserError(
+            f"{output}: not an export of this run, which would replace it at the end; move it, or set "
+            "training.export_at_end to false"
+        )
+
+
+def push_to_hub(directory: Path, repo_id: str, private: bool | None, record: ExportRecord) -> str:
+    """Upload an exported model to the Hugging Face Hub, and create its repository if there is none.
+
+    Args:
+        directory: The export.
+        repo_id: Hub model ID.
+        private: Whether a new repository is private; None: the default of the account.
+        record: Origin of the export, for the commit message.
+
+    Returns:
+        URL of the repository.
+
+    Raises:
+        UserError: The Hub cannot be reached or refuses the upload.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=directory, commit_message=f"Step {record.step}")
+    except Exception as error:  # the HTTP library behind the Hub client differs between its versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{repo_id}: cannot push to the Hub: {reason}; the export is kept in {directory}") from None
+    return str(url)
+
+
+def base_dtype(source: Path) -> str | None:
+    """Return the data type of the base model, a key of `DTYPES`, or None if its configuration names no such type."""
+    dtype = AutoConfig.from_pretrained(source / "model_config").dtype
+    return next((name for name, each in DTYPES.items() if each == dtype), None)
+
+
+def _metrics_at(run: Path, step: int) -> dict[str, Any]:
+    """Return the metrics of a step, or an empty dictionary if the run's directory has none."""
+    return next((record for record in read_metrics(run) if record["step"] == step), {})
 
 
 def _replace(output: Path, partial: Path) -> None:
@@ -149,59 +220,8 @@ def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, dire
     tokenizer = load_tokenizer(source / "tokenizer")
     stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
     GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(directory)
-    _write_weights(_tensors(source, state, dtype), directory)
+    write_weights(merged_tensors(source, state, dtype), directory)
     write_export_record(directory, record)
-
-
-def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (Hugging Face name, tensor). Vocabulary padding is removed, and a tied head is yielded only once."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # DeepSpeed prints its progress
-        state_dict = get_fp32_state_dict_from_zero_checkpoint(str(source), tag=layout.DEEPSPEED_TAG, lazy_mode=True)
-    for full_name, partitioned in state_dict.items():
-        name = full_name.removeprefix("model.")
-        if state["tied"] and name == "lm_head.weight":
-            continue
-        tensor = partitioned.contiguous()  # merges the partitions
-        if full_name in state["vocabulary_parameters"]:
-            tensor = tensor[: state["vocab_size"]]
-        yield name, tensor.to(dtype).contiguous()
-
-
-def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:
-    """Write model.safetensors, or several files and an index, with the file names of Hugging Face."""
-    files: list[list[str]] = []  # tensor names of each file
-    pending: dict[str, torch.Tensor] = {}
-    total = 0
-
-    def flush() -> None:
-        if pending:
-            save_file(pending, directory / f"part-{len(files)}", metadata={"format": "pt"})
-            files.append(list(pending))
-            pending.clear()
-
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if pending and sum(t.numel() * t.element_size() for t in pending.values()) + size > MAX_FILE_BYTES:
-            flush()
-        pending[name] = tensor
-        total += size
-    flush()
-    if len(files) == 1:
-        os.replace(directory / "part-0", directory / "model.safetensors")
-        return
-    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    for i, name in enumerate(names):
-        os.replace(directory / f"part-{i}", directory / name)
-    index = {
-        "metadata": {"total_size": total},
-        "weight_map": {tensor: names[i] for i, file in enumerate(files) for tensor in file},
-    }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _check_tokenizer(original: Path, output: Path) -> None:
@@ -229,7 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype",
         choices=list(DTYPES),
-        help="data type of the weights; default: that of the updated export, or the precision of the run",
+        help="data type of the weights; default: that of the updated export, or of the base model",
     )
     parser.add_argument(
         "--update", action="store_true", help="replace an older export of the same run; keep one that is up to date"
@@ -237,9 +257,13 @@ def main() -> None:
     parser.add_argument(
         "--best", action="store_true", help="export the best checkpoint of the run by training.metric_for_best_model"
     )
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the export to the Hugging Face Hub")
+    parser.add_argument("--private", action="store_true", default=None, help="create a private Hub repository")
     args = parser.parse_args()
     record = export(args.checkpoint, args.output, args.dtype, args.update, args.best)
-    print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}")
+    print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}", flush=True)
+    if args.push_to_hub:
+        print(f"pushed to {push_to_hub(args.output, args.push_to_hub, args.private, record)}")
 
 
 if __name__ == "__main__":

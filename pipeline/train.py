@@ -32,7 +32,6 @@ if __name__ == "__main__":
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError, exit_cleanly
-from pipeline.common.exit_codes import USER_ERROR
 from pipeline.common.launcher import set_launcher_environment
 from pipeline.config.recipe import DEMO_RECIPE, help_text, load_config
 
@@ -48,11 +47,15 @@ def main(args: list[str], stop: StopSignal) -> int:
     from pipeline.training.preflight import check_process_group, prepare_run
 
     run = prepare_run(config, distributed.rank(), distributed.world_size())
+    if config.training.export_at_end:
+        from pipeline.export import check_export_target, export_finished_run
+
+        check_export_target(config)
 
     from pipeline.zero3.ds_config import deepspeed_config
     from pipeline.zero3.process_group import start_process_group
 
-    ds = deepspeed_config(config, distributed.world_size())
+    ds = deepspeed_config(config, distributed.world_size(), run.model_config.hidden_size, run.max_steps)
     if dry_run:
         from pipeline.plan.dry_run import print_dry_run
         from pipeline.training.resume_checks import find_resume_point
@@ -73,6 +76,10 @@ def main(args: list[str], stop: StopSignal) -> int:
 
     with Guard(Path(config.output_dir), stop, timeout, STARTED) as guard:
         status = train(run, guard)
+        if status == 0 and config.training.export_at_end:
+            distributed.run_long_on_rank0(
+                lambda: export_finished_run(config), lambda: guard.enter_phase(run.max_steps, "exporting the model")
+            )
     distributed.shut_down(status)
 
 
@@ -103,9 +110,9 @@ def run_and_report_once() -> int:
     """
     try:
         return main(sys.argv[1:], STOP)
-    except AgreedError:
+    except AgreedError as error:
         if not distributed.is_main_process():
-            return USER_ERROR
+            return error.status
         raise
     except UserError as error:
         if not distributed.is_main_process():

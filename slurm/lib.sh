@@ -47,16 +47,16 @@ on_one_rank() { # COMMAND
 # then on, it detects a crash loop itself.
 export FAILED_STARTS_FILE=$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID.failures
 
-finish() { # STATUS: 0 and 2 end the job, 75 requeues it, and any other status requeues it three times in a row
+finish() { # STATUS: 0, 2 and 77 end the job, 75 requeues it, and any other status requeues it three times in a row
   local failures=0
   case $1 in
-  0 | 2 | 75) rm -f "$FAILED_STARTS_FILE" ;;
+  0 | 2 | 75 | 77) rm -f "$FAILED_STARTS_FILE" ;;
   *)
     failures=$(($(cat "$FAILED_STARTS_FILE" 2>/dev/null || echo 0) + 1))
     echo "$failures" >"$FAILED_STARTS_FILE" || failures=4
     ;;
   esac
-  case $1 in 0 | 2) exit "$1" ;; esac
+  case $1 in 0 | 2 | 77) exit "$1" ;; esac
   # Requeue a task of an array by its own name: the job id of the last task also names the whole array.
   local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   job=${job:-$SLURM_JOB_ID}

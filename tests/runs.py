@@ -188,6 +188,7 @@ def write_recipe(path: Path, shards: Path, tokenizer: Path | None, **changes: An
             "weight_decay": 0.1,
             "precision": "fp32",
             "save_steps": 100,
+            "export_at_end": False,
         },
     }
     for key, value in changes.items():

@@ -114,7 +114,7 @@ def checkout(prepared: Prepared, tmp_path: Path) -> Path:
     tokenizer = load_tokenizer(prepared.tokenizer)
     torch.manual_seed(0)
     config = AutoConfig.for_model(**TINY, vocab_size=len(tokenizer))
-    AutoModelForCausalLM.from_config(config).save_pretrained(small)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(small)
     tokenizer.save_pretrained(small)
     return tmp_path
 

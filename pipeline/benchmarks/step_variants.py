@@ -54,7 +54,7 @@ def deepspeed_config_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the DeepSpeed configuration of `args.variant`."""
     from pipeline.zero3.ds_config import deepspeed_config
 
-    ds = deepspeed_config(recipe_of(args), args.ranks)
+    ds = deepspeed_config(recipe_of(args), args.ranks, args.hidden_size, max_steps=1)
     if args.variant == TIMER:
         ds["timers"]["throughput"]["enabled"] = True
     return ds

@@ -1,10 +1,13 @@
-"""Write checkpoint files durably, and copy state to host memory before a background write."""
+"""Write checkpoint files durably and hash them, and copy state to host memory before a background write."""
 
 import copy
 import errno
+import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +61,43 @@ class HostCopies:
         return new
 
 
-def write_file(path: Path, content: Any) -> int:
+class HashingWriter:
+    """Binary file for writing that computes the SHA-256 of its content. A thread hashes each block while it is written.
+
+    Args:
+        file: Open file to write to.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checksum")
+
+    def write(self, block: bytes) -> int:
+        """Write a block. Its memory is not used after the call."""
+        hashed = self._thread.submit(self._hash.update, block)
+        try:
+            return self._file.write(block)
+        finally:
+            hashed.result()
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        """Return the hex SHA-256 of everything written so far."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> "HashingWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+
+
+def write_file(path: Path, content: Any) -> tuple[int, str]:
     """Write a file and flush it to disk.
 
     Args:
@@ -66,21 +105,21 @@ def write_file(path: Path, content: Any) -> int:
         content: Bytes, which are written unchanged, or any other object, which is written with `torch.save`.
 
     Returns:
-        Size of the file in bytes.
+        Size of the file in bytes, and its hex SHA-256.
 
     Raises:
         UserError: The write failed; the message names the file and the reason.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
+        with open(path, "wb") as file, HashingWriter(file) as writer:
             if isinstance(content, bytes):
-                file.write(content)
+                writer.write(content)
             else:
-                torch.save(content, file)
+                torch.save(content, cast(IO[bytes], writer))  # calls `write` only
             file.flush()
             os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
+            return os.fstat(file.fileno()).st_size, writer.hexdigest()
     except (OSError, RuntimeError) as error:
         # torch.save reports a failed write as a RuntimeError, with the OSError as its context.
         cause = error if isinstance(error, OSError) else error.__context__

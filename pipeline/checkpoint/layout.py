@@ -5,17 +5,20 @@ checkpoint-N/trainer_state.json  step, loader position, tokens seen, hashes of m
 checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, running means)
 checkpoint-N/model_config/, tokenizer/  for export
 checkpoint-N/config.yaml         the recipe
-checkpoint-N/COMPLETE            JSON: a random id and the size of every file; written last
+checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last
 
 `pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
 .checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
-ranks.
+ranks. A checkpoint whose file does not have its checksum gets DAMAGED in place of COMPLETE when a run tries to resume
+from it.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
 COMPLETE_MARKER = "COMPLETE"
+DAMAGED_MARKER = "DAMAGED"
 DEEPSPEED_TAG = "zero"  # DeepSpeed calls the subdirectory of its files a tag
 
 
@@ -66,8 +70,36 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted((path for path in finished if path.name.removeprefix("checkpoint-").isdigit()), key=step_of)
 
 
+def complete_marker(files: dict[str, tuple[int, str]]) -> str:
+    """Return the content of COMPLETE, with a new random id.
+
+    Args:
+        files: Size in bytes and hex SHA-256 of each file, by path in the checkpoint.
+    """
+    sizes = {name: size for name, (size, _) in sorted(files.items())}
+    hashes = {name: digest for name, (_, digest) in sorted(files.items())}
+    return json.dumps({"id": uuid.uuid4().hex, "files": sizes, "sha256": hashes}, indent=1)
+
+
+def checksums(path: Path) -> dict[str, str]:
+    """Return the hex SHA-256 of each file of a checkpoint; empty for a checkpoint of an older version."""
+    return dict((read_json_or_none(path / COMPLETE_MARKER) or {}).get("sha256", {}))
+
+
+def mark_damaged(path: Path) -> None:
+    """Make a complete checkpoint count as incomplete, so that it is skipped and may be replaced. No file is deleted.
+
+    Raises:
+        OSError: The marker cannot be renamed.
+    """
+    os.replace(path / COMPLETE_MARKER, path / DAMAGED_MARKER)
+
+
 def find_damage(path: Path) -> str | None:
-    """Return a description of the first missing or truncated file of a checkpoint, or None if it is intact."""
+    """Return a description of the first missing or truncated file of a checkpoint, or None if there is none.
+
+    It compares sizes only; see `pipeline.checkpoint.resume.find_corruption` for contents.
+    """
     marker = read_json_or_none(path / COMPLETE_MARKER)
     sizes = None if marker is None else marker.get("files")
     if not isinstance(sizes, dict):

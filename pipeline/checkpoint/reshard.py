@@ -1,6 +1,7 @@
 """Convert a checkpoint to DeepSpeed's universal format, so that a different number of ranks can load it."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, universal_path
 from pipeline.common.errors import UserError
+from pipeline.zero3.safe_loading import weights_only_loading
 
 WORKERS = 4  # processes of DeepSpeed's converter; each loads the file of one saved rank
 
@@ -20,9 +22,7 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
             size.
     """
     final = universal_path(output_dir, path)
-    marker = (
-        path / COMPLETE_MARKER
-    ).read_bytes()  # contains a random id, which identifies the checkpoint that the copy was made from
+    marker = (path / COMPLETE_MARKER).read_bytes()  # has a random id, which identifies the origin of the copy
     if (final / COMPLETE_MARKER).is_file() and (final / COMPLETE_MARKER).read_bytes() == marker:
         return
     partial = final.with_name(final.name + ".partial")
@@ -30,7 +30,7 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     print(f"{path}: converting to DeepSpeed's universal format for a different number of ranks", flush=True)
     workers = str(min(WORKERS, os.cpu_count() or 1))
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command = [sys.executable, "-m", __name__]
     command += ["--input_folder", str(path / DEEPSPEED_TAG), "--output_folder", str(partial / DEEPSPEED_TAG)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
     # The converter forks, which is unsafe in a process with GPU or communication threads.
@@ -49,4 +49,12 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
 def _environment_without_rank() -> dict[str, str]:
     """Return the environment without the launcher's variables, and with the CPU as DeepSpeed's accelerator."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {k: v for k, v in os.environ.items() if k not in launcher} | {"DS_ACCELERATOR": "cpu"}
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {k: v for k, v in os.environ.items() if k not in launcher}
+    return environment | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": path}
+
+
+if __name__ == "__main__":  # the converter in a process of its own
+    with weights_only_loading():
+        runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__", alter_sys=True)

@@ -1,5 +1,7 @@
 """Find the checkpoint to resume from, check it and load it into an engine."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from pipeline.checkpoint import layout
 from pipeline.checkpoint.layout import (
     DEEPSPEED_TAG,
     ModelIdentity,
@@ -16,6 +19,7 @@ from pipeline.checkpoint.layout import (
     universal_path,
 )
 from pipeline.common import distributed
+from pipeline.common.atomic_io import sha256_file
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
@@ -62,6 +66,32 @@ def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
                 f"{path}: trained with different content of {key}; restore it, or use another output_dir for a new run"
             )
     return state
+
+
+def find_corruption(path: Path, heartbeat: Callable[[], None]) -> str | None:
+    """Compare the content of a checkpoint with its checksums. Collective: all ranks must call it.
+
+    Each rank reads its own files if the checkpoint was saved by the same number of ranks, so that they are in its page
+    cache when they are loaded.
+
+    Args:
+        path: Checkpoint directory.
+        heartbeat: Called before each file.
+
+    Returns:
+        A description of the first damaged file, or None if all are intact.
+    """
+    damaged = None
+    for name, expected in distributed.broadcast_from_rank0(lambda: layout.checksums(path)).items():
+        owner = re.search(r"(?:pp_rank_|rng-)(\d+)", name)
+        if (int(owner[1]) if owner else 0) % distributed.world_size() == distributed.rank() and damaged is None:
+            heartbeat()
+            try:
+                if sha256_file(path / name) != expected:
+                    damaged = f"{path / name} does not have its SHA-256 of {layout.COMPLETE_MARKER}"
+            except OSError as error:
+                damaged = f"{path / name} cannot be read ({error.strerror})"
+    return next((each for each in distributed.all_gather_object(damaged) if each is not None), None)
 
 
 def load(path: Path, state: dict[str, Any], config: Config, engine: ZeroEngine) -> None:

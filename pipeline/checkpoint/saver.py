@@ -3,7 +3,8 @@
 A save has these steps. A kill between any two of them leaves the older checkpoints intact:
 
 1. All ranks, between two optimizer steps: copy the weights and optimizer state to host memory (`Saver.start`).
-2. Thread on each rank: write this rank's files into .checkpoint-N.partial, flush them to disk, then write their sizes.
+2. Thread on each rank: write this rank's files into .checkpoint-N.partial, flush them to disk, then write their sizes
+   and checksums.
 3. All ranks, in the all-reduce of a later step: check whether all ranks have finished writing or any has failed
    (`Saver.local_status`, `Saver.advance`).
 4. Thread on rank 0: write COMPLETE, rename to checkpoint-N, rotate old checkpoints, copy to the second directory.
@@ -15,7 +16,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -29,7 +29,7 @@ from pipeline.checkpoint import layout
 from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, write_error, write_file
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
 from pipeline.common import distributed
-from pipeline.common.atomic_io import write_atomically
+from pipeline.common.atomic_io import sha256_file, write_atomically
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
@@ -195,7 +195,7 @@ class Saver:
         Raises:
             UserError: A file cannot be written, or the files of a rank do not appear on this host.
         """
-        sizes = _merge_sizes(partial, distributed.world_size())
+        files = _merge_records(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
         limit = self.config.training.save_total_limit
         try:
@@ -204,9 +204,8 @@ class Saver:
                 for file in (partial / name).rglob("*"):
                     flush_to_disk(file)
                     if file.is_file():
-                        sizes[str(file.relative_to(partial))] = file.stat().st_size
-            marker = {"id": uuid.uuid4().hex, "files": dict(sorted(sizes.items()))}
-            write_atomically(partial / COMPLETE_MARKER, json.dumps(marker, indent=1))
+                        files[str(file.relative_to(partial))] = (file.stat().st_size, sha256_file(file))
+            write_atomically(partial / COMPLETE_MARKER, layout.complete_marker(files))
             _publish(partial, final, limit, self._best_step)
         except OSError as error:
             raise write_error(partial, error) from error
@@ -232,30 +231,30 @@ class Saver:
 
 
 def _write_files(partial: Path, files: dict[str, Any]) -> None:
-    """Write this rank's files, then the list of their sizes.
+    """Write this rank's files, then the list of their sizes and checksums.
 
     Raises:
         UserError: A file cannot be written.
     """
-    sizes = {name: write_file(partial / name, content) for name, content in files.items()}
-    write_file(_sizes_path(partial, distributed.rank()), json.dumps(sizes).encode())
+    records = {name: write_file(partial / name, content) for name, content in files.items()}
+    write_file(_records_path(partial, distributed.rank()), json.dumps(records).encode())
 
 
-def _sizes_path(partial: Path, rank: int) -> Path:
-    """Return the path of the file that lists the files of a rank and their sizes."""
+def _records_path(partial: Path, rank: int) -> Path:
+    """Return the path of the file that lists the files of a rank with their sizes and checksums."""
     return partial / f"files-{rank}.json"
 
 
-def _merge_sizes(partial: Path, ranks: int) -> dict[str, int]:
-    """Merge the file size lists of all ranks, then delete them.
+def _merge_records(partial: Path, ranks: int) -> dict[str, tuple[int, str]]:
+    """Merge the file lists of all ranks, then delete them.
 
     Raises:
         UserError: The list of a rank does not appear on this host.
     """
-    sizes: dict[str, int] = {}
+    records: dict[str, tuple[int, str]] = {}
     deadline = time.monotonic() + VISIBLE_SECONDS
     for rank in range(ranks):
-        path = _sizes_path(partial, rank)
+        path = _records_path(partial, rank)
         while not path.exists():
             if time.monotonic() > deadline:
                 raise UserError(
@@ -263,9 +262,9 @@ def _merge_sizes(partial: Path, ranks: int) -> dict[str, int]:
                     "output_dir must be on a file system that all nodes share"
                 )
             time.sleep(0.5)
-        sizes |= json.loads(path.read_text())
+        records |= json.loads(path.read_text())
         path.unlink()
-    return sizes
+    return records
 
 
 def _publish(partial: Path, final: Path, limit: int, best_step: int | None) -> None:

@@ -1,14 +1,20 @@
-"""Exceptions for errors that a user can fix. They are printed as one line without traceback; the exit status is 2."""
+"""Exceptions for errors that a user can fix. They are printed as one line without traceback."""
 
 import os
 import sys
 from collections.abc import Callable
 
-from pipeline.common.exit_codes import USER_ERROR
+from pipeline.common.exit_codes import LOSS_FAILURE, USER_ERROR
 
 
 class UserError(Exception):
-    """Invalid input or settings. The message names the file, row or key, what is wrong, and what to do."""
+    """Invalid input or settings. The message names the file, row or key, what is wrong, and what to do.
+
+    Attributes:
+        status: Exit status of the command.
+    """
+
+    status = USER_ERROR
 
 
 class AgreedError(UserError):
@@ -18,13 +24,19 @@ class AgreedError(UserError):
     """
 
 
+class LossError(AgreedError):
+    """The loss or a gradient is not finite, or the loss has jumped. Retrying the same step gives the same result."""
+
+    status = LOSS_FAILURE
+
+
 def exit_cleanly(main: Callable[[], int | None]) -> None:
-    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error; the status is 2."""
+    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error."""
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(USER_ERROR)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe

@@ -12,7 +12,11 @@ from pipeline.config.settings import Config
 
 # Settings that are newer than some checkpoints, with the value that corresponds to the code before them. It may differ
 # from the default.
-VALUES_BEFORE: dict[str, Any] = {"loss.top_k": None, "training.embedding_learning_rate": None}
+VALUES_BEFORE: dict[str, Any] = {
+    "loss.top_k": None,
+    "training.embedding_learning_rate": None,
+    "training.export_at_end": False,
+}
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ class TrainingSettings:
         hang_timeout_s: terminate the run after this many seconds without progress (a step, a save, loading).
         log_gradients_steps: number of steps between measurements of the gradient norms of the cross entropy and of the
             alignment term; null: never. A measured step runs forward and backward three times.
+        export_at_end: when the run is finished, write the model to `hf` in `output_dir`, as pipeline.export does.
+        report_to: experiment trackers, one or a list: tensorboard, wandb, mlflow, trackio, comet_ml, aim, swanlab,
+            clearml, dvclive; `all` that are installed; `none`.
         max_loss_jump: terminate the run if the cross entropy exceeds the median of the last 50 steps by more than this
             (nats per token); null: never.
         eval_steps: number of steps between validations on `data.eval_shards`. The last step is always validated. null:
@@ -115,7 +118,7 @@ class TrainingSettings:
     warmup_ratio: float = field(default=0.03, metadata={"range": "[0, 1]", "on_resume": "may change"})
     weight_decay: float = field(default=0.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
     adam_beta1: float = field(default=0.9, metadata={"range": "[0, 1)", "on_resume": "may change"})
-    adam_beta2: float = field(default=0.95, metadata={"range": "[0, 1)", "on_resume": "may change"})
+    adam_beta2: float = field(default=0.999, metadata={"range": "[0, 1)", "on_resume": "may change"})
     adam_epsilon: float = field(default=1e-8, metadata={"range": "(0, inf)", "on_resume": "may change"})
     max_grad_norm: float = field(default=1.0, metadata={"range": "[0, inf)", "on_resume": "may change"})
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
@@ -125,6 +128,8 @@ class TrainingSettings:
     copy_checkpoints_to: str | None = field(default=None, metadata={"on_resume": "may change"})
     hang_timeout_s: float = field(default=1800.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
     log_gradients_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    export_at_end: bool = field(default=True, metadata={"on_resume": "may change"})
+    report_to: tuple[str, ...] | str = field(default="tensorboard", metadata={"on_resume": "may change"})
     max_loss_jump: float | None = field(default=3.0, metadata={"range": "(0, inf)", "on_resume": "may change"})
     eval_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
     metric_for_best_model: str | None = field(default=None, metadata={"on_resume": "may change"})
@@ -139,8 +144,8 @@ class Config:
     Attributes:
         output_dir: directory for metrics and checkpoints. A run resumes from its newest complete checkpoint.
         seed: random seed of the data order and the initial weights.
-        deepspeed: DeepSpeed JSON file. A relative path that does not exist is looked up in the repository. Batch sizes,
-            precision and gradient clipping must be set in the recipe instead.
+        deepspeed: DeepSpeed JSON file. A relative path that does not exist is looked up in the repository. "auto" is
+            filled from the recipe as in Hugging Face's Trainer. A value that contradicts the recipe is refused.
         model: the model to train.
         data: the data to train on.
         loss: the SOLAR loss.

@@ -160,7 +160,8 @@ def _write_results(
         **score_by_language(examples, answers, finished, settings.pivot),
         **consistency_metrics(rows),
     }
-    text = f"{unfinished_sentence(result)}\n\n{accuracy_table(result)}\n\n{consistency_tables(result)}"
+    text = f"{unfinished_sentence(result)} The model ran in {model['dtype']}."
+    text += f"\n\n{accuracy_table(result)}\n\n{consistency_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")

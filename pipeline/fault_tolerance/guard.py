@@ -10,7 +10,7 @@ import torch.distributed
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.common.exit_codes import RANK_FAILURE, USER_ERROR
+from pipeline.common.exit_codes import RANK_FAILURE
 from pipeline.fault_tolerance.lock import RunLock
 from pipeline.fault_tolerance.restarts import RestartLog
 from pipeline.fault_tolerance.signals import StopSignal
@@ -24,7 +24,8 @@ class Guard:
     """Context manager for a run on one rank, entered before the first collective.
 
     If any rank fails, all ranks exit within a bounded time with the status of the first failure: 2 for a `UserError`,
-    76 if a rank hung or was lost, 1 for a bug. The failure is printed once, and the lock is released.
+    77 for a `LossError`, 76 if a rank hung or was lost, 1 for a bug. The failure is printed once, and the lock is
+    released.
 
     Args:
         directory: Output directory of the run.
@@ -87,10 +88,10 @@ class Guard:
         """Exit with the status of the first failure of the run. If this failure is the first, print it."""
         label = distributed.rank_label()
         if isinstance(error, AgreedError):  # its message names the rank, if one rank caused it
-            status, message = USER_ERROR, f"error: {error}"
+            status, message = error.status, f"error: {error}"
         elif isinstance(error, UserError):
             prefix = f"error: {label}" if distributed.world_size() > 1 else "error"
-            status, message = USER_ERROR, f"{prefix}: {error}"
+            status, message = error.status, f"{prefix}: {error}"
         elif is_lost_contact(error):
             status, message = RANK_FAILURE, ""
             time.sleep(GRACE_SECONDS)
@@ -98,8 +99,8 @@ class Guard:
             status, message = 1, f"error: {label}: {type(error).__name__}: {error}"
         if self._watchdog.record_failure(status, message or str(error)):
             if not message:
-                suspects = self._watchdog.describe_suspects()
-                message = f"error: {label}: lost contact; {suspects}; restart to resume"
+                suspects, advice = self._watchdog.describe_suspects()
+                message = f"error: {label}: lost contact; {suspects}; {advice}"
                 self._watchdog.dump_stacks()
             if status == 1:
                 traceback.print_exception(error)

@@ -22,10 +22,16 @@ from typing import Any
 from pipeline.common.atomic_io import read_json_or_none, write_atomically
 from pipeline.common.distributed import exit_now
 from pipeline.common.exit_codes import RANK_FAILURE
+from pipeline.common.memory import count_oom_kills
 
 HEARTBEAT_SECONDS = 5.0
 EXIT_GRACE_SECONDS = 20.0  # for the first failed rank to report, and for the main threads of other ranks to exit
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should block a thread
+RESTART_ADVICE = "restart to resume"
+MEMORY_ADVICE = (
+    "request more host memory, use fewer ranks per node, or set training.save_in_background to false, and restart to "
+    "resume"
+)
 
 
 def heartbeat_path(directory: Path, rank: int) -> Path:
@@ -51,6 +57,7 @@ class Watchdog:
         self._progress: tuple[int, str, float] = (0, "starting", time.monotonic())  # step, phase, since when
         self._values: dict[str, float] = {}
         self._heartbeats = 0
+        self._oom_kills = count_oom_kills()  # before this start of the run
         self._is_first_failure = False
         self._next_rank: tuple[int, float] = (-1, time.monotonic())  # its counter, and when the counter last changed
         self._closed = threading.Event()
@@ -108,27 +115,32 @@ class Watchdog:
         """Return the record of the first failure, or None if no rank has failed."""
         return self._read(self.directory / "ranks" / "failed.json")
 
-    def describe_suspects(self) -> str:
+    def describe_suspects(self) -> tuple[str, str]:
         """Describe the unresponsive ranks or, if there are none, the slow ones.
 
-        Blocks for about two heartbeat intervals.
+        A silent rank counts as killed for lack of memory if the kernel has killed a process on its host since the start
+        of the run, as other ranks of the host report. Blocks for about two heartbeat intervals.
 
         Returns:
-            A description with the ranks, their hosts and their steps.
+            A description with the ranks, their hosts and their steps; and what to do.
         """
         before = self._read_heartbeats()
         time.sleep(2.2 * HEARTBEAT_SECONDS)
         after = self._read_heartbeats()
         silent = [r for r in range(self.ranks) if r != self.rank and before.get(r) == after.get(r)]
         if silent:
-            return _join([f"{_rank_label(r, after)} sends no heartbeat" for r in silent])
+            short_of_memory = {beat["host"] for r, beat in after.items() if r not in silent and beat["oom_kills"]}
+            killed = {r for r in silent if r in after and after[r]["host"] in short_of_memory}
+            reasons = ("sends no heartbeat", "was killed by the kernel for lack of host memory")
+            descriptions = [f"{_rank_label(r, after)} {reasons[r in killed]}" for r in silent]
+            return _join(descriptions), MEMORY_ADVICE if killed else RESTART_ADVICE
         lowest_step = min((heartbeat["step"] for heartbeat in after.values()), default=0)
         positions = {r: f"step {heartbeat['step']} ({heartbeat['phase']})" for r, heartbeat in after.items()}
         common = max(positions.values(), key=list(positions.values()).count, default="")
         slow = [r for r, beat in after.items() if beat["step"] == lowest_step and positions[r] != common]
         if slow:
-            return _join([f"{_rank_label(r, after)} is at {positions[r]}" for r in slow])
-        return f"all ranks are alive, at {common}"
+            return _join([f"{_rank_label(r, after)} is at {positions[r]}" for r in slow]), RESTART_ADVICE
+        return f"all ranks are alive, at {common}", RESTART_ADVICE
 
     def dump_stacks(self) -> None:
         """Write the stacks of all threads to a file, or to standard error if it cannot be written."""
@@ -152,6 +164,7 @@ class Watchdog:
             "beats": self._heartbeats,
             "step": step,
             "phase": phase,
+            "oom_kills": count_oom_kills() - self._oom_kills,
             **self._values,
         }
         with contextlib.suppress(
@@ -184,9 +197,9 @@ class Watchdog:
         if not self.record_failure(RANK_FAILURE, reason):
             return
         self.write_heartbeat()
-        suspects, stacks = self.describe_suspects(), self.directory / "ranks"
+        (suspects, advice), stacks = self.describe_suspects(), self.directory / "ranks"
         label = f"rank {self.rank} on {self.host}"
-        message = f"error: {label}: {reason}; {suspects}; stacks in {stacks}; restart to resume"
+        message = f"error: {label}: {reason}; {suspects}; stacks in {stacks}; {advice}"
         print(message, file=sys.stderr, flush=True)
         self.dump_stacks()
         exit_now(RANK_FAILURE)

@@ -25,7 +25,7 @@ from pipeline.plan.prediction import GIB, Cluster, Prediction
 from pipeline.plan.suggest import OFFLOADS, TunableSettings, nearest_fit, reasons, suggest
 from pipeline.plan.tables import memory_table, time_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
-from pipeline.training.preflight import check_ranks
+from pipeline.training.preflight import check_ranks, count_steps
 
 GROUP_PACKING_EFFICIENCY = 0.985  # of packing whole groups; used if there are no shards yet
 
@@ -74,7 +74,8 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
 
     from pipeline.zero3.ds_config import deepspeed_config
 
-    ds = deepspeed_config(config, cluster.ranks, device="cuda")
+    max_steps = count_steps(config.training, workload.dataset_rows)
+    ds = deepspeed_config(config, cluster.ranks, model_config.hidden_size, max_steps, device="cuda")
     run = PlannedRun(
         config,
         model_stats(model_config),

@@ -1,15 +1,20 @@
 """The training loop."""
 
 import math
+import os
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.file_io import write_error
+from pipeline.checkpoint.layout import mark_damaged
 from pipeline.checkpoint.reshard import convert_to_universal
+from pipeline.checkpoint.resume import find_corruption
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
@@ -21,11 +26,13 @@ from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training import best_metric, schedules
 from pipeline.training.engine_setup import build_engine
 from pipeline.training.gradient_norms import term_gradient_norms
+from pipeline.training.memory_check import memory_warning
 from pipeline.training.metrics import MetricsWriter, cross_entropy, step_metrics
 from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
 from pipeline.training.resume_checks import ResumePoint, find_resume_point
 from pipeline.training.state import TrainState
+from pipeline.training.trackers import Trackers
 from pipeline.training.validation import is_due, validate
 from pipeline.zero3.ds_config import deepspeed_config
 from pipeline.zero3.engine import ZeroEngine
@@ -88,20 +95,37 @@ def is_finished(run: PreparedRun, state: TrainState) -> bool:
 
 
 def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
-    """Find and check the newest complete checkpoint, and convert it if it was saved by a different number of ranks.
+    """Find the newest intact checkpoint, and convert it if it was saved by a different number of ranks.
 
     Collective: all ranks must call it.
     """
-    output_dir = Path(run.config.output_dir)
 
-    def find() -> ResumePoint | None:
-        checkpoint = find_resume_point(run)
-        if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
-            convert_to_universal(checkpoint.path, output_dir)
-        return checkpoint
+    def heartbeat() -> None:
+        guard.enter_phase(0, "checking or converting a checkpoint")
 
-    # Converting a large model takes minutes, which is longer than the watchdog or a collective may allow.
-    return distributed.run_long_on_rank0(find, lambda: guard.enter_phase(0, "finding or converting a checkpoint"))
+    while (checkpoint := distributed.broadcast_from_rank0(lambda: find_resume_point(run))) is not None:
+        damage = find_corruption(checkpoint.path, heartbeat)
+        if damage is None:
+            break
+        distributed.broadcast_from_rank0(partial(skip_damaged, checkpoint.path, damage))
+    if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
+        # This takes minutes for a large model, which is longer than the watchdog or a collective may allow.
+        output_dir = Path(run.config.output_dir)
+        distributed.run_long_on_rank0(lambda: convert_to_universal(checkpoint.path, output_dir), heartbeat)
+    return checkpoint
+
+
+def skip_damaged(path: Path, damage: str) -> None:
+    """Mark a checkpoint as damaged, so that the run resumes from an older one and may replace it.
+
+    Raises:
+        UserError: the marker cannot be written.
+    """
+    print(f"warning: {damage}; skipping {path.name}", flush=True)
+    try:
+        mark_damaged(path)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard) -> None:
@@ -125,7 +149,12 @@ def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> Zer
     config, world_size = run.config, distributed.world_size()
     torch.manual_seed(config.seed)
     other_ranks = checkpoint is not None and checkpoint.state["ranks"] != world_size
-    ds = deepspeed_config(config, world_size, load_universal=other_ranks)
+    hidden_size = run.model_config.hidden_size
+    ds = deepspeed_config(config, world_size, hidden_size, run.max_steps, load_universal=other_ranks)
+    if distributed.is_main_process():
+        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if warning := memory_warning(config, ds, run.model_config, world_size, ranks_per_node):
+            print(warning, flush=True)
     engine = build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
     if engine.tied and config.loss.soft_token_embeddings == "output" and distributed.is_main_process():
         print("loss.soft_token_embeddings: makes no difference, because head and input embeddings are tied", flush=True)
@@ -149,12 +178,14 @@ def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None)
 
 
 def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> MetricsWriter:
-    """Write the recipe to the output directory and open metrics.jsonl."""
-    directory, is_main = Path(run.config.output_dir), distributed.is_main_process()
+    """Write the recipe to the output directory, open metrics.jsonl and start the experiment trackers."""
+    directory, is_main, trackers = Path(run.config.output_dir), distributed.is_main_process(), None
     if is_main:
+        trackers = Trackers(run.trackers, run.config, state.step)
         write_atomically(directory / "config.yaml", layout.recipe_yaml(run.config).encode())
     flops_per_token = 6.0 * engine.num_parameters()
-    return MetricsWriter(directory, is_main, state.step, run.max_steps, flops_per_token, distributed.world_size())
+    ranks = distributed.world_size()
+    return MetricsWriter(directory, is_main, state.step, run.max_steps, flops_per_token, ranks, trackers)
 
 
 def sync_step_state(
@@ -208,8 +239,7 @@ def train_step(
         The loss of each micro-step.
 
     Raises:
-        AgreedError: the loss or the gradient norm is not finite; the weights are unchanged.
-        UserError: the loss has jumped; the weights are unchanged.
+        LossError: the loss or the gradient norm is not finite, or the loss has jumped; the weights are unchanged.
     """
     results: list[SolarLoss] = []
     step = state.step + 1

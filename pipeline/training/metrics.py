@@ -1,7 +1,7 @@
 """Compute the metrics of each optimizer step and write them.
 
-Rank 0 writes metrics.jsonl, TensorBoard events and a progress bar. If standard error is not a terminal, it prints a
-line every 30 seconds instead of the progress bar.
+Rank 0 writes metrics.jsonl, passes the metrics to the experiment trackers, and shows a progress bar. If standard error
+is not a terminal, it prints a line every 30 seconds instead of the progress bar.
 """
 
 import json
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pipeline.common.atomic_io import write_atomically
@@ -21,6 +20,7 @@ from pipeline.common.hardware import device_called
 from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training.metrics_reader import METRICS, read_records
 from pipeline.training.state import TrainState
+from pipeline.training.trackers import Trackers
 
 LOG_SECONDS = 30.0  # interval between lines if there is no progress bar
 
@@ -75,12 +75,20 @@ class MetricsWriter:
         max_steps: last step of the run.
         flops_per_token: floating-point operations per token for MFU: 6 x parameters.
         ranks: the world size.
+        trackers: the experiment trackers, on the main process.
     """
 
     def __init__(
-        self, directory: Path, is_main: bool, first_step: int, max_steps: int, flops_per_token: float, ranks: int
+        self,
+        directory: Path,
+        is_main: bool,
+        first_step: int,
+        max_steps: int,
+        flops_per_token: float,
+        ranks: int,
+        trackers: Trackers | None = None,
     ):
-        self.is_main, self.flops_per_token = is_main, flops_per_token
+        self.is_main, self.flops_per_token, self.trackers = is_main, flops_per_token, trackers
         device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.peak_flops = device.flops("bf16") * ranks if device else None  # MFU is null on an unknown device
         self._last = time.perf_counter()
@@ -90,7 +98,6 @@ class MetricsWriter:
         keep = [record for record in read_records(directory) if record["step"] <= first_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in keep).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
-        self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
         self._max_steps, self._logged = max_steps, 0.0
         self._bar = tqdm(
             total=max_steps,
@@ -122,9 +129,8 @@ class MetricsWriter:
         record["peak_memory_gb"] = round(peak_memory_gb(), 3)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for key, value in record.items():
-            if key != "step" and value is not None:
-                self._board.add_scalar(f"train/{key}", value, record["step"])
+        if self.trackers is not None:
+            self.trackers.log(record, record["step"])
         shown = {k: f"{record[k]:.4f}" for k in ("ce_loss", "align_cos") if record[k] is not None}
         shown["tok/s"] = f"{rate:.0f}"
         self._bar.set_postfix(shown, refresh=False)
@@ -148,9 +154,8 @@ class MetricsWriter:
             return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for key, value in record.items():
-            if key.startswith("eval_") and value is not None:
-                self._board.add_scalar(f"eval/{key.removeprefix('eval_')}", value, record["step"])
+        if self.trackers is not None:
+            self.trackers.log(record, record["step"])
         shown = {key: record[key] for key in ("eval_loss", "eval_ce", "best_metric") if record.get(key) is not None}
         values = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
         self._bar.clear()
@@ -160,5 +165,6 @@ class MetricsWriter:
         """Close all outputs."""
         if self.is_main:
             self._file.close()
-            self._board.close()
             self._bar.close()
+            if self.trackers is not None:
+                self.trackers.finish()

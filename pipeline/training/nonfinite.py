@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pipeline.common import distributed
-from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.errors import LossError
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossNormalizers
 from pipeline.zero3.engine import ZeroEngine
@@ -31,7 +31,7 @@ def raise_nonfinite(
         weight: the alignment weight of the step.
 
     Raises:
-        AgreedError: always. The message names the ranks and pair ids.
+        LossError: always. The message names the ranks and pair ids.
     """
     culprits: list[str] = []
     for batch in micro_batches:
@@ -42,7 +42,7 @@ def raise_nonfinite(
         if culprits:
             break
     location = "; ".join(culprits) or "repeating the step gave finite gradients, which suggests a hardware fault"
-    raise AgreedError(
+    raise LossError(
         f"step {step}: the {what} is not finite; stopped before the update. {location}. "
         "Lower the learning rate or inspect these records"
     )
@@ -57,13 +57,13 @@ def check_loss_jump(ce: float, recent_ce: Sequence[float], step: int, max_jump: 
         max_jump: maximum allowed increase over the median of `recent_ce`; None: no check.
 
     Raises:
-        UserError: the cross entropy exceeds the median by more than `max_jump`.
+        LossError: the cross entropy exceeds the median by more than `max_jump`.
     """
     if max_jump is None or len(recent_ce) < MIN_LOSSES:
         return
     median = statistics.median(recent_ce)
     if ce > median + max_jump:
-        raise UserError(
+        raise LossError(
             f"step {step}: the cross entropy jumped to {ce:.3f} from a median of {median:.3f} over the last "
             f"{len(recent_ce)} steps; stopped before the update. Lower the learning rate, or raise "
             "training.max_loss_jump, and restart from the newest checkpoint"

@@ -20,6 +20,7 @@ from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
 from pipeline.training.best_metric import check_metric, rows_fingerprint
+from pipeline.training.trackers import select_trackers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PreparedRun:
         loader: the data loader of this rank.
         max_steps: number of optimizer steps of the run.
         eval_loader: the validation data of this rank, or None.
+        trackers: names of the experiment trackers.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class PreparedRun:
     padded_size: int
     loader: Loader
     max_steps: int
+    trackers: list[str]
     eval_loader: SequentialLoader | None = None
 
     @property
@@ -84,6 +87,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     Raises:
         UserError: the recipe is inconsistent with one of them.
     """
+    trackers = select_trackers(config.training.report_to)
     shards = _open_shards(config.data.shards, check_hashes=rank == 0)
     tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
@@ -105,7 +109,9 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     if eval_shards is not None:
         eval_loader = SequentialLoader(eval_shards, loader.languages, split, pad_token_id, token_weights)
     max_steps = count_steps(training, len(shards))
-    return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps, eval_loader)
+    return PreparedRun(
+        config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps, trackers, eval_loader
+    )
 
 
 def count_steps(training: TrainingSettings, num_rows: int) -> int:

@@ -1,51 +1,70 @@
-"""Read and check the DeepSpeed JSON of a recipe, and add the settings from the recipe."""
+"""Read and check the DeepSpeed JSON of a recipe, and add the settings from the recipe.
+
+"auto" is filled by transformers' own code, so a file that works with Hugging Face's Trainer works here.
+"""
 
 import json
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from pipeline.common.distributed import local_device
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+from pipeline.common.distributed import is_main_process, local_device
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Keys of a DeepSpeed JSON that must be set in the recipe instead, and the setting that replaces each.
+# Keys of a DeepSpeed JSON that the recipe sets, and the setting behind each. Their values must be "auto" or agree.
 RECIPE_KEYS = {
     "train_batch_size": "training.train_batch_size",
     "train_micro_batch_size_per_gpu": "training.train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps": "training.train_batch_size",
+    "gradient_accumulation_steps": "training.train_batch_size and the number of ranks",
     "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.learning_rate and the adam_* settings",
-    "scheduler": "training.lr_scheduler_type",
+    "bf16.enabled": "training.precision",
+    "fp16.enabled": "training.precision",
+    "optimizer.params.lr": "training.learning_rate",
+    "optimizer.params.betas": "training.adam_beta1 and adam_beta2",
+    "optimizer.params.eps": "training.adam_epsilon",
+    "optimizer.params.weight_decay": "training.weight_decay",
+    "scheduler.params.warmup_max_lr": "training.learning_rate",
+    "scheduler.params.warmup_num_steps": "training.warmup_ratio",
+    "scheduler.params.total_num_steps": "training.max_steps or num_train_epochs",
 }
+# Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
+OPTIMIZER_PARAMS = {"adam_w_mode": True, "torch_adam": True, "bias_correction": True}
+SCHEDULER_PARAMS = {"warmup_min_lr": 0, "warmup_type": "linear"}
+SCHEDULERS = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
 
-def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, device: str = "") -> dict[str, Any]:
+def deepspeed_config(
+    config: Config,
+    ranks: int,
+    hidden_size: int,
+    max_steps: int,
+    load_universal: bool = False,
+    device: str = "",
+) -> dict[str, Any]:
     """Build the complete DeepSpeed configuration of a run.
 
     Args:
         config: the recipe; `config.deepspeed` names the JSON file.
         ranks: the world size.
+        hidden_size: hidden size of the model, from which "auto" bucket sizes are computed.
+        max_steps: number of optimizer steps of the run.
         load_universal: load the universal format, which any number of ranks can read.
         device: "cuda" or "cpu"; by default the device of this rank.
 
     Raises:
-        UserError: the file is unreadable, or contains a key that must be set in the recipe or a setting that changes
-            how parameters are partitioned.
+        UserError: the file is unreadable, contradicts the recipe, or contains a setting that changes how parameters
+            are partitioned.
     """
-    path = Path(config.deepspeed)
-    if not path.exists() and (REPOSITORY / path).exists():
-        path = REPOSITORY / path
-    try:
-        ds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the DeepSpeed configuration ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    for key, setting in RECIPE_KEYS.items():
-        if key in ds:
-            raise UserError(f"{path}: remove {key!r}; the recipe sets it by {setting}")
+    device = device or local_device().type
+    path, ds = _read(config.deepspeed)
     zero = ds.get("zero_optimization", {})
     if zero.get("stage") != 3:
         raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
@@ -55,20 +74,15 @@ def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, d
         if zero.get(key, 0) not in (0, 1, -1, False):
             raise UserError(f"{path}: zero_optimization.{key} changes how parameters are partitioned; remove it")
     training = config.training
-    if training.precision == "fp16" and (device or local_device().type) == "cpu":
+    if training.precision == "fp16" and device == "cpu":
         raise UserError("training.precision 'fp16' needs a GPU; use bf16 or fp32 on CPU")
-    for precision, key in (("bf16", "bf16"), ("fp16", "fp16")):
-        enabled = ds.get(key, {}).get("enabled")
-        if enabled is not None and enabled is not True and enabled is not False:
-            raise UserError(f"{path}: {key}.enabled must be true or false")
-        if enabled and training.precision != precision:
-            raise UserError(f"{path}: enables {key} but training.precision is {training.precision}; make both the same")
+    ds = _fill_auto(path, ds, config, ranks, hidden_size, max_steps)
     if training.precision != "fp32":
         ds.setdefault(training.precision, {})["enabled"] = True
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     # The throughput timer synchronizes the device twice in each micro-step, and nothing reads it.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
-    if (device or local_device().type) == "cpu":
+    if device == "cpu":
         ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`
     if load_universal:
         ds.setdefault("checkpoint", {})["load_universal"] = True
@@ -79,3 +93,106 @@ def deepspeed_config(config: Config, ranks: int, load_universal: bool = False, d
         "gradient_accumulation_steps": total // (micro * ranks),
         "gradient_clipping": training.max_grad_norm,
     }
+
+
+def _read(name: str) -> tuple[Path, dict[str, Any]]:
+    """Read a DeepSpeed JSON. Raises UserError if it is unreadable."""
+    path = Path(name)
+    if not path.exists() and (REPOSITORY / path).exists():
+        path = REPOSITORY / path
+    try:
+        ds = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the DeepSpeed configuration ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(ds, dict):
+        raise UserError(f"{path}: not a JSON object of DeepSpeed's keys")
+    return path, ds
+
+
+def _fill_auto(
+    path: Path, ds: dict[str, Any], config: Config, ranks: int, hidden_size: int, max_steps: int
+) -> dict[str, Any]:
+    """Replace "auto" as Hugging Face's Trainer does, and drop the sections `optimizer` and `scheduler`.
+
+    Raises:
+        UserError: a value contradicts the recipe, or "auto" is not supported for a key.
+    """
+    training = config.training
+    arguments = SimpleNamespace(
+        world_size=ranks,
+        per_device_train_batch_size=training.train_micro_batch_size_per_gpu,
+        gradient_accumulation_steps=training.train_batch_size // (training.train_micro_batch_size_per_gpu * ranks),
+        max_grad_norm=training.max_grad_norm,
+        learning_rate=training.learning_rate,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        save_on_each_node=False,
+        fp16=training.precision == "fp16",
+        fp16_full_eval=False,
+        bf16=training.precision == "bf16",
+        bf16_full_eval=False,
+        get_warmup_steps=lambda steps: round(training.warmup_ratio * steps),
+    )
+    _check_sections(path, ds, training.lr_scheduler_type)
+    filled = HfTrainerDeepSpeedConfig(ds)
+    try:
+        filled.trainer_config_process(arguments)
+        model = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden_size))
+        filled.trainer_config_finalize(arguments, model, max_steps)
+    except ValueError:
+        for mismatch in filled.mismatches:
+            key, value, _, expected = re.findall(r"- ds (\S+)=(.*) vs hf (.+?)=(.*)", mismatch)[0]
+            setting = RECIPE_KEYS.get(key, "the recipe")
+            raise UserError(
+                f'{path}: {key} is {value}, but the recipe sets it to {expected} by {setting}; remove it or set "auto"'
+            ) from None
+        raise
+    result = {key: value for key, value in filled.config.items() if key not in ("optimizer", "scheduler")}
+    if left := next(_auto_keys(result), None):
+        raise UserError(f'{path}: {left} is "auto", which Hugging Face\'s Trainer does not fill either; set a value')
+    return result
+
+
+def _check_sections(path: Path, ds: dict[str, Any], decay: str) -> None:
+    """Check the types of optimizer and scheduler, and those of their parameters that transformers does not compare.
+
+    Raises:
+        UserError: the trainer has no such optimizer, schedule or parameter.
+    """
+    kinds = {"optimizer": ("Adam", "AdamW"), "scheduler": tuple(SCHEDULERS)}
+    for section, values in (("optimizer", OPTIMIZER_PARAMS), ("scheduler", SCHEDULER_PARAMS)):
+        content = ds.get(section) or {}
+        if content and content.get("type") not in kinds[section]:
+            raise UserError(
+                f"{path}: {section}.type is {content.get('type')!r}; the trainer has its own, so use one of "
+                f"{', '.join(kinds[section])}, or remove {section!r}"
+            )
+        for name, value in (content.get("params") or {}).items():
+            key = f"{section}.params.{name}"
+            if key not in RECIPE_KEYS and value not in ("auto", values.get(name)):
+                raise UserError(f"{path}: {key} is {value!r}, which the trainer does not support; remove it")
+    scheduler = ds.get("scheduler") or {}
+    if scheduler and SCHEDULERS[scheduler["type"]] != decay:
+        _print_once(
+            f"note: {path}: scheduler.type {scheduler['type']} ({SCHEDULERS[scheduler['type']]}) is replaced by "
+            f"training.lr_scheduler_type {decay}"
+        )
+
+
+def _auto_keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose value is "auto"."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _auto_keys(value, f"{prefix}{key}.")
+        elif value == "auto":
+            yield prefix + key
+
+
+@cache
+def _print_once(line: str) -> None:
+    if is_main_process():
+        print(line, flush=True)

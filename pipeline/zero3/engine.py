@@ -9,6 +9,7 @@ Shape letters: P padded vocabulary, R ranks, d hidden size.
 
 import copy
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from pipeline.common import distributed
 from pipeline.common.distributed import rank, world_size
+from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
@@ -33,6 +35,7 @@ from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
 from pipeline.zero3.optimizer import build_optimizer, repair_step_counts
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
+from pipeline.zero3.safe_loading import weights_only_loading
 
 
 def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -286,9 +289,19 @@ class ZeroEngine:
 
         Returns:
             False if DeepSpeed finds no checkpoint.
+
+        Raises:
+            UserError: a file contains more than tensors and plain values, which could run code.
         """
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.ds_engine.optimizer.param_groups]
-        loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
+        try:
+            with weights_only_loading():
+                loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
+        except pickle.UnpicklingError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{directory / tag}: damaged, or with code that a checkpoint must not have: {reason}"
+            ) from error
         if loaded is None:
             return False
         for group, own in zip(self.ds_engine.optimizer.optimizer.param_groups, groups, strict=True):

@@ -36,7 +36,7 @@ def test_demo_runs_every_stage_once(
 
     demo.main()
     first = capfd.readouterr().out
-    assert first.count(" done in ") == 7
+    assert first.count(" done in ") == 6
     for name in ("config.yaml", "report.md", "report.html", "evaluation.json", "checkpoint-4/COMPLETE"):
         assert (run / name).stat().st_size > 0
     assert list((run / "tensorboard").glob("events*"))
@@ -47,4 +47,4 @@ def test_demo_runs_every_stage_once(
 
     demo.main()
     second = capfd.readouterr().out
-    assert second.count(" skipped, ") == 7 and " done in " not in second
+    assert second.count(" skipped, ") == 6 and " done in " not in second

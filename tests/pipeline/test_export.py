@@ -1,29 +1,38 @@
 """An exported checkpoint computes the same loss in Hugging Face transformers as the training engine."""
 
+import base64
 import json
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
+import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import ModelCard
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.packing.packer import pack
 from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
 from data_prep.shards.format import ShardSet, read_manifest
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
-from pipeline.checkpoint.export_record import check_not_stale, read_export_record
+from pipeline.checkpoint.export_record import ExportRecord, check_not_stale, read_export_record
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
+from pipeline.config.settings import Config
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.evaluation.generation import load_for_generation
-from pipeline.export import export
+from pipeline.export import base_dtype, check_export_target, export, push_to_hub
 from pipeline.loss import solar_loss_reference
+from pipeline.models.fingerprint import model_fingerprint
 from pipeline.models.solar_model import decode
 from tests.conftest import Prepared
 from tests.pipeline.training.dense_validation import assert_matches_dense, dense_validation
-from tests.runs import TINY, losses, python, refuses, select_rows, train, validations, write_recipe
+from tests.runs import TINY, losses, metrics, python, refuses, select_rows, train, validations, write_recipe
 
 
 @pytest.mark.slow
@@ -36,6 +45,7 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     # Three rows on two ranks: in the second micro-step of a validation, rank 1 has no rows.
     changes["data__eval_shards"] = str(select_rows(prepared.shards, tmp_path / "eval", slice(3)))
     changes |= {"training__metric_for_best_model": "eval_ce", "training__greater_is_better": True}
+    changes["training__export_at_end"] = not tied
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(2, "--config", recipe)
     result = python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
@@ -44,6 +54,9 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     (validation,) = validations(tmp_path / "run")
     expected_metrics = dense_validation(tmp_path / "hf", recipe, tmp_path / "run" / "checkpoint-1")
     assert_matches_dense(validation, expected_metrics)
+    if not tied:  # the finished run has exported the same
+        assert model_fingerprint(tmp_path / "run" / "hf") == model_fingerprint(tmp_path / "hf")
+        _check_model_card(tmp_path / "run" / "hf", metrics(tmp_path / "run")[-1])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert model.dtype == torch.float32  # the precision of the run
     assert model.generation_config.eos_token_id == [load_tokenizer(prepared.tokenizer).eos_token_id, *own]
@@ -81,12 +94,23 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
             )[0].detach()
         )
     assert losses(tmp_path / "run")[1] == pytest.approx(expected, rel=2e-6)
+    if not tied:
+        assert getattr(read_export_record(tmp_path / "run" / "hf"), "step", None) == 2  # replaced when resumed
     refuses(python("-m", "pipeline.export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf"), "not empty")
     with pytest.raises(UserError, match=r"hf: stale export of step 1, the run has checkpoint-2; export again"):
         check_not_stale(tmp_path / "hf")
     _check_update(tmp_path / "run", tmp_path / "hf")
     best = export(tmp_path / "run", tmp_path / "best", best=True)  # the cross entropy was greater after step 1
     assert (best.step, best.newest) == (1, False)
+
+
+def _check_model_card(directory: Path, last: dict[str, Any]) -> None:
+    card = ModelCard.load(directory / "README.md", ignore_metadata_errors=False)
+    assert card.data.library_name == "transformers" and card.data.base_model is None
+    assert {"en", "sw"} < set(card.data.language) and "solar" in card.data.tags
+    figure = f"| ce_loss | {last['ce_loss']:.6g} |"
+    for text in (figure, "`data.shards` | `", "  learning_rate: 0.003", "stored in fp32"):
+        assert text in card.text, card.text
 
 
 def _check_update(run: Path, output: Path) -> None:
@@ -108,6 +132,73 @@ def _check_update(run: Path, output: Path) -> None:
     (output / "export.json").unlink()
     with pytest.raises(UserError, match="not an export of this run"):
         export(run, output, update=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_export_default_dtype_is_that_of_base(tmp_path: Path, dtype: str | None) -> None:
+    AutoConfig.for_model(**TINY, dtype=dtype).save_pretrained(tmp_path / "model_config")
+    assert base_dtype(tmp_path) == ("bf16" if dtype else None)
+
+
+def test_check_export_target_keeps_other_models(tmp_path: Path) -> None:
+    config = Config(output_dir=str(tmp_path))
+    check_export_target(config)
+    (tmp_path / "hf").mkdir()
+    check_export_target(config)
+    (tmp_path / "hf" / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"hf: not an export of this run.*training.export_at_end"):
+        check_export_target(config)
+
+
+HUB_URL = "https://huggingface.co/me/model"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The endpoints of the Hub that an upload of small files uses."""
+
+    commits: ClassVar[list[list[dict]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        reply: dict[str, Any] = {"url": HUB_URL, "commitUrl": f"{HUB_URL}/commit/1"}
+        reply |= {"commitOid": "1" * 40, "success": True}
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            reply = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+        elif "/commit/" in self.path:
+            self.commits.append([json.loads(line) for line in body.splitlines()])
+        content = json.dumps(reply).encode()
+        self.send_response(403 if "refused" in body.decode() else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        """Print nothing."""
+
+
+def test_push_to_hub_uploads_or_reports_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = ExportRecord("run", 7, "id", "fp32", "..", newest=True)
+    (tmp_path / "README.md").write_text("card")
+    with pytest.raises(UserError, match=r"me/model: cannot push to the Hub: .*; the export is kept in "):
+        push_to_hub(tmp_path, "me/model", None, record)  # HF_HUB_OFFLINE is set
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever).start()
+        api = partial(huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_x")
+        monkeypatch.setattr("pipeline.export.HfApi", api)
+        huggingface_hub.close_session()  # the session of before is offline
+        try:
+            assert push_to_hub(tmp_path, "me/model", None, record).endswith("/me/model")
+            with pytest.raises(UserError, match="me/refused: cannot push to the Hub"):
+                push_to_hub(tmp_path, "me/refused", None, record)
+        finally:
+            server.shutdown()
+            huggingface_hub.close_session()
+    header, file = Hub.commits[0]
+    assert header["value"]["summary"] == "Step 7"
+    assert (file["value"]["path"], base64.b64decode(file["value"]["content"])) == ("README.md", b"card")
 
 
 def test_export_without_checkpoint(tmp_path: Path) -> None:

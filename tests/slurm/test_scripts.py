@@ -99,6 +99,7 @@ def test_finish_ends_or_requeues_by_exit_status(cluster: Cluster, probes: Path) 
     cases = {
         (0, ""): ("COMPLETED", "0:0", "0"),
         (2, ""): ("FAILED", "2:0", "0"),
+        (77, ""): ("FAILED", "77:0", "0"),
         (75, ""): ("PENDING", "0:0", "1"),
         (1, ""): ("PENDING", "0:0", "1"),
         (137, ""): ("PENDING", "0:0", "1"),

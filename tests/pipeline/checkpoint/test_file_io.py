@@ -1,4 +1,4 @@
-"""Writes to a full disk, and host copies that later changes to the state do not reach."""
+"""Writes to a full disk, checksums, and host copies that later changes to the state do not reach."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint.file_io import HostCopies, write_file
+from pipeline.common.atomic_io import sha256_file
 from pipeline.common.errors import UserError
 
 
@@ -24,6 +25,14 @@ def test_write_file_full_disk(tmp_path: Path, content: object) -> None:
             write_file(tmp_path / "part.pt", content)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("content", [b"abc", {"weights": torch.arange(300_000), "step": 7}], ids=["bytes", "tensors"])
+def test_write_file_returns_size_and_checksum(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "zero" / "part.pt"
+    assert write_file(path, content) == (path.stat().st_size, sha256_file(path))
+    if isinstance(content, dict):
+        assert torch.equal(torch.load(path)["weights"], content["weights"])
 
 
 def test_host_copies_keep_values_and_reuse_memory() -> None:

@@ -98,6 +98,7 @@ def test_evaluate_counts_unfinished_and_records_model(tmp_path, random_model_dir
     assert sum(score["unfinished"] for score in result["languages"].values()) == unfinished
     sentence = (tmp_path / "evaluation.md").read_text().splitlines()[2]
     assert sentence.startswith(f"{unfinished} of 18 responses are unfinished, cut at 4 tokens: bn ")
+    assert sentence.endswith("The model ran in bfloat16.")
     assert capsys.readouterr().out.splitlines()[-1].startswith("warning: ")
     assert result["model"]["dtype"] == "bfloat16" and result["settings"]["dtype"] == "auto"
     assert result["model"]["export"] is None and len(result["model"]["fingerprint"]) == 64

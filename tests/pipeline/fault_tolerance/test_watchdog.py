@@ -26,9 +26,28 @@ def test_describe_suspects_silent_rank(tmp_path: Path) -> None:
     for each in watchdogs[:2]:
         each.start()
     watchdogs[2].write_heartbeat()  # once, and never again
-    assert watchdogs[0].describe_suspects() == f"rank 2 on {watchdogs[0].host} sends no heartbeat"
+    assert watchdogs[0].describe_suspects()[0] == f"rank 2 on {watchdogs[0].host} sends no heartbeat"
     for each in watchdogs[:2]:
         each.close()
+
+
+def test_describe_suspects_rank_killed_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 is on the host of the killed rank 2, and rank 0 on another one, where nothing was killed."""
+    kills = {"a": 3, "b": 5}  # by host, of earlier runs
+    watchdogs = []
+    for rank, host in enumerate("abb"):
+        monkeypatch.setattr(watchdog, "count_oom_kills", lambda host=host: kills[host])
+        watchdogs.append(make(tmp_path, rank))
+        watchdogs[rank].host = host
+    watchdogs[2].write_heartbeat()
+    watchdogs[1].start()
+    monkeypatch.setattr(watchdog, "count_oom_kills", lambda: kills["b"])
+    message = ("rank 2 on b sends no heartbeat", watchdog.RESTART_ADVICE)
+    assert watchdogs[0].describe_suspects() == message
+    kills["b"] += 1
+    message = ("rank 2 on b was killed by the kernel for lack of host memory", watchdog.MEMORY_ADVICE)
+    assert watchdogs[0].describe_suspects() == message
+    watchdogs[1].close()
 
 
 def test_describe_suspects_slow_rank(tmp_path: Path) -> None:
@@ -36,9 +55,9 @@ def test_describe_suspects_slow_rank(tmp_path: Path) -> None:
     for rank, each in enumerate(watchdogs):
         each.enter_phase(7, "loading data" if rank == 1 else "waiting for all ranks to begin")
         each.start()
-    assert watchdogs[0].describe_suspects() == f"rank 1 on {watchdogs[0].host} is at step 7 (loading data)"
+    assert watchdogs[0].describe_suspects()[0] == f"rank 1 on {watchdogs[0].host} is at step 7 (loading data)"
     watchdogs[1].enter_phase(7, "waiting for all ranks to begin")
-    assert watchdogs[0].describe_suspects() == "all ranks are alive, at step 7 (waiting for all ranks to begin)"
+    assert watchdogs[0].describe_suspects()[0] == "all ranks are alive, at step 7 (waiting for all ranks to begin)"
     for each in watchdogs:
         each.close()
 

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_prep.shards.format import ShardSet
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.resume import find_resumable
-from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+from pipeline.common.atomic_io import sha256_file
+from pipeline.common.exit_codes import LOSS_FAILURE, STOPPED_BY_SIGNAL
 from pipeline.config.recipe import load_config
 from tests.conftest import Prepared
 from tests.runs import TINY, losses, metrics, select_rows, start_ranks, train, validations, write_recipe
@@ -126,25 +127,34 @@ def test_train_skips_damaged_checkpoint(prepared: Prepared, tmp_path: Path) -> N
         tmp_path / "run.yaml",
         prepared.shards,
         prepared.tokenizer,
-        training__max_steps=4,
+        training__max_steps=6,
         training__save_steps=2,
+        training__save_total_limit=3,
         training__save_in_background=False,
         training__copy_checkpoints_to=str(tmp_path / "copies"),
     )
     train(2, "--config", recipe)
     before = losses(tmp_path / "run")
-    torn = next((tmp_path / "run" / "checkpoint-4" / "zero").glob("*optim_states.pt"))
+    torn = next((tmp_path / "run" / "checkpoint-6" / "zero").glob("*optim_states.pt"))
     torn.write_bytes(torn.read_bytes()[:-100])  # like a file that was not flushed before a power cut
+    rotten = tmp_path / "run" / "checkpoint-4" / "zero" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = bytearray(rotten.read_bytes())
+    content[len(content) // 2] ^= 1  # the size is right
+    rotten.write_bytes(content)
     output = train(2, "--config", recipe)
-    assert f"warning: {torn} has" in output and "resumed from" in output and "checkpoint-2" in output
+    assert f"warning: {torn} has" in output and f"warning: {rotten} does not have its SHA-256" in output
+    assert f"resumed from {tmp_path / 'run' / 'checkpoint-2'}" in output
     assert losses(tmp_path / "run") == before
-    assert layout.newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"  # complete again
+    for step in (4, 6):  # complete again
+        path = tmp_path / "run" / f"checkpoint-{step}"
+        assert layout.find_damage(path) is None
+        assert {name: sha256_file(path / name) for name in layout.checksums(path)} == layout.checksums(path)
 
     copies = [path.name for path in layout.list_checkpoints(tmp_path / "copies") if layout.find_damage(path) is None]
-    assert copies == ["checkpoint-2", "checkpoint-4"]
+    assert copies == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     for path in layout.list_checkpoints(tmp_path / "run"):
         layout.remove_checkpoint(path)
-    assert find_resumable(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-4"
+    assert find_resumable(load_config(recipe, [])) == tmp_path / "copies" / "checkpoint-6"
 
 
 def test_train_write_failure_on_one_rank(prepared: Prepared, tmp_path: Path) -> None:
@@ -171,7 +181,7 @@ def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path) 
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
     processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert [process.returncode for process in processes] == [LOSS_FAILURE] * 2, outputs
     lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
     for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", pair ids "):

@@ -1,9 +1,11 @@
-"""DeepSpeed files that are refused, each in one line that says what to change."""
+"""DeepSpeed files that are completed, and ones that are refused in one line that says what to change."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.utils.config import get_timers_config
 
 from pipeline.common.errors import UserError
@@ -11,42 +13,109 @@ from pipeline.config.recipe import load_config
 from pipeline.zero3.ds_config import deepspeed_config
 from tests.runs import write_recipe
 
+HUGGING_FACE = {  # the shape of the ZeRO-3 example in transformers' documentation
+    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2},
+    "bf16": {"enabled": "auto"},
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+    },
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
+    },
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+ZERO3: dict = {"zero_optimization": {"stage": 3}}
+
+
+def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> dict[str, Any]:
+    """Build the configuration of the test recipe (batch 4, fp32, 5 steps) from a DeepSpeed file."""
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(content))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file), **changes)
+    return deepspeed_config(load_config(recipe, []), ranks, 32, 5)
+
 
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
         ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
-        ({"train_batch_size": 8, "zero_optimization": {"stage": 3}}, ["'train_batch_size'", "recipe"]),
+        ({"train_batch_size": 8} | ZERO3, ["train_batch_size is 8", "sets it to 4 by training.train_batch_size"]),
+        ({"gradient_clipping": 0.5} | ZERO3, ["gradient_clipping is 0.5", "1.0 by training.max_grad_norm"]),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["zero_hpz_partition_size"]),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
-        ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}, ["bf16", "training.precision"]),
+        ({"bf16": {"enabled": True}} | ZERO3, ["bf16.enabled is True", "training.precision"]),
+        ({"optimizer": {"type": "Lamb"}} | ZERO3, ["optimizer.type is 'Lamb'"]),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 3e-5}}} | ZERO3,
+            ["optimizer.params.lr is 3e-05", "0.003 by"],
+        ),
+        ({"optimizer": {"type": "AdamW", "params": {"adam_w_mode": False}}} | ZERO3, ["params.adam_w_mode is False"]),
+        ({"scheduler": {"type": "OneCycle"}} | ZERO3, ["scheduler.type is 'OneCycle'"]),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}}} | ZERO3, ["training.warmup_ratio"]),
+        ({"zero_optimization": {"stage": 3, "sub_group_size": "auto"}}, ['zero_optimization.sub_group_size is "auto"']),
     ],
-    ids=["stage", "batch size", "hpZ", "nvme", "precision"],
 )
 def test_deepspeed_config_refuses(content: dict, parts: list[str], tmp_path: Path) -> None:
-    file = tmp_path / "ds.json"
-    file.write_text(json.dumps(content))
-    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
     with pytest.raises(UserError) as caught:
-        deepspeed_config(load_config(recipe, []), 2)
+        build(tmp_path, content)
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_deepspeed_config_fills_auto(tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ds = build(tmp_path, HUGGING_FACE, ranks=1, training__precision=precision)
+    assert "optimizer" not in ds and "scheduler" not in ds
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [ds[key] for key in keys] == [4, 1, 4, 1.0]
+    assert (ds["bf16"]["enabled"], ds["fp16"]["enabled"]) == (precision == "bf16", False)
+    zero = ds["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["stage3_prefetch_bucket_size"]) == (32 * 32, int(0.9 * 32 * 32))
+    assert zero["stage3_param_persistence_threshold"] == 320
+    assert "WarmupLR (constant) is replaced by training.lr_scheduler_type cosine" in capsys.readouterr().out
+    DeepSpeedConfig(ds)  # DeepSpeed accepts every key
+
+
+def test_deepspeed_config_accepts_values_of_the_recipe(tmp_path: Path) -> None:
+    same = {
+        "train_batch_size": 4,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.003, "weight_decay": 0.1, "adam_w_mode": True}},
+        "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 1, "total_num_steps": 5}},
+    }
+    assert build(tmp_path, same | ZERO3) == build(tmp_path, ZERO3)
 
 
 def test_deepspeed_config_default_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path), [])
-    expected = deepspeed_config(config, 2)
+    expected = deepspeed_config(config, 2, 32, 5)
     monkeypatch.chdir(tmp_path)
-    assert deepspeed_config(config, 2) == expected
+    assert deepspeed_config(config, 2, 32, 5) == expected
     (tmp_path / "ds_configs").mkdir()
     (tmp_path / "ds_configs" / "zero3.json").write_text("{}")  # a file in the working directory has precedence
     with pytest.raises(UserError, match="stage is None"):
-        deepspeed_config(config, 2)
+        deepspeed_config(config, 2, 32, 5)
 
 
 @pytest.mark.parametrize("configured", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["default", "set"])
 def test_deepspeed_config_disables_throughput_timer(configured: dict, tmp_path: Path) -> None:
-    file = tmp_path / "ds.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": 3}} | configured))
-    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
-    ds = deepspeed_config(load_config(recipe, []), 2)
+    ds = build(tmp_path, ZERO3 | configured)
     assert get_timers_config(ds).enabled == bool(configured)

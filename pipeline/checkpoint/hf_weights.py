@@ -1,0 +1,69 @@
+"""Merge the weights of a checkpoint and write them as Hugging Face safetensors files, one file in memory at a time."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pipeline.checkpoint import layout
+from pipeline.zero3.safe_loading import weights_only_loading
+
+MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
+
+
+def merged_tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (Hugging Face name, tensor). Vocabulary padding is removed, and a tied head is yielded only once."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with (
+        weights_only_loading(),
+        contextlib.redirect_stdout(io.StringIO()),  # DeepSpeed prints its progress
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        state_dict = get_fp32_state_dict_from_zero_checkpoint(str(source), tag=layout.DEEPSPEED_TAG, lazy_mode=True)
+    for full_name, partitioned in state_dict.items():
+        name = full_name.removeprefix("model.")
+        if state["tied"] and name == "lm_head.weight":
+            continue
+        tensor = partitioned.contiguous()  # merges the partitions
+        if full_name in state["vocabulary_parameters"]:
+            tensor = tensor[: state["vocab_size"]]
+        yield name, tensor.to(dtype).contiguous()
+
+
+def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:
+    """Write model.safetensors, or several files and an index, with the file names of Hugging Face."""
+    files: list[list[str]] = []  # tensor names of each file
+    pending: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        if pending:
+            save_file(pending, directory / f"part-{len(files)}", metadata={"format": "pt"})
+            files.append(list(pending))
+            pending.clear()
+
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if pending and sum(t.numel() * t.element_size() for t in pending.values()) + size > MAX_FILE_BYTES:
+            flush()
+        pending[name] = tensor
+        total += size
+    flush()
+    if len(files) == 1:
+        os.replace(directory / "part-0", directory / "model.safetensors")
+        return
+    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    for i, name in enumerate(names):
+        os.replace(directory / f"part-{i}", directory / name)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {tensor: names[i] for i, file in enumerate(files) for tensor in file},
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
