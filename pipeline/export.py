@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
@@ -31,6 +30,7 @@ from pipeline.checkpoint.export_record import (
     write_export_record,
 )
 from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.config.changes import saved_config
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_token_ids
 
@@ -58,12 +58,13 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
     if newest:
         source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
-    recipe = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+    with layout.reading(source / "config.yaml"):
+        recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
     record = ExportRecord(
-        run=recipe["output_dir"],
+        run=recipe.output_dir,
         step=state["step"],
         checkpoint=checkpoint_id(source),
-        dtype=dtype or recipe["training"]["precision"],
+        dtype=dtype or recipe.training.precision,
         checkpoints=relative_directory(source.parent, output),
         newest=newest,
     )
@@ -121,7 +122,7 @@ def _existing_export(output: Path, record: ExportRecord, update: bool) -> Export
 def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, directory: Path) -> None:
     """Write all files of an export."""
     dtype = DTYPES[record.dtype]
-    config = AutoConfig.from_pretrained(source / "model_config")
+    config = layout.read_model_config(source)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
     config.save_pretrained(directory)
     shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
