@@ -24,8 +24,8 @@ class ModelSettings:
         attn_implementation: solar_packed, sdpa, eager, flash_attention_2, or a kernel from the Hub such as
             kernels-community/flash-attn2; null: solar_packed, or eager for models that cap their attention scores
             (Gemma 2), or sdpa for models with attention dropout.
-        vocab_multiple: pad the vocabulary to a multiple of this. The result must be divisible by the number of ranks. On
-            resume, the value may change if the result stays the same.
+        vocab_multiple: pad the vocabulary to a multiple of this. The result must be divisible by the number of ranks.
+            On resume, the value may change if the result stays the same.
         activation_checkpointing: recompute each decoder layer in backward instead of storing its activations.
         trust_remote_code: run code from the model's repository.
     """

@@ -58,7 +58,9 @@ def train(run: PreparedRun, guard: Guard) -> int:
         norms: dict[str, float | None] = {}
         if config.training.log_gradients_steps and (state.step + 1) % config.training.log_gradients_steps == 0:
             guard.enter_phase(state.step + 1, "measuring gradient norms")
+            began = time.perf_counter()
             norms = term_gradient_norms(engine, micro_batches, normalizers)
+            norms["gradient_norms_seconds"] = round(time.perf_counter() - began, 4)
             guard.enter_phase(state.step + 1, "forward, backward and update")
         results = train_step(engine, micro_batches, weight, normalizers, state, config.training.max_loss_jump)
         state.num_tokens += int(num_tokens)

@@ -75,7 +75,7 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
         ("--data.shards", other_rows(prepared.shards, tmp_path / "other")): "different content of data.shards",
         ("--loss.vocabulary_weights", weights): "different content of loss.vocabulary_weights",
         ("--model.config", json.dumps(wider)): "checkpoint of a different model (rope_",
-        ("--model.vocab_multiple", 64): "here 600 padded to 640); restore model.vocab_multiple if only the padding differs",
+        ("--model.vocab_multiple", 64): "padded to 640); restore model.vocab_multiple if only the padding differs",
         ("--training.max_steps", 2): "is past the last step of this run (2); raise training.max_steps",
     }.items():
         with pytest.raises(UserError) as caught:
@@ -113,9 +113,10 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
         file = tmp_path / "run" / "checkpoint-6" / name
         content = file.read_bytes()
         file.write_bytes(b"[" * len(content))
-        with pytest.raises(UserError, match=rf"{name.partition('/')[0]}: unreadable \(.*\); remove .*checkpoint-6") as caught:
+        message = rf"{name.partition('/')[0]}: unreadable \(.*\); remove .*checkpoint-6"
+        with pytest.raises(UserError, match=message) as caught:
             resume_point(recipe, *extended)
         assert "\n" not in str(caught.value)
-        with pytest.raises(UserError, match=f"{name.partition('/')[0]}: unreadable"):
+        with pytest.raises(UserError, match=message):
             export(tmp_path / "run", tmp_path / "hf")
         file.write_bytes(content)
