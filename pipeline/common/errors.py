@@ -1,10 +1,14 @@
 """Exceptions for errors that a user can fix. They are printed as one line without traceback; the exit status is 2."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.common.exit_codes import USER_ERROR
+
+USER_ERROR_FILE = "USER_ERROR_FILE"  # variable of slurm/lib.sh: file that a process with a user error creates
 
 
 class UserError(Exception):
@@ -19,11 +23,18 @@ class AgreedError(UserError):
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> None:
-    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error; the status is 2."""
+    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error; the status is 2.
+
+    If a rank fails before it is connected to the others, Slurm kills them, and the status of the job step is theirs.
+    The file `USER_ERROR_FILE` tells the job script that the cause is a user error.
+    """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if file := os.environ.get(USER_ERROR_FILE):
+            with contextlib.suppress(OSError):
+                Path(file).touch()
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -35,6 +35,8 @@ RECENT_STEPS = 50  # number of recent cross entropies to keep, from which a loss
 def train(run: PreparedRun, guard: Guard) -> int:
     """Train until the last step, or until the next step boundary after USR1 or TERM. Return the exit status."""
     config, loader = run.config, run.loader
+    # Hashing all shards takes minutes if there is much data.
+    distributed.run_long_on_rank0(run.shards.check_hashes, lambda: guard.enter_phase(0, "checking the shards"))
     guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
     record_start(run, checkpoint, guard)

@@ -79,10 +79,13 @@ class PreparedRun:
 def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     """Check a recipe against its shards, tokenizer, model and number of ranks, and return what training needs.
 
+    All ranks check the same, so that they all fail with the same error. `ShardSet.check_hashes` reads all data and is
+    called later, on one rank.
+
     Raises:
         UserError: the recipe is inconsistent with one of them.
     """
-    shards = _open_shards(config, check_hashes=rank == 0)
+    shards = _open_shards(config)
     tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size
@@ -146,11 +149,11 @@ def check_process_group(split: BatchSplit) -> None:
             )
 
 
-def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
+def _open_shards(config: Config) -> ShardSet:
     path = Path(config.data.shards)
     if not path.exists():
         raise UserError(f"{path}: no shards; create them with: {_pack_command(config.data.shards)}")
-    shards = ShardSet.open(path, check_hashes=check_hashes)
+    shards = ShardSet.open(path, check_hashes=False)
     if len(shards) == 0:
         raise UserError(f"{path}: the shards contain no rows; pack different data")
     return shards
