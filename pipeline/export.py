@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.export_record import (
+    EXPORT_FILE,
     ExportRecord,
     checkpoint_id,
     read_export_record,
@@ -32,12 +33,12 @@ from pipeline.checkpoint.export_record import (
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.config.changes import saved_config
 from pipeline.models.loading import DTYPES
-from pipeline.models.stop_tokens import stop_token_ids
+from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
 
 
-def export(source: Path, output: Path, dtype: str | None = None, update: bool = False) -> ExportRecord:
+def export(source: Path, output: Path, dtype: str | None = None, update: bool = False) -> ExportRecord | None:
     """Write safetensors, config, tokenizer and chat template of a checkpoint to a Hugging Face directory.
 
     Args:
@@ -48,7 +49,7 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
         update: If `output` is an export of the same run, keep it if it is up to date, or else replace it.
 
     Returns:
-        The record of the export.
+        The record of the export, or None if `output` has none and was kept; see `_is_newer_export_without_record`.
 
     Raises:
         UserError: There is no complete checkpoint, or `output` is not empty or cannot be written.
@@ -58,6 +59,9 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
     if newest:
         source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
+    if update and _is_newer_export_without_record(output, source):
+        print(f"note: {output}: has no {EXPORT_FILE}; kept, because its weights are newer than {source.name}")
+        return None
     with layout.reading(source / "config.yaml"):
         recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
     record = ExportRecord(
@@ -67,10 +71,13 @@ def export(source: Path, output: Path, dtype: str | None = None, update: bool = 
         dtype=dtype or recipe.training.precision,
         checkpoints=relative_directory(source.parent, output),
         newest=newest,
+        run_id=state.get("run_id", ""),
     )
-    if existing := _existing_export(output, record, update):
+    if existing := _existing_export(output, source, record, update):
         record = dataclasses.replace(record, dtype=dtype or existing.dtype)
-        if existing == record:
+        if existing.checkpoint == record.checkpoint and existing.dtype == record.dtype:
+            if existing != record:  # the run or the export has been moved, or now the newest checkpoint is asked for
+                write_export_record(output, record)
             return record
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -102,7 +109,17 @@ def _replace(output: Path, partial: Path) -> None:
     shutil.rmtree(old)
 
 
-def _existing_export(output: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
+def _is_newer_export_without_record(output: Path, source: Path) -> bool:
+    """Return whether a directory has weights that are newer than a checkpoint, and no record.
+
+    Earlier versions wrote no record. The weights cannot be of an older checkpoint then, unless they were copied.
+    """
+    weights = [path.stat().st_mtime for path in output.glob("*.safetensors")]
+    marker = source / layout.COMPLETE_MARKER
+    return bool(weights) and not (output / EXPORT_FILE).exists() and min(weights) > marker.stat().st_mtime
+
+
+def _existing_export(output: Path, source: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
     """Return the record of an export that `record` may replace, or None if the directory is missing or empty.
 
     Raises:
@@ -114,8 +131,16 @@ def _existing_export(output: Path, record: ExportRecord, update: bool) -> Export
     if not update:
         hint = "; --update replaces an older export of the same run" if existing else ""
         raise UserError(f"{output}: exists and is not empty; give another --output or remove it{hint}")
-    if existing is None or existing.checkpoints != record.checkpoints:
-        raise UserError(f"{output}: not an export of this run; give another --output or remove it")
+    if existing is None:
+        raise UserError(
+            f"{output}: has no {EXPORT_FILE} and is not newer than {source}; if it is an export by an earlier version, "
+            "remove it, or else give another --output"
+        )
+    if not existing.is_same_run(record.run_id, record.checkpoints):
+        reason = f"an export of another run ({existing.run})"
+        if not (existing.run_id and record.run_id):
+            reason = f"an export by an earlier version, of a run in {(output / existing.checkpoints).resolve()}"
+        raise UserError(f"{output}: {reason}; give another --output or remove it")
     return existing
 
 
@@ -130,7 +155,10 @@ def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, dire
     # template is one of them, and may differ from the model's own.
     tokenizer = load_tokenizer(source / "tokenizer")
     stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
-    GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(directory)
+    generation = GenerationConfig(
+        eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
+    )
+    generation.save_pretrained(directory)
     _write_weights(_tensors(source, state, dtype), directory)
     write_export_record(directory, record)
 
@@ -155,14 +183,20 @@ def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterato
 
 
 def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:
-    """Write model.safetensors, or several files and an index, with the file names of Hugging Face."""
+    """Write model.safetensors, or several files and an index, with the file names of Hugging Face.
+
+    config.json must exist already.
+    """
     files: list[list[str]] = []  # tensor names of each file
     pending: dict[str, torch.Tensor] = {}
     total = 0
 
     def flush() -> None:
         if pending:
-            save_file(pending, directory / f"part-{len(files)}", metadata={"format": "pt"})
+            path = directory / f"part-{len(files)}"
+            save_file(pending, path, metadata={"format": "pt"})
+            # safetensors makes files that only their owner can read. Give them the mode of any other new file.
+            shutil.copymode(directory / "config.json", path)
             files.append(list(pending))
             pending.clear()
 
@@ -218,7 +252,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     record = export(args.checkpoint, args.output, args.dtype, args.update)
-    print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}")
+    if record is not None:
+        print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,8 @@ def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None)
     if distributed.is_main_process():
         ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"
         print(f"resumed from {path}{ranks}", flush=True)
-    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"])
+    run_id = {"run_id": saved["run_id"]} if "run_id" in saved else {}  # older versions had none
+    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"], **run_id)
 
 
 def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> MetricsWriter:
