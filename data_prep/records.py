@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from data_prep.readers import read_split, split_inputs
 from pipeline.common.errors import UserError
 
+_THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3})(\.\d+)?")
 _LANG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the names that transformers accepts
 _BLANK_LETTERS = set("\u115f\u1160\u2800\u3164\uffa0")  # fillers, which are letters or symbols to Unicode but invisible
@@ -53,14 +54,14 @@ def has_visible_text(text: str) -> bool:
 def number_text(value: Any) -> str | None:
     """Normalize a gold answer to text, so that equal numbers give equal strings. Numbers are compared exactly.
 
-    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". Other text is only stripped. None
-    returns None.
+    For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". A comma separates thousands in English
+    or Indian notation (1,00,000). Other text is only stripped: "1,5" may be 1.5 or two numbers. None returns None.
     """
     if value is None:
         return None
     text = str(value).strip()
     try:
-        number = Decimal(text.replace(",", ""))
+        number = Decimal(text.replace(",", "") if _THOUSANDS.fullmatch(text) else text)
     except InvalidOperation:
         return text
     if not number.is_finite() or abs(number.adjusted()) > 1000:  # a huge exponent would write a huge text

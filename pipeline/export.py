@@ -7,20 +7,21 @@ A finished run calls `export_finished_run` unless training.export_at_end is fals
 
 import argparse
 import dataclasses
+import json
 import os
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.export_record import (
+    EXPORT_FILE,
     ExportRecord,
     checkpoint_id,
     read_export_record,
@@ -31,9 +32,10 @@ from pipeline.checkpoint.hf_weights import merged_tensors, write_weights
 from pipeline.checkpoint.model_card import write_model_card
 from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.config.changes import saved_config
 from pipeline.config.settings import Config
 from pipeline.models.loading import DTYPES
-from pipeline.models.stop_tokens import stop_token_ids
+from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 from pipeline.training.metrics_reader import read_metrics, read_validations
 
 EXPORT_DIRECTORY = "hf"  # of a finished run, in its output_dir
@@ -41,9 +43,8 @@ EXPORT_DIRECTORY = "hf"  # of a finished run, in its output_dir
 
 def export(
     source: Path, output: Path, dtype: str | None = None, update: bool = False, best: bool = False
-) -> ExportRecord:
-    """Write safetensors, config, tokenizer, chat template and model card of a checkpoint to a Hugging Face
-    directory.
+) -> ExportRecord | None:
+    """Write safetensors, config, tokenizer, chat template and model card of a checkpoint.
 
     Args:
         source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
@@ -54,7 +55,7 @@ def export(
         best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
 
     Returns:
-        The record of the export.
+        The record of the export, or None if `output` has none and was kept; see `_is_newer_export_without_record`.
 
     Raises:
         UserError: There is no complete checkpoint, there is no best one and `best` is set, or `output` is not empty or
@@ -67,25 +68,32 @@ def export(
     elif newest:
         source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
-    recipe = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+    if update and _is_newer_export_without_record(output, source):
+        print(f"note: {output}: has no {EXPORT_FILE}; kept, because its weights are newer than {source.name}")
+        return None
+    with layout.reading(source / "config.yaml"):
+        recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
     record = ExportRecord(
-        run=recipe["output_dir"],
+        run=recipe.output_dir,
         step=state["step"],
         checkpoint=checkpoint_id(source),
-        dtype=dtype or base_dtype(source) or recipe["training"]["precision"],
+        dtype=dtype or base_dtype(source) or recipe.training.precision,
         checkpoints=relative_directory(source.parent, output),
         newest=newest,
+        run_id=state.get("run_id", ""),
     )
-    if existing := _existing_export(output, record, update):
+    if existing := _existing_export(output, source, record, update):
         record = dataclasses.replace(record, dtype=dtype or existing.dtype)
-        if existing == record:
+        if existing.checkpoint == record.checkpoint and existing.dtype == record.dtype:
+            if existing != record:  # the run or the export has been moved, or now the newest checkpoint is asked for
+                write_export_record(output, record)
             return record
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         _write_files(source, state, record, partial)
-        write_model_card(partial, record, recipe, state, _metrics_at(source.parent, state["step"]))
+        write_model_card(partial, record, dataclasses.asdict(recipe), state, _metrics_at(source.parent, state["step"]))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{output}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
@@ -123,7 +131,8 @@ def export_finished_run(config: Config) -> None:
     except UserError as error:
         command = f"python -m pipeline.export --checkpoint {checkpoint.parent} --output {output}"
         raise UserError(f"{error}; training is finished and {checkpoint} is kept; export it with: {command}") from error
-    print(f"{output}: step {record.step} in {record.dtype}", flush=True)
+    if record is not None:
+        print(f"{output}: step {record.step} in {record.dtype}", flush=True)
 
 
 def check_export_target(config: Config) -> None:
@@ -167,7 +176,7 @@ def push_to_hub(directory: Path, repo_id: str, private: bool | None, record: Exp
 
 def base_dtype(source: Path) -> str | None:
     """Return the data type of the base model, a key of `DTYPES`, or None if its configuration names no such type."""
-    dtype = AutoConfig.from_pretrained(source / "model_config").dtype
+    dtype = layout.read_model_config(source).dtype
     return next((name for name, each in DTYPES.items() if each == dtype), None)
 
 
@@ -191,7 +200,17 @@ def _replace(output: Path, partial: Path) -> None:
     shutil.rmtree(old)
 
 
-def _existing_export(output: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
+def _is_newer_export_without_record(output: Path, source: Path) -> bool:
+    """Return whether a directory has weights that are newer than a checkpoint, and no record.
+
+    Earlier versions wrote no record. The weights cannot be of an older checkpoint then, unless they were copied.
+    """
+    weights = [path.stat().st_mtime for path in output.glob("*.safetensors")]
+    marker = source / layout.COMPLETE_MARKER
+    return bool(weights) and not (output / EXPORT_FILE).exists() and min(weights) > marker.stat().st_mtime
+
+
+def _existing_export(output: Path, source: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
     """Return the record of an export that `record` may replace, or None if the directory is missing or empty.
 
     Raises:
@@ -203,15 +222,23 @@ def _existing_export(output: Path, record: ExportRecord, update: bool) -> Export
     if not update:
         hint = "; --update replaces an older export of the same run" if existing else ""
         raise UserError(f"{output}: exists and is not empty; give another --output or remove it{hint}")
-    if existing is None or existing.checkpoints != record.checkpoints:
-        raise UserError(f"{output}: not an export of this run; give another --output or remove it")
+    if existing is None:
+        raise UserError(
+            f"{output}: has no {EXPORT_FILE} and is not newer than {source}; if it is an export by an earlier version, "
+            "remove it, or else give another --output"
+        )
+    if not existing.is_same_run(record.run_id, record.checkpoints):
+        reason = f"an export of another run ({existing.run})"
+        if not (existing.run_id and record.run_id):
+            reason = f"an export by an earlier version, of a run in {(output / existing.checkpoints).resolve()}"
+        raise UserError(f"{output}: {reason}; give another --output or remove it")
     return existing
 
 
 def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, directory: Path) -> None:
     """Write all files of an export."""
     dtype = DTYPES[record.dtype]
-    config = AutoConfig.from_pretrained(source / "model_config")
+    config = layout.read_model_config(source)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
     config.save_pretrained(directory)
     shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
@@ -219,7 +246,10 @@ def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, dire
     # template is one of them, and may differ from the model's own.
     tokenizer = load_tokenizer(source / "tokenizer")
     stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
-    GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(directory)
+    generation = GenerationConfig(
+        eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
+    )
+    generation.save_pretrained(directory)
     write_weights(merged_tensors(source, state, dtype), directory)
     write_export_record(directory, record)
 
@@ -231,11 +261,13 @@ def _check_tokenizer(original: Path, output: Path) -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        same = fingerprint(AutoTokenizer.from_pretrained(output)) == fingerprint(load_tokenizer(original))
-    if not same:
+        loaded, packed = AutoTokenizer.from_pretrained(output), load_tokenizer(original)
+    # The fingerprint does not cover the decoder, whose JSON is comparable within one version of the library.
+    decoders = [json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] for tokenizer in (loaded, packed)]
+    if fingerprint(loaded) != fingerprint(packed) or decoders[0] != decoders[1]:
         print(
-            f"warning: {output}: AutoTokenizer uses the tokenizer class of the model type and tokenizes differently; "
-            "load it with PreTrainedTokenizerFast.from_pretrained"
+            f"warning: {output}: AutoTokenizer uses the tokenizer class of the model type and tokenizes or decodes "
+            "differently; load it with PreTrainedTokenizerFast.from_pretrained"
         )
 
 
@@ -261,8 +293,9 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", default=None, help="create a private Hub repository")
     args = parser.parse_args()
     record = export(args.checkpoint, args.output, args.dtype, args.update, args.best)
-    print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}", flush=True)
-    if args.push_to_hub:
+    if record is not None:
+        print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}", flush=True)
+    if args.push_to_hub and record is not None:
         print(f"pushed to {push_to_hub(args.output, args.push_to_hub, args.private, record)}")
 
 

@@ -62,6 +62,7 @@ def main(args: list[str], stop: StopSignal) -> int:
 
         ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
         if distributed.is_main_process():
+            run.check_hashes()
             checkpoint = find_resume_point(run)
             print_dry_run(run, ds, distributed.world_size(), ranks_per_node)
             if checkpoint is not None:

@@ -47,8 +47,18 @@ on_one_rank() { # COMMAND
 # then on, it detects a crash loop itself.
 export FAILED_STARTS_FILE=$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID.failures
 
+# A rank with a user error creates this file. The others may be waiting to connect to it until srun kills them, and
+# srun's status would be 137.
+export USER_ERROR_FILE=$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID.user_error
+rm -f "$USER_ERROR_FILE"
+
 finish() { # STATUS: 0, 2 and 77 end the job, 75 requeues it, and any other status requeues it three times in a row
   local failures=0
+  case $1 in
+  0 | 75 | 77) ;;
+  *) if [ -e "$USER_ERROR_FILE" ]; then set -- 2; fi ;;
+  esac
+  rm -f "$USER_ERROR_FILE"
   case $1 in
   0 | 2 | 75 | 77) rm -f "$FAILED_STARTS_FILE" ;;
   *)

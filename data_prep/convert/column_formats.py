@@ -44,25 +44,38 @@ def read_canonical(source: Source) -> Iterator[RawExample]:
     Chat `messages` may have the keys role and content, or from and value. CSV and JSON files of a folder that also has
     JSON Lines or Parquet files are not read, because they often describe the data.
     """
+    files: list[Path] = []
     for name in source.inputs:
         tables = [path for pattern in ("*.jsonl", "*.parquet") for path in Path(name).glob(pattern)]
         patterns = ("*.jsonl", "*.parquet") if tables else ("*.csv", "*.json")
-        for path in list_files([name], *patterns):
-            yield from _read_rows(_read_table(path), source)
+        files += list_files([name], *patterns)
+    for path, label in zip(files, _distinct_names(files, [path.stem for path in files]), strict=True):
+        yield from _read_rows(_read_table(path, label), source)
 
 
 def read_datasets(source: Source) -> Iterator[RawExample]:
     """Read a folder saved by the `datasets` library, or a dataset from the Hub or a folder, in the same columns."""
-    for name in source.inputs:
+    paths = list(map(Path, source.inputs))
+    for name, label in zip(source.inputs, _distinct_names(paths, [path.name for path in paths]), strict=True):
         config = source.config or ""
         langs: list[str | None] = [*_languages(source)] if LANG in config else [None]
         for lang in langs:
             rows = _load_dataset(name, config.replace(LANG, lang or "") or None, source.split)
             numbered = (
-                _Row(f"{name} row {number}", values, f"{Path(name).name}-{number:09d}", lang)
+                _Row(f"{name} row {number}", values, f"{label}-{number:09d}", lang)
                 for number, values in enumerate(rows, start=1)
             )
             yield from _read_rows(numbered, source)
+
+
+def _distinct_names(paths: list[Path], names: list[str]) -> list[str]:
+    """Return `names` if they distinguish the paths, or else as many of the last parts of each path as are needed."""
+    paths = [path.absolute() for path in paths]
+    length = 1
+    while len(set(names)) < len(set(paths)):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        length += 1
+    return names
 
 
 def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
@@ -81,7 +94,8 @@ def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[st
     return loaded
 
 
-def _read_table(path: Path) -> Iterator[_Row]:
+def _read_table(path: Path, label: str) -> Iterator[_Row]:
+    """Yield the rows of a file. `label` identifies the file in `row_id`."""
     with open(path, "rb") as file:
         is_array = path.suffix == ".json" and file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if path.suffix == ".csv":
@@ -91,7 +105,7 @@ def _read_table(path: Path) -> Iterator[_Row]:
     else:
         rows = ((row.location, row.value) for row in read_objects(path))
     for number, (location, values) in enumerate(rows, start=1):
-        yield _Row(location, values, f"{path.stem}-{number:09d}")
+        yield _Row(location, values, f"{label}-{number:09d}")
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -196,7 +196,7 @@ class ShardSet:
 
         Args:
             path: Shard directory.
-            check_hashes: Whether to compare the SHA-256 of every shard with the manifest.
+            check_hashes: Whether to call `check_hashes`, which reads all shards.
 
         Raises:
             UserError: The directory or a shard is missing, this version cannot read the manifest, or a hash differs.
@@ -207,9 +207,21 @@ class ShardSet:
             file = path / shard["name"]
             if not file.is_file():
                 raise UserError(f"{file}: missing shard; pack again")
-            if check_hashes and sha256_file(file) != shard["sha256"]:
+        shards = cls(path, manifest)
+        if check_hashes:
+            shards.check_hashes()
+        return shards
+
+    def check_hashes(self) -> None:
+        """Compare the SHA-256 of every shard with the manifest.
+
+        Raises:
+            UserError: A hash differs.
+        """
+        for shard in self.manifest["shards"]:
+            file = self.path / shard["name"]
+            if sha256_file(file) != shard["sha256"]:
                 raise UserError(f"{file}: bytes differ from the manifest (corrupted shard); pack again")
-        return cls(path, manifest)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -86,7 +86,12 @@ def load_packed_tokenizer(name: str | Path, shards: Path, manifest: Mapping[str,
     template, variables = manifest.get("chat_template"), manifest.get("chat_template_kwargs")
     tokenizer = load_tokenizer(name, chat_template=template, chat_template_kwargs=variables)
     recorded = manifest["tokenizer"]["fingerprint"]
-    if fingerprint(tokenizer) != recorded:
+    if not has_fingerprint(tokenizer, recorded):
+        if TEMPLATE_DATE in tokenizer.init_kwargs and manifest.get(TEMPLATE_DATE) is None:
+            raise UserError(
+                f"{shards}: an earlier version packed it with the date of that day, because the chat template of "
+                f"{name} reads the clock (strftime_now); pack again: this version replaces the clock by a fixed date"
+            )
         same_template = chat_template_hash(tokenizer) == manifest.get("chat_template_sha256")
         part = "tokenizer" if same_template else "chat template"
         raise UserError(
@@ -124,7 +129,7 @@ def _set_template(
 def _check_unchanged(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError if a trained model's tokenizer is not the one that packed the training data."""
     recorded = tokenizer.init_kwargs.get(PACKED_FINGERPRINT)
-    if recorded is not None and fingerprint(tokenizer) != recorded:
+    if recorded is not None and not has_fingerprint(tokenizer, recorded):
         raise UserError(
             "the tokenizer or chat template differs from the one that packed the model's training data; "
             "restore the exported files"
@@ -158,12 +163,33 @@ def chat_template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the hex SHA-256 of everything that determines a conversation's tokens.
 
-    This is the vocabulary, the tokenization rules, the special tokens and the chat template. It does not depend on the
-    machine, the path of the tokenizer, or the padding and truncation of earlier calls.
+    This is the vocabulary, the tokenization rules, the special tokens that a chat template can use, and the chat
+    template. It does not depend on the machine, the path of the tokenizer, or the padding and truncation of earlier
+    calls. The decoder and the post-processor, which adds special tokens only if `add_special_tokens` is true, are left
+    out: they do not change the tokens, and versions of the libraries write them differently.
     """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    for part in ("padding", "truncation", "post_processor", "decoder"):
+        content.pop(part, None)
+    names = tokenizer.special_tokens_map
+    content["special"] = {key: str(token) for key, token in names.items() if not isinstance(token, list | dict)}
+    return _hash_with_template(content, tokenizer)
+
+
+def has_fingerprint(tokenizer: PreTrainedTokenizerBase, recorded: str) -> bool:
+    """Return whether a recorded fingerprint is that of a tokenizer. Accepts fingerprints of earlier versions."""
+    return recorded in (fingerprint(tokenizer), _earlier_fingerprint(tokenizer))
+
+
+def _earlier_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the fingerprint of earlier versions, which covered the post-processor and the decoder."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None
     content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    return _hash_with_template(content, tokenizer)
+
+
+def _hash_with_template(content: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     content["chat_template"] = tokenizer.get_chat_template() if tokenizer.chat_template else None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -22,6 +22,7 @@ class ExportRecord:
         dtype: Data type of the exported weights, a key of `DTYPES`.
         checkpoints: Directory of the run's checkpoints, relative to the export, so that both can be moved together.
         newest: Whether the newest checkpoint was asked for. If so, the export is stale once there is a newer one.
+        run_id: Random id of the run. Empty if an older version saved the checkpoint or wrote the export.
     """
 
     run: str
@@ -30,11 +31,24 @@ class ExportRecord:
     dtype: str
     checkpoints: str
     newest: bool
+    run_id: str = ""
+
+    def is_same_run(self, run_id: str, checkpoints: str) -> bool:
+        """Return whether the export is of the run with these values of `run_id` and `checkpoints`.
+
+        The directories decide only if an id is missing, because a run can be moved or copied.
+        """
+        return self.run_id == run_id if self.run_id and run_id else self.checkpoints == checkpoints
 
 
 def checkpoint_id(path: Path) -> str:
     """Return the random id of a finished checkpoint, or an empty string if its COMPLETE file is unreadable."""
     return str((read_json_or_none(path / COMPLETE_MARKER) or {}).get("id", ""))
+
+
+def run_id(path: Path) -> str:
+    """Return the id of the run that saved a checkpoint, or an empty string if it has none."""
+    return str((read_json_or_none(path / "trainer_state.json") or {}).get("run_id", ""))
 
 
 def relative_directory(checkpoints: Path, export: Path) -> str:
@@ -67,9 +81,14 @@ def read_export_record(directory: Path) -> ExportRecord | None:
 
 
 def newer_checkpoint(directory: Path, record: ExportRecord) -> Path | None:
-    """Return the run's newest checkpoint if it is newer than the exported one, or None. Ignores `record.newest`."""
+    """Return the run's newest checkpoint if it is newer than the exported one, or None. Ignores `record.newest`.
+
+    It is looked for where the run was, relative to the export.
+    """
     newest = newest_checkpoint((directory.resolve() / record.checkpoints).resolve())
     if newest is None or step_of(newest) < record.step:  # the exported checkpoint has been deleted
+        return None
+    if not record.is_same_run(run_id(newest), record.checkpoints):  # another run has been put there
         return None
     return newest if checkpoint_id(newest) != record.checkpoint else None
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,20 @@ def merged_tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> I
 
 
 def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:
-    """Write model.safetensors, or several files and an index, with the file names of Hugging Face."""
+    """Write model.safetensors, or several files and an index, with the file names of Hugging Face.
+
+    config.json must exist already.
+    """
     files: list[list[str]] = []  # tensor names of each file
     pending: dict[str, torch.Tensor] = {}
     total = 0
 
     def flush() -> None:
         if pending:
-            save_file(pending, directory / f"part-{len(files)}", metadata={"format": "pt"})
+            path = directory / f"part-{len(files)}"
+            save_file(pending, path, metadata={"format": "pt"})
+            # safetensors makes files that only their owner can read. Give them the mode of any other new file.
+            shutil.copymode(directory / "config.json", path)
             files.append(list(pending))
             pending.clear()
 

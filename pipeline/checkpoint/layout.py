@@ -19,13 +19,17 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from transformers import AutoConfig, PreTrainedConfig
 
+from data_prep.readers import first_line
 from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
@@ -171,6 +175,22 @@ def recipe_yaml(config: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn any error while a file of a checkpoint is read into a UserError that names the file.
+
+    Raises:
+        UserError: The block raised an exception.
+    """
+    try:
+        yield
+    except Exception as error:  # the libraries that parse these files raise many types
+        reason = first_line(error) or type(error).__name__
+        raise UserError(
+            f"{file}: unreadable ({reason}); remove {file.parent} to use the previous checkpoint"
+        ) from error
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Read the trainer_state.json of an intact checkpoint.
 
@@ -179,7 +199,15 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     if (damage := find_damage(path)) is not None:
         raise UserError(f"{path}: not a complete checkpoint ({damage}); use another")
-    try:
+    with reading(path / "trainer_state.json"):
         return dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}/trainer_state.json: unreadable ({error}); remove this checkpoint") from error
+
+
+def read_model_config(path: Path) -> PreTrainedConfig:
+    """Read the Hugging Face configuration in a checkpoint.
+
+    Raises:
+        UserError: It is unreadable.
+    """
+    with reading(path / "model_config"):
+        return AutoConfig.from_pretrained(path / "model_config")

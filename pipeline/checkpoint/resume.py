@@ -47,7 +47,7 @@ def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
         raise UserError(
             f"{path}: checkpoint of a different model (vocabulary {state['vocab_size']} "
             f"padded to {state['padded_size']}, here {model.vocab_size} padded to {model.padded_size}); "
-            "use another output_dir"
+            "restore model.vocab_multiple if only the padding differs, or use another output_dir"
         )
     if state["languages"] != model.languages:
         raise UserError(

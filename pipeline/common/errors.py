@@ -1,10 +1,14 @@
 """Exceptions for errors that a user can fix. They are printed as one line without traceback."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.common.exit_codes import LOSS_FAILURE, USER_ERROR
+
+USER_ERROR_FILE = "USER_ERROR_FILE"  # variable of slurm/lib.sh: file that a process with a user error creates
 
 
 class UserError(Exception):
@@ -31,11 +35,18 @@ class LossError(AgreedError):
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> None:
-    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error."""
+    """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error.
+
+    If a rank fails before it is connected to the others, Slurm kills them, and the status of the job step is theirs.
+    The file `USER_ERROR_FILE` tells the job script that the cause is a user error.
+    """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if error.status == USER_ERROR and (file := os.environ.get(USER_ERROR_FILE)):
+            with contextlib.suppress(OSError):
+                Path(file).touch()
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -25,6 +25,7 @@ class ModelSettings:
             kernels-community/flash-attn2; null: solar_packed, or eager for models that cap their attention scores
             (Gemma 2), or sdpa for models with attention dropout.
         vocab_multiple: pad the vocabulary to a multiple of this. The result must be divisible by the number of ranks.
+            On resume, the value may change if the result stays the same.
         activation_checkpointing: recompute each decoder layer in backward instead of storing its activations.
         use_liger_kernel: replace RMSNorm, MLP and rotary embedding by the kernels of the liger-kernel package (GPU).
         trust_remote_code: run code from the model's repository.
@@ -33,7 +34,7 @@ class ModelSettings:
     path: str | None = field(default=None, metadata={"on_resume": "same content"})
     config: dict[str, Any] | None = field(default=None, metadata={"on_resume": "same content"})
     attn_implementation: str | None = field(default=None, metadata={"on_resume": "may change"})
-    vocab_multiple: int = field(default=128, metadata={"range": "(0, 1000000]"})
+    vocab_multiple: int = field(default=128, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
     activation_checkpointing: bool = field(default=False, metadata={"on_resume": "may change"})
     use_liger_kernel: bool = field(default=False, metadata={"on_resume": "may change"})
     trust_remote_code: bool = field(default=False, metadata={"on_resume": "may change"})

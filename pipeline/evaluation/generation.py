@@ -17,7 +17,7 @@ from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
-from pipeline.models.stop_tokens import stop_token_ids
+from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 # The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
 Model = Any
@@ -152,12 +152,16 @@ def generate(
 
 
 def _set_greedy_config(model: Model, tokenizer: Tokenizer, max_new_tokens: int) -> GenerationConfig:
-    """Replace the generation defaults of the model with plain greedy decoding. Keep only its stop tokens."""
+    """Replace the generation defaults of the model with plain greedy decoding, which keeps only its stop tokens.
+
+    The stop strings are those of the chat template.
+    """
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=stop_token_ids(model.generation_config.eos_token_id, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
+        stop_strings=stop_strings(tokenizer),
     )
     model.generation_config = config  # generate() takes unset options from here
     return config
@@ -168,10 +172,13 @@ def _generate_batch(
     model: Model, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
 ) -> list[Generation]:
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    tokens = model.generate(padded["input_ids"], attention_mask=padded["attention_mask"], generation_config=config)
+    tokens = model.generate(
+        padded["input_ids"], attention_mask=padded["attention_mask"], generation_config=config, tokenizer=tokenizer
+    )
     generations = []
     for row in tokens[:, padded["input_ids"].shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in (config.eos_token_id or [])), None)
         text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        generations.append(Generation(text, finished=end is not None))
+        stops = [text.index(stop) for stop in config.stop_strings or [] if stop in text]
+        generations.append(Generation(text[: min(stops, default=None)], finished=end is not None or bool(stops)))
     return generations

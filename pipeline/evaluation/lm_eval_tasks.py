@@ -28,7 +28,7 @@ from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent, versions
 from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, extract_answer, parse_gold
 from pipeline.evaluation.significance import wilson_interval
-from pipeline.models.stop_tokens import stop_token_ids
+from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 PROPORTIONS = ("exact_match", "acc", "acc_norm")  # metrics that are 0 or 1 for each example
 
@@ -112,16 +112,29 @@ def build_model(args: argparse.Namespace) -> Any:
         raise UserError(f"--model {args.model}: its tokenizer has no chat template; use --no-chat_template")
     config = model.model.generation_config
     config.eos_token_id = stop_token_ids(config.eos_token_id, model.tokenizer)
+    config.stop_strings = None  # generate() would require the tokenizer
+    model.stop_strings = (stop_strings(model.tokenizer) or []) if args.chat_template else []
     return model
 
 
 def _distributed_class(base: type) -> type:
     """Create a subclass of the lm_eval model that distributes examples over all ranks.
 
-    The base class only does so if each process has access to several GPUs, and it numbers ranks per machine.
+    The base class only does so if each process has access to several GPUs, and it numbers ranks per machine. A response
+    also ends at `stop_strings`, in addition to the strings of its task.
     """
 
     class DistributedHFLM(base):
+        stop_strings: Sequence[str] = ()
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            for request in requests if self.stop_strings else []:
+                context, options = request.args
+                until = options.get("until") or []
+                until = [until] if isinstance(until, str) else until
+                request.arguments = context, {**options, "until": [*until, *self.stop_strings]}
+            return super().generate_until(requests, disable_tqdm)
+
         @property
         def rank(self) -> int:
             return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -10,7 +10,7 @@ from pipeline.common import distributed
 from pipeline.common.atomic_io import read_json_or_none, write_atomically, write_json
 from pipeline.common.errors import UserError
 
-INPUTS_FILE, MERGED_FILE = "facts.json", "earlier.jsonl"
+FOLDER, INPUTS_FILE, MERGED_FILE = "generations.partial", "facts.json", "earlier.jsonl"
 
 
 class Generation(NamedTuple):
@@ -43,7 +43,7 @@ class GenerationLog:
     """
 
     def __init__(self, output: Path, inputs: Mapping[str, Any]) -> None:
-        self.folder = output / "generations.partial"
+        self.folder = output / FOLDER
         self.generations: dict[int, Generation] = distributed.broadcast_from_rank0(
             lambda: self._merge_rank_files(dict(inputs))
         )
@@ -77,6 +77,11 @@ class GenerationLog:
     def remove(self) -> None:
         """Delete the log once the results are written. Call on rank 0 only."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_inputs(output: Path) -> dict[str, Any] | None:
+    """Return the inputs of the interrupted evaluation that wrote to a directory, or None if there is none."""
+    return read_json_or_none(output / FOLDER / INPUTS_FILE)
 
 
 def _format_lines(generations: Mapping[int, Generation]) -> str:

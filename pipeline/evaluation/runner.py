@@ -26,7 +26,7 @@ from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example, read_examples
 from pipeline.evaluation.generation import encode_prompts, generate_batches, load_for_generation, plan_batches
-from pipeline.evaluation.progress import Generation, GenerationLog
+from pipeline.evaluation.progress import Generation, GenerationLog, read_inputs
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 from pipeline.models.fingerprint import model_fingerprint
@@ -49,7 +49,7 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     output = Path(settings.output or settings.model)
     with _process_group():
         # On one rank, because a checkpoint may be completed between the checks of two.
-        distributed.broadcast_from_rank0(lambda: check_not_stale(Path(settings.model)))
+        distributed.broadcast_from_rank0(lambda: _check_may_evaluate(settings))
         model, tokenizer = load_for_generation(Path(settings.model), settings.dtype)
         prompts = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
         ensure_writable(output)
@@ -71,20 +71,44 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     return 0
 
 
+def can_resume(settings: EvaluationSettings) -> bool:
+    """Return whether an interrupted evaluation with these settings has begun with the present export of its run."""
+    logged = read_inputs(Path(settings.output or settings.model))
+    if logged is None or not isinstance(logged.get("model"), dict):
+        return False
+    # The data type and the fingerprint are compared when the model has been loaded.
+    model = logged["model"] | {"export": _export_record(Path(settings.model))}
+    return logged == _inputs(settings, model)
+
+
+def _check_may_evaluate(settings: EvaluationSettings) -> None:
+    """Check that an export is not stale, unless it has been evaluated in part already.
+
+    Raises:
+        UserError: the run has a newer checkpoint, or the record of the export is damaged.
+    """
+    if not settings.allow_stale and not can_resume(settings):
+        check_not_stale(Path(settings.model))
+
+
+def _export_record(path: Path) -> dict[str, Any] | None:
+    record = read_export_record(path)
+    return dataclasses.asdict(record) if record else None
+
+
 def _model_identity(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Return the entry `model` of `evaluation.json`: data type, fingerprint, and the record of an export, if any."""
-    record = read_export_record(path)
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "fingerprint": model_fingerprint(path),
-        "export": dataclasses.asdict(record) if record else None,
+        "export": _export_record(path),
     }
 
 
 def _inputs(settings: EvaluationSettings, model: dict[str, Any]) -> dict[str, Any]:
     """Return everything that determines the generations: settings, test data, model and library versions."""
     return {
-        "settings": dataclasses.asdict(dataclasses.replace(settings, output=None)),
+        "settings": dataclasses.asdict(dataclasses.replace(settings, output=None, allow_stale=False)),
         "data": sha256_file(Path(settings.data)),
         "model": model,
         "versions": versions(),

@@ -20,6 +20,7 @@ class EvaluationSettings:
         limit: evaluate only the first `limit` questions, each in all its languages.
         dtype: data type of the model; auto: the data type in the model files.
         chat_template_kwargs: variables of the chat template, as JSON: {"enable_thinking": false}.
+        allow_stale: evaluate an export even if its run has a newer checkpoint.
     """
 
     model: str
@@ -31,3 +32,4 @@ class EvaluationSettings:
     limit: PositiveInt | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    allow_stale: bool = False

@@ -137,7 +137,8 @@ def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings, ranks: int) ->
     """
     weight = vocabulary.head.weight
     row_bytes = ranks * row_stride(vocabulary.shard_sizes(ranks)[0]) * weight.element_size()
-    return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda)
+    top_k = top_k_bytes(settings, vocabulary.size, weight.element_size(), ranks)
+    return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda, top_k)
 
 
 def needs_second_softmax(settings: LossSettings) -> bool:
@@ -145,18 +146,34 @@ def needs_second_softmax(settings: LossSettings) -> bool:
     return settings.top_k is None and settings.softmax_temperature != 1
 
 
-def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool) -> int:
+def top_k_bytes(settings: LossSettings, vocab_size: int, element_size: int, ranks: int) -> int:
+    """Return the bytes of the lists of largest logits per target token of a rank, for the vocabulary-parallel head.
+
+    Each target token is a row on all R ranks. For a row, a rank holds the logits that it selects among its columns
+    twice, with three int64 indices, and three copies of the list of k logits that the ranks exchange.
+    """
+    if settings.top_k is None:
+        return 0
+    k = min(settings.top_k, vocab_size)
+    selected = min(k, -(-vocab_size // ranks))
+    return ranks * (selected * (2 * element_size + 3 * 8) + 3 * k * element_size)
+
+
+def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool, top_k: int = 0) -> int:
     """Return the number of target tokens per rank that fit in one subchunk, computed from sizes only.
+
+    Neither the logits nor the lists of largest logits exceed the memory budget.
 
     Args:
         settings: determine the memory budget and whether a second softmax is needed.
         row_bytes: bytes of one row of logits over the whole vocabulary, including padding of the row.
         softcap: whether the logits are soft-capped.
         gpu: whether to use the default budget for a GPU.
+        top_k: bytes per target token that `top_k_bytes` returns.
     """
     tensors = 1 + needs_second_softmax(settings) + softcap
     budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
-    return max(1, int(budget_mb * 2**20 / (row_bytes * tensors)))
+    return max(1, int(budget_mb * 2**20 / max(row_bytes * tensors, top_k)))
 
 
 def schedule(

@@ -41,7 +41,7 @@ class LossSettings:
             and its gradient on a ring (`gathered`); `auto` selects the one with less communication. The results are
             equal up to rounding.
         memory_budget_mb: size of the logits buffer on each rank, in MiB; null: 64 on a CPU, and 2048 on a GPU, where
-            larger matrix products are faster.
+            larger matrix products are faster. The lists of a large `top_k` do not exceed this size either.
     """
 
     alignment_weight: float = field(default=1.0, metadata={"range": "[0, inf)", "on_resume": "may change"})

@@ -1,4 +1,4 @@
-"""Stop tokens of a model and its chat template."""
+"""Stop tokens and stop strings of a model and its chat template."""
 
 from typing import Any
 
@@ -22,6 +22,19 @@ def stop_token_ids(model_eos: int | list[int] | None, tokenizer: Any) -> list[in
     return sorted({tokenizer.eos_token_id, end_of_turn_id(tokenizer), *own} - {None}) or None
 
 
+def stop_strings(tokenizer: Any) -> list[str] | None:
+    """Return the texts that end a response, for `GenerationConfig.stop_strings`, or None if there are none.
+
+    If the chat template ends an assistant turn with plain text and without a token of its own, such as "### End", a
+    model trained on the template generates this text.
+
+    Raises:
+        UserError: the chat template cannot be rendered.
+    """
+    text = _after_response(tokenizer).strip()
+    return [text] if text and end_of_turn_id(tokenizer) is None else None
+
+
 def end_of_turn_id(tokenizer: Any) -> int | None:
     """Return the id of the token that the chat template writes after an assistant turn.
 
@@ -31,15 +44,24 @@ def end_of_turn_id(tokenizer: Any) -> int | None:
     Raises:
         UserError: the chat template cannot be rendered.
     """
+    after = tokenizer(_after_response(tokenizer), add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return next((token for token in after if token in added and added[token].content.strip()), None)
+
+
+def _after_response(tokenizer: Any) -> str:
+    """Return the text that the chat template writes after the last response, empty if there is no chat template.
+
+    Raises:
+        UserError: the chat template cannot be rendered.
+    """
     if not tokenizer.chat_template:
-        return None
+        return ""
     turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _RESPONSE}]
     try:
-        text = tokenizer.apply_chat_template(turn, tokenize=False)
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
     except Exception as error:  # a template can raise any type of exception
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template rejects a question with its answer ({first_line(error)})"
         ) from None
-    after = tokenizer(text.rpartition(_RESPONSE)[2], add_special_tokens=False)["input_ids"]
-    added = tokenizer.added_tokens_decoder
-    return next((token for token in after if token in added and added[token].content.strip()), None)
+    return text.rpartition(_RESPONSE)[2]

@@ -46,6 +46,8 @@ def train(run: PreparedRun, guard: Guard) -> int:
     A validation also ends at the next micro-step after USR1 or TERM. The restarted run repeats it.
     """
     config, loader = run.config, run.loader
+    # Hashing all shards takes minutes if there is much data.
+    distributed.run_long_on_rank0(run.check_hashes, lambda: guard.enter_phase(0, "checking the shards"))
     guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
     record_start(run, checkpoint, guard)
@@ -70,7 +72,9 @@ def train(run: PreparedRun, guard: Guard) -> int:
         norms: dict[str, float | None] = {}
         if config.training.log_gradients_steps and (state.step + 1) % config.training.log_gradients_steps == 0:
             guard.enter_phase(state.step + 1, "measuring gradient norms")
+            began = time.perf_counter()
             norms = term_gradient_norms(engine, micro_batches, normalizers)
+            norms["gradient_norms_seconds"] = round(time.perf_counter() - began, 4)
             guard.enter_phase(state.step + 1, "forward, backward and update")
         results = train_step(engine, micro_batches, weight, normalizers, state, config.training.max_loss_jump)
         state.num_tokens += int(num_tokens)
@@ -174,7 +178,8 @@ def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None)
     if distributed.is_main_process():
         ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"
         print(f"resumed from {path}{ranks}", flush=True)
-    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"], validation)
+    run_id = {"run_id": saved["run_id"]} if "run_id" in saved else {}  # older versions had none
+    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"], validation, **run_id)
 
 
 def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> MetricsWriter:

@@ -111,6 +111,8 @@ class MetricsWriter:
     def log(self, record: dict[str, Any], num_tokens: float) -> None:
         """Add throughput, MFU and memory to a record and write it.
 
+        The time of the step is that since the last record, without `gradient_norms_seconds` if the record has it.
+
         Args:
             record: metrics of a step, updated in place.
             num_tokens: number of tokens in the step over all ranks, without padding.
@@ -119,7 +121,7 @@ class MetricsWriter:
             OSError: metrics.jsonl cannot be written.
         """
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        seconds, self._last = now - self._last - record.get("gradient_norms_seconds", 0.0), now
         rate = num_tokens / seconds
         if not self.is_main:
             return

@@ -75,6 +75,12 @@ class PreparedRun:
             **{key: None if path is None else sha256_file(Path(path)) for key, path in weights.items()},
         }
 
+    def check_hashes(self) -> None:
+        """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed."""
+        self.shards.check_hashes()
+        if self.eval_loader is not None and isinstance(self.eval_loader.rows, ShardSet):
+            self.eval_loader.rows.check_hashes()
+
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
         """Objects to store in each checkpoint for export, by folder name."""
@@ -84,11 +90,14 @@ class PreparedRun:
 def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     """Check a recipe against its shards, tokenizer, model and number of ranks, and return what training needs.
 
+    All ranks check the same, so that they all fail with the same error. `PreparedRun.check_hashes` reads all data and
+    is called later, on one rank.
+
     Raises:
         UserError: the recipe is inconsistent with one of them.
     """
     trackers = select_trackers(config.training.report_to)
-    shards = _open_shards(config.data.shards, check_hashes=rank == 0)
+    shards = _open_shards(config.data.shards)
     tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
     vocab_size = model_config.vocab_size
@@ -97,7 +106,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     check_ranks(training, padded_size, world_size)
     _check_languages(config, shards.manifest)
     _check_sequence_lengths(shards, model_config)
-    eval_shards = _open_eval_shards(config, shards.manifest, model_config, check_hashes=rank == 0)
+    eval_shards = _open_eval_shards(config, shards.manifest, model_config)
     ensure_writable(Path(config.output_dir), setting="output_dir")
     split = BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size)
     pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
@@ -156,11 +165,11 @@ def check_process_group(split: BatchSplit) -> None:
             )
 
 
-def _open_shards(directory: str, check_hashes: bool) -> ShardSet:
+def _open_shards(directory: str) -> ShardSet:
     path = Path(directory)
     if not path.exists():
         raise UserError(f"{path}: no shards; create them with: {_pack_command(directory)}")
-    shards = ShardSet.open(path, check_hashes=check_hashes)
+    shards = ShardSet.open(path, check_hashes=False)
     if len(shards) == 0:
         raise UserError(f"{path}: the shards contain no rows; pack different data")
     return shards
@@ -192,7 +201,7 @@ def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
 
 
 def _open_eval_shards(
-    config: Config, training_manifest: dict[str, Any], model_config: PreTrainedConfig, check_hashes: bool
+    config: Config, training_manifest: dict[str, Any], model_config: PreTrainedConfig
 ) -> ShardSet | None:
     """Open the validation shards, if there are any, and check that they match the training shards, metric and model.
 
@@ -202,7 +211,7 @@ def _open_eval_shards(
     """
     if config.data.eval_shards is None:
         return None
-    shards = _open_shards(config.data.eval_shards, check_hashes)
+    shards = _open_shards(config.data.eval_shards)
     manifest = shards.manifest
     for key, name in {
         "tokenizer": "tokenizer or chat template",

@@ -2,20 +2,37 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from pipeline.checkpoint.layout import read_model_config, reading
 from pipeline.checkpoint.resume import check_resumable, find_resumable
 from pipeline.common.errors import UserError
 from pipeline.config.changes import Change, changed_settings, saved_config
-from pipeline.config.settings import TrainingSettings
+from pipeline.config.settings import Config
 from pipeline.training.preflight import PreparedRun, count_steps
-from pipeline.training.schedules import learning_rate
+from pipeline.training.schedules import alignment_weight, embedding_learning_rate, learning_rate
 
 # Entries of a Hugging Face configuration that do not change the training of a checkpoint's weights. `vocab_size` is
 # checked with its padding.
 IRRELEVANT_TO_TRAINING = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "vocab_size"}
+
+
+class Jump(NamedTuple):
+    """Jump of a scheduled value at a checkpoint.
+
+    Attributes:
+        metric: its name in metrics.jsonl.
+        name: its name in messages.
+        before: value at the last step before the checkpoint.
+        after: value at the next step.
+    """
+
+    metric: str
+    name: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -26,23 +43,20 @@ class ResumePoint:
         path: the checkpoint directory.
         state: its trainer_state.json.
         changes: settings that differ from the checkpoint's.
-        learning_rates: learning rate of the last step before the checkpoint and of the next step, if the changes make
-            it jump; otherwise None.
+        jumps: scheduled values that the changes make jump.
     """
 
     path: Path
     state: dict[str, Any]
     changes: list[Change] = field(default_factory=list)
-    learning_rates: tuple[float, float] | None = None
+    jumps: list[Jump] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Return the changes as JSON, for starts.jsonl: [before, after] by setting."""
+        """Return the changes and the jumps as JSON, for starts.jsonl: [before, after] by name."""
         record: dict[str, Any] = {}
         if self.changes:
             record["changed"] = {change.key: [change.before, change.after] for change in self.changes}
-        if self.learning_rates:
-            record["learning_rate"] = list(self.learning_rates)
-        return record
+        return record | {jump.metric: [jump.before, jump.after] for jump in self.jumps}
 
     def notes(self) -> list[str]:
         """Return a line for each thing that the user should know."""
@@ -51,11 +65,11 @@ class ResumePoint:
             lines.append(f"warning: {self.path}: has no fingerprint of its data, so the data cannot be compared")
         if self.changes:
             lines.append(f"note: settings changed since {self.path}: {', '.join(map(str, self.changes))}")
-        if self.learning_rates:
-            before, after = self.learning_rates
-            step = self.state["step"]
-            lines.append(f"note: the learning rate changes from {before:.3g} (step {step}) to {after:.3g} (next step)")
-        return lines
+        step = self.state["step"]
+        return lines + [
+            f"note: the {name} changes from {before:.3g} (step {step}) to {after:.3g} (next step)"
+            for _, name, before, after in self.jumps
+        ]
 
 
 def find_resume_point(run: PreparedRun) -> ResumePoint | None:
@@ -69,7 +83,8 @@ def find_resume_point(run: PreparedRun) -> ResumePoint | None:
         return None
     state = check_resumable(path, run.identity)
     _check_model_config(path, run.model_config)
-    before = saved_config((path / "config.yaml").read_text(encoding="utf-8"))
+    with reading(path / "config.yaml"):
+        before = saved_config((path / "config.yaml").read_text(encoding="utf-8"))
     changes = changed_settings(before, run.config)
     if refused := [change for change in changes if change.rule is None]:
         listed = ", ".join(map(str, refused))
@@ -79,21 +94,38 @@ def find_resume_point(run: PreparedRun) -> ResumePoint | None:
             f"{path}: is past the last step of this run ({run.max_steps}); raise training.max_steps or "
             "training.num_train_epochs, or use another output_dir"
         )
-    return ResumePoint(path, state, changes, _rate_jump(run, before.training, state["step"]))
+    return ResumePoint(path, state, changes, _jumps(run, before, state["step"]))
 
 
-def _rate_jump(run: PreparedRun, before: TrainingSettings, step: int) -> tuple[float, float] | None:
-    """Return the last and the next learning rate, or None if the schedule of the checkpoint continues."""
-    planned = count_steps(before, len(run.shards))
+def _jumps(run: PreparedRun, before: Config, step: int) -> list[Jump]:
+    """Return the scheduled values that do not continue the schedule of the checkpoint."""
+    now, planned = run.config, count_steps(before.training, len(run.shards))
     if step == 0 or step == run.max_steps:
-        return None
-    last, following = learning_rate(before, step - 1, planned), learning_rate(run.config.training, step, run.max_steps)
-    continues = step < planned and following == learning_rate(before, step, planned)
-    return None if continues or following == last else (last, following)
+        return []
+
+    def values(config: Config, step: int, max_steps: int) -> list[float | None]:
+        return [
+            learning_rate(config.training, step, max_steps),
+            embedding_learning_rate(config.training, step, max_steps),
+            alignment_weight(config.loss, step, max_steps),
+        ]
+
+    names = ("learning_rate", "embedding_learning_rate", "align_weight")
+    labels = ("learning rate", "learning rate of the input embedding", "alignment weight")
+    last, expected, following = (
+        values(before, step - 1, planned),
+        values(before, step, planned) if step < planned else [None] * len(names),
+        values(now, step, run.max_steps),
+    )
+    return [
+        Jump(metric, name, was, value)
+        for metric, name, was, next_value, value in zip(names, labels, last, expected, following, strict=True)
+        if was is not None and value is not None and value not in (was, next_value)
+    ]
 
 
 def _check_model_config(path: Path, current: PreTrainedConfig) -> None:
-    saved = AutoConfig.from_pretrained(path / "model_config").to_dict()
+    saved = read_model_config(path).to_dict()
     here = current.to_dict()
     for key in sorted(saved.keys() | here.keys()):
         if key in IRRELEVANT_TO_TRAINING or key.endswith("_token_id"):

@@ -1,6 +1,7 @@
 """Progress of a run."""
 
 import math
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +44,11 @@ class TrainState:
         num_tokens: number of tokens trained on, without padding.
         recent_ce: cross entropies of the last steps, from which a loss jump is detected.
         validation: progress of validation.
+        run_id: random id, made at the first start of a run. That of rank 0 is stored in checkpoints and exports.
     """
 
     step: int = 0
     num_tokens: int = 0
     recent_ce: list[float] = field(default_factory=list)
     validation: ValidationState = field(default_factory=ValidationState)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)

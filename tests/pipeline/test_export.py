@@ -1,7 +1,10 @@
 """An exported checkpoint computes the same loss in Hugging Face transformers as the training engine."""
 
 import base64
+import dataclasses
 import json
+import os
+import shutil
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +22,8 @@ from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
 from data_prep.shards.format import ShardSet, read_manifest
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
-from pipeline.checkpoint.export_record import ExportRecord, check_not_stale, read_export_record
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_record import ExportRecord, check_not_stale, read_export_record, write_export_record
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
@@ -126,12 +130,40 @@ def _check_update(run: Path, output: Path) -> None:
     export(run, output, "bf16", update=True)
     assert export(run, output, update=True).dtype == "bf16"  # the data type that was asked for before
     assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.bfloat16
+    _check_origin(run, output)
     (output / "evaluation.json").touch()
     with pytest.raises(UserError, match=r"did not write \(evaluation.json\)"):
         export(run, output, "fp32", update=True)
     (output / "export.json").unlink()
-    with pytest.raises(UserError, match="not an export of this run"):
+    assert export(run, output, update=True) is None  # kept, because it is newer than the checkpoint
+    os.utime(output / "model.safetensors", (0, 0))
+    with pytest.raises(UserError, match=r"has no export.json and is not newer than .*checkpoint-2; if it is an export"):
         export(run, output, update=True)
+
+
+def _check_origin(run: Path, output: Path) -> None:
+    """A run is recognized by its id, or by its directory if an earlier version wrote the checkpoint or the export."""
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o666 & ~umask}
+    record = read_export_record(output)
+    assert record is not None
+    ids = {layout.read_state(path)["run_id"] for path in layout.list_checkpoints(run)}
+    assert len(layout.list_checkpoints(run)) == 2 and ids == {record.run_id} and record.run_id
+    written = (output / "model.safetensors").stat().st_mtime_ns
+    moved = shutil.copytree(run, run.with_name("moved"))
+    assert export(moved, output, update=True) == dataclasses.replace(record, checkpoints="../moved")
+    write_export_record(output, dataclasses.replace(record, run_id=""))
+    assert export(run, output, update=True) == record == read_export_record(output)
+    assert (output / "model.safetensors").stat().st_mtime_ns == written
+    for changes, message in (
+        ({"run_id": "other", "run": "runs/x"}, r"hf: an export of another run \(runs/x\)"),
+        ({"run_id": "", "checkpoints": "../other"}, "hf: an export by an earlier version, of a run in .*/other; "),
+    ):
+        write_export_record(output, dataclasses.replace(record, **changes))
+        with pytest.raises(UserError, match=message):
+            export(run, output, update=True)
+    write_export_record(output, record)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", None])

@@ -83,7 +83,11 @@ def test_train_refuses_corrupted_shard(prepared: Prepared, tmp_path: Path) -> No
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     recipe = write_recipe(tmp_path / "run.yaml", shards, prepared.tokenizer)
-    refuses(python("pipeline/train.py", "--config", recipe), "shard-00000.parquet", "corrupted")
+    refuses(python("pipeline/train.py", "--config", recipe, "--dry_run"), "shard-00000.parquet", "corrupted")
+    # Only rank 0 reads all shards. It must not leave the other ranks waiting for a connection.
+    output = train(2, "--config", recipe, expect=2, timeout=100)
+    assert output.count("error: ") == 1 and "corrupted" in output and "Traceback" not in output
+    assert not (tmp_path / "run" / "starts.jsonl").exists()
 
 
 def test_train_refuses_unknown_key_and_rank_count(prepared: Prepared, tmp_path: Path) -> None:

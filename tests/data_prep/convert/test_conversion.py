@@ -217,6 +217,24 @@ def test_canonical_reads_one_column_per_language(tmp_path, out):
         run("canonical", path, output=out, columns=columns)
 
 
+def test_canonical_distinguishes_files_of_equal_name(tmp_path, out):
+    """Rows of two files are different examples, also if only the folder or the suffix differs."""
+    row = {"q_en": "one", "a_en": "1", "q_sw": "moja", "a_sw": "1"}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "wide.jsonl", row)
+    (tmp_path / "b" / "wide.json").write_text(json.dumps([row]))
+    inputs = [str(tmp_path / name) for name in ("a/wide.jsonl", "b/wide.jsonl", "b/wide.json")]
+    source = Source(inputs, {"question": "q_{lang}", "answer": "a_{lang}"}, "en", languages=["en", "sw"])
+    report = convert("canonical", source, out)
+    assert (report.groups, report.drops) == (3, {})
+    assert {json.loads(line)["pair_id"] for line in out.read_text().splitlines()} == {
+        "a/wide.jsonl-000000001",
+        "b/wide.jsonl-000000001",
+        "b/wide.json-000000001",
+    }
+
+
 def test_datasets_reads_translation_dictionaries_and_configurations(tmp_path, out):
     pairs = datasets.Dataset.from_list([{"translation": {"en": "one", "de": "eins"}}])
     pairs.save_to_disk(tmp_path / "saved")
@@ -284,6 +302,11 @@ def test_convert_keeps_golds_that_a_float_would_round(tmp_path, out):
     [
         ("8.0", "8"),
         ("1,200", "1200"),
+        ("-1,234,567.50", "-1234567.5"),
+        ("1,00,000", "100000"),
+        ("1,5", "1,5"),
+        ("1,2345", "1,2345"),
+        ("1,2,3", "1,2,3"),
         (2.5, "2.5"),
         ("-0.0", "0"),
         ("1.20e3", "1200"),

@@ -1,5 +1,6 @@
 """Training, loading, conversion and hashing of tokenizers, and sampling of their training text."""
 
+import hashlib
 import io
 import json
 
@@ -10,7 +11,14 @@ from transformers import AutoTokenizer
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.sampling import sample_texts
 from data_prep.tokenization.sentencepiece_models import ROLES, train_tokenizer
-from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer, save_tokenizer
+from data_prep.tokenization.tokenizer import (
+    TEMPLATE_DATE,
+    chat_template_hash,
+    fingerprint,
+    load_packed_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
 from pipeline.common.errors import UserError
 
 TEXTS = ["hello world", "two\nlines", " a  b ", "١٢٣ 12 years", "สวัสดี", "🦒 never seen", "", "<s> no token"]
@@ -44,6 +52,42 @@ def test_fingerprint_depends_on_text_and_template(tokenizer_dir, demo_file, tmp_
     assert fingerprint(first) == fingerprint(again)
     first.chat_template += " "
     assert fingerprint(first) != fingerprint(again)
+
+
+def test_load_packed_tokenizer_ignores_decoder_and_accepts_earlier_fingerprint(tokenizer_dir, tmp_path):
+    """Library versions write decoder and post-processor differently, but they do not change the tokens."""
+    original = load_tokenizer(tokenizer_dir)
+    original.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    rules = json.loads(file.read_text())
+    assert rules["decoder"]
+    file.write_text(json.dumps({**rules, "decoder": {"type": "Fuse"}, "post_processor": None}))
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(original)
+
+    everything = json.loads(original.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    everything["special"] = {key: str(value) for key, value in original.special_tokens_map.items()}
+    everything["chat_template"] = original.get_chat_template()
+    earlier = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    assert earlier != fingerprint(original)
+    packed = load_packed_tokenizer(tokenizer_dir, tmp_path, {"tokenizer": {"fingerprint": earlier}})
+    packed.save_pretrained(tmp_path / "trained")  # as in a checkpoint
+    load_tokenizer(tmp_path / "trained")
+    file.write_text(json.dumps({**rules, "normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(UserError, match="packed with a tokenizer that differs"):
+        manifest = {"tokenizer": {"fingerprint": earlier}, "chat_template_sha256": chat_template_hash(original)}
+        load_packed_tokenizer(tmp_path, tmp_path / "shards", manifest)
+
+
+def test_load_packed_tokenizer_explains_shards_with_date_of_packing(tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.chat_template = "{{ strftime_now('%d %b') }}" + tokenizer.chat_template
+    manifest = {"tokenizer": {"fingerprint": fingerprint(tokenizer)}}  # of the template with its clock
+    tokenizer.save_pretrained(tmp_path / "dated")
+    with pytest.raises(UserError, match=r"date of that day, because .* reads the clock \(strftime_now\); pack again"):
+        load_packed_tokenizer(tmp_path / "dated", tmp_path / "shards", manifest)
+    fixed = load_tokenizer(tmp_path / "dated")
+    manifest = {"tokenizer": {"fingerprint": fingerprint(fixed)}, TEMPLATE_DATE: fixed.init_kwargs[TEMPLATE_DATE]}
+    load_packed_tokenizer(tmp_path / "dated", tmp_path / "shards", manifest)
 
 
 @pytest.mark.parametrize("declared", ["TokenizersBackend", "Qwen2Tokenizer", None])

@@ -1,5 +1,6 @@
 """Batched greedy generation with a tiny random model, against a loop over its logits."""
 
+import pytest
 import torch
 
 from pipeline.evaluation.dataset import read_examples
@@ -30,19 +31,20 @@ def test_generate_does_not_depend_on_batch_size(tmp_path, random_model_dir):
         assert generation.text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_generate_stops_at_end_of_turn(tmp_path):
-    """The model ends its turns with a token that is neither its own eos token nor the tokenizer's."""
+@pytest.mark.parametrize("end", ["<|im_end|>\n", " [END]\n"], ids=["token", "plain text"])
+def test_generate_stops_at_end_of_turn(tmp_path, end):
+    """The model ends its turns with a token that is neither its own eos token nor the tokenizer's, or with a text."""
     records = make_records()[:6]
     chat = make_tokenizer([r["question"] + r["answer"] for r in records])
     chat.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-    chat.chat_template = TEMPLATE.replace("</s>", "<|im_end|>\n")
+    chat.chat_template = TEMPLATE.replace("</s>", end)
     model = overfit(chat, records, steps=120)
     model_dir = save(model, chat, tmp_path / "model")
     assert chat.eos_token == "</s>" and model.generation_config.eos_token_id == chat.eos_token_id
     loaded, chat = load_for_generation(model_dir, "float32")
     examples = read_examples(write_records(tmp_path / "x.jsonl", records))
     generations = generate(loaded, chat, examples, 6, max_new_tokens=40)
-    assert [generation.text for generation in generations] == [record["answer"] for record in records]
+    assert [generation.text.rstrip() for generation in generations] == [record["answer"] for record in records]
     assert all(generation.finished for generation in generations)
 
 

@@ -19,6 +19,7 @@ from pipeline.evaluation.answer_extraction import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import generate, load_for_generation
 from pipeline.evaluation.lm_eval_tasks import (
+    _distributed_class,
     extract_rows,
     extraction_score,
     find_tasks,
@@ -79,6 +80,23 @@ def test_find_tasks_without_lm_eval_names_the_package(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"lm-eval is not installed; .*`pip install lm-eval`"):
         find_tasks(["mgsm_direct_sw"], None)
+
+
+def test_generate_until_also_stops_at_stop_strings():
+    instance = pytest.importorskip("lm_eval.api.instance", reason="lm-eval is not installed (extra `evaluation`)")
+
+    class Base:
+        def generate_until(self, requests, disable_tqdm):
+            return [request.args[1].get("until") for request in requests]
+
+    def requests():
+        options = ({"until": ["\n"]}, {"until": "Q:"}, {})
+        return [instance.Instance("generate_until", {}, ("context", option), 0) for option in options]
+
+    model = _distributed_class(Base)()
+    assert model.generate_until(requests()) == [["\n"], "Q:", None]
+    model.stop_strings = ["### End"]
+    assert model.generate_until(requests()) == [["\n", "### End"], ["Q:", "### End"], ["### End"]]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pipeline.common.launcher import free_port
 from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts
-from pipeline.evaluation.runner import evaluate
+from pipeline.evaluation.runner import can_resume, evaluate
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 from tests.pipeline.evaluation.tiny_model import (
@@ -82,6 +82,55 @@ def test_evaluate_refuses_stale_export(tmp_path, random_model_dir):
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert result["model"]["export"]["step"] == 6
 
+    write_export_record(model, record)
+    assert evaluate(dataclasses.replace(settings, allow_stale=True)) == 0
+
+    write_export_record(model, dataclasses.replace(record, run_id="this"))
+    for run_id, refused in (("this", True), ("other", False)):  # "other" has been put where the exported run was
+        write_json(tmp_path / "run" / "checkpoint-12" / "trainer_state.json", {"run_id": run_id})
+        if refused:
+            with pytest.raises(UserError, match="stale export"):
+                evaluate(settings)
+        else:
+            assert evaluate(settings) == 0
+
+
+class StopAfterOneBatch:
+    """Stand-in for `StopSignal`: the signal arrives during the first batch."""
+
+    def __init__(self):
+        self.checks = iter([False, True])
+
+    @property
+    def received(self):
+        return next(self.checks)
+
+
+def test_evaluate_resumes_with_export_of_earlier_checkpoint(tmp_path, random_model_dir):
+    """A checkpoint that is completed meanwhile makes the export stale for new evaluations only."""
+    data = write_records(tmp_path / "x.jsonl", make_records()[:8])
+    model = tmp_path / "run" / "hf"
+    shutil.copytree(random_model_dir, model)
+    record = ExportRecord("runs/x", 6, "id of 6", "fp32", "..", newest=True)
+    write_export_record(model, record)
+    settings = EvaluationSettings(str(model), str(data), str(tmp_path / "out"), batch_size=4, max_new_tokens=4)
+    assert not can_resume(settings)
+    assert evaluate(settings, StopAfterOneBatch()) == STOPPED_BY_SIGNAL
+    for step in (6, 12):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir()
+        write_json(tmp_path / "run" / f"checkpoint-{step}" / "COMPLETE", {"id": f"id of {step}", "files": {}})
+    assert can_resume(settings) and can_resume(dataclasses.replace(settings, allow_stale=True))
+    other = dataclasses.replace(settings, max_new_tokens=5)
+    assert not can_resume(other)
+    with pytest.raises(UserError, match="stale export of step 6"):
+        evaluate(other)
+    write_export_record(model, dataclasses.replace(record, checkpoint="id of 12", step=12))
+    assert not can_resume(settings)  # the generations are not of this export
+    write_export_record(model, record)
+    assert evaluate(settings) == 0
+    with pytest.raises(UserError, match="stale export of step 6"):
+        evaluate(settings)
+
 
 def test_evaluate_counts_unfinished_and_records_model(tmp_path, random_model_dir, capsys):
     """A random model never ends a turn. Its last numbers are not answers, and the results begin with that."""
@@ -130,15 +179,6 @@ def test_evaluate_does_not_resume_with_other_weights(tmp_path, random_model_dir)
     settings = EvaluationSettings(
         str(tmp_path / "model"), str(data), str(tmp_path / "out"), batch_size=4, max_new_tokens=4
     )
-
-    class StopAfterOneBatch:
-        """Stand-in for `StopSignal`: the signal arrives during the first batch."""
-
-        checks = iter([False, True])
-
-        @property
-        def received(self):
-            return next(self.checks)
 
     assert evaluate(settings, StopAfterOneBatch()) == STOPPED_BY_SIGNAL
     times = weights.stat()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.loss import LossSettings
+from pipeline.loss.chunking import rows_in_budget, top_k_bytes
 from pipeline.loss.top_k import BLOCK, largest_logits
 from pipeline.loss.traffic import Traffic
 from tests.pipeline.loss.cases import Case, errors, metric_errors, reference_results, sharded_results
@@ -83,3 +84,17 @@ def test_selection_receives_at_most_a_tenth_of_a_hidden_state(ranks: int, elemen
     without = replace(traffic, top_k=None)
     added = (traffic.vocab_parallel - without.vocab_parallel) / positions
     assert 0 < added <= 0.1 * hidden * element_size
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_rows_in_budget_limits_large_top_k(ranks: int) -> None:
+    """With k = 20 the logits alone decide. With k above V/R, the lists of a rank are larger than its logits."""
+    vocab, size = 152_064, 2
+    for k in (None, 20, 32_000, vocab):
+        settings = LossSettings(top_k=k, memory_budget_mb=256)
+        rows = rows_in_budget(settings, vocab * size, False, True, top_k_bytes(settings, vocab, size, ranks))
+        limit = 256 * 2**20 // (vocab * size)
+        assert rows == limit if k in (None, 20) else rows < limit
+        # Per rank: selected logits (twice) and their indices in its columns, and the list that it sends.
+        lists = 0 if k is None else ranks * rows * (min(k, vocab // ranks) * (2 * size + 24) + k * size)
+        assert lists <= 256 * 2**20

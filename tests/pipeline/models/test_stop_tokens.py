@@ -7,7 +7,7 @@ from transformers import AutoConfig, GenerationConfig
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
 from pipeline.models.loading import load_model_config
-from pipeline.models.stop_tokens import end_of_turn_id, stop_token_ids
+from pipeline.models.stop_tokens import end_of_turn_id, stop_strings, stop_token_ids
 from tests.pipeline.evaluation.tiny_model import make_tokenizer
 from tests.runs import TINY
 
@@ -37,6 +37,16 @@ def test_end_of_turn_id_is_first_added_token_after_response(tokenizer, template,
     assert tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer) or 0) == (token or "<pad>")
     expected = {tokenizer.eos_token_id, 7, 9} | ({tokenizer.convert_tokens_to_ids(token)} if token else set())
     assert stop_token_ids([9, 7], tokenizer) == sorted(expected)
+
+
+def test_stop_strings_only_without_end_of_turn_token(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n### End\n{% endfor %}"
+    assert stop_strings(tokenizer) == ["### End"] and end_of_turn_id(tokenizer) is None
+    for template in TEMPLATES:
+        tokenizer.chat_template = template
+        assert stop_strings(tokenizer) is None
+    tokenizer.chat_template = None
+    assert stop_strings(tokenizer) is None
 
 
 def test_stop_token_ids_of_template_that_cannot_be_rendered(tokenizer):

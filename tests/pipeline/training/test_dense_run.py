@@ -102,6 +102,7 @@ def test_train_matches_dense_single_process(prepared: Prepared, tmp_path: Path, 
     assert any(record["grad_norm"] > 0.5 for record in sharded)
     assert [record["loss"] for record in sharded] == pytest.approx([record["loss"] for record in dense], rel=1e-5)
     assert sharded[4]["embedding_learning_rate"] == pytest.approx(sharded[4]["learning_rate"] / 6, rel=1e-12)
+    assert all(record["gradient_norms_seconds"] > 0 for record in sharded[1::2])
     for name in ("ce_grad_norm", "align_grad_norm"):
         assert [record["step"] for record in sharded if name in record] == [2, 4, 6, 8, 10]
         measured, expected = ([record[name] for record in records[1::2]] for records in (sharded, dense))

@@ -44,6 +44,7 @@ def resume_point(recipe: Path, *overrides: object) -> ResumePoint:
 @pytest.mark.slow
 def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -> None:
     changes = {"training__max_steps": 3, "training__train_micro_batch_size_per_gpu": 2, "loss__centring": True}
+    changes["training__embedding_learning_rate"] = 0.002
     changes["data__eval_shards"] = str(select_rows(prepared.shards, tmp_path / "eval", slice(5)))
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(1, "--config", recipe)
@@ -55,7 +56,9 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
     unchanged = resume_point(recipe)
     assert (unchanged.notes(), unchanged.record()) == ([], {})
     shutil.copytree(prepared.shards, tmp_path / "moved")
-    assert resume_point(recipe, "--data.shards", tmp_path / "moved").learning_rates is None
+    assert resume_point(recipe, "--data.shards", tmp_path / "moved").jumps == []
+    same_size = resume_point(recipe, "--model.vocab_multiple", 8)  # 600 is a multiple of 24 and of 8
+    assert [str(change) for change in same_size.changes] == ["model.vocab_multiple 24 -> 8"]
 
     weights = tmp_path / "weights.safetensors"
     save_file({"weights": torch.ones(600)}, weights)
@@ -72,6 +75,7 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
         ): "different content of data.shards",
         ("--loss.vocabulary_weights", weights): "different content of loss.vocabulary_weights",
         ("--model.config", json.dumps(wider)): "checkpoint of a different model (rope_",
+        ("--model.vocab_multiple", 64): "padded to 640); restore model.vocab_multiple if only the padding differs",
         ("--training.max_steps", 2): "is past the last step of this run (2); raise training.max_steps",
     }.items():
         with pytest.raises(UserError) as caught:
@@ -82,20 +86,28 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
     stopping = {"eval_steps": 1, "metric_for_best_model": "eval_ce", "greater_is_better": True}
     stopping |= {"early_stopping_patience": 2, "save_steps": 5}
     extended += [word for key, value in stopping.items() for word in (f"--training.{key}", value)]
+    extended += ["--training.embedding_learning_rate", 0.004, "--loss.alignment_weight", 0.5]
     output = train(1, "--config", recipe, *extended)
     start = [event for event in read_restart_log(tmp_path / "run") if event["event"] == "start"][-1]
     assert start["changed"] == {
         "training.max_steps": [3, 8],
         "training.learning_rate": [0.003, 0.001],
+        "training.embedding_learning_rate": [0.002, 0.004],
         "training.weight_decay": [0.1, 0.5],
         "training.save_steps": [100, 5],
+        "loss.alignment_weight": [1.0, 0.5],
         **{f"training.{key}": [None, value] for key, value in stopping.items() if key != "save_steps"},
     }
     assert "note: settings changed since" in output and "training.max_steps 3 -> 8" in output
-    before, after = start["learning_rate"]
-    rates = [record["learning_rate"] for record in metrics(tmp_path / "run")]
-    assert (before, after) == (rates[2], rates[3])
-    assert f"note: the learning rate changes from {before:.3g} (step 3) to {after:.3g} (next step)" in output
+    records = metrics(tmp_path / "run")
+    for key, name in {
+        "learning_rate": "learning rate",
+        "embedding_learning_rate": "learning rate of the input embedding",
+        "align_weight": "alignment weight",
+    }.items():
+        before, after = start[key]
+        assert (before, after) == (records[2][key], records[3][key])
+        assert f"note: the {name} changes from {before:.3g} (step 3) to {after:.3g} (next step)" in output
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["learning_rate"] == 0.001
     # The new metric is measured on the checkpoint first. The cross entropy falls, so a greater one is never seen again.
     assert [(record["step"], record["best_step"]) for record in validations(tmp_path / "run")[-3:]] == [
@@ -109,3 +121,15 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
     (path,) = (tmp_path / "run" / "checkpoint-5" / "zero").glob("*optim_states.pt")
     saved = torch.load(path, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]
     assert {group["weight_decay"] for group in saved["param_groups"]} == {0.0, 0.5}
+
+    for name in ("config.yaml", "model_config/config.json"):  # damaged without a change of its size
+        file = tmp_path / "run" / "checkpoint-6" / name
+        content = file.read_bytes()
+        file.write_bytes(b"[" * len(content))
+        message = rf"{name.partition('/')[0]}: unreadable \(.*\); remove .*checkpoint-6"
+        with pytest.raises(UserError, match=message) as caught:
+            resume_point(recipe, *extended)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=message):
+            export(tmp_path / "run", tmp_path / "hf")
+        file.write_bytes(content)

@@ -1,0 +1,82 @@
+"""Shell functions of the job scripts, with substitutes for Slurm's commands. `tests/slurm` runs them on a cluster."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ENVIRONMENT, ROOT
+
+COMMANDS = {
+    "scontrol": """case "$*" in
+  "show hostnames"*) echo localhost ;;
+  *"show job"*) echo "JobId=7 JobState=RUNNING ExitCode=0:0" ;;
+  requeue*) echo requeued >>log ;;
+esac""",
+    # If KILLED is set, a rank is killed after the waiting time, and the job step has its status.
+    "srun": """while [ "${1#-}" != "$1" ]; do shift; done
+"$@"
+status=$?
+if [ "${KILLED:-}" ]; then exit 137; fi
+exit $status""",
+}
+USER_ERROR = """
+from pipeline.common.errors import UserError, exit_cleanly
+def main():
+    raise UserError("no such file")
+exit_cleanly(main)
+"""
+
+
+def run(folder: Path, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in `folder` as a job of one node with two CPUs."""
+    for name, text in COMMANDS.items():
+        command = folder / "bin" / name
+        if not command.exists():
+            command.parent.mkdir(exist_ok=True)
+            command.write_text(f"#!/bin/bash\n{text}\n")
+            command.chmod(0o755)
+    if not (folder / "slurm").exists():
+        (folder / "slurm").symlink_to(ROOT / "slurm")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_JOB_NODELIST": "n", "SLURM_CPUS_ON_NODE": "2"}
+    path = os.pathsep.join([str(folder / "bin"), ENVIRONMENT["PATH"]])
+    environment = {**ENVIRONMENT, **job, "SLURM_JOB_NUM_NODES": "1", "PATH": path, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("killed", ["", "1"], ids=["all ranks fail", "others are killed"])
+def test_finish_ends_job_after_user_error_of_one_rank(tmp_path: Path, killed: str) -> None:
+    (tmp_path / "main.py").write_text(USER_ERROR)
+    script = """set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh
+status=0; on_one_rank python main.py || status=$?; finish "$status" """
+    result = run(tmp_path, script, KILLED=killed)
+    assert (result.returncode, result.stderr) == (2, "error: no such file\n")
+    assert not (tmp_path / "log").exists() and not list(tmp_path.glob("slurm-x-7.*"))
+
+
+def test_finish_requeues_killed_rank_without_user_error(tmp_path: Path) -> None:
+    script = """set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh
+status=0; on_one_rank true || status=$?; finish "$status" """
+    (tmp_path / "slurm-x-7.user_error").touch()  # left by an earlier start of the job
+    result = run(tmp_path, script, KILLED="1")
+    assert result.returncode == 137 and (tmp_path / "log").read_text() == "requeued\n"
+
+
+@pytest.mark.parametrize(("answer", "exports"), [("yes", 0), ("no", 1)])
+def test_evaluate_keeps_export_of_begun_evaluation(tmp_path: Path, answer: str, exports: int) -> None:
+    """The interpreter is a probe that answers --can_resume; tests of the evaluation check the answers."""
+    for name in ("hf", "checkpoint-6", "generations.partial"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "data.jsonl").touch()
+    (tmp_path / "bin").mkdir()
+    probe = """#!/bin/bash\necho "$*" >>calls\ncase "$*" in *--can_resume) echo "$ANSWER" ;; esac\n"""
+    (tmp_path / "bin" / "python").write_text(probe)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    script = "bash slurm/evaluate.sh --batch_size 4"
+    result = run(tmp_path, script, ANSWER=answer, RUN="run", DATA="data.jsonl")
+    assert result.returncode == 0, result.stderr
+    calls = (tmp_path / "calls").read_text()
+    evaluation = "-m pipeline.evaluation --model run/hf --data data.jsonl --output run --batch_size 4"
+    assert f"{evaluation} --can_resume\n" in calls and f"{evaluation} --allow_stale true\n" in calls
+    assert calls.count("-m pipeline.export") == exports
