@@ -19,6 +19,7 @@ from pipeline.config.settings import Config, DataSettings, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader, row_weights
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.models.self_check import check_model
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     shards = _open_shards(config, check_hashes=rank == 0)
     tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
+    if rank == 0:
+        check_model(model_config, config.model)
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
     training = config.training
