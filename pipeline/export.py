@@ -12,14 +12,15 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
@@ -31,7 +32,7 @@ from pipeline.checkpoint.export_record import (
     write_export_record,
 )
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.models.loading import DTYPES
+from pipeline.models.loading import DTYPES, meta_model
 from pipeline.models.stop_tokens import stop_token_ids
 
 MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
@@ -130,7 +131,7 @@ def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, dire
     tokenizer = load_tokenizer(source / "tokenizer")
     stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
     GenerationConfig(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id).save_pretrained(directory)
-    _write_weights(_tensors(source, state, dtype), directory)
+    _write_weights(file_tensors(config, _tensors(source, state, dtype)), directory)
     write_export_record(directory, record)
 
 
@@ -151,6 +152,26 @@ def _tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterato
         if full_name in state["vocabulary_parameters"]:
             tensor = tensor[: state["vocab_size"]]
         yield name, tensor.to(dtype).contiguous()
+
+
+def file_tensors(
+    config: PreTrainedConfig, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Convert the tensors of a model to those of its files on the Hub, as (name, tensor).
+
+    They differ for some architectures. For example, transformers merges the experts of a layer when it loads a model.
+
+    Args:
+        config: the model's configuration.
+        tensors: (name, tensor) of the model's parameters.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # code of the model's repository, which has no conversions
+        yield from tensors
+        return
+    model = meta_model(config)
+    for name, tensor in tensors:
+        for file_name, part in revert_weight_conversion(model, {name: tensor}).items():
+            yield file_name, part.contiguous()
 
 
 def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:

@@ -19,7 +19,6 @@ from pipeline.common.hardware import load_device
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
 from pipeline.models.loading import load_model_config, padded_vocab_size
-from pipeline.models.self_check import check_model
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.model_facts import model_stats
 from pipeline.plan.prediction import GIB, Cluster, Prediction
@@ -70,7 +69,6 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
     if config.model.config is not None and tokenizer_size == 1 and "vocab_size" not in config.model.config:
         raise UserError(f"{options.config}: set model.config.vocab_size; it is unknown without shards")
     model_config = load_model_config(config.model, tokenizer_size)
-    check_model(model_config, config.model)
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
     check_ranks(config.training, model_config.vocab_size, cluster.ranks)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.packing.packer import pack
 from data_prep.packing.settings import PackSettings
@@ -18,7 +19,7 @@ from pipeline.config.recipe import load_config
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.evaluation.generation import load_for_generation
-from pipeline.export import export
+from pipeline.export import export, file_tensors
 from pipeline.loss import solar_loss_reference
 from pipeline.models.solar_model import decode
 from tests.conftest import Prepared
@@ -105,3 +106,19 @@ def test_export_without_checkpoint(tmp_path: Path) -> None:
     result = python("-m", "pipeline.export", "--checkpoint", tmp_path, "--output", tmp_path / "hf")
     refuses(result, "not a complete checkpoint")
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize(("family", "expert"), [("qwen3_moe", "mlp.experts.3.up_proj"), ("qwen3", None)])
+def test_export_tensors_are_those_of_hub_files(family: str, expert: str | None, tmp_path: Path) -> None:
+    """transformers merges the experts when it loads a model; its own files hold them one by one."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = AutoConfig.for_model(**{**TINY, **experts, "vocab_size": 61, "model_type": family})
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    parameters = [(name, p.detach()) for name, p in model.named_parameters()]
+    tensors = dict(file_tensors(config, parameters))
+    assert (expert is not None) == (f"model.layers.1.{expert}.weight" in tensors)
+    assert (expert is not None) == (tensors.keys() != dict(parameters).keys())
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)

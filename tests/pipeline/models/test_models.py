@@ -97,7 +97,7 @@ def test_load_model_pads_vocabulary(tmp_path: Any) -> None:
     [
         (
             ModelSettings(config={"model_type": "gemma3"}),
-            "'gemma3' is not supported: has parts besides a text",
+            "'gemma3' is not supported: it has parts besides a",
         ),
         (ModelSettings(config={"model_type": "t5"}), "'t5' is not supported: it has parts besides a text decoder"),
         (ModelSettings(config={"model_type": "no_such"}), "cannot load the model configuration"),

@@ -1,5 +1,6 @@
 """The self-check admits models that our loss reproduces, and says what differs in others."""
 
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.models import self_check, solar_model
 from pipeline.models.narrow_model import narrow_model
 from pipeline.models.packed_attention import PACKED, packed_attention, sequence_arguments
 from pipeline.models.self_check import check_model, find_difference
-from tests.runs import TINY
+from tests.runs import ROOT, TINY
 
 WINDOW = {"sliding_window": 100}
 MIXED = {"num_hidden_layers": 6, **WINDOW}
@@ -26,7 +27,7 @@ LONG = {
     "short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 2.1, 2.2], "partial_rotary_factor": 0.75,
 }  # fmt: skip
 
-# Structural settings of each family, in tiny models. The README lists these families.
+# Structural settings of each family, in tiny models. docs/training.md lists these families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": WINDOW,
@@ -149,3 +150,9 @@ def test_check_model_of_large_configuration_is_cheap() -> None:
     before = time.process_time()
     assert find_difference(config, PACKED) is None
     assert time.process_time() - before < 4
+
+
+def test_documentation_lists_families() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    (families,) = re.findall(r"tests admit (.*?)\.", text, re.DOTALL)
+    assert re.findall(r"`(\w+)`", families) == list(FAMILIES)
