@@ -133,3 +133,13 @@ def _check_values(config: Config, recipe: Path) -> None:
         )
     if config.model.path is None and config.data.tokenizer is None:
         raise UserError(f"{recipe}: set data.tokenizer; a model built from model.config has no tokenizer")
+    sources = 1 if isinstance(config.data.shards, str) else len(config.data.shards)
+    if sources == 0:
+        raise UserError(f"{recipe}: data.shards is an empty list; name at least one shard directory")
+    if isinstance(config.data.shards, list) and len(set(config.data.shards)) < sources:
+        raise UserError(f"{recipe}: data.shards names a directory twice; use data.source_weights to repeat its rows")
+    if config.data.source_weights is not None and len(config.data.source_weights) != sources:
+        raise UserError(
+            f"{recipe}: data.source_weights has {len(config.data.source_weights)} numbers, but data.shards names "
+            f"{sources} directories"
+        )

@@ -16,7 +16,8 @@ from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config, DataSettings, TrainingSettings
-from pipeline.data.loader import BatchSplit, Loader, row_weights
+from pipeline.data.loader import BatchSplit, Loader
+from pipeline.data.mixture import ShardMixture, shard_directories
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
 from pipeline.models.self_check import check_model
@@ -28,7 +29,7 @@ class PreparedRun:
 
     Attributes:
         config: the recipe.
-        shards: the packed shards. tokenizer: the tokenizer they were packed with.
+        shards: the packed shards of all sources. tokenizer: the tokenizer they were packed with.
         model_config: the model's configuration.
         vocab_size: the model's own vocabulary size. padded_size: the size that is trained.
         loader: the data loader of this rank.
@@ -36,7 +37,7 @@ class PreparedRun:
     """
 
     config: Config
-    shards: ShardSet
+    shards: ShardMixture
     tokenizer: PreTrainedTokenizerBase
     model_config: PreTrainedConfig
     vocab_size: int
@@ -84,7 +85,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         UserError: the recipe is inconsistent with one of them.
     """
     shards = _open_shards(config, check_hashes=rank == 0)
-    tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
+    name = config.data.tokenizer or str(config.model.path)
+    tokenizer = load_packed_tokenizer(name, shards.sources[0].path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
     if rank == 0:
         check_model(model_config, config.model)
@@ -101,7 +103,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         config.seed,
         shards.manifest["tokenizer"]["pad_token_id"],
         load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights"),
-        row_weights(shards, config.data.language_weights),
+        shards.sampling_weights(config.data.source_weights, config.data.language_weights),
     )
     max_steps = count_steps(training, len(shards))
     return PreparedRun(config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps)
@@ -149,19 +151,20 @@ def check_process_group(split: BatchSplit) -> None:
             )
 
 
-def _open_shards(config: Config, check_hashes: bool) -> ShardSet:
-    path = Path(config.data.shards)
-    if not path.exists():
-        raise UserError(f"{path}: no shards; create them with: {_pack_command(config.data.shards)}")
-    shards = ShardSet.open(path, check_hashes=check_hashes)
-    if len(shards) == 0:
-        raise UserError(f"{path}: the shards contain no rows; pack different data")
-    return shards
+def _open_shards(config: Config, check_hashes: bool) -> ShardMixture:
+    sources = []
+    for path in shard_directories(config.data.shards):
+        if not path.exists():
+            raise UserError(f"{path}: no shards; create them with: {_pack_command(str(path))}")
+        sources.append(ShardSet.open(path, check_hashes=check_hashes))
+        if len(sources[-1]) == 0:
+            raise UserError(f"{path}: the shards contain no rows; pack different data")
+    return ShardMixture(sources)
 
 
 def _pack_command(shards: str) -> str:
     """Return the command that creates shards, in a Slurm job or on one machine."""
-    demo = Path(shards) == Path(DataSettings().shards)
+    demo = [Path(shards)] == shard_directories(DataSettings().shards)
     if "SLURM_JOB_ID" in os.environ:
         return "sbatch slurm/prepare.sh" if demo else f"INPUT=... TOKENIZER=... SHARDS={shards} sbatch slurm/prepare.sh"
     return "make demo" if demo else f"python -m data_prep pack --output {shards} ..."
@@ -173,32 +176,34 @@ def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
     Raises:
         UserError: a language is missing, or the alignment loss has no pairs.
     """
+    names = ", ".join(map(str, shard_directories(config.data.shards)))
     for lang in config.data.language_weights:
         if lang not in manifest["languages"]:
             known = ", ".join(manifest["languages"])
-            raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
+            raise UserError(f"data.language_weights: no language {lang!r} in {names}, which has {known}")
     if config.loss.alignment_weight > 0 and manifest["totals"]["pairs"] == 0:
         raise UserError(
-            f"{config.data.shards}: has no translations of pivots, so nothing can be aligned; pack translations with "
+            f"{names}: has no translations of pivots, so nothing can be aligned; pack translations with "
             "their pivots, or set loss.alignment_weight to 0 for plain fine-tuning"
         )
 
 
-def _check_sequence_lengths(shards: ShardSet, config: PreTrainedConfig) -> None:
+def _check_sequence_lengths(shards: ShardMixture, config: PreTrainedConfig) -> None:
     """Check that no sequence is longer than the model's positions. Positions restart in every sequence of a row.
 
     Raises:
         UserError: a sequence is longer.
     """
     limit = max_positions(config)
-    if limit is None or shards.manifest["max_seq_length"] <= limit:
-        return
-    longest = shards.longest_sequence()
-    if longest > limit:
-        raise UserError(
-            f"{shards.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
-            f"(max_position_embeddings); pack again with --max_seq_length {limit}"
-        )
+    for source in shards.sources:
+        if limit is None or source.manifest["max_seq_length"] <= limit:
+            continue
+        longest = source.longest_sequence()
+        if longest > limit:
+            raise UserError(
+                f"{source.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
+                f"(max_position_embeddings); pack again with --max_seq_length {limit}"
+            )
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
