@@ -22,18 +22,12 @@ from tests.runs import write_recipe
 
 
 def pack_instructions(directory: Path, tokenizer: Path, template: str | None = None) -> Path:
-    """Pack instructions in German and Italian, without translations. Their ids are those of the translations."""
+    """Pack instructions in German, without translations. Their ids are those of the translations."""
     records = directory / "instructions.jsonl"
-    lines = [
-        {
-            "pair_id": f"train-{i:06d}",
-            "lang": "de",
-            "question": f"Zähle bis {i}.",
-            "answer": " ".join(map(str, range(i))),
-        }
-        for i in range(1, 25)
-    ]
-    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with open(records, "w", encoding="utf-8") as file:
+        for i in range(1, 25):
+            texts = {"question": f"Zähle bis {i}.", "answer": " ".join(map(str, range(i)))}
+            file.write(json.dumps({"pair_id": f"train-{i:06d}", "lang": "de", **texts}) + "\n")
     settings = PackSettings(max_seq_length=96, pivot="de", chat_template=template)
     pack([records], str(tokenizer), directory / "instructions", settings, Ranks())
     return directory / "instructions"
@@ -45,10 +39,8 @@ def instructions(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def recipe(path: Path, prepared: Prepared, shards: list[Path], **changes: object) -> Config:
-    names = [str(shard) for shard in shards]
-    return load_config(
-        write_recipe(path / "run.yaml", prepared.shards, prepared.tokenizer, **{"data__shards": names} | changes), []
-    )
+    changes["data__shards"] = [str(shard) for shard in shards]
+    return load_config(write_recipe(path / "run.yaml", prepared.shards, prepared.tokenizer, **changes), [])
 
 
 def run_of(prepared: Prepared, instructions: Path, path: Path, rank: int = 0, ranks: int = 1) -> PreparedRun:
@@ -65,7 +57,7 @@ def test_mixture_rows_and_manifest(prepared: Prepared, instructions: Path) -> No
     np.testing.assert_array_equal(first.input_ids, sources[0][0].input_ids)
     np.testing.assert_array_equal(last.input_ids, sources[1][len(sources[1]) - 1].input_ids)
     assert last.pair_id == [f"{instructions}:{pair_id}" for pair_id in sources[1][len(sources[1]) - 1].pair_id]
-    assert list(ShardMixture(sources[:1]))[0].pair_id == sources[0][0].pair_id
+    assert ShardMixture(sources[:1])[0].pair_id == sources[0][0].pair_id
     with pytest.raises(IndexError):
         mixture[len(mixture)]
 
@@ -104,16 +96,16 @@ def test_mixture_epoch_follows_source_weights(prepared: Prepared, instructions: 
     assert both is not None and both[-1] == pytest.approx(2 * weights[-1])
     assert run.shards.sampling_weights(None, {}) is None
     assert workload_summary(run, 1)["rows"] == sum(sizes)
-    assert (
-        run.fingerprints["data.shards"]
-        != prepare_run(recipe(tmp_path, prepared, [prepared.shards]), 0, 1).fingerprints["data.shards"]
-    )
+    single = prepare_run(recipe(tmp_path, prepared, [prepared.shards]), 0, 1)
+    assert run.fingerprints["data.shards"] != single.fingerprints["data.shards"]
 
 
 def test_prepare_run_refuses_sources_of_different_templates(prepared: Prepared, tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     other = pack_instructions(tmp_path, prepared.tokenizer, template)
-    with pytest.raises(UserError, match=f"{other}: packed with another chat template than {prepared.shards}"):
+    with pytest.raises(
+        UserError, match=f"{other}: packed with a chat template that differs from that of {prepared.shards}"
+    ):
         prepare_run(recipe(tmp_path, prepared, [prepared.shards, other]), 0, 1)
     with pytest.raises(UserError, match=f"{tmp_path}/none: no shards; create them with"):
         prepare_run(recipe(tmp_path, prepared, [prepared.shards, tmp_path / "none"]), 0, 1)
