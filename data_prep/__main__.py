@@ -54,7 +54,7 @@ def _convert(args: argparse.Namespace) -> None:
     for name, theirs in columns.items():
         if name not in FIELDS or not theirs:
             raise UserError(f"--columns: {name}={theirs} is not OURS=THEIRS with OURS one of {', '.join(FIELDS)}")
-    source = Source(args.input, columns, args.pivot, args.split, args.config, args.languages)
+    source = Source(args.input, columns, args.pivot, args.split, args.config, args.languages, args.unpaired)
     report = convert(args.format, source, args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
 
@@ -219,6 +219,11 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--split", default="train", help="split of datasets input")
     convert.add_argument("--config", help="configuration of datasets input; {lang} as in --columns")
     convert.add_argument("--languages", nargs="*", default=[], help="languages that {lang} stands for")
+    convert.add_argument(
+        "--unpaired",
+        action="store_true",
+        help="keep examples without a translation; rows without a language are in that of --pivot",
+    )
 
 
 def _add_pack_options(pack: argparse.ArgumentParser) -> None:

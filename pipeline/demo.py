@@ -13,6 +13,7 @@ from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.launcher import free_port
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
+from pipeline.data.mixture import shard_directories
 
 RECIPE = Path("pipeline/recipes/demo.yaml")
 
@@ -28,7 +29,8 @@ class Stage:
 
 def demo_stages(config: Config, ranks: int) -> list[Stage]:
     """Return the stages in order. The batch size must be divisible by `ranks`."""
-    run, shards, tokenizer = Path(config.output_dir), Path(config.data.shards), Path(config.data.tokenizer or "")
+    run, tokenizer = Path(config.output_dir), Path(config.data.tokenizer or "")
+    (shards,) = shard_directories(config.data.shards)
     data, test, model = run / "train.jsonl", run / "train.test.jsonl", run / "hf"
     micro_batch = min(config.training.train_micro_batch_size_per_gpu, config.training.train_batch_size // ranks)
     module: list[str | Path] = [sys.executable, "-m"]

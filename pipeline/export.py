@@ -28,7 +28,7 @@ from pipeline.checkpoint.export_record import (
     relative_directory,
     write_export_record,
 )
-from pipeline.checkpoint.hf_weights import merged_tensors, write_weights
+from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
 from pipeline.checkpoint.model_card import write_model_card
 from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.errors import UserError, exit_cleanly
@@ -250,7 +250,7 @@ def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, dire
         eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
     )
     generation.save_pretrained(directory)
-    write_weights(merged_tensors(source, state, dtype), directory)
+    write_weights(file_tensors(config, merged_tensors(source, state, dtype)), directory)
     write_export_record(directory, record)
 
 

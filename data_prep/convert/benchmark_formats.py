@@ -57,14 +57,14 @@ def read_msvamp(source: Source) -> Iterator[RawExample]:
 def read_mcot(source: Source) -> Iterator[RawExample]:
     """Read mCoT outputs: files {lang}.jsonl with rows in the same order.
 
-    If a row has a `result`, it must be true for the row to be kept.
+    If a row has a `result` that is not null, it must be true for the row to be kept.
     """
     files = {path.stem: path for path in list_files(source.inputs, "*.jsonl")}
     for index, lang, row in _read_aligned(files, read_objects, source.pivot):
         prompt, response = row.apply(lambda columns: _get_strings(columns, "question", "response"))
         question = prompt.split("Question:\n", 1)[-1].rsplit("\nAnswer:", 1)[0].strip()
         fields = {"question": question, "answer": response.strip()}
-        drop_reason = "" if row.value.get("result", True) is True else "wrong_answer"
+        drop_reason = "" if row.value.get("result") in (None, True) else "wrong_answer"
         yield RawExample(f"mcot-{index:06d}", lang, fields, number_text(row.value.get("answer")), drop_reason)
 
 

@@ -28,7 +28,7 @@ class _Row(NamedTuple):
     Attributes:
         location: File and row, for error messages.
         values: The row as a dictionary.
-        row_id: The `pair_id` of the row if it holds several languages and has none of its own.
+        row_id: The `pair_id` of the row if it holds several languages, or is unpaired, and has none of its own.
         lang: Language of the row, or None if a column holds it.
     """
 
@@ -54,15 +54,21 @@ def read_canonical(source: Source) -> Iterator[RawExample]:
 
 
 def read_datasets(source: Source) -> Iterator[RawExample]:
-    """Read a folder saved by the `datasets` library, or a dataset from the Hub or a folder, in the same columns."""
+    """Read a folder saved by the `datasets` library, or a dataset from the Hub or a folder, in the same columns.
+
+    An input may name a configuration as NAME:CONFIG.
+    """
     paths = list(map(Path, source.inputs))
-    for name, label in zip(source.inputs, _distinct_names(paths, [path.name for path in paths]), strict=True):
-        config = source.config or ""
+    labels = _distinct_names(paths, [path.name for path in paths])
+    for full_name, label in zip(source.inputs, labels, strict=True):
+        name, config = full_name, source.config or ""
+        if not config and not Path(name).exists():
+            name, _, config = name.partition(":")
         langs: list[str | None] = [*_languages(source)] if LANG in config else [None]
         for lang in langs:
             rows = _load_dataset(name, config.replace(LANG, lang or "") or None, source.split)
             numbered = (
-                _Row(f"{name} row {number}", values, f"{label}-{number:09d}", lang)
+                _Row(f"{full_name} row {number}", values, f"{label}-{number:09d}", lang)
                 for number, values in enumerate(rows, start=1)
             )
             yield from _read_rows(numbered, source)
@@ -138,7 +144,7 @@ def _read_rows(rows: Iterable[_Row], source: Source) -> Iterator[RawExample]:
     for row in rows:
         for lang in _row_languages(row, source):
             try:
-                yield _map_columns(row, lang, source.columns)
+                yield _map_columns(row, lang, source)
                 well_formed = True
             except UserError as error:
                 first_error = first_error or f"{row.location}: {error}"
@@ -153,7 +159,10 @@ def _row_languages(row: _Row, source: Source) -> list[str | None]:
     if any(LANG in column for column in source.columns.values()):
         return [*_languages(source)]
     answer = _find_text(row.values, source.columns, "answer", _ANSWERS)
-    return [*answer] if isinstance(answer, dict) else [row.lang]
+    if isinstance(answer, dict):
+        return [*answer]
+    has_language = source.columns.get("lang", "lang") in row.values
+    return [source.pivot if source.unpaired and row.lang is None and not has_language else row.lang]
 
 
 def _languages(source: Source) -> Sequence[str]:
@@ -169,15 +178,16 @@ def _find_text(row: dict[str, Any], columns: dict[str, str], name: str, aliases:
     return next((row[alias] for alias in aliases if row.get(alias) is not None), None)
 
 
-def _map_columns(row: _Row, lang: str | None, columns: dict[str, str]) -> RawExample:
-    columns = {name: column.replace(LANG, lang or "") for name, column in columns.items()}
+def _map_columns(row: _Row, lang: str | None, source: Source) -> RawExample:
+    columns = {name: column.replace(LANG, lang or "") for name, column in source.columns.items()}
     record = {name: row.values.get(columns.get(name, name)) for name in FIELDS}
     for name, theirs in columns.items():
         if theirs not in row.values:
             raise UserError(f"no column {theirs!r} to use as {name}; the columns are {', '.join(map(str, row.values))}")
     if lang is not None:
         record["lang"] = lang
-        record["pair_id"] = row.row_id if record["pair_id"] is None else record["pair_id"]
+    if record["pair_id"] is None and (lang is not None or source.unpaired):
+        record["pair_id"] = row.row_id
     for name in ("pair_id", "lang"):
         if record[name] is None or isinstance(record[name], list | dict | bool | float | Decimal) or record[name] == "":
             raise UserError(f"no `{name}`; name its column with --columns {name}=THEIRS")

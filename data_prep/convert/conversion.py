@@ -51,8 +51,8 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
     """Convert input files to canonical JSON Lines. The output file is written completely or not at all.
 
     An example is dropped if the format marks it as unusable, its gold answer differs from the pivot's, its response is
-    empty, it is malformed, or its group already has an example in its language. A group without a pivot or without a
-    translation is dropped entirely.
+    empty, it is malformed, or its group already has an example in its language. A group without a pivot is dropped
+    entirely, and so is a group without a translation unless `source.unpaired`.
 
     Args:
         format_name: One of `FORMATS`.
@@ -78,7 +78,7 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
                 groups = _group_on_disk(SCATTERED_FORMATS[format_name](source), Path(folder))
             with open(temporary, "w", encoding="utf-8") as file:
                 for group in groups:
-                    for example in _keep_consistent(group, source.pivot, report):
+                    for example in _keep_consistent(group, source, report):
                         file.write(to_json_line(_to_record(example)))
         if not report.groups:
             raise UserError(
@@ -116,9 +116,9 @@ def _group_on_disk(examples: Iterable[RawExample], folder: Path) -> Iterator[lis
             file.close()
 
 
-def _keep_consistent(group: list[RawExample], pivot: str, report: ConversionReport) -> list[RawExample]:
+def _keep_consistent(group: list[RawExample], source: Source, report: ConversionReport) -> list[RawExample]:
     """Return the consistent examples of a group, pivot first. The others are counted in the report."""
-    members: dict[str, RawExample] = {}
+    pivot, members = source.pivot, dict[str, RawExample]()
     for example in group:
         reason = example.drop_reason or _find_error(example)
         if not reason and example.lang in members:
@@ -135,7 +135,7 @@ def _keep_consistent(group: list[RawExample], pivot: str, report: ConversionRepo
         if example.gold != base.gold and None not in (example.gold, base.gold):
             report.drops["gold_differs", lang] += 1
             del members[lang]
-    if len(members) == 1:
+    if len(members) == 1 and not source.unpaired:
         report.drops["no_translation", pivot] += 1
         return []
     report.groups += 1

@@ -39,6 +39,8 @@ class Source(NamedTuple):
         split: Split of a dataset.
         config: Configuration of a dataset, or None. A name with `{lang}` stands for one configuration per language.
         languages: Languages that `{lang}` stands for.
+        unpaired: Whether groups without a translation are kept. In tables, the default of `pair_id` is then the row
+            number, and that of `lang` the pivot.
     """
 
     inputs: list[str]
@@ -47,6 +49,7 @@ class Source(NamedTuple):
     split: str = "train"
     config: str | None = None
     languages: Sequence[str] = ()
+    unpaired: bool = False
 
 
 Reader = Callable[[Source], Iterator[RawExample]]

@@ -5,14 +5,17 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from pipeline.checkpoint import layout
+from pipeline.models.loading import meta_model
 from pipeline.zero3.safe_loading import weights_only_loading
 
 MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face Hub
@@ -36,6 +39,26 @@ def merged_tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> I
         if full_name in state["vocabulary_parameters"]:
             tensor = tensor[: state["vocab_size"]]
         yield name, tensor.to(dtype).contiguous()
+
+
+def file_tensors(
+    config: PreTrainedConfig, tensors: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Convert the tensors of a model to those of its files on the Hub, as (name, tensor).
+
+    They differ for some architectures. For example, transformers merges the experts of a layer when it loads a model.
+
+    Args:
+        config: the model's configuration.
+        tensors: (name, tensor) of the model's parameters.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # code of the model's repository, which has no conversions
+        yield from tensors
+        return
+    model = meta_model(config)
+    for name, tensor in tensors:
+        for file_name, part in revert_weight_conversion(model, {name: tensor}).items():
+            yield file_name, part.contiguous()
 
 
 def write_weights(tensors: Iterator[tuple[str, torch.Tensor]], directory: Path) -> None:

@@ -66,7 +66,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def check_ranges(config: Config, source: object) -> None:
-    """Check that every number is in the range of its field's metadata. For a mapping, its values are checked.
+    """Check that every number is in the range of its field's metadata. For a mapping or list, its values are checked.
 
     Args:
         config: the settings.
@@ -79,7 +79,11 @@ def check_ranges(config: Config, source: object) -> None:
         if "range" not in field.metadata:
             continue
         interval, value = Interval.parse(field.metadata["range"]), value_of(config, key)
-        values = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+        values = {key: value}
+        if isinstance(value, dict):
+            values = {f"{key}.{name}": v for name, v in value.items()}
+        elif isinstance(value, list):
+            values = {f"{key}[{i}]": v for i, v in enumerate(value)}
         for name, number in values.items():
             if number is not None and number not in interval:
                 raise UserError(f"{source}: {name} is {number}; it must be {interval}")

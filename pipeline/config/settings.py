@@ -45,7 +45,10 @@ class DataSettings:
     """The data to train on.
 
     Attributes:
-        shards: directory of packed shards, written by `python -m data_prep pack`.
+        shards: directory of packed shards, written by `python -m data_prep pack`, or a list of them. All must have
+            been packed with the same tokenizer and chat template.
+        source_weights: sampling weights of the directories in `shards`, in the same order: the fractions of the rows of
+            an epoch after division by their sum; null: each row once per epoch.
         tokenizer: tokenizer that the shards were packed with; null: the one in `model.path`.
         language_weights: sampling weights, as {language: weight}. The weight of a row is the mean language weight over
             its tokens. A language that is not listed has weight 1.
@@ -53,7 +56,8 @@ class DataSettings:
             no validation.
     """
 
-    shards: str = field(default="runs/demo/shards", metadata={"on_resume": "same content"})
+    shards: list[str] | str = field(default="runs/demo/shards", metadata={"on_resume": "same content"})
+    source_weights: list[float] | None = field(default=None, metadata={"range": "(0, inf)"})
     tokenizer: str | None = field(default=None, metadata={"on_resume": "same content"})
     language_weights: dict[str, float] = field(default_factory=dict, metadata={"range": "(0, inf)"})
     eval_shards: str | None = field(default=None, metadata={"on_resume": "may change"})

@@ -1,19 +1,15 @@
-"""Supported model families, and what each does at its input embedding and LM head. Add new families here.
+"""What a model does at its input embedding and LM head.
 
 The loss replaces the model's own head, so it must reproduce every operation between the decoder output and the logits,
-and between the embedding matrix and the decoder input. `HeadConfig` lists the supported operations.
-tests/pipeline/models compares the loss with the model's own `forward(labels=...)` for every family.
+and between the embedding matrix and the decoder input. `HeadConfig` lists the supported operations. `self_check.py`
+compares the result with the model's own, so a model with another operation, or with another name for its setting, is
+refused.
 """
 
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi", "granite", "cohere")
-
-# Families that scale their logits, with the factor as a function of the model's configuration.
-LOGIT_SCALES = {"granite": lambda config: 1 / config.logits_scaling, "cohere": lambda config: config.logit_scale}
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -36,15 +32,20 @@ class HeadConfig:
 
 
 def head_config(model: PreTrainedModel) -> HeadConfig:
-    """Return the head configuration of a model from one of `FAMILIES`."""
+    """Return the head configuration of a model, by the names that transformers uses for the settings."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return HeadConfig(
         tied=vocabulary_parameter(head) is vocabulary_parameter(embedding),
         bias=getattr(head, "bias", None),
-        logit_scale=LOGIT_SCALES.get(model.config.model_type, lambda config: 1.0)(model.config),
+        logit_scale=_logit_scale(model.config),
         softcap=getattr(model.config, "final_logit_softcapping", None),
         embed_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
     )
+
+
+def _logit_scale(config: PreTrainedConfig) -> float:
+    """Return the factor of the logits: `logit_scale` (Cohere) or 1 / `logits_scaling` (Granite)."""
+    return float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0))
 
 
 def vocabulary_parameter(module: nn.Module | None) -> nn.Parameter:

@@ -10,7 +10,6 @@ from transformers.integrations.liger import apply_liger_kernel
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import ModelSettings
-from pipeline.models.families import FAMILIES
 from pipeline.models.packed_attention import resolve_attention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,8 +26,8 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         tokenizer_size: number of tokens in the tokenizer; the default `vocab_size` when building from `model.config`.
 
     Raises:
-        UserError: the model does not exist, its configuration is invalid, its family or attention implementation is
-            not supported, or its vocabulary is smaller than the tokenizer's.
+        UserError: the model does not exist, its configuration is invalid, it is not a decoder-only text model, its
+            attention implementation is not supported, or its vocabulary is smaller than the tokenizer's.
     """
     name = settings.path or "model.config"
     try:
@@ -41,8 +40,11 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
-    if config.model_type not in FAMILIES:
-        raise UserError(f"{name}: model_type {config.model_type!r} is not supported (supported: {', '.join(FAMILIES)})")
+    if config.is_encoder_decoder or config.get_text_config() is not config:
+        raise UserError(
+            f"{name}: model_type {config.model_type!r} is not supported: it has parts besides a text decoder; "
+            "save its text decoder as a model of its own"
+        )
     if config.vocab_size < tokenizer_size:
         raise UserError(
             f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +17,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.hardware import load_device
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
+from pipeline.data.mixture import merge_manifests, shard_directories
 from pipeline.models.loading import load_model_config, padded_vocab_size
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.model_facts import model_stats
@@ -39,9 +39,10 @@ def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload
     Raises:
         UserError: the shards are empty, or there are no shards and the options that replace them are missing.
     """
-    shards = Path(config.data.shards)
-    if (shards / MANIFEST).exists() and options.max_seq_length is None:
-        manifest = read_manifest(shards)
+    paths = shard_directories(config.data.shards)
+    shards = ", ".join(map(str, paths))
+    if all((path / MANIFEST).exists() for path in paths) and options.max_seq_length is None:
+        manifest = merge_manifests([(path, read_manifest(path)) for path in paths])
         if not manifest["totals"]["rows"]:
             raise UserError(f"{shards}: the shards contain no rows; pack different data")
         return Workload.from_manifest(manifest), manifest["tokenizer"]["vocab_size"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from pipeline.common.errors import UserError
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.loading import DTYPES, meta_model
 from pipeline.plan.storage_tracker import StorageTracker
@@ -69,9 +70,18 @@ class ModelStats:
 
 
 def model_stats(config: PreTrainedConfig) -> ModelStats:
-    """Read the sizes from the model on the meta device. `config.vocab_size` is the padded size."""
+    """Read the sizes from the model on the meta device. `config.vocab_size` is the padded size.
+
+    Raises:
+        UserError: the model has experts or convolutions, whose cost is not that of a matrix product for each token.
+    """
     model = meta_model(config)
     decoder = model.get_decoder()
+    if any(p.dim() > 2 for p in decoder.parameters()):
+        raise UserError(
+            f"model_type {config.model_type!r}: memory and time are predicted for dense decoder layers only, not for "
+            "experts or convolutions"
+        )
     ends = [vocabulary_parameter(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
     head = head_config(model)
     vocabulary = ends[:1] if head.tied else ends

@@ -24,9 +24,10 @@ from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
 from pipeline.common.plotting import png
+from pipeline.config.settings import ModelSettings
 from pipeline.evaluation.accuracy import versions
 from pipeline.evaluation.generation import load_for_generation
-from pipeline.models.families import FAMILIES
+from pipeline.models.self_check import check_model
 from pipeline.representations.plots import draw, label
 from pipeline.representations.separability import principal_components, separability
 from pipeline.representations.similarity import Metric, similarity_metrics
@@ -48,8 +49,7 @@ def measure_model(args: argparse.Namespace) -> None:
     output = Path(args.output or args.model)
     check_not_stale(Path(args.model))
     model, tokenizer = load_for_generation(Path(args.model), args.dtype)
-    if model.config.model_type not in FAMILIES:
-        raise UserError(f"{args.model}: model_type {model.config.model_type!r} is not one of {', '.join(FAMILIES)}")
+    check_model(model.config, ModelSettings(path=args.model))
     ensure_writable(output)
     layers = choose_layers(len(model.get_decoder().layers), args.layers)
     states = pooled_states(model, encode(tokenizer, records), layers, args.batch_size)

@@ -167,7 +167,7 @@ def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> Zer
 
 def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None) -> TrainState:
     """Load the checkpoint into the engine and the loader, or return a fresh state if there is no checkpoint."""
-    manifest = run.eval_loader.rows.manifest if run.eval_loader else None
+    manifest = run.eval_shards.manifest if run.eval_shards else None
     criterion = best_metric.criterion(run.config, manifest)
     validation = best_metric.resume(criterion, {} if checkpoint is None else checkpoint.state.get("validation", {}))
     if checkpoint is None:

@@ -1,6 +1,7 @@
 """Run the checks that do not need a process group, a GPU or weights."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,12 @@ from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
 from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config, DataSettings, TrainingSettings
-from pipeline.data.loader import BatchSplit, Loader, row_weights
+from pipeline.data.loader import BatchSplit, Loader
+from pipeline.data.mixture import ShardMixture, shard_directories
 from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
 from pipeline.training.trackers import select_trackers
 
@@ -29,17 +32,17 @@ class PreparedRun:
 
     Attributes:
         config: the recipe.
-        shards: the packed shards. tokenizer: the tokenizer they were packed with.
+        shards: the packed shards of all sources. tokenizer: the tokenizer they were packed with.
         model_config: the model's configuration.
         vocab_size: the model's own vocabulary size. padded_size: the size that is trained.
         loader: the data loader of this rank.
         max_steps: number of optimizer steps of the run.
-        eval_loader: the validation data of this rank, or None.
+        eval_shards: the validation shards, or None. eval_loader: those of this rank.
         trackers: names of the experiment trackers.
     """
 
     config: Config
-    shards: ShardSet
+    shards: ShardMixture
     tokenizer: PreTrainedTokenizerBase
     model_config: PreTrainedConfig
     vocab_size: int
@@ -47,6 +50,7 @@ class PreparedRun:
     loader: Loader
     max_steps: int
     trackers: list[str]
+    eval_shards: ShardSet | None = None
     eval_loader: SequentialLoader | None = None
 
     @property
@@ -77,9 +81,9 @@ class PreparedRun:
 
     def check_hashes(self) -> None:
         """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed."""
-        self.shards.check_hashes()
-        if self.eval_loader is not None and isinstance(self.eval_loader.rows, ShardSet):
-            self.eval_loader.rows.check_hashes()
+        validation = [] if self.eval_shards is None else [self.eval_shards]
+        for shards in [*self.shards.sources, *validation]:
+            shards.check_hashes()
 
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
@@ -97,29 +101,47 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         UserError: the recipe is inconsistent with one of them.
     """
     trackers = select_trackers(config.training.report_to)
-    shards = _open_shards(config.data.shards)
-    tokenizer = load_packed_tokenizer(config.data.tokenizer or str(config.model.path), shards.path, shards.manifest)
+    shards = ShardMixture([_open_shards(path) for path in shard_directories(config.data.shards)])
+    name = config.data.tokenizer or str(config.model.path)
+    tokenizer = load_packed_tokenizer(name, shards.sources[0].path, shards.manifest)
     model_config = load_model_config(config.model, len(tokenizer))
+    if rank == 0:
+        check_model(model_config, config.model)
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
     training = config.training
     check_ranks(training, padded_size, world_size)
     _check_languages(config, shards.manifest)
-    _check_sequence_lengths(shards, model_config)
+    _check_sequence_lengths(shards.sources, model_config)
     eval_shards = _open_eval_shards(config, shards.manifest, model_config)
     ensure_writable(Path(config.output_dir), setting="output_dir")
     split = BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size)
     pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
     token_weights = load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights")
     loader = Loader(
-        shards, split, config.seed, pad_token_id, token_weights, row_weights(shards, config.data.language_weights)
+        shards,
+        split,
+        config.seed,
+        pad_token_id,
+        token_weights,
+        shards.sampling_weights(config.data.source_weights, config.data.language_weights),
     )
     eval_loader = None
     if eval_shards is not None:
         eval_loader = SequentialLoader(eval_shards, loader.languages, split, pad_token_id, token_weights)
     max_steps = count_steps(training, len(shards))
     return PreparedRun(
-        config, shards, tokenizer, model_config, vocab_size, padded_size, loader, max_steps, trackers, eval_loader
+        config=config,
+        shards=shards,
+        tokenizer=tokenizer,
+        model_config=model_config,
+        vocab_size=vocab_size,
+        padded_size=padded_size,
+        loader=loader,
+        max_steps=max_steps,
+        trackers=trackers,
+        eval_shards=eval_shards,
+        eval_loader=eval_loader,
     )
 
 
@@ -165,10 +187,9 @@ def check_process_group(split: BatchSplit) -> None:
             )
 
 
-def _open_shards(directory: str) -> ShardSet:
-    path = Path(directory)
+def _open_shards(path: Path) -> ShardSet:
     if not path.exists():
-        raise UserError(f"{path}: no shards; create them with: {_pack_command(directory)}")
+        raise UserError(f"{path}: no shards; create them with: {_pack_command(str(path))}")
     shards = ShardSet.open(path, check_hashes=False)
     if len(shards) == 0:
         raise UserError(f"{path}: the shards contain no rows; pack different data")
@@ -177,7 +198,7 @@ def _open_shards(directory: str) -> ShardSet:
 
 def _pack_command(shards: str) -> str:
     """Return the command that creates shards, in a Slurm job or on one machine."""
-    demo = Path(shards) == Path(DataSettings().shards)
+    demo = [Path(shards)] == shard_directories(DataSettings().shards)
     if "SLURM_JOB_ID" in os.environ:
         return "sbatch slurm/prepare.sh" if demo else f"INPUT=... TOKENIZER=... SHARDS={shards} sbatch slurm/prepare.sh"
     return "make demo" if demo else f"python -m data_prep pack --output {shards} ..."
@@ -189,13 +210,14 @@ def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
     Raises:
         UserError: a language is missing, or the alignment loss has no pairs.
     """
+    names = ", ".join(map(str, shard_directories(config.data.shards)))
     for lang in config.data.language_weights:
         if lang not in manifest["languages"]:
             known = ", ".join(manifest["languages"])
-            raise UserError(f"data.language_weights: no language {lang!r} in {config.data.shards}, which has {known}")
+            raise UserError(f"data.language_weights: no language {lang!r} in {names}, which has {known}")
     if config.loss.alignment_weight > 0 and manifest["totals"]["pairs"] == 0:
         raise UserError(
-            f"{config.data.shards}: has no translations of pivots, so nothing can be aligned; pack translations with "
+            f"{names}: has no translations of pivots, so nothing can be aligned; pack translations with "
             "their pivots, or set loss.alignment_weight to 0 for plain fine-tuning"
         )
 
@@ -211,7 +233,7 @@ def _open_eval_shards(
     """
     if config.data.eval_shards is None:
         return None
-    shards = _open_shards(config.data.eval_shards)
+    shards = _open_shards(Path(config.data.eval_shards))
     manifest = shards.manifest
     for key, name in {
         "tokenizer": "tokenizer or chat template",
@@ -229,25 +251,26 @@ def _open_eval_shards(
             "pack again without them"
         )
     check_metric(config.training.metric_for_best_model, str(shards.path), manifest)
-    _check_sequence_lengths(shards, model_config)
+    _check_sequence_lengths([shards], model_config)
     return shards
 
 
-def _check_sequence_lengths(shards: ShardSet, config: PreTrainedConfig) -> None:
+def _check_sequence_lengths(sources: Sequence[ShardSet], config: PreTrainedConfig) -> None:
     """Check that no sequence is longer than the model's positions. Positions restart in every sequence of a row.
 
     Raises:
         UserError: a sequence is longer.
     """
     limit = max_positions(config)
-    if limit is None or shards.manifest["max_seq_length"] <= limit:
-        return
-    longest = shards.longest_sequence()
-    if longest > limit:
-        raise UserError(
-            f"{shards.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
-            f"(max_position_embeddings); pack again with --max_seq_length {limit}"
-        )
+    for source in sources:
+        if limit is None or source.manifest["max_seq_length"] <= limit:
+            continue
+        longest = source.longest_sequence()
+        if longest > limit:
+            raise UserError(
+                f"{source.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
+                f"(max_position_embeddings); pack again with --max_seq_length {limit}"
+            )
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -266,7 +289,7 @@ def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
     """Compute the workload per step from the manifest of the shards and the batch sizes."""
     training, entries = run.config.training, run.shards.manifest["shards"]
     fraction = training.train_batch_size / len(run.shards)
-    validation = {} if run.eval_loader is None else {"validation rows": len(run.eval_loader.rows)}
+    validation = {} if run.eval_shards is None else {"validation rows": len(run.eval_shards)}
     return {
         "rows": len(run.shards),
         **validation,

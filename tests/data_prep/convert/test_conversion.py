@@ -252,12 +252,31 @@ def test_datasets_reads_translation_dictionaries_and_configurations(tmp_path, ou
         ("hub-000000001", "en", "q en", "3"),
         ("hub-000000001", "de", "q de", "3"),
     ]
+    two = [Path(f"{folder}:{lang}") for lang in ("en", "de")]  # one configuration by name, without translations
+    _, records = run("datasets", *two, output=out, split="test", unpaired=True)
+    assert {(row["pair_id"], row["lang"]) for row in records} == {(f"hub:{c}-000000001", "en") for c in ("en", "de")}
+    with pytest.raises(UserError, match=r"hub: cannot be loaded by the datasets library \(.*fr"):
+        run("datasets", Path(f"{folder}:fr"), output=out)
 
 
-def test_mcot_without_result_keeps_rows(tmp_path, out):
+@pytest.mark.parametrize("result", [{}, {"result": None}])
+def test_mcot_without_result_keeps_rows(result, tmp_path, out):
     for lang in ("en", "sw"):
-        write_jsonl(tmp_path / f"{lang}.jsonl", {"question": "q", "response": "So 8.", "answer": 8.0})
+        write_jsonl(tmp_path / f"{lang}.jsonl", {"question": "q", "response": "So 8.", "answer": 8.0, **result})
     assert len(run("mcot", tmp_path, output=out)[1]) == 2
+
+
+def test_convert_unpaired_keeps_rows_without_translation(tmp_path, out):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_jsonl(tmp_path / "a.jsonl", {"messages": chat}, {"messages": None}, {"prompt": "q", "completion": "b"})
+    with pytest.raises(UserError, match="no `pair_id`"):
+        run("canonical", tmp_path / "a.jsonl", output=out)
+    report, records = run("canonical", tmp_path / "a.jsonl", output=out, unpaired=True)
+    assert {(row["pair_id"], row["lang"]) for row in records} == {("a-000000001", "en"), ("a-000000003", "en")}
+    assert report.drops == {("malformed", "en"): 1}
+    languages = [{"lang": lang, "question": "q", "answer": "a"} for lang in ("en", "de")]
+    report, records = run("canonical", write_jsonl(tmp_path / "b.jsonl", *languages), output=out, unpaired=True)
+    assert [row["lang"] for row in records] == ["en"] and report.drops == {("no_pivot", "de"): 1}
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

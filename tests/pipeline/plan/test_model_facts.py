@@ -5,9 +5,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pipeline.benchmarks.common import random_batch
+from pipeline.common.errors import UserError
 from pipeline.models.packed_attention import PACKED
 from pipeline.models.solar_model import decode
-from pipeline.plan.model_facts import trace_activations
+from pipeline.plan.model_facts import model_stats, trace_activations
 from tests.pipeline.plan.cases import MODELS, stats_of
 from tests.runs import TINY
 
@@ -79,3 +80,8 @@ def test_activations_match_autograd(model_type: str, attention: str, checkpointi
     shallow, deep = (saved_bytes(model_type, layers, checkpointing, attention) for layers in (2, 3))
     measured = deep - shallow
     assert measured == pytest.approx(predicted.saved(3, checkpointing) - predicted.saved(2, checkpointing), rel=0.01)
+
+
+def test_model_stats_refuses_experts() -> None:
+    with pytest.raises(UserError, match="'qwen3_moe': memory and time are predicted for dense decoder layers only"):
+        model_stats(tiny_config("qwen3_moe", num_experts=4, moe_intermediate_size=16))
