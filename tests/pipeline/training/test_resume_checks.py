@@ -29,6 +29,7 @@ def test_changed_settings_of_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -
     assert [str(change) for change in changed_settings(saved_config(recipe), Config())] == [
         "loss.top_k null -> 20",
         "training.learning_rate 2e-05 -> 1e-05",
+        "training.export_at_end false -> true",
     ]
     monkeypatch.setitem(VALUES_BEFORE, "loss.distance", "mse")
     change, *_ = changed_settings(saved_config(recipe), Config())
