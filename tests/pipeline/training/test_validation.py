@@ -14,8 +14,10 @@ from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.training import best_metric
+from pipeline.training.loop import is_finished
 from pipeline.training.preflight import prepare_run
-from pipeline.training.state import ValidationState
+from pipeline.training.state import TrainState, ValidationState
+from pipeline.training.validation import is_due
 from tests.conftest import Prepared
 from tests.runs import select_rows, write_recipe
 
@@ -64,6 +66,20 @@ def test_greater_is_better_only_for_cosine(prepared: Prepared, tmp_path: Path) -
     for metric, expected in {"eval_ce": False, "eval_loss": False, "eval_align_cos": True}.items():
         config = load_config(recipe, ["--training.metric_for_best_model", metric])
         assert best_metric.greater_is_better(config.training) == expected
+
+
+def test_run_stays_finished_after_early_stopping(prepared: Prepared, tmp_path: Path) -> None:
+    """The state is that of a checkpoint from which a finished run resumes."""
+    shards = select_rows(prepared.shards, tmp_path / "eval", slice(3))
+    settings = {"data__eval_shards": str(shards), "training__eval_steps": 2, "training__max_steps": 5}
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
+    state = TrainState(step=4, validation=ValidationState(step=4, without_improvement=2))
+    patience = ["--training.metric_for_best_model", "eval_ce", "--training.early_stopping_patience"]
+    for overrides, finished in (([], False), ([*patience, "3"], False), ([*patience, "2"], True)):
+        assert is_finished(prepare_run(load_config(recipe, overrides), 0, 1), state) == finished
+    run = prepare_run(load_config(recipe, []), 0, 1)
+    due = [step for step in range(6) if is_due(run, TrainState(step=step))]
+    assert due == [2, 4, 5] and not is_due(run, state)
 
 
 def test_validation_refuses_other_data_and_unknown_metric(prepared: Prepared, tmp_path: Path) -> None:
