@@ -18,6 +18,10 @@ from pipeline.loss.vocabulary import Vocabulary
 
 AlignmentGroup = Literal["sequence", "pair_group", "all"]
 
+# Rows of the logits begin at multiples of this number of elements. Matrix products and Triton's loads need rows aligned
+# to 16 bytes to be fast, and whole cache lines are 128 bytes.
+ROW_ALIGNMENT = 64
+
 
 @dataclass(frozen=True)
 class SequenceSpan:
@@ -121,13 +125,18 @@ class Chunk:
         return self.subchunks * 2 if backward and len(self.subchunks) > 1 else self.subchunks
 
 
-def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings) -> int:
-    """Return the number of target tokens per rank that fit in one subchunk.
+def row_stride(columns: int) -> int:
+    """Return the number of elements between rows of `columns` elements, which keeps all rows aligned on a GPU."""
+    return -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
-    With the vocabulary-parallel head, a subchunk has R times as many rows, but R times fewer columns.
+
+def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings, ranks: int) -> int:
+    """Return the number of target tokens per rank that fit in one subchunk, which is equal on all ranks.
+
+    With the vocabulary-parallel head, a subchunk has R = `ranks` times as many rows, but R times fewer columns.
     """
     weight = vocabulary.head.weight
-    row_bytes = vocabulary.size * weight.element_size()
+    row_bytes = ranks * row_stride(vocabulary.shard_sizes(ranks)[0]) * weight.element_size()
     return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda)
 
 
@@ -141,7 +150,7 @@ def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: b
 
     Args:
         settings: determine the memory budget and whether a second softmax is needed.
-        row_bytes: bytes of one row of logits over the whole vocabulary.
+        row_bytes: bytes of one row of logits over the whole vocabulary, including padding of the row.
         softcap: whether the logits are soft-capped.
         gpu: whether to use the default budget for a GPU.
     """

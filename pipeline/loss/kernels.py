@@ -9,6 +9,8 @@ Shape letters, also used as suffixes of tensor names (`z_Cv` has the shape [C, v
     n  sequences of the chunk
     m  sequences of the chunk whose pooled representations require a gradient
     d  hidden size
+
+Rows of z, e, p, q and grad_probs may have a stride larger than v; see `chunking.row_stride`.
 """
 
 from collections.abc import Iterator
@@ -85,7 +87,9 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
         if temperature != 1:
             z_Cv.div_(temperature)
         largest = z_Cv.amax(1) if largest_Ck is None else largest_Ck[:, 0]
-        torch.softmax(z_Cv, 1, out=z_Cv)
+        # torch.softmax copies rows that are not contiguous, so it gets a few of them at a time.
+        for tile in [slice(None)] if z_Cv.is_contiguous() else _tiles(z_Cv, 0, len(z_Cv)):
+            torch.softmax(z_Cv[tile], 1, out=z_Cv[tile])
         # The largest entry of a softmax is 1 / sum(exp(z - max)).
         return largest - z_Cv.amax(1).log(), total.fill_(1)
     for tile in _tiles(z_Cv, 0, len(z_Cv)):

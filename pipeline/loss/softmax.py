@@ -7,6 +7,7 @@ n sequences of the chunk, m of them whose pooled representations require a gradi
 import torch
 from torch import Tensor
 
+from pipeline.loss.chunking import row_stride
 from pipeline.loss.comm import Group, all_gather, all_reduce
 from pipeline.loss.kernels import (
     SubchunkTokens,
@@ -148,10 +149,10 @@ class ShardedSoftmax:
         The result has the dtype of E.
         """
         embedding = self.vocabulary.embedding.weight
+        grad_probs = embedding.new_empty(len(grad_u), row_stride(len(embedding)))[:, : len(embedding)]
         # In this order a CPU reads E only once, at memory bandwidth.
-        grad_probs = (embedding @ grad_u.to(embedding.dtype).T).T.contiguous()
-        weights = self.vocabulary.weights
-        return grad_probs if weights is None else (grad_probs * weights).to(grad_probs.dtype)
+        grad_probs.copy_((embedding @ grad_u.to(embedding.dtype).T).T)
+        return grad_probs if self.vocabulary.weights is None else grad_probs.mul_(self.vocabulary.weights)
 
     def backward(
         self, state: SoftmaxState, grad_probs: Tensor | None, soft: SoftGradient | None, grad_scale: float
@@ -286,9 +287,9 @@ class ShardedSoftmax:
         return columns.clamp(0, max(0, self.columns - 1))[:, None], (columns >= 0) & (columns < self.columns)
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
-        """Return a [rows, v] buffer that is reused for all subchunks of the call."""
-        size = rows * self.columns
+        """Return a [rows, v] buffer with aligned rows, which is reused for all subchunks of the call."""
+        stride = row_stride(self.columns)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = like.new_empty(size)
-        return buffer[:size].view(rows, self.columns)
+        if buffer is None or len(buffer) < rows:
+            buffer = self._buffers[name] = like.new_empty(rows, stride)
+        return buffer[:rows, : self.columns]

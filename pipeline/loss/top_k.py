@@ -84,9 +84,11 @@ def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
     else:
         in_blocks = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
         starts = positions_of_largest(in_blocks.amax(2), k) * BLOCK
-        offsets = (starts + torch.arange(0, rows * v, v, device=z_Cv.device)[:, None]).flatten()
+        stride = z_Cv.stride(0)
+        offsets = (starts + torch.arange(0, rows * stride, stride, device=z_Cv.device)[:, None]).flatten()
         # index_select on a view of all runs of BLOCK elements copies whole blocks, also if v is not a multiple.
-        candidates = z_Cv.flatten().unfold(0, BLOCK, 1).index_select(0, offsets).view(rows, k * BLOCK)
+        runs = z_Cv.as_strided(((rows - 1) * stride + v - BLOCK + 1, BLOCK), (1, 1))
+        candidates = runs.index_select(0, offsets).view(rows, k * BLOCK)
         if v % BLOCK:
             candidates = torch.cat([candidates, z_Cv[:, blocks * BLOCK :]], dim=1)
         columns = positions_of_largest(candidates, k)

@@ -1,5 +1,8 @@
 """Triton versions of the functions in `kernels`. Each makes one pass over the logits and accumulates in fp32.
 
+The rows of all matrices have unit column stride and any row stride. A stride that is a multiple of 16 bytes allows
+vectorized loads.
+
 No kernel uses atomics, so results are deterministic. The shape letters are those of `kernels`.
 """
 
@@ -14,7 +17,7 @@ POOL_ROWS, POOL_LINE = 8, 512
 
 @triton.jit
 def _softmax(
-    z_ptr, log_sum_ptr, total_ptr, columns, inverse_temperature, SLACK: tl.constexpr, LINE: tl.constexpr
+    z_ptr, log_sum_ptr, total_ptr, columns, stride, inverse_temperature, SLACK: tl.constexpr, LINE: tl.constexpr
 ):  # fmt: skip
     """Replace one row of logits by exponentials exp(z - reference), with one read and one write.
 
@@ -22,7 +25,7 @@ def _softmax(
     the dtype. If a logit exceeds this bound, the reference is raised and the part already written is rescaled.
     """
     row = tl.program_id(0)
-    z_ptr += row.to(tl.int64) * columns
+    z_ptr += row.to(tl.int64) * stride
     lane = tl.arange(0, LINE)
     reference = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
@@ -45,10 +48,13 @@ def _softmax(
 
 
 @triton.jit
-def _pool(p_ptr, weight_ptr, edge_ptr, pooled_ptr, columns, ROWS: tl.constexpr, LINE: tl.constexpr):
+def _pool(
+    p_ptr, weight_ptr, edge_ptr, pooled_ptr, columns, stride, pooled_stride, ROWS: tl.constexpr, LINE: tl.constexpr
+):  # fmt: skip
     """Sum weight * p over the rows of one sequence, for LINE columns."""
-    sequence = tl.program_id(1)
-    column = tl.program_id(0) * LINE + tl.arange(0, LINE)
+    # Sequences are on axis 0, because the other axes of a grid are limited to 65,535 programs.
+    sequence = tl.program_id(0)
+    column = tl.program_id(1) * LINE + tl.arange(0, LINE)
     inside = column < columns
     stop = tl.load(edge_ptr + sequence + 1)
     total = tl.zeros((ROWS, LINE), tl.float32)
@@ -56,20 +62,22 @@ def _pool(p_ptr, weight_ptr, edge_ptr, pooled_ptr, columns, ROWS: tl.constexpr, 
         row = start + tl.arange(0, ROWS)
         weight = tl.load(weight_ptr + row, mask=row < stop, other=0.0)
         mask = (row < stop)[:, None] & inside[None, :]
-        p = tl.load(p_ptr + row.to(tl.int64)[:, None] * columns + column[None, :], mask=mask, other=0.0)
+        p = tl.load(p_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0.0)
         total += weight[:, None] * p.to(tl.float32)
-    tl.store(pooled_ptr + sequence.to(tl.int64) * columns + column, tl.sum(total, 0), mask=inside)
+    tl.store(pooled_ptr + sequence.to(tl.int64) * pooled_stride + column, tl.sum(total, 0), mask=inside)
 
 
 @triton.jit
-def _inner_products(p_ptr, grad_probs_ptr, grad_index_ptr, inner_ptr, columns, LINE: tl.constexpr):
+def _inner_products(
+    p_ptr, grad_probs_ptr, grad_index_ptr, inner_ptr, columns, stride, grad_stride, LINE: tl.constexpr
+):  # fmt: skip
     """Compute <p, grad_probs> of one row."""
     row = tl.program_id(0)
     index = tl.load(grad_index_ptr + row)
     total = tl.zeros((LINE,), tl.float32)
     if index >= 0:
-        p_ptr += row.to(tl.int64) * columns
-        grad_probs_ptr += index * columns
+        p_ptr += row.to(tl.int64) * stride
+        grad_probs_ptr += index.to(tl.int64) * grad_stride
         for start in range(0, columns, LINE):
             column = start + tl.arange(0, LINE)
             p = tl.load(p_ptr + column, mask=column < columns, other=0.0)
@@ -80,17 +88,17 @@ def _inner_products(p_ptr, grad_probs_ptr, grad_index_ptr, inner_ptr, columns, L
 
 @triton.jit
 def _softmax_backward(
-    e_ptr, q_ptr, base_ptr, slope_ptr, inner_ptr, grad_probs_ptr, grad_index_ptr, columns, SAME: tl.constexpr,
-    LINE: tl.constexpr,
+    e_ptr, q_ptr, base_ptr, slope_ptr, inner_ptr, grad_probs_ptr, grad_index_ptr, columns, stride, q_stride,
+    grad_stride, SAME: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     """Replace e by base * e + slope * q * (grad_probs - inner) in one row."""
     row = tl.program_id(0)
     index = tl.load(grad_index_ptr + row)
     if index >= 0:
         base, slope, inner = tl.load(base_ptr + row), tl.load(slope_ptr + row), tl.load(inner_ptr + row)
-        e_ptr += row.to(tl.int64) * columns
-        q_ptr += row.to(tl.int64) * columns
-        grad_probs_ptr += index * columns
+        e_ptr += row.to(tl.int64) * stride
+        q_ptr += row.to(tl.int64) * q_stride
+        grad_probs_ptr += index.to(tl.int64) * grad_stride
         for start in range(0, columns, LINE):
             column = start + tl.arange(0, LINE)
             inside = column < columns
@@ -105,7 +113,9 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Implement `kernels.softmax_` on a GPU."""
     log_sum, total = (torch.empty(len(z_Cv), dtype=torch.float32, device=z_Cv.device) for _ in range(2))
     slack = 8 if z_Cv.dtype == torch.float16 else 40
-    _softmax[(len(z_Cv),)](z_Cv, log_sum, total, z_Cv.shape[1], 1 / temperature, SLACK=slack, LINE=LINE, num_warps=8)
+    _softmax[(len(z_Cv),)](
+        z_Cv, log_sum, total, z_Cv.shape[1], z_Cv.stride(0), 1 / temperature, SLACK=slack, LINE=LINE, num_warps=8
+    )
     return log_sum, total
 
 
@@ -115,15 +125,19 @@ def pool(p_Cv: Tensor, weight_C: Tensor, sequence_C: Tensor, sequences: int) -> 
     pooled = torch.empty(sequences, columns, dtype=torch.float32, device=p_Cv.device)
     # Rows are ordered by sequence.
     edges = torch.searchsorted(sequence_C, torch.arange(sequences + 1, device=p_Cv.device))
-    grid = (triton.cdiv(columns, POOL_LINE), sequences)
-    _pool[grid](p_Cv, weight_C, edges, pooled, columns, ROWS=POOL_ROWS, LINE=POOL_LINE, num_warps=4)
+    grid = (sequences, triton.cdiv(columns, POOL_LINE))
+    strides = p_Cv.stride(0), pooled.stride(0)
+    _pool[grid](p_Cv, weight_C, edges, pooled, columns, *strides, ROWS=POOL_ROWS, LINE=POOL_LINE, num_warps=4)
     return pooled
 
 
 def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, grad_index_C: Tensor) -> Tensor:
     """Implement `kernels.inner_products` on a GPU. `grad_index_C` [C] is -1 in rows without a gradient."""
     inner = torch.empty(len(p_Cv), dtype=torch.float32, device=p_Cv.device)
-    _inner_products[(len(p_Cv),)](p_Cv, grad_probs_mv, grad_index_C, inner, p_Cv.shape[1], LINE=LINE, num_warps=8)
+    strides = p_Cv.stride(0), grad_probs_mv.stride(0)
+    _inner_products[(len(p_Cv),)](
+        p_Cv, grad_probs_mv, grad_index_C, inner, p_Cv.shape[1], *strides, LINE=LINE, num_warps=8
+    )
     return inner
 
 
@@ -146,6 +160,9 @@ def softmax_backward_(
         grad_probs_mv,
         grad_index_C,
         e_Cv.shape[1],
+        e_Cv.stride(0),
+        q_Cv.stride(0),
+        grad_probs_mv.stride(0),
         SAME=q_Cv is e_Cv,
         LINE=LINE,
         num_warps=8,

@@ -155,7 +155,7 @@ class _Step:
         """
         settings, dtype, device = self.settings, accumulation_dtype(hidden.dtype), hidden.device
         layout = gather_layout(loss_batch, settings.pooling, dtype, device, self.group)
-        buffer_rows = rows_that_fit(self.vocabulary, settings)
+        buffer_rows = rows_that_fit(self.vocabulary, settings, rank_and_size(self.group)[1])
         chunks, order = schedule(layout.rank_lengths, layout.rank_pivots, buffer_rows, _alignment_group(settings))
         layout = layout.in_chunk_order(chunks, order)
         table = PooledRepresentations(layout, chunks, hidden.shape[1], device, settings)

@@ -57,6 +57,8 @@ class Vocabulary:
         logit_scale: factor of the logits.
         softcap: z -> softcap * tanh(z / softcap), or None.
         weights: [v] vocabulary weights of the soft tokens, or None for 1.
+        padded_size: number of rows of the ZeRO-3 parameter, from which the rows of every rank follow (see
+            `vocabulary_range`). None if it is `size`.
     """
 
     size: int
@@ -67,3 +69,13 @@ class Vocabulary:
     logit_scale: float = 1.0
     softcap: float | None = None
     weights: Tensor | None = None
+    padded_size: int | None = None
+
+    def shard_sizes(self, ranks: int) -> list[int]:
+        """Return the number of unpadded rows on each rank. No rank has more than rank 0.
+
+        Raises:
+            ValueError: the padded size is not divisible by the number of ranks.
+        """
+        bounds = (vocabulary_range(self.size, self.padded_size or self.size, rank, ranks) for rank in range(ranks))
+        return [end - start for start, end in bounds]

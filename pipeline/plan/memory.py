@@ -8,9 +8,10 @@ Shape letters: C target tokens of a rank in a subchunk, R ranks, v = V/R vocabul
 m sequences with a gradient.
 """
 
+import math
 from dataclasses import dataclass
 
-from pipeline.loss.chunking import needs_second_softmax
+from pipeline.loss.chunking import needs_second_softmax, row_stride
 from pipeline.loss.kernels import CACHE_BYTES
 from pipeline.loss.top_k import BLOCK
 from pipeline.plan.workload import PlannedRun
@@ -114,7 +115,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         product = run.stats.vocab_size / ranks * d * e if e < 4 else 0
         temporary = max(temporary, tile if e == 4 else 4 * tile, product)
     parts = {
-        "logits": (rows * buffers + extra_rows) * columns * e,
+        "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns)) * e,
         # Pooled probabilities of all sequences, and those of sequences with a gradient again, with their gradients.
         "pooled probabilities": sequences * columns * (accumulation_size + with_gradient * (accumulation_size + e)),
         "hidden states": 2 * c.target_tokens * d * e,  # of this rank, with their gradient

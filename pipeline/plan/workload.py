@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 from pipeline.config.settings import Config
-from pipeline.loss.chunking import rows_in_budget
+from pipeline.loss.chunking import row_stride, rows_in_budget
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
 from pipeline.models.packed_attention import resolve_attention
@@ -196,7 +196,8 @@ class Chunking:
         """Divide the micro-batch so that the logits of a subchunk fit in the memory budget."""
         loss, workload, rows = run.config.loss, run.workload, run.micro_batch_size
         target_tokens, sequences = rows * workload.target_tokens, rows * workload.sequences
-        budget = rows_in_budget(loss, run.stats.vocab_size * run.element_size, run.stats.softcap, run.gpu)
+        row_bytes = run.ranks * row_stride(-(-run.stats.vocab_size // run.ranks)) * run.element_size
+        budget = rows_in_budget(loss, row_bytes, run.stats.softcap, run.gpu)
         if target_tokens <= budget:
             return cls(target_tokens, target_tokens, 1, 0, 1, sequences)
         examples = max(1.0, sequences - rows * workload.pairs)

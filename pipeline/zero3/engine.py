@@ -143,6 +143,7 @@ class ZeroEngine:
             logit_scale=self._head.logit_scale,
             softcap=self._head.softcap,
             weights=self._weights,
+            padded_size=self.padded_size,
         )
 
     @property

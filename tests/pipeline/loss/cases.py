@@ -19,6 +19,7 @@ from pipeline.loss import (
     solar_loss_reference,
     vocabulary_range,
 )
+from pipeline.loss.chunking import rows_that_fit
 from pipeline.loss.comm import Group, rank_and_size
 from pipeline.loss.soft_tokens import head_logits, soft_token_probabilities
 
@@ -51,14 +52,25 @@ class Case:
     softcap: float | None = None
     device: str = "cpu"
     ties: bool = False
+    rows: int | None = None
 
     def with_rows(self, rows: int) -> "Case":
         """Return the case with a memory budget for that many rows of each rank in a subchunk."""
-        size = torch.finfo(self.dtype).bits // 8
-        second = self.settings.softmax_temperature != 1 and self.settings.top_k is None
-        tensors = 1 + second + (self.softcap is not None)
-        budget = (rows + 0.5) * self.vocab_size * size * tensors / 2**20
-        return replace(self, settings=replace(self.settings, memory_budget_mb=budget))
+        return replace(self, rows=rows)
+
+    def budgeted_settings(self, vocabulary: Vocabulary, ranks: int) -> LossSettings:
+        """Return the settings with the memory budget of the case on that many ranks."""
+        if self.rows is None:
+            return self.settings
+        lower, upper = 0.0, 1024.0
+        while upper - lower > 1e-9:
+            middle = (lower + upper) / 2
+            settings = replace(self.settings, memory_budget_mb=middle)
+            if rows_that_fit(vocabulary, settings, ranks) < self.rows:
+                lower = middle
+            else:
+                upper = middle
+        return replace(self.settings, memory_budget_mb=upper)
 
 
 def layout(case: Case, rank: int | None, generator: torch.Generator) -> tuple[LossBatch, list[int]]:
@@ -214,6 +226,7 @@ def sharded_results(group: Group, case: Case) -> dict[str, Tensor]:
         logit_scale=case.logit_scale,
         softcap=case.softcap,
         weights=t.weights[start:end].to(case.device, total) if case.vocabulary_weights else None,
+        padded_size=case.padded_size,
     )
     running_means = None
     if case.centered:
@@ -224,7 +237,7 @@ def sharded_results(group: Group, case: Case) -> dict[str, Tensor]:
         hidden,
         local,
         vocabulary,
-        case.settings,
+        case.budgeted_settings(vocabulary, size),
         case.weight,
         _normalizers(global_batch),
         LANGUAGES,
