@@ -40,6 +40,19 @@ def rank_label() -> str:
     return f"rank {rank()} on {socket.gethostname()}"
 
 
+def ranks_per_node() -> int:
+    """Return the number of consecutive ranks that share a node. Collective: all ranks must call it."""
+    return size_of_equal_runs(all_gather_object(socket.gethostname()))
+
+
+def size_of_equal_runs(names: list[str]) -> int:
+    """Return the length of the runs of equal names, or 1 if lengths differ or a name occurs in several runs."""
+    size = names.count(names[0])
+    runs = [names[first : first + size] for first in range(0, len(names), size)]
+    equal = all(run == [run[0]] * size for run in runs) and len({run[0] for run in runs}) == len(runs)
+    return size if equal else 1
+
+
 def barrier() -> None:
     """Wait for all ranks; do nothing without a process group."""
     if dist.is_initialized():

@@ -13,9 +13,8 @@ from pipeline.loss.chunking import Subchunk
 
 Group = dist.ProcessGroup | None
 
-# torch 2.13 renamed both functions.
+# torch 2.13 renamed the function.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def rank_and_size(group: Group) -> tuple[int, int]:
@@ -77,22 +76,32 @@ def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | Non
 
 
 class HiddenExchange:
-    """Exchange that gathers the hidden states one subchunk ahead and reduce-scatters their gradients.
+    """Exchange that gathers the hidden states one subchunk ahead and sums their gradients over ranks.
 
     A subchunk has [C, d] rows, ordered by rank.
+
+    A reduce-scatter would round the partial sums to the dtype of the gradients at every hop of its ring, with an error
+    that grows with R. Instead, each rank receives the [R, own rows, d] partial gradients of its own rows by all-to-all,
+    and sums them in fp32. This takes as many bytes, but they would all pass between nodes. With several ranks per node,
+    the ranks of a node therefore sum first, each for the rows of 1/g of all ranks, and then the nodes.
 
     Args:
         hidden: [T, d] hidden states of this rank.
         grad: [T, d] receives their gradient, or None.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
         gather: whether each rank needs the rows of all ranks. If not, it uses its own rows without communication.
+        ranks_per_node: g, number of consecutive ranks that share a node.
     """
 
-    def __init__(self, hidden: Tensor, grad: Tensor | None, group: Group, gather: bool) -> None:
+    def __init__(
+        self, hidden: Tensor, grad: Tensor | None, group: Group, gather: bool, ranks_per_node: int = 1
+    ) -> None:
         self.hidden, self.grad, self.group = hidden, grad, group
         self.rank, self.size = rank_and_size(group)
         self.gather = gather and self.size > 1
-        self._reducing: tuple[dist.Work, Tensor, Tensor] | None = None
+        two_levels = self.size % ranks_per_node == 0 and 1 < ranks_per_node < self.size
+        self.ranks_per_node = ranks_per_node if two_levels else self.size
+        self._reductions: list[Iterator[None]] = []
 
     def stream(self, subchunks: list[Subchunk]) -> Iterator[Tensor]:
         """Yield the [C, d] rows of each subchunk in turn, while the gather of the next one is in flight."""
@@ -123,29 +132,67 @@ class HiddenExchange:
         return torch.cat([rows[r, :count] for r, count in enumerate(subchunk.counts)])
 
     def reduce(self, subchunk: Subchunk, grad: Tensor) -> None:
-        """Start the reduce-scatter of a subchunk's [C, d] gradients. Each rank receives the sum for its own rows.
+        """Start the sum of a subchunk's [C, d] gradients over ranks. Each rank receives the sum for its own rows.
 
-        It is complete when the next reduction starts, or after `finish`.
+        It is complete after two more calls, or after `finish`.
         """
         start, end = subchunk.ranges[self.rank]
         assert self.grad is not None
         if not self.gather:
             self.grad[start:end] = grad
             return
-        self.finish()
-        if not subchunk.is_even:
-            padded = grad.new_zeros(self.size, subchunk.max_count, grad.shape[1])
-            for r, rows in enumerate(grad.split(subchunk.counts)):
-                padded[r, : subchunk.counts[r]] = rows
-            grad = padded.view(-1, grad.shape[1])
-        out = grad.new_empty(subchunk.max_count, grad.shape[1])
-        work = reduce_scatter_single(out, grad.contiguous(), group=self.group, async_op=True)
-        self._reducing = (work, out, self.grad[start:end])
+        self._advance()
+        self._reductions.append(self._reduction(subchunk.counts, grad, self.grad[start:end]))
+        next(self._reductions[-1])
 
     def finish(self) -> None:
-        """Wait for the reduction in flight, if any."""
-        if self._reducing is not None:
-            work, out, target = self._reducing
-            work.wait()
-            target.copy_(out[: len(target)])
-            self._reducing = None
+        """Wait for the reductions in flight."""
+        while self._reductions:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Complete the collective in flight of every reduction and start its next one."""
+        done = object()
+        self._reductions = [reduction for reduction in self._reductions if next(reduction, done) is not done]
+
+    def _reduction(self, counts: list[int], grad: Tensor, out: Tensor) -> Iterator[None]:
+        """Write the sum of the [C, d] gradients of all ranks to `out`, and yield while a collective is in flight.
+
+        Args:
+            counts: number of rows of each rank.
+            grad: [C, d] partial gradients on this rank.
+            out: [own rows, d] sum for the rows of this rank.
+        """
+        g, own, zeros = self.ranks_per_node, len(out), [0] * self.size
+        node, local = divmod(self.rank, g)
+        if g < self.size:
+            # Rows of the owners with local index 0 on all nodes, then those with local index 1, and so on.
+            rows = grad.split(counts)
+            grad = torch.cat([rows[r] for index in range(g) for r in range(index, self.size, g)])
+        by_local_index = [sum(counts[index::g]) for index in range(g)]
+        peers = slice(node * g, (node + 1) * g)
+        sent, received = zeros.copy(), zeros.copy()
+        sent[peers], received[peers] = by_local_index, [by_local_index[local]] * g
+        work, partials = start_all_to_all(grad, sent, received, self.group)
+        yield
+        work.wait()
+        if g == self.size:
+            out.copy_(sum_partials(partials, g))
+            return
+        sent, received = zeros.copy(), zeros.copy()
+        sent[local::g], received[local::g] = counts[local::g], [own] * (self.size // g)
+        work, partials = start_all_to_all(sum_partials(partials, g).to(grad.dtype), sent, received, self.group)
+        yield
+        work.wait()
+        out.copy_(sum_partials(partials, self.size // g))
+
+
+def start_all_to_all(tensor: Tensor, sent: list[int], received: list[int], group: Group) -> tuple[dist.Work, Tensor]:
+    """Start an all-to-all of rows, see `all_to_all`. Return its work handle and the tensor to receive."""
+    out = tensor.new_empty(sum(received), *tensor.shape[1:])
+    return dist.all_to_all_single(out, tensor.contiguous(), received, sent, group=group, async_op=True), out
+
+
+def sum_partials(partials: Tensor, count: int) -> Tensor:
+    """Sum `count` consecutive blocks of rows, in fp32 for half precisions, or else in their dtype."""
+    return partials.view(count, -1, partials.shape[-1]).sum(0, dtype=torch.promote_types(partials.dtype, torch.float32))

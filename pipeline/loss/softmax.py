@@ -200,9 +200,10 @@ class ShardedSoftmax:
 
         if self.bias_grad is not None:
             self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=grad_scale / gain)
-        weighted = (state.hidden * scale[:, None]).to(dz.dtype)
+        # With an output in the dtype of the factors, a GPU computes in fp32 without an fp32 temporary.
+        weighted = torch.mul(state.hidden, scale[:, None], out=torch.empty_like(state.hidden))
         product = self._products(state, weighted, soft, gain, grad_scale / gain)
-        return (product * (scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
+        return product.mul_((scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
 
     def _add_alignment(self, state: SoftmaxState, grad_probs: Tensor, at_target: Tensor) -> Tensor:
         """Set e <- ce_weights * e + k * tempered * (grad_probs - <p, grad_probs>) in rows that require a gradient.

@@ -12,7 +12,7 @@ of all ranks, one subchunk at a time:
     u = pooled E                   [n, d]   all-reduce: pooled representations -> distances, their gradient g [n, d]
     c = g E^T, <q_t, c>            [C]      all-reduce
     dz = (p - onehot)/N + w_t q (c - <q_t, c>)    in place of e
-    dH = dz W                      [C, d]   product 2, reduce-scatter
+    dH = dz W                      [C, d]   product 2, all-to-all and sum in fp32
     dW += dz^T H                   [v, d]   product 3
 
 With `top_k: null`, q is p (or the softmax at the soft tokens' temperature) and is never stored. Pooling, <q_t, c> and
@@ -86,6 +86,7 @@ def solar_loss(
     languages: int,
     running_means: RunningMeans | None = None,
     group: Group = None,
+    ranks_per_node: int = 1,
 ) -> SolarLoss:
     """Compute CE / normalizers.tokens + alignment_weight * alignment / normalizers.pairs over all ranks.
 
@@ -107,6 +108,7 @@ def solar_loss(
             to disable centering.
         group: process group that shards the vocabulary, or None for a single process without one (not the default
             group, as in torch.distributed).
+        ranks_per_node: number of consecutive ranks of the group that share a node. It reduces the bytes between nodes.
 
     Raises:
         ValueError: pooling is `weights` and `loss_batch` has no token weights.
@@ -114,7 +116,7 @@ def solar_loss(
     if settings.soft_token_embeddings == "output":
         vocabulary = replace(vocabulary, embedding=vocabulary.head)
     grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
-    step = _Step(vocabulary, settings, normalizers, group)
+    step = _Step(vocabulary, settings, normalizers, group, ranks_per_node)
     result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
     if grad is not None:
         gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
@@ -130,8 +132,14 @@ class _Step:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, settings: LossSettings, normalizers: LossNormalizers, group: Group
+        self,
+        vocabulary: Vocabulary,
+        settings: LossSettings,
+        normalizers: LossNormalizers,
+        group: Group,
+        ranks_per_node: int,
     ) -> None:
+        self.ranks_per_node = ranks_per_node
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
         self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
         # Without pairs, nothing is pooled.
@@ -167,7 +175,7 @@ class _Step:
         rows = hidden.new_zeros(1 if self.top_k is None else 3, len(layout.targets), dtype=dtype)
         pairs = self.normalizers.pairs
         factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
-        exchange = HiddenExchange(hidden, grad, self.group, gather_rows)
+        exchange = HiddenExchange(hidden, grad, self.group, gather_rows, self.ranks_per_node)
         stream = exchange.stream([s for chunk in chunks for s in chunk.passes(backward=grad is not None)])
 
         for index, chunk in enumerate(chunks):

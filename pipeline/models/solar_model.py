@@ -30,10 +30,15 @@ class SolarModel(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, settings: LossSettings, padded_vocab_size: int, num_languages: int
+        self,
+        model: PreTrainedModel,
+        settings: LossSettings,
+        padded_vocab_size: int,
+        num_languages: int,
+        ranks_per_node: int = 1,
     ) -> None:
         super().__init__()
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.ranks_per_node = model, settings, ranks_per_node
         self.padded_vocab_size, self.num_languages = padded_vocab_size, num_languages
         self.embed_scale = head_config(model).embed_scale
 
@@ -78,6 +83,7 @@ class SolarModel(nn.Module):
             self.num_languages,
             running_means,
             group,
+            self.ranks_per_node,
         )
         return result.loss, result
 

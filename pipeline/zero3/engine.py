@@ -87,7 +87,7 @@ class ZeroEngine:
         self.padded_size, hidden_size = int(shape[0]), int(shape[1])
         self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
         self.group = dist.group.WORLD if self.ranks > 1 else None
-        module = SolarModel(model, config.loss, self.padded_size, num_languages)
+        module = SolarModel(model, config.loss, self.padded_size, num_languages, distributed.ranks_per_node())
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.
         set_z3_leaf_modules(module, list({type(layer) for layer in model.get_decoder().layers}))

@@ -199,7 +199,7 @@ def _normalizers(loss_batch: LossBatch) -> LossNormalizers:
     return replace(normalizers, tokens=normalizers.tokens or 1.0, pairs=normalizers.pairs or 1.0)
 
 
-def sharded_results(group: Group, case: Case) -> dict[str, Tensor]:
+def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[str, Tensor]:
     """Compute the loss, and the gradients of this rank's target tokens and vocabulary rows, with the sharded loss."""
     rank, size = rank_and_size(group)
     generator = torch.Generator().manual_seed(case.seed)
@@ -243,6 +243,7 @@ def sharded_results(group: Group, case: Case) -> dict[str, Tensor]:
         LANGUAGES,
         running_means,
         group,
+        ranks_per_node,
     )
     result.loss.backward()
     assert hidden.grad is not None
