@@ -11,6 +11,7 @@ loops over ranks or sequences, because thousands of them would take longer than 
 Shape letters: R ranks, S sequences of all ranks, n sequences of a chunk, C rows of a subchunk.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -215,32 +216,43 @@ def schedule(
     Returns:
         The chunks, and the [S] indices of the sequences in chunk order.
     """
-    ends = bounds(lengths)
-    of_rank = bounds(sequence_counts)
-    chunks: list[Chunk] = []
-    orders = [torch.arange(0)]
-    done = sequences_done = 0
-    for first, last in _cuts(ends, pivot, of_rank, rows, alignment_group):
-        counts = last - first
-        order = ranges(first, counts)
-        orders.append(order)
-        token_starts, token_ends = ends[first], ends[last]
-        local_starts = token_starts - ends[of_rank[:-1]]
-        sequence_starts, sequence_ends = ends[order], ends[order + 1]
-        subchunks: list[Subchunk] = []
-        for offset in range(0, int((token_ends - token_starts).max()), rows):
-            starts = torch.minimum(token_starts + offset, token_ends)
-            stops = torch.minimum(starts + rows, token_ends)
-            begin = torch.maximum(sequence_starts, torch.repeat_interleave(starts, counts))
-            stop = torch.minimum(sequence_ends, torch.repeat_interleave(stops, counts))
-            edges = bounds((stop - begin).clamp_min(0))
-            moved = local_starts + starts - token_starts
-            subchunks.append(Subchunk(moved, stops - starts, done, edges, begin - sequence_starts))
-            done += subchunks[-1].total
-        if subchunks:
-            chunks.append(Chunk(tuple(subchunks), bounds(counts) + sequences_done))
-        sequences_done += len(order)
-    return chunks, torch.cat(orders)
+    ends, of_rank = bounds(lengths), bounds(sequence_counts)
+    cuts = list(_cuts(ends, pivot, of_rank, rows, alignment_group))
+    if not cuts:
+        return [], torch.arange(0)
+    first, last = (torch.stack(parts) for parts in zip(*cuts, strict=True))  # [chunks, R]
+    counts, tokens = last - first, ends[last] - ends[first]
+    order = ranges(first.flatten(), counts.flatten())
+    chunk_bounds = bounds(counts.sum(1))
+
+    # Subchunks of all chunks: [subchunks, R].
+    in_chunk = -(-tokens.amax(1) // rows)
+    chunk = torch.repeat_interleave(in_chunk)
+    offset = ranges(torch.zeros_like(in_chunk), in_chunk)[:, None] * rows
+    starts = torch.minimum(ends[first][chunk] + offset, ends[last][chunk])
+    stops = torch.minimum(starts + rows, ends[last][chunk])
+    local_starts, token_counts = starts - ends[of_rank[:-1]], stops - starts
+    done = bounds(token_counts.sum(1)).tolist()
+
+    # Sequences of all subchunks, one subchunk after the other.
+    sizes = counts.sum(1)[chunk]
+    sequences = order[ranges(chunk_bounds[chunk], sizes)]
+    repeats = counts[chunk].flatten()
+    begin = torch.maximum(ends[sequences], torch.repeat_interleave(starts.flatten(), repeats))
+    stop = torch.minimum(ends[sequences + 1], torch.repeat_interleave(stops.flatten(), repeats))
+    rows_before, skipped = bounds((stop - begin).clamp_min(0)), begin - ends[sequences]
+    subchunks = []
+    for k, (at, end) in enumerate(itertools.pairwise(bounds(sizes).tolist())):
+        edges = rows_before[at : end + 1] - rows_before[at]
+        subchunks.append(Subchunk(local_starts[k], token_counts[k], done[k], edges, skipped[at:end]))
+    chunks = []
+    sequence_bounds = (
+        torch.cat([torch.zeros_like(chunk_bounds[:-1, None]), counts.cumsum(1)], 1) + chunk_bounds[:-1, None]
+    )
+    for j, (at, end) in enumerate(itertools.pairwise(bounds(in_chunk).tolist())):
+        if end > at:
+            chunks.append(Chunk(tuple(subchunks[at:end]), sequence_bounds[j]))
+    return chunks, order
 
 
 def _cuts(
