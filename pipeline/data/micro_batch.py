@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from data_prep.shards.format import IGNORE, PIVOT, PackedRow
-from pipeline.loss import LossBatch, LossNormalizers
+from pipeline.loss import DistinctIds, LookupRoute, LossBatch, LossNormalizers
+from pipeline.loss.indexing import upload
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class MicroBatch:
         loss_batch: layout of the target tokens, with their sequences and pairs.
         num_tokens: number of tokens without padding.
         pair_ids: sorted pair ids of the rows, for error messages.
+        distinct_ids: the distinct values of `input_ids`, on the host.
+        route: route of the embedding lookup, if it has been exchanged with the other ranks.
     """
 
     input_ids: Tensor
@@ -37,15 +40,21 @@ class MicroBatch:
     loss_batch: LossBatch
     num_tokens: int
     pair_ids: list[str]
+    distinct_ids: DistinctIds
+    route: LookupRoute | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy with the model inputs on `device`. The loss batch stays on the host, where it is read."""
+        tensors = [self.input_ids, self.position_ids, self.positions]
+        distinct = [] if self.route is None else self.route.distinct.tensors()
+        input_ids, position_ids, positions, *distinct = upload([*tensors, *distinct], device)
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            cu_seq_lens=self.cu_seq_lens.to(device, non_blocking=True),
+            input_ids=input_ids,
+            position_ids=position_ids,
+            positions=positions,
+            cu_seq_lens=upload([self.cu_seq_lens], device)[0],
+            route=None if self.route is None else replace(self.route, distinct=DistinctIds(*distinct)),
         )
 
 
@@ -107,6 +116,7 @@ def collate(
         loss_batch,
         sum(len(row.input_ids) for row in rows),
         sorted({pair_id for row in rows for pair_id in row.pair_id}),
+        DistinctIds.of(torch.from_numpy(input_ids)),
     )
 
 

@@ -1,7 +1,8 @@
 """The SOLAR loss: cross entropy plus soft-token alignment, as a dense reference and on vocabulary shards."""
 
 from pipeline.loss.alignment import RunningMeans
-from pipeline.loss.embedding import embedding_lookup
+from pipeline.loss.embedding import DistinctIds, LookupRoute, embedding_lookup
+from pipeline.loss.layout import LayoutExchange
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.reference import solar_loss_reference
 from pipeline.loss.settings import LossSettings
@@ -9,6 +10,9 @@ from pipeline.loss.vocab_parallel import SolarLoss, solar_loss
 from pipeline.loss.vocabulary import Vocabulary, VocabularyShard, vocabulary_range
 
 __all__ = [
+    "DistinctIds",
+    "LayoutExchange",
+    "LookupRoute",
     "LossBatch",
     "LossNormalizers",
     "LossSettings",

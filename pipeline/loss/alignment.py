@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pipeline.loss.chunking import Chunk
-from pipeline.loss.layout import GlobalLayout, upload
+from pipeline.loss.indexing import bounds, upload
+from pipeline.loss.layout import GlobalLayout
 from pipeline.loss.settings import LossSettings
 
 
@@ -48,14 +49,14 @@ class RunningMeans:
             nonempty: [S] bool, whether the sequence has target tokens. Other sequences are ignored.
             momentum: weight of the old mean.
         """
-        language, pooled = language[nonempty], pooled[nonempty].to(self.means.dtype)
-        count = torch.bincount(language, minlength=len(self.means)).to(self.means.dtype)
-        sums = torch.zeros_like(self.means).index_add_(0, language, pooled)
-        occurs = count > 0
-        fresh = sums[occurs] / count[occurs, None]
-        self.means[occurs] = torch.where(
-            self.seen[occurs, None], torch.lerp(fresh, self.means[occurs], momentum), fresh
-        )
+        # A product with a one-hot matrix is deterministic on a GPU, unlike index_add_, and no index waits for it.
+        languages = torch.arange(len(self.means), device=language.device)
+        one_hot = ((language == languages[:, None]) & nonempty).to(self.means.dtype)
+        count = one_hot.sum(1, keepdim=True)
+        fresh = (one_hot @ pooled.to(self.means.dtype)) / count.clamp_min(1)
+        occurs = count.squeeze(1) > 0
+        updated = torch.where(self.seen[:, None], torch.lerp(fresh, self.means, momentum), fresh)
+        self.means.copy_(torch.where(occurs[:, None], updated, self.means))
         self.seen |= occurs
 
 
@@ -68,9 +69,10 @@ class PooledRepresentations:
         values: [S, d] pooled representations, not centered.
         distance_sum, cosine_sum: scalars, sums over the pairs aligned so far.
         requires_grad: for each chunk, [m] indices within the chunk of the sequences that require a gradient.
-        grad_index: [S] on the host, index of the sequence in the `requires_grad` of its chunk, or -1.
+        grad_index_of_all: [S] on the host, index of the sequence in the `requires_grad` of its chunk, or -1.
         aligned: [S] bool on the host, whether the sequence is part of a pair.
-        requires_grad_of_rank: for each chunk and rank, the number of sequences of the rank that require a gradient.
+        requires_grad_of_rank: for each chunk, [R] number of sequences of each rank that require a gradient, on the
+            host.
         pivot, problem_id, language, lengths: [S], as in `GlobalLayout`, on the device.
     """
 
@@ -79,30 +81,33 @@ class PooledRepresentations:
         layout: GlobalLayout,
         chunks: list[Chunk],
         hidden_size: int,
-        device: torch.device,
+        dtype: torch.dtype,
         settings: LossSettings,
     ) -> None:
+        device = layout.values.device
         self.chunks, self.settings = chunks, settings
         own = torch.arange(len(layout.pivot))
         is_pivot = layout.pivot == own
         paired = ~is_pivot & (layout.lengths > 0) & (layout.lengths[layout.pivot] > 0)
         self.aligned = paired.index_fill(0, layout.pivot[paired], True)
         with_grad = ~is_pivot if "pivot" in settings.detach else torch.ones_like(is_pivot)
-        pairs = [paired[chunk.sequences].nonzero().squeeze(1) for chunk in chunks]
-        requires_grad = [with_grad[chunk.sequences].nonzero().squeeze(1) for chunk in chunks]
-        self.grad_index = torch.full_like(own, -1)
-        for chunk, numbers in zip(chunks, requires_grad, strict=True):
-            self.grad_index[chunk.first + numbers] = torch.arange(len(numbers))
-        ranks = range(len(layout.rank_lengths))
-        self.requires_grad_of_rank = [
-            [int(with_grad[chunk.sequences_of_rank(rank)].sum()) for rank in ranks] for chunk in chunks
-        ]
+        # In chunk order, the sequences of a chunk are consecutive. Those after the last chunk have no target tokens.
+        firsts = torch.tensor([chunk.first for chunk in chunks], dtype=torch.int64)
+        ends = torch.tensor([chunk.sequences.stop for chunk in chunks], dtype=torch.int64)
+        before = bounds(with_grad.to(torch.int64))
+        chunk_of_sequence = torch.searchsorted(ends, own, right=True).clamp_max(max(0, len(chunks) - 1))
+        local_index = before[:-1] - before[firsts][chunk_of_sequence] if chunks else before[:-1]
+        self.grad_index_of_all = torch.where(with_grad, local_index, -1)
+        self.requires_grad_of_rank = [before[chunk.sequence_bounds].diff() for chunk in chunks]
+        pairs, requires_grad = (
+            _by_chunk(selected.nonzero().squeeze(1), firsts, ends) for selected in (paired, with_grad)
+        )
 
         sequence_fields = [layout.pivot, layout.problem_id, layout.language, layout.lengths]
         uploaded = upload([*sequence_fields, *pairs, *requires_grad], device)
         self.pivot, self.problem_id, self.language, self.lengths = uploaded[:4]
         self._pairs, self.requires_grad = uploaded[4 : 4 + len(chunks)], uploaded[4 + len(chunks) :]
-        self.values = torch.zeros(len(own), hidden_size, dtype=layout.pooling_weights.dtype, device=device)
+        self.values = torch.zeros(len(own), hidden_size, dtype=dtype, device=device)
         self.distance_sum = self.values.new_zeros(())
         self.cosine_sum = self.values.new_zeros(())
 
@@ -166,3 +171,9 @@ class PooledRepresentations:
         others = (self.problem_id[pairs, None] != self.problem_id[None, :n]) & (self.lengths[None, :n] > 0)
         similarity = similarity.masked_fill(~others.scatter(1, pivots, True), -torch.inf)
         return -torch.log_softmax(similarity, dim=1).gather(1, pivots).squeeze(1)
+
+
+def _by_chunk(sequences: Tensor, firsts: Tensor, ends: Tensor) -> list[Tensor]:
+    """Divide ascending sequence indices by chunk, and make them relative to the first sequence of the chunk."""
+    parts = sequences.tensor_split(torch.searchsorted(sequences, ends).tolist())
+    return [part - first for part, first in zip(parts, firsts, strict=False)]

@@ -5,14 +5,22 @@ them can be computed. It is one sequence, a pair group (a pivot and its translat
 A *chunk* contains as many whole alignment groups as fit the buffer. A group that does not fit becomes a chunk of
 several *subchunks*, whose logits are computed twice. The rows of a subchunk are ordered by rank.
 
-Target tokens and sequences are numbered in chunk order, so that each chunk and each subchunk is a slice.
+Target tokens and sequences are numbered in chunk order, so that each chunk and each subchunk is a slice. There are no
+loops over ranks or sequences, because thousands of them would take longer than the GPU takes for the layers.
+
+Shape letters: R ranks, S sequences of all ranks, n sequences of a chunk, C rows of a subchunk.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from pipeline.loss.indexing import bounds, ranges
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.vocabulary import Vocabulary
 
@@ -21,75 +29,59 @@ AlignmentGroup = Literal["sequence", "pair_group", "all"]
 # Rows of the logits begin at multiples of this number of elements. Matrix products and Triton's loads need rows aligned
 # to 16 bytes to be fast, and whole cache lines are 128 bytes.
 ROW_ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class SequenceSpan:
-    """Rows [start, stop) of a subchunk that belong to one sequence.
-
-    Attributes:
-        start, stop: row indices within the subchunk.
-        sequence: index of the sequence within the chunk.
-    """
-
-    start: int
-    stop: int
-    sequence: int
+# [R * C, d] tensors alive at the same time: hidden states of this and of the next subchunk, their multiple, the partial
+# gradient, and the partial gradients of an earlier subchunk that are being sent and received.
+HIDDEN_TENSORS, HIDDEN_TENSORS_OF_ONE_RANK = 6, 2
+BLOCKS_FRACTION = 0.25  # part of the memory budget for the blocks of the ring head and their gradients
 
 
 @dataclass(frozen=True)
 class Subchunk:
-    """Target tokens whose logits are in the buffer at the same time.
+    """Target tokens whose logits are in the buffer at the same time. All tensors are on the host.
 
     Attributes:
-        ranges: for each rank, its target tokens [start, end), numbered as in its `LossBatch`.
+        starts: [R] first target token of each rank, numbered as in its `LossBatch`.
+        counts: [R] number of target tokens of each rank.
         start: number of the subchunk's first target token in chunk order.
-        spans: rows of each sequence.
+        edges: [n + 1] rows [edges[i], edges[i + 1]) belong to sequence i of the chunk.
+        skipped: [n] number of target tokens of each sequence that are in earlier subchunks.
     """
 
-    ranges: tuple[tuple[int, int], ...]
+    starts: Tensor
+    counts: Tensor
     start: int
-    spans: tuple[SequenceSpan, ...]
+    edges: Tensor
+    skipped: Tensor
 
     @cached_property
-    def counts(self) -> list[int]:
-        """Number of target tokens of each rank."""
-        return [end - start for start, end in self.ranges]
+    def count_list(self) -> list[int]:
+        """`counts` as a list."""
+        return self.counts.tolist()
+
+    @cached_property
+    def total(self) -> int:
+        """Number of rows, C."""
+        return int(self.counts.sum())
 
     @cached_property
     def tokens(self) -> slice:
         """The subchunk's target tokens in chunk order."""
-        return slice(self.start, self.start + sum(self.counts))
+        return slice(self.start, self.start + self.total)
 
     @cached_property
     def max_count(self) -> int:
         """Largest number of target tokens of a rank."""
-        return max(self.counts)
+        return int(self.counts.max())
 
     @cached_property
     def is_even(self) -> bool:
         """Whether all ranks have the same number of target tokens."""
-        return min(self.counts) == self.max_count
+        return int(self.counts.min()) == self.max_count
 
-    def of_rank(self, rank: int, first_sequence: int) -> tuple[slice, tuple[SequenceSpan, ...]]:
-        """Return the part of the subchunk that belongs to one rank.
-
-        Args:
-            rank: the rank.
-            first_sequence: index of the rank's first sequence within the chunk.
-
-        Returns:
-            The rank's target tokens in chunk order, and their spans. Rows and sequences in the spans are relative to
-            the rank's first row and first sequence.
-        """
-        first = sum(self.counts[:rank])
-        last = first + self.counts[rank]
-        spans = tuple(
-            SequenceSpan(span.start - first, span.stop - first, span.sequence - first_sequence)
-            for span in self.spans
-            if first <= span.start < last
-        )
-        return slice(self.start + first, self.start + last), spans
+    def local(self, rank: int) -> slice:
+        """Return the target tokens of one rank, numbered as in its `LossBatch`."""
+        start = int(self.starts[rank])
+        return slice(start, start + int(self.counts[rank]))
 
 
 @dataclass(frozen=True)
@@ -98,24 +90,26 @@ class Chunk:
 
     Attributes:
         subchunks: parts that are in the buffer one after the other; usually only one.
-        first, last: the sequences [first, last) in chunk order, ordered by rank.
-        sequence_counts: number of sequences of each rank.
+        sequence_bounds: [R + 1] on the host. In chunk order, the sequences of rank r are those in
+            [sequence_bounds[r], sequence_bounds[r + 1]).
     """
 
     subchunks: tuple[Subchunk, ...]
-    first: int
-    last: int
-    sequence_counts: tuple[int, ...]
+    sequence_bounds: Tensor
 
-    @property
+    @cached_property
+    def first(self) -> int:
+        """Number of the chunk's first sequence in chunk order."""
+        return int(self.sequence_bounds[0])
+
+    @cached_property
     def sequences(self) -> slice:
         """All sequences of the chunk, in chunk order."""
-        return slice(self.first, self.last)
+        return slice(self.first, int(self.sequence_bounds[-1]))
 
     def sequences_of_rank(self, rank: int) -> slice:
         """Return the sequences of one rank, in chunk order."""
-        start = self.first + sum(self.sequence_counts[:rank])
-        return slice(start, start + self.sequence_counts[rank])
+        return slice(*self.sequence_bounds[rank : rank + 2].tolist())
 
     def passes(self, backward: bool) -> tuple[Subchunk, ...]:
         """Return the subchunks in the order in which their hidden states are needed.
@@ -130,15 +124,62 @@ def row_stride(columns: int) -> int:
     return -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
 
-def rows_that_fit(vocabulary: Vocabulary, settings: LossSettings, ranks: int) -> int:
-    """Return the number of target tokens per rank that fit in one subchunk, which is equal on all ranks.
+@dataclass(frozen=True)
+class BufferSizes:
+    """Sizes that determine how many target tokens fit in the memory budget.
 
-    With the vocabulary-parallel head, a subchunk has R = `ranks` times as many rows, but R times fewer columns.
+    Attributes:
+        ranks: R. shard_rows: v, including padding. hidden: d. element_size: bytes of a weight.
+        softcap: whether the logits are soft-capped.
+        gpu: whether to use the default budget of a GPU.
     """
-    weight = vocabulary.head.weight
-    row_bytes = ranks * row_stride(vocabulary.shard_sizes(ranks)[0]) * weight.element_size()
-    top_k = top_k_bytes(settings, vocabulary.size, weight.element_size(), ranks)
-    return rows_in_budget(settings, row_bytes, vocabulary.softcap is not None, weight.is_cuda, top_k)
+
+    ranks: int
+    shard_rows: int
+    hidden: int
+    element_size: int
+    softcap: bool
+    gpu: bool
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, ranks: int) -> "BufferSizes":
+        """Return the sizes of a vocabulary on that many ranks."""
+        weight, softcap = vocabulary.head.weight, vocabulary.softcap is not None
+        return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], weight.element_size(), softcap, weight.is_cuda)
+
+    def rows_that_fit(self, settings: LossSettings, gather_rows: bool) -> int:
+        """Return the number of target tokens per rank that fit in one subchunk, which is equal on all ranks.
+
+        With the vocabulary-parallel head, a subchunk has R times as many rows, but R times fewer columns. Neither the
+        logits and hidden states nor the lists of largest logits exceed the memory budget.
+
+        Args:
+            settings: determine the memory budget.
+            gather_rows: whether the vocabulary-parallel head is used, or else the ring head.
+        """
+        ranks, size = self.ranks, self.element_size
+        if gather_rows:
+            hidden = ranks * (HIDDEN_TENSORS if ranks > 1 else HIDDEN_TENSORS_OF_ONE_RANK) * self.hidden * size
+            row_bytes = ranks * row_stride(self.shard_rows) * size
+            rows = rows_in_budget(settings, row_bytes, self.softcap, self.gpu, hidden)
+            lists = top_k_bytes(settings, ranks * self.shard_rows, size, ranks)
+            return min(rows, max(1, int(budget_bytes(settings, self.gpu) / lists))) if lists else rows
+        # A block of logits is copied into the buffer, and a block of their gradients out of it.
+        block = ranks * self.block_rows(settings) * size + HIDDEN_TENSORS_OF_ONE_RANK * self.hidden * size
+        row_bytes = row_stride(ranks * self.shard_rows) * size
+        return rows_in_budget(settings, row_bytes, self.softcap, self.gpu, block, 1 - BLOCKS_FRACTION)
+
+    def block_rows(self, settings: LossSettings) -> int:
+        """Return the number of rows of each shard that the ring head gathers at a time."""
+        budget = BLOCKS_FRACTION * budget_bytes(settings, self.gpu)
+        # Two blocks, and the fp32 gradients of two blocks.
+        row_bytes = self.ranks * self.hidden * 2 * (self.element_size + max(4, self.element_size))
+        return max(1, min(self.shard_rows, int(budget / row_bytes)))
+
+
+def budget_bytes(settings: LossSettings, gpu: bool) -> float:
+    """Return the memory budget in bytes. `gpu`: whether to use the default of a GPU."""
+    return (settings.memory_budget_mb or (2048 if gpu else 64)) * 2**20
 
 
 def needs_second_softmax(settings: LossSettings) -> bool:
@@ -159,87 +200,101 @@ def top_k_bytes(settings: LossSettings, vocab_size: int, element_size: int, rank
     return ranks * (selected * (2 * element_size + 3 * 8) + 3 * k * element_size)
 
 
-def rows_in_budget(settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool, top_k: int = 0) -> int:
+def rows_in_budget(
+    settings: LossSettings, row_bytes: int, softcap: bool, gpu: bool, other_bytes: int = 0, fraction: float = 1.0
+) -> int:
     """Return the number of target tokens per rank that fit in one subchunk, computed from sizes only.
-
-    Neither the logits nor the lists of largest logits exceed the memory budget.
 
     Args:
         settings: determine the memory budget and whether a second softmax is needed.
         row_bytes: bytes of one row of logits over the whole vocabulary, including padding of the row.
         softcap: whether the logits are soft-capped.
         gpu: whether to use the default budget for a GPU.
-        top_k: bytes per target token that `top_k_bytes` returns.
+        other_bytes: bytes of all other tensors with a row per target token, such as hidden states.
+        fraction: part of the budget that is available for rows.
     """
     tensors = 1 + needs_second_softmax(settings) + softcap
-    budget_mb = settings.memory_budget_mb or (2048 if gpu else 64)
-    return max(1, int(budget_mb * 2**20 / max(row_bytes * tensors, top_k)))
+    return max(1, int(fraction * budget_bytes(settings, gpu) / (row_bytes * tensors + other_bytes)))
 
 
 def schedule(
-    lengths: list[list[int]], pivots: list[list[int]], rows: int, alignment_group: AlignmentGroup
-) -> tuple[list[Chunk], list[tuple[int, int]]]:
+    lengths: Tensor, pivot: Tensor, sequence_counts: Tensor, rows: int, alignment_group: AlignmentGroup
+) -> tuple[list[Chunk], Tensor]:
     """Divide the sequences of all ranks into chunks.
 
     Args:
-        lengths: for each rank and sequence, its number of target tokens.
-        pivots: for each rank and sequence, the index of its pivot in that rank's list.
+        lengths: [S] number of target tokens of each sequence, ordered by rank.
+        pivot: [S] index of the pivot of each sequence.
+        sequence_counts: [R] number of sequences of each rank.
         rows: number of target tokens per rank that fit in one subchunk.
         alignment_group: kind of alignment group. Groups are not divided between chunks.
 
     Returns:
-        The chunks, and for each sequence in chunk order its (rank, index in that rank's list).
+        The chunks, and the [S] indices of the sequences in chunk order.
     """
-    per_rank = [_cut(n, p, rows, alignment_group) for n, p in zip(lengths, pivots, strict=True)]
-    ends = [list(accumulate(n, initial=0)) for n in lengths]
-    chunks: list[Chunk] = []
-    order: list[tuple[int, int]] = []
-    done = 0
-    for index in range(max(len(cuts) for cuts in per_rank)):
-        bounds = [
-            cuts[index] if index < len(cuts) else (len(n), len(n)) for cuts, n in zip(per_rank, lengths, strict=True)
-        ]
-        tokens = [(end[first], end[last]) for (first, last), end in zip(bounds, ends, strict=True)]
-        sequences = [(rank, i) for rank, (first, last) in enumerate(bounds) for i in range(first, last)]
-        subchunks: list[Subchunk] = []
-        for j in range(max(-(-(stop - start) // rows) for start, stop in tokens)):
-            ranges = tuple((min(start + j * rows, stop), min(start + (j + 1) * rows, stop)) for start, stop in tokens)
-            subchunks.append(Subchunk(ranges, done, _spans(ranges, sequences, ends)))
-            done = subchunks[-1].tokens.stop
-        if subchunks:
-            counts = tuple(last - first for first, last in bounds)
-            chunks.append(Chunk(tuple(subchunks), len(order), len(order) + len(sequences), counts))
-        order += sequences
+    ends, of_rank = bounds(lengths), bounds(sequence_counts)
+    cuts = list(_cuts(ends, pivot, of_rank, rows, alignment_group))
+    if not cuts:
+        return [], torch.arange(0)
+    first, last = (torch.stack(parts) for parts in zip(*cuts, strict=True))  # [chunks, R]
+    counts, tokens = last - first, ends[last] - ends[first]
+    order = ranges(first.flatten(), counts.flatten())
+    chunk_bounds = bounds(counts.sum(1))
+
+    # Subchunks of all chunks: [subchunks, R].
+    in_chunk = -(-tokens.amax(1) // rows)
+    chunk = torch.repeat_interleave(in_chunk)
+    offset = ranges(torch.zeros_like(in_chunk), in_chunk)[:, None] * rows
+    starts = torch.minimum(ends[first][chunk] + offset, ends[last][chunk])
+    stops = torch.minimum(starts + rows, ends[last][chunk])
+    local_starts, token_counts = starts - ends[of_rank[:-1]], stops - starts
+    done = bounds(token_counts.sum(1)).tolist()
+
+    # Sequences of all subchunks, one subchunk after the other.
+    sizes = counts.sum(1)[chunk]
+    sequences = order[ranges(chunk_bounds[chunk], sizes)]
+    repeats = counts[chunk].flatten()
+    begin = torch.maximum(ends[sequences], torch.repeat_interleave(starts.flatten(), repeats))
+    stop = torch.minimum(ends[sequences + 1], torch.repeat_interleave(stops.flatten(), repeats))
+    rows_before, skipped = bounds((stop - begin).clamp_min(0)), begin - ends[sequences]
+    subchunks = []
+    for k, (at, end) in enumerate(itertools.pairwise(bounds(sizes).tolist())):
+        edges = rows_before[at : end + 1] - rows_before[at]
+        subchunks.append(Subchunk(local_starts[k], token_counts[k], done[k], edges, skipped[at:end]))
+    chunks = []
+    sequence_bounds = (
+        torch.cat([torch.zeros_like(chunk_bounds[:-1, None]), counts.cumsum(1)], 1) + chunk_bounds[:-1, None]
+    )
+    for j, (at, end) in enumerate(itertools.pairwise(bounds(in_chunk).tolist())):
+        if end > at:
+            chunks.append(Chunk(tuple(subchunks[at:end]), sequence_bounds[j]))
     return chunks, order
 
 
-def _spans(
-    ranges: tuple[tuple[int, int], ...], sequences: list[tuple[int, int]], ends: list[list[int]]
-) -> tuple[SequenceSpan, ...]:
-    """Return the spans of a subchunk. `sequences` holds the (rank, index) of the chunk's sequences, ordered by rank."""
-    spans, row = [], 0
-    for number, (rank, i) in enumerate(sequences):
-        start, stop = ranges[rank]
-        count = min(ends[rank][i + 1], stop) - max(ends[rank][i], start)
-        if count > 0:
-            spans.append(SequenceSpan(row, row + count, number))
-            row += count
-    return tuple(spans)
+def _cuts(
+    ends: Tensor, pivot: Tensor, of_rank: Tensor, rows: int, alignment_group: AlignmentGroup
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the sequences [first, last) of every rank, [R] each, for one chunk after the other.
 
+    A chunk gets as many whole alignment groups of each rank as fit, but at least one with target tokens.
 
-def _cut(lengths: list[int], pivots: list[int], rows: int, alignment_group: AlignmentGroup) -> list[tuple[int, int]]:
-    """Return the sequences [first, last) of each chunk on one rank, with as many whole alignment groups as fit."""
+    Args:
+        ends: [S + 1] number of target tokens before each sequence.
+        pivot, rows, alignment_group: as in `schedule`.
+        of_rank: [R + 1] the sequences of rank r are those in [of_rank[r], of_rank[r + 1]).
+    """
     if alignment_group == "all":
-        return [(0, len(lengths))]
-    begins = [i for i in range(len(lengths)) if alignment_group == "sequence" or pivots[i] == i]
-    cuts: list[tuple[int, int]] = []
-    first, used = 0, 0
-    for begin, stop in zip(begins, [*begins, len(lengths)][1:], strict=True):
-        size = sum(lengths[begin:stop])
-        if used and used + size > rows:
-            cuts.append((first, begin))
-            first, used = begin, 0
-        used += size
-    if first < len(lengths):
-        cuts.append((first, len(lengths)))
-    return cuts
+        yield of_rank[:-1], of_rank[1:]
+        return
+    numbers = torch.arange(len(pivot))
+    begins = numbers if alignment_group == "sequence" else numbers[pivot == numbers]
+    begins = torch.cat([begins, torch.tensor([len(pivot)])])
+    before = ends[begins]  # target tokens before each group
+    group, limit = torch.searchsorted(begins, of_rank).unfold(0, 2, 1).unbind(1)
+    while (group < limit).any():
+        used = before[group]
+        fitting = torch.searchsorted(before, used + rows, right=True) - 1
+        one_with_tokens = torch.searchsorted(before, used, right=True)
+        following = torch.minimum(torch.maximum(fitting, one_with_tokens), limit)
+        yield begins[group], begins[following]
+        group = following

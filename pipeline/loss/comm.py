@@ -10,11 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.loss.chunking import Subchunk
+from pipeline.loss.indexing import bounds, ranges, upload
 
 Group = dist.ProcessGroup | None
 
-# torch 2.13 renamed the function.
+# torch 2.13 renamed both functions.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def rank_and_size(group: Group) -> tuple[int, int]:
@@ -37,22 +39,6 @@ def all_gather(tensor: Tensor, group: Group) -> Tensor:
     out = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
     all_gather_single(out, tensor.contiguous(), group=group)
     return out.view(size, *tensor.shape)
-
-
-def all_gather_uneven(tensor: Tensor, sizes: list[int], group: Group) -> list[Tensor]:
-    """Gather 1-d tensors of different lengths, by padding them to the longest.
-
-    Args:
-        tensor: [sizes[rank]].
-        sizes: length of each rank's tensor, equal on all ranks.
-        group: process group, or None for a single process.
-
-    Returns:
-        For each rank r, its tensor [sizes[r]] on the host.
-    """
-    padded = tensor.new_zeros(max(sizes))
-    padded[: len(tensor)] = tensor
-    return [row[:size] for row, size in zip(all_gather(padded, group).cpu(), sizes, strict=True)]
 
 
 def all_to_all(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: Group) -> Tensor:
@@ -116,33 +102,36 @@ class HiddenExchange:
 
     def _start(self, subchunk: Subchunk) -> tuple[dist.Work | None, Tensor]:
         """Start the all-gather of a subchunk. Return its work handle and its (padded) buffer."""
-        start, end = subchunk.ranges[self.rank]
-        local = self.hidden[start:end]
+        local = self.hidden[subchunk.local(self.rank)]
         if not self.gather:
             return None, local
         if len(local) < subchunk.max_count:
             local = torch.cat([local, local.new_zeros(subchunk.max_count - len(local), local.shape[1])])
-        buffer = local.new_empty(self.size * subchunk.max_count, local.shape[1])
-        return all_gather_single(buffer, local.contiguous(), group=self.group, async_op=True), buffer
+        return start_all_gather(local, self.group)
 
     def _remove_padding(self, buffer: Tensor, subchunk: Subchunk) -> Tensor:
         if subchunk.is_even or not self.gather:
             return buffer
-        rows = buffer.view(self.size, subchunk.max_count, -1)
-        return torch.cat([rows[r, :count] for r, count in enumerate(subchunk.counts)])
+        first = torch.arange(self.size) * subchunk.max_count
+        return self._select(buffer, first, subchunk.counts, subchunk.total)
+
+    def _select(self, rows: Tensor, starts: Tensor, counts: Tensor, total: int) -> Tensor:
+        """Concatenate ranges of rows. `starts` and `counts` are on the host."""
+        starts, counts = upload([starts, counts], rows.device)
+        return rows.index_select(0, ranges(starts, counts, total))
 
     def reduce(self, subchunk: Subchunk, grad: Tensor) -> None:
         """Start the sum of a subchunk's [C, d] gradients over ranks. Each rank receives the sum for its own rows.
 
         It is complete after two more calls, or after `finish`.
         """
-        start, end = subchunk.ranges[self.rank]
         assert self.grad is not None
+        out = self.grad[subchunk.local(self.rank)]
         if not self.gather:
-            self.grad[start:end] = grad
+            out.copy_(grad)
             return
         self._advance()
-        self._reductions.append(self._reduction(subchunk.counts, grad, self.grad[start:end]))
+        self._reductions.append(self._reduction(subchunk, grad, out))
         next(self._reductions[-1])
 
     def finish(self) -> None:
@@ -155,21 +144,21 @@ class HiddenExchange:
         done = object()
         self._reductions = [reduction for reduction in self._reductions if next(reduction, done) is not done]
 
-    def _reduction(self, counts: list[int], grad: Tensor, out: Tensor) -> Iterator[None]:
+    def _reduction(self, subchunk: Subchunk, grad: Tensor, out: Tensor) -> Iterator[None]:
         """Write the sum of the [C, d] gradients of all ranks to `out`, and yield while a collective is in flight.
 
         Args:
-            counts: number of rows of each rank.
+            subchunk: the subchunk of the rows.
             grad: [C, d] partial gradients on this rank.
             out: [own rows, d] sum for the rows of this rank.
         """
-        g, own, zeros = self.ranks_per_node, len(out), [0] * self.size
+        counts, g, own, zeros = subchunk.count_list, self.ranks_per_node, len(out), [0] * self.size
         node, local = divmod(self.rank, g)
         if g < self.size:
             # Rows of the owners with local index 0 on all nodes, then those with local index 1, and so on.
-            rows = grad.split(counts)
-            grad = torch.cat([rows[r] for index in range(g) for r in range(index, self.size, g)])
-        by_local_index = [sum(counts[index::g]) for index in range(g)]
+            owners = torch.arange(self.size).view(-1, g).T.flatten()
+            grad = self._select(grad, bounds(subchunk.counts)[owners], subchunk.counts[owners], subchunk.total)
+        by_local_index = subchunk.counts.view(-1, g).sum(0).tolist()
         peers = slice(node * g, (node + 1) * g)
         sent, received = zeros.copy(), zeros.copy()
         sent[peers], received[peers] = by_local_index, [by_local_index[local]] * g
@@ -185,6 +174,18 @@ class HiddenExchange:
         yield
         work.wait()
         out.copy_(sum_partials(partials, self.size // g))
+
+
+def start_all_gather(tensor: Tensor, group: Group) -> tuple[dist.Work, Tensor]:
+    """Start an all-gather of [n, ...] from all ranks. Return its work handle and the [R * n, ...] tensor to receive."""
+    out = tensor.new_empty(rank_and_size(group)[1] * len(tensor), *tensor.shape[1:])
+    return all_gather_single(out, tensor.contiguous(), group=group, async_op=True), out
+
+
+def start_reduce_scatter(tensor: Tensor, group: Group) -> tuple[dist.Work, Tensor]:
+    """Start a reduce-scatter of [R * n, ...]. Return its work handle and the [n, ...] sum to receive."""
+    out = tensor.new_empty(len(tensor) // rank_and_size(group)[1], *tensor.shape[1:])
+    return reduce_scatter_single(out, tensor, group=group, async_op=True), out
 
 
 def start_all_to_all(tensor: Tensor, sent: list[int], received: list[int], group: Group) -> tuple[dist.Work, Tensor]:

@@ -13,14 +13,14 @@ Shape letters, also used as suffixes of tensor names (`z_Cv` has the shape [C, v
 Rows of z, e, p, q and grad_probs may have a stride larger than v; see `chunking.row_stride`.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-
-from pipeline.loss.chunking import SequenceSpan
 
 if find_spec("triton"):
     from pipeline.loss import triton_kernels
@@ -41,7 +41,7 @@ class SubchunkTokens:
         any_without_ce: whether any of them is 0, on the host.
         sequence: [C] index of the sequence within the chunk.
         grad_index: [C] index of the sequence among the m that require a gradient, or -1.
-        spans: rows of each sequence, on the host.
+        edges: [n + 1] rows [edges[i], edges[i + 1]) belong to sequence i of the chunk, on the host.
         grad_index_of_sequence: [n] the same index per sequence of the chunk, on the host.
     """
 
@@ -51,8 +51,15 @@ class SubchunkTokens:
     any_without_ce: bool
     sequence: Tensor
     grad_index: Tensor
-    spans: tuple[SequenceSpan, ...]
-    grad_index_of_sequence: list[int]
+    edges: Tensor
+    grad_index_of_sequence: Tensor
+
+    @cached_property
+    def spans(self) -> list[tuple[slice, int, int]]:
+        """Rows, index and `grad_index` of each sequence with rows. CPU kernels take one sequence at a time."""
+        edges, grad_indices = self.edges.tolist(), self.grad_index_of_sequence.tolist()
+        rows = itertools.starmap(slice, itertools.pairwise(edges))
+        return [(span, i, grad_indices[i]) for i, span in enumerate(rows) if span.stop > span.start]
 
 
 def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
@@ -143,10 +150,9 @@ def pool(p_Cv: Tensor, weight_C: Tensor, tokens: SubchunkTokens) -> Tensor:
     pooled = weight_C.new_zeros(len(tokens.grad_index_of_sequence), p_Cv.shape[1])
     weight_C = weight_C.to(p_Cv.dtype)
     parts = PARTS if p_Cv.shape[1] % PARTS == 0 else 1
-    for span in tokens.spans:
-        columns = p_Cv[span.start : span.stop].unflatten(1, (parts, -1)).transpose(0, 1)
-        weights = weight_C[span.start : span.stop].expand(parts, 1, -1)
-        pooled[span.sequence] = torch.bmm(weights, columns).flatten()
+    for rows, sequence, _ in tokens.spans if pooled.numel() else ():
+        columns = p_Cv[rows].unflatten(1, (parts, -1)).transpose(0, 1)
+        pooled[sequence] = torch.bmm(weight_C[rows].expand(parts, 1, -1), columns).flatten()
     return pooled
 
 
@@ -164,8 +170,9 @@ def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, tokens: SubchunkTokens) 
     if _use_triton(p_Cv):
         return triton_kernels.inner_products(p_Cv, grad_probs_mv, tokens.grad_index)
     inner = torch.zeros_like(tokens.pooling_weights)
-    for span, index in _spans_with_grad(tokens):
-        inner[span.start : span.stop] = p_Cv[span.start : span.stop] @ grad_probs_mv[index]
+    for rows, _, index in tokens.spans if p_Cv.numel() else ():
+        if index >= 0:
+            inner[rows] = p_Cv[rows] @ grad_probs_mv[index]
     return inner
 
 
@@ -198,18 +205,14 @@ def softmax_backward_(
         triton_kernels.softmax_backward_(e_Cv, q_Cv, base_C, slope_C, inner_C, grad_probs_mv, tokens.grad_index)
         return
     offset_C = -slope_C * inner_C + (base_C if q_Cv is e_Cv else 0)
-    for span, index in _spans_with_grad(tokens):
+    for rows, _, index in tokens.spans if e_Cv.numel() else ():
+        if index < 0:
+            continue
         line_v = grad_probs_mv[index].to(base_C.dtype)
-        for tile in _tiles(e_Cv, span.start, span.stop):
+        for tile in _tiles(e_Cv, rows.start, rows.stop):
             q_Cv[tile].mul_((slope_C[tile, None] * line_v).add_(offset_C[tile, None]))
             if q_Cv is not e_Cv:
                 e_Cv[tile].mul_(base_C[tile, None]).add_(q_Cv[tile])
-
-
-def _spans_with_grad(tokens: SubchunkTokens) -> Iterator[tuple[SequenceSpan, int]]:
-    """Yield the spans of sequences that require a gradient, and the index among these sequences."""
-    indices = tokens.grad_index_of_sequence
-    return ((span, indices[span.sequence]) for span in tokens.spans if indices[span.sequence] >= 0)
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:

@@ -1,126 +1,185 @@
-"""Gather the layout of the target tokens of all ranks.
+"""Exchange of the layout of the target tokens of all ranks. It depends on the data only.
 
-Shape letters: T target tokens of this rank, A of all ranks, S sequences of all ranks.
+All micro-batches of an optimizer step are exchanged in one all-gather before the first of them, so that the device is
+waited for once per optimizer step. The tables of the sequences are copied to the host, where the work is planned. The
+target tokens stay on the device.
+
+Shape letters: M micro-batches, R ranks, T target tokens of this rank, A of all ranks, S sequences of all ranks.
 """
 
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from pipeline.loss.chunking import Chunk
-from pipeline.loss.comm import Group, all_gather, all_gather_uneven, rank_and_size
+from pipeline.loss.comm import Group, all_gather, rank_and_size
+from pipeline.loss.indexing import bounds, ranges, upload
 from pipeline.loss.loss_batch import LossBatch
+
+FIELDS = 5  # integers of a sequence in the message of a rank
 
 
 @dataclass(frozen=True)
 class GlobalLayout:
-    """Layout of the target tokens of all ranks, on the host. Equal on all ranks.
+    """Layout of the target tokens of all ranks. Equal on all ranks.
 
-    Target tokens and sequences are ordered by rank after gathering, and in chunk order after `in_chunk_order`.
+    Sequences are ordered by rank after the exchange, and in chunk order after `in_order`.
 
     Attributes:
-        rank_lengths, rank_pivots: for each rank and sequence, the number of target tokens, and the index of the pivot
-            in that rank's list.
-        targets, pooling_weights, ce_weights, sequence: [A] target id, pooling weight, cross-entropy weight and
-            sequence index of each target token.
-        pivot, problem_id, language, lengths: [S], as in `LossBatch`.
+        sequence_counts: [R] number of sequences of each rank, on the host.
+        lengths, pivot, problem_id, language: [S], as in `LossBatch`, on the host. The pivot is an index into S.
+        ce_weights: [S] float64 weight of the sequence in the cross entropy, on the host.
+        values: int64 values of all ranks' target tokens, on the device.
+        target_starts: [R] index in `values` of each rank's first target id, on the host.
+        weight_starts: [R] index in `values` of each rank's first pooling weight, stored as float64; None if pooling
+            weights follow from the lengths.
     """
 
-    rank_lengths: list[list[int]]
-    rank_pivots: list[list[int]]
-    targets: Tensor
-    pooling_weights: Tensor
-    ce_weights: Tensor
-    sequence: Tensor
+    sequence_counts: Tensor
+    lengths: Tensor
     pivot: Tensor
     problem_id: Tensor
     language: Tensor
-    lengths: Tensor
+    ce_weights: Tensor
+    values: Tensor
+    target_starts: Tensor
+    weight_starts: Tensor | None
 
-    def in_chunk_order(self, chunks: list[Chunk], order: list[tuple[int, int]]) -> "GlobalLayout":
-        """Return the layout with target tokens and sequences in the order that `schedule` returned."""
-        first_token = list(accumulate(map(sum, self.rank_lengths), initial=0))
-        first_sequence = list(accumulate(map(len, self.rank_lengths), initial=0))
-        ranges = [torch.arange(0)]
-        for subchunk in (subchunk for chunk in chunks for subchunk in chunk.subchunks):
-            ranges += [torch.arange(s + a, s + b) for s, (a, b) in zip(first_token, subchunk.ranges, strict=False)]
-        tokens = torch.cat(ranges)
-        old = torch.tensor([first_sequence[rank] + i for rank, i in order], dtype=torch.int64)
-        new = torch.empty_like(old)
-        new[old] = torch.arange(len(old))
+    def in_order(self, order: Tensor) -> "GlobalLayout":
+        """Return the layout with its sequences in another order. `order` [S] holds their present indices."""
+        new = torch.empty_like(order)
+        new[order] = torch.arange(len(order))
         return replace(
             self,
-            targets=self.targets[tokens],
-            pooling_weights=self.pooling_weights[tokens],
-            ce_weights=self.ce_weights[tokens],
-            sequence=new[self.sequence[tokens]],
-            pivot=new[self.pivot[old]],
-            problem_id=self.problem_id[old],
-            language=self.language[old],
-            lengths=self.lengths[old],
+            lengths=self.lengths[order],
+            pivot=new[self.pivot[order]],
+            problem_id=self.problem_id[order],
+            language=self.language[order],
+            ce_weights=self.ce_weights[order],
         )
 
 
-def gather_layout(
-    local: LossBatch, pooling: str, dtype: torch.dtype, device: torch.device, group: Group
-) -> GlobalLayout:
-    """Gather the layout of all ranks with three small all-gathers. Collective: all ranks must call it.
+class LayoutExchange:
+    """All-gather of the layouts of an optimizer step, in messages of the same size on all ranks.
 
-    The remaining work is done on the host, because it takes less time than kernel launches on a GPU.
+    A message consists of three parts: R counts for each micro-batch (see `exchange`), the table of the sequences, and
+    the target tokens. If the data of a rank does not fit, the capacity is increased on all ranks and the exchange
+    repeated. This happens a few times at the beginning of a run.
 
     Args:
-        local: layout of this rank.
-        pooling: `mean`, `last` or `weights`.
-        dtype: dtype of the weights.
-        device: device of the all-gathers.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
 
-    Raises:
-        ValueError: `pooling` is `weights` and `local` has no token weights.
+    Attributes:
+        capacity: [2] room for the table and for the target tokens, equal on all ranks.
     """
-    local = local.to("cpu")
-    _, size = rank_and_size(group)
-    local_counts = torch.tensor([len(local.targets), len(local.lengths)])
-    # A single rank stays on the host to avoid synchronizing with its device.
-    counts = all_gather(local_counts.to(device) if size > 1 else local_counts, group).tolist()
-    splits = [s for _, s in counts]
-    starts = list(accumulate(splits, initial=0))[:-1]
 
-    ce = torch.ones_like(local.lengths) if local.ce_weights is None else local.ce_weights
-    sequence_fields = torch.stack([local.lengths, local.pivot, local.problem_id, local.language])
-    integers_R = [torch.cat([local.targets, sequence_fields.flatten()])]
-    weights_R = [torch.cat([local.pooling_weights(pooling, dtype), ce.to(dtype)[local.sequence_of_token()]])]
-    if size > 1:
-        integers_R = all_gather_uneven(integers_R[0].to(device), [t + 4 * s for t, s in counts], group)
-        weights_R = all_gather_uneven(weights_R[0].to(device), [2 * t for t, _ in counts], group)
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.rank, self.size = rank_and_size(group)
+        self.capacity = torch.zeros(2, dtype=torch.int64)
 
-    fields_R = [row[t:].view(4, s) for row, (t, s) in zip(integers_R, counts, strict=True)]
-    lengths, pivot, problem_id, language = torch.cat(fields_R, dim=1)
-    pivot_R = pivot.split(splits)
-    return GlobalLayout(
-        rank_lengths=[part.tolist() for part in lengths.split(splits)],
-        rank_pivots=[part.tolist() for part in pivot_R],
-        targets=torch.cat([row[:t] for row, (t, _) in zip(integers_R, counts, strict=True)]),
-        pooling_weights=torch.cat([row[:t] for row, (t, _) in zip(weights_R, counts, strict=True)]),
-        ce_weights=torch.cat([row[t:] for row, (t, _) in zip(weights_R, counts, strict=True)]),
-        sequence=torch.repeat_interleave(lengths),
-        pivot=torch.cat([part + start for part, start in zip(pivot_R, starts, strict=True)]),
-        problem_id=problem_id,
-        language=language,
-        lengths=lengths,
-    )
+    def exchange(
+        self, batches: list[LossBatch], pooling: str, device: torch.device, counts: Tensor | None = None
+    ) -> tuple[list[GlobalLayout], Tensor]:
+        """Exchange the layouts of M micro-batches. Collective: all ranks must call it, with the same M.
+
+        Args:
+            batches: layouts of this rank.
+            pooling: `mean`, `last` or `weights`.
+            device: device of the collective.
+            counts: [M, R] int64, one number for each rank, on the host; None for zeros.
+
+        Returns:
+            The layouts of all ranks, and [M, R] int64 on the host: the numbers of all ranks for this rank.
+
+        Raises:
+            ValueError: `pooling` is `weights` and a batch has no token weights.
+        """
+        batches = [batch.to("cpu") for batch in batches]
+        if counts is None:
+            counts = torch.zeros(len(batches), self.size, dtype=torch.int64)
+        header, table, tokens = message_parts(batches, pooling)
+        if self.size == 1:
+            tables = torch.cat([header, table])
+            (values,) = upload([torch.cat([tables, tokens])], device)
+            return _layouts(tables[None], values, header[0], len(values), len(batches), pooling), counts
+        self.capacity = torch.maximum(self.capacity, torch.tensor([len(header), 0]))
+        while True:
+            message = pad_message(counts, torch.cat([header, table]), tokens, self.capacity.tolist())
+            gathered = all_gather(upload([message], device)[0], self.group)
+            first = counts.numel()
+            received = gathered[:, self.rank : first : self.size]
+            on_host = torch.cat([received, gathered[:, first : first + int(self.capacity[0])]], dim=1).cpu()
+            needed = on_host[:, len(batches) : len(batches) + 2].amax(0)
+            if (needed <= self.capacity).all():
+                break
+            # Some room for growth, so that the capacity rarely changes.
+            self.capacity = torch.maximum(self.capacity, needed + needed // 4)
+        tables, offset = on_host[:, len(batches) :], first + self.capacity[0]
+        layouts = _layouts(tables, gathered.flatten(), offset, gathered.shape[1], len(batches), pooling)
+        return layouts, on_host[:, : len(batches)].T.contiguous()
 
 
-def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy host tensors of one dtype to the device in a single transfer, without waiting for the device.
+def pad_message(counts: Tensor, table: Tensor, tokens: Tensor, capacity: list[int]) -> Tensor:
+    """Concatenate the parts of a message, with table and target tokens cut or padded to their capacity."""
+    parts = zip((table, tokens), capacity, strict=True)
+    padded = [torch.nn.functional.pad(part[:size], (0, max(0, size - len(part)))) for part, size in parts]
+    return torch.cat([counts.flatten(), *padded])
 
-    Returns:
-        The tensors on the device, with their original shapes.
+
+def message_parts(batches: list[LossBatch], pooling: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return header, table and target tokens of this rank as int64.
+
+    The header holds the length of header and table, the length of the target tokens, and then the number of target
+    tokens and of sequences of each batch.
     """
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    tables, tokens = [], []
+    for batch in batches:
+        ce = torch.ones(len(batch.lengths)) if batch.ce_weights is None else batch.ce_weights
+        fields = [batch.lengths, batch.pivot, batch.problem_id, batch.language, ce.double().view(torch.int64)]
+        tables.append(torch.stack(fields, dim=1).flatten())
+        tokens.append(batch.targets)
+        if pooling == "weights":
+            tokens.append(batch.pooling_weights(pooling, torch.float64).view(torch.int64))
+    table, values = torch.cat(tables), torch.cat(tokens)
+    sizes = [size for batch in batches for size in (len(batch.targets), len(batch.lengths))]
+    return torch.tensor([2 + len(sizes) + len(table), len(values), *sizes]), table, values
+
+
+def _layouts(
+    tables: Tensor, values: Tensor, offset: Tensor, stride: int, count: int, pooling: str
+) -> list[GlobalLayout]:
+    """Build the layouts of `count` micro-batches from the messages of all ranks.
+
+    Args:
+        tables: [R, ...] header and table of each rank, on the host.
+        values: the messages on the device, flattened.
+        offset: index of the target tokens in a message.
+        stride: length of a message.
+    """
+    sizes = tables[:, 2 : 2 + 2 * count].view(len(tables), count, 2)
+    table_starts = torch.arange(len(tables)) * tables.shape[1] + 2 + 2 * count
+    token_starts = torch.arange(len(tables)) * stride + offset
+    result = []
+    for tokens, sequences in sizes.permute(1, 2, 0).unbind(0):
+        index = ranges(table_starts, sequences * FIELDS)
+        rows = tables.reshape(-1)[index].view(-1, FIELDS)
+        lengths, pivot, problem_id, language, ce_weights = rows.T.contiguous().unbind(0)
+        pivot = pivot + torch.repeat_interleave(bounds(sequences)[:-1], sequences)
+        by_token = pooling == "weights"
+        result.append(
+            GlobalLayout(
+                sequence_counts=sequences,
+                lengths=lengths,
+                pivot=pivot,
+                problem_id=problem_id,
+                language=language,
+                ce_weights=ce_weights.view(torch.float64),
+                values=values,
+                target_starts=token_starts,
+                weight_starts=token_starts + tokens if by_token else None,
+            )
+        )
+        table_starts = table_starts + sequences * FIELDS
+        token_starts = token_starts + tokens * (2 if by_token else 1)
+    return result

@@ -4,9 +4,13 @@ Shape letters: T target tokens of this rank, S sequences of this rank.
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.loss.layout import GlobalLayout
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class LossBatch:
         language: [S] int64, index into the run's list of languages.
         token_weights: [T] pooling weights for `pooling: weights`, or None.
         ce_weights: [S] weights of the sequences in the cross entropy, or None for 1.
+        layout: the layout of all ranks, if it has been exchanged. A copy with other values must not keep it.
     """
 
     targets: Tensor
@@ -43,11 +48,12 @@ class LossBatch:
     language: Tensor
     token_weights: Tensor | None = None
     ce_weights: Tensor | None = None
+    layout: "GlobalLayout | None" = None
 
     def to(self, device: torch.device | str) -> "LossBatch":
         """Return a copy with all tensors on `device`."""
-        tensors = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **tensors)
+        tensors: dict[str, Any] = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def paired(self) -> Tensor:
         """Return [S] bool: whether the sequence has a pivot other than itself and both have target tokens."""

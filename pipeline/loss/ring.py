@@ -1,17 +1,18 @@
-"""Ring head: each rank keeps its own hidden states, and the shards of the head are passed around a ring.
+"""Ring head: each rank keeps its own hidden states, and blocks of the head are gathered from all ranks.
 
 It communicates weights instead of activations, so it is faster with many target tokens and a small vocabulary:
 
-    z = H W^T, softmax             one shard at a time, R - 1 hops
+    z = H W^T, softmax             all-gather of a block of rows of each shard, one block ahead
     pooled probabilities           all-to-all [n, v] to the owners of the columns, which compute the pooled
                                    representations as with the vocabulary-parallel head
     grad_probs                     all-to-all [m, v] from the owners
-    dz W, dz^T H                   one shard at a time again, together with its fp32 gradient, R hops
+    dz W, dz^T H                   all-gather of the same blocks again, and reduce-scatter of their fp32 gradients
 
-No rank ever holds more than two shards and their gradients. All ranks participate in every hop, even if they have no
-rows.
-Shape letters: R ranks, V vocabulary, v rows of one shard, C rows of this rank in a subchunk, n sequences of the chunk,
-m of them whose pooled representations require a gradient, d hidden size.
+No rank ever holds more than two blocks and their gradients, which `chunking.block_rows` limits to a part of the memory
+budget. All ranks participate in every collective, even if they have no rows.
+Shape letters: R ranks, V vocabulary, v rows of a partition (R * v is the padded vocabulary), b of them in a block,
+C rows of this rank in a subchunk, n sequences of the chunk, m of them whose pooled representations require a gradient,
+d hidden size.
 """
 
 from collections.abc import Iterator
@@ -19,8 +20,16 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
-from pipeline.loss.comm import Group, all_gather, all_to_all, rank_and_size
+from pipeline.loss.comm import (
+    Group,
+    all_gather,
+    all_to_all,
+    rank_and_size,
+    start_all_gather,
+    start_reduce_scatter,
+)
 from pipeline.loss.kernels import add_product_
 from pipeline.loss.softmax import ShardedSoftmax, accumulation_dtype
 from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
@@ -34,106 +43,97 @@ class RingSoftmax(ShardedSoftmax):
         vocabulary: shards of this rank.
         temperature: divisor of the logits in the soft tokens' softmax.
         top_k: number of largest logits in the soft tokens' softmax, or None for all.
-        group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
+        group: process group that shards the vocabulary.
+        block_rows: b.
     """
 
-    def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group, block_rows: int
+    ) -> None:
         super().__init__(vocabulary, temperature, top_k, group)
-        weight = vocabulary.head.weight
         self.rank, self.size = rank_and_size(group)
-        counts = all_gather(torch.tensor([len(weight)], device=weight.device), group)
-        self.shard_sizes = counts.flatten().tolist()
-        self.starts = [sum(self.shard_sizes[:r]) for r in range(self.size)]
+        self.shard_rows, self.block_rows = vocabulary.shard_rows(self.size), block_rows
         self.start, self.columns, self.row_group = 0, vocabulary.size, None
+        # The column of a logit is its vocabulary id, and padding comes last, so rows [C, R * v] begin with [C, V].
+        self.buffer_columns = self.size * self.shard_rows
         self._tied = False
         if vocabulary.bias is not None:
-            self.bias = self._gather_shards(vocabulary.bias)
+            own = pad(vocabulary.bias, (0, self.shard_rows - len(vocabulary.bias)))
+            self.bias = all_gather(own, group).flatten()[: vocabulary.size]
         if vocabulary.bias_grad is not None:
             self.bias_grad = vocabulary.bias_grad.new_zeros(vocabulary.size)
 
-    def _gather_shards(self, local: Tensor) -> Tensor:
-        """Gather the [v] tensors of all ranks into [V]."""
-        padded = local.new_zeros(max(self.shard_sizes))
-        padded[: len(local)] = local
-        return torch.cat([row[:v] for row, v in zip(all_gather(padded, self.group), self.shard_sizes, strict=True)])
+    def _by_rank(self, z: Tensor) -> Tensor:
+        """View [C, V] logits in a buffer as [C, R, v], with padding."""
+        return z.as_strided((len(z), self.size, self.shard_rows), (z.stride(0), self.shard_rows, 1))
 
-    def _columns_of(self, owner: int) -> slice:
-        """Return the columns of the logits that belong to the shard of a rank."""
-        return slice(self.starts[owner], self.starts[owner] + self.shard_sizes[owner])
-
-    def _send_to_next(self, tensor: Tensor, rows: int) -> tuple[list[dist.Work], Tensor]:
-        """Start sending a shard to the next rank and receiving a shard of `rows` rows from the previous rank."""
-        received = tensor.new_empty(rows, tensor.shape[1])
-        after, before = ((self.rank + step) % self.size for step in (1, -1))
-        peers = [dist.get_global_rank(self.group, peer) for peer in (after, before)] if self.group else [0, 0]
-        hops = [
-            dist.P2POp(operation, part, peer, self.group)
-            for operation, part, peer in zip((dist.isend, dist.irecv), (tensor, received), peers, strict=True)
-            if part.numel()
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows of the partitions, and the [R * b, d] rows of all ranks, with the next block in flight."""
+        slices = [
+            slice(first, min(first + self.block_rows, self.shard_rows))
+            for first in range(0, self.shard_rows, self.block_rows)
         ]
-        return dist.batch_isend_irecv(hops) if hops else [], received
+        ahead = self._gather(slices[0])
+        for rows, following in zip(slices, [*slices[1:], None], strict=True):
+            work, block = ahead
+            if following is not None:
+                ahead = self._gather(following)
+            work.wait()
+            yield rows, block
 
-    def _ring(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (owner, [v, d] shard) for all shards of the head, this rank's first, with the next one in flight."""
-        weight = self.vocabulary.head.weight
-        for step in range(self.size):
-            owner = (self.rank - step) % self.size
-            works: list[dist.Work] = []
-            if step < self.size - 1:
-                works, following = self._send_to_next(weight, self.shard_sizes[owner - 1])
-            yield owner, weight
-            _wait(works)
-            if step < self.size - 1:
-                weight = following
+    def _gather(self, rows: slice) -> tuple[dist.Work, Tensor]:
+        """Start gathering rows of all shards of the head. Missing rows of the last shards are 0."""
+        own = self.vocabulary.head.weight[rows]
+        return start_all_gather(pad(own, (0, 0, 0, rows.stop - rows.start - len(own))), self.group)
 
     def _logits(self, hidden: Tensor, out: Tensor) -> None:
-        for owner, weight in self._ring():
-            out[:, self._columns_of(owner)] = hidden @ weight.T
+        columns = self._by_rank(out)
+        for rows, block in self._blocks():
+            columns[:, :, rows] = (hidden @ block.T).unflatten(1, (self.size, -1))
 
     def _products(
         self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float
     ) -> Tensor:
-        head, dz = self.vocabulary.head, state.e
+        head, dz = self.vocabulary.head, self._by_rank(state.e)
         if soft is not None:
             self._soft.append(soft)
-        product = torch.zeros_like(state.hidden, dtype=accumulation_dtype(dz.dtype))
-        works: list[dist.Work] = []
-        grad = None if head.grad is None else torch.zeros_like(head.grad)
-        for owner, weight in self._ring():
-            dz_of_shard = dz[:, self._columns_of(owner)]
-            product += dz_of_shard @ weight
-            _wait(works)
-            if grad is not None:
-                add_product_(grad, dz_of_shard.T, weighted, grad_scale)
-                works, grad = self._send_to_next(grad, self.shard_sizes[owner - 1])
-        _wait(works)
-        if head.grad is not None and grad is not None:
-            head.grad += grad
+        product = torch.zeros_like(state.hidden, dtype=accumulation_dtype(state.e.dtype))
+        reducing: tuple[dist.Work, Tensor, slice] | None = None
+        for rows, block in self._blocks():
+            dz_of_block = dz[:, :, rows].flatten(1)
+            add_product_(product, dz_of_block, block, 1.0)
+            if head.grad is not None:
+                grad = torch.zeros_like(block, dtype=head.grad.dtype)
+                add_product_(grad, dz_of_block.T, weighted, grad_scale)
+                self._add_reduced(reducing)
+                reducing = (*start_reduce_scatter(grad, self.group), rows)
+        self._add_reduced(reducing)
         return product
 
-    def to_column_owners(self, pooled: Tensor, sequence_counts: tuple[int, ...]) -> Tensor:
-        own = sequence_counts[self.rank]
-        sent = torch.cat([part.flatten() for part in pooled.split(self.shard_sizes, dim=1)])
-        received = [n * self.shard_sizes[self.rank] for n in sequence_counts]
-        parts = all_to_all(sent, [own * v for v in self.shard_sizes], received, self.group)
-        return parts.view(sum(sequence_counts), -1)
+    def _add_reduced(self, reducing: tuple[dist.Work, Tensor, slice] | None) -> None:
+        """Wait for the reduce-scatter of a block's gradient, if any, and add it to this rank's gradient."""
+        if reducing is not None and self.vocabulary.head.grad is not None:
+            work, grad, rows = reducing
+            work.wait()
+            own = self.vocabulary.head.grad[rows]
+            own += grad[: len(own)]
 
-    def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: list[int]) -> Tensor:
-        own = requires_grad_of_rank[self.rank]
-        sent = [m * grad_probs.shape[1] for m in requires_grad_of_rank]
-        received = [own * v for v in self.shard_sizes]
-        parts = all_to_all(grad_probs.flatten(), sent, received, self.group).split(received)
-        return torch.cat([part.view(own, v) for part, v in zip(parts, self.shard_sizes, strict=True)], dim=1)
+    def to_column_owners(self, pooled: Tensor, sequence_counts: Tensor) -> Tensor:
+        by_rank = pad(pooled, (0, self.buffer_columns - pooled.shape[1])).unflatten(1, (self.size, -1))
+        sent = by_rank.transpose(0, 1).reshape(-1, self.shard_rows)
+        rows = all_to_all(sent, [len(pooled)] * self.size, sequence_counts.tolist(), self.group)
+        return rows[:, : len(self.vocabulary.head.weight)]
+
+    def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: Tensor) -> Tensor:
+        own = int(requires_grad_of_rank[self.rank])
+        sent = pad(grad_probs, (0, self.shard_rows - grad_probs.shape[1]))
+        rows = all_to_all(sent, requires_grad_of_rank.tolist(), [own] * self.size, self.group)
+        by_rank = rows.view(self.size, own, self.shard_rows).transpose(0, 1)
+        return by_rank.reshape(own, self.buffer_columns)[:, : self.vocabulary.size]
 
     def finish(self, grad_scale: float) -> None:
         super().finish(grad_scale)
         if self.vocabulary.bias_grad is not None and self.bias_grad is not None:
-            own = self.shard_sizes[self.rank]
-            parts = all_to_all(self.bias_grad, self.shard_sizes, [own] * self.size, self.group)
-            self.vocabulary.bias_grad += parts.view(self.size, own).sum(0)
-
-
-def _wait(works: list[dist.Work]) -> None:
-    """Wait for all transfers."""
-    for work in works:
-        work.wait()
+            work, own = start_reduce_scatter(pad(self.bias_grad, (0, self.buffer_columns - self.columns)), self.group)
+            work.wait()
+            self.vocabulary.bias_grad += own[: len(self.vocabulary.bias_grad)]

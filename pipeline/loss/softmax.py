@@ -50,6 +50,7 @@ class ShardedSoftmax:
         self.top_k = None if top_k is None else min(top_k, vocabulary.size)
         # The columns of the logits on this rank, and the group of ranks that hold the other columns.
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
+        self.buffer_columns = self.columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
         self._tied = vocabulary.embedding is vocabulary.head
         self._soft: list[SoftGradient] = []
@@ -254,21 +255,21 @@ class ShardedSoftmax:
             add_product_(head.grad, dz.T, weighted, grad_scale)
         return state.e @ head.weight
 
-    def to_column_owners(self, pooled: Tensor, sequence_counts: tuple[int, ...]) -> Tensor:
+    def to_column_owners(self, pooled: Tensor, sequence_counts: Tensor) -> Tensor:
         """Return the [n, v] pooled probabilities of the sequences of all ranks, for the embedding rows of this rank.
 
         Args:
             pooled: result of `pool`.
-            sequence_counts: number of sequences of each rank.
+            sequence_counts: [R] number of sequences of each rank, on the host.
         """
         return pooled
 
-    def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: list[int]) -> Tensor:
+    def from_column_owners(self, grad_probs: Tensor, requires_grad_of_rank: Tensor) -> Tensor:
         """Return the [m, v] grad_probs for the rows and columns of the logits on this rank.
 
         Args:
             grad_probs: result of `grad_probs`.
-            requires_grad_of_rank: number of sequences of each rank that require a gradient.
+            requires_grad_of_rank: [R] number of sequences of each rank that require a gradient, on the host.
         """
         return grad_probs
 
@@ -289,7 +290,7 @@ class ShardedSoftmax:
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
         """Return a [rows, v] buffer with aligned rows, which is reused for all subchunks of the call."""
-        stride = row_stride(self.columns)
+        stride = row_stride(self.buffer_columns)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < rows:
             buffer = self._buffers[name] = like.new_empty(rows, stride)

@@ -113,7 +113,7 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
     """
     rank, ranks = rank_and_size(group)
     count, selected = values_Cj.shape
-    rows_of_rank = [count * (r + 1) // ranks - count * r // ranks for r in range(ranks)]
+    rows_of_rank = (torch.arange(ranks + 1) * count // ranks).diff().tolist()
     rows = rows_of_rank[rank]
     sent = values_Cj.new_full((count, k), -torch.inf)
     sent[:, :selected] = values_Cj

@@ -42,14 +42,14 @@ class Traffic:
 
     @property
     def _layout(self) -> float:
-        """Bytes to gather the layout: target and two weights per target token, and four integers per sequence."""
-        return self._remote_fraction * (self.positions * 16 + self.sequences * 32)
+        """Bytes to gather the layout: the id of each target token, and five numbers per sequence."""
+        return self._remote_fraction * 8 * (self.positions + 5 * self.sequences)
 
     @property
     def vocab_parallel(self) -> float:
         """Bytes received by a rank with the vocabulary-parallel head.
 
-        Hidden states are gathered (twice for recomputed subchunks), and their gradients are reduce-scattered. Softmax
+        Hidden states are gathered (twice for recomputed subchunks), and their gradients are exchanged. Softmax
         statistics, inner products and pooled representations are small.
         """
         rows = 2 * self.padded + self.padded_recomputed
@@ -72,12 +72,12 @@ class Traffic:
     def gathered(self) -> float:
         """Bytes received by a rank with the ring head.
 
-        The head is sent around the ring for each softmax and for the gradients, and its fp32 gradient once per
+        The head is gathered for each softmax and for the gradients, and its fp32 gradient is reduce-scattered once per
         subchunk. Pooled probabilities are sent to the owners of the columns, which return the gradients.
         """
         passes = 2 * self.subchunks + self.recomputed
         head = self._remote_fraction * passes * self.vocab * self.hidden * self.element_size
-        gradient = self.subchunks * self.vocab * self.hidden * 4
+        gradient = self._remote_fraction * self.subchunks * self.vocab * self.hidden * 4
         columns = self._remote_fraction * self.vocab / self.ranks
         soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size)
         # Cross entropy and, with top-k, kept mass and entropy of each position.

@@ -26,6 +26,7 @@ v vocabulary rows of this rank, d hidden size, L languages. N target tokens of t
 this rank, w_t pooling weight of token t.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -33,16 +34,17 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import PooledRepresentations, RunningMeans
-from pipeline.loss.chunking import AlignmentGroup, Chunk, rows_that_fit, schedule
+from pipeline.loss.chunking import AlignmentGroup, BufferSizes, Chunk, schedule
 from pipeline.loss.comm import Group, HiddenExchange, all_reduce, rank_and_size
+from pipeline.loss.indexing import upload
 from pipeline.loss.kernels import SubchunkTokens
-from pipeline.loss.layout import GlobalLayout, gather_layout, upload
+from pipeline.loss.layout import GlobalLayout, LayoutExchange
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.ring import RingSoftmax
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax, accumulation_dtype
 from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
-from pipeline.loss.subchunk_tokens import subchunk_tokens
+from pipeline.loss.subchunk_tokens import TokenTables, subchunk_tokens, token_tables
 from pipeline.loss.traffic import Traffic
 from pipeline.loss.vocabulary import Vocabulary
 from pipeline.loss.with_gradient import WithGradient
@@ -140,6 +142,7 @@ class _Step:
         ranks_per_node: int,
     ) -> None:
         self.ranks_per_node = ranks_per_node
+        self.sizes = BufferSizes.of(vocabulary, rank_and_size(group)[1])
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
         self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
         # Without pairs, nothing is pooled.
@@ -162,17 +165,17 @@ class _Step:
         `solar_loss`.
         """
         settings, dtype, device = self.settings, accumulation_dtype(hidden.dtype), hidden.device
-        layout = gather_layout(loss_batch, settings.pooling, dtype, device, self.group)
-        buffer_rows = rows_that_fit(self.vocabulary, settings, rank_and_size(self.group)[1])
-        chunks, order = schedule(layout.rank_lengths, layout.rank_pivots, buffer_rows, _alignment_group(settings))
-        layout = layout.in_chunk_order(chunks, order)
-        table = PooledRepresentations(layout, chunks, hidden.shape[1], device, settings)
-        gather_rows = self._gathers_rows(chunks, layout, table)
-        softmax_class = ShardedSoftmax if gather_rows else RingSoftmax
-        softmax = softmax_class(self.vocabulary, self.temperature, self.top_k, self.group)
+        layout = loss_batch.layout
+        if layout is None:
+            (layout,), _ = LayoutExchange(self.group).exchange([loss_batch], settings.pooling, device)
+        chunks, order, gather_rows = self._schedule(layout)
+        layout = layout.in_order(order)
+        table = PooledRepresentations(layout, chunks, hidden.shape[1], dtype, settings)
+        softmax = self._softmax(gather_rows)
         own_rank = None if gather_rows else rank_and_size(self.group)[0]
-        tokens = subchunk_tokens(layout, chunks, table, own_rank, device)
-        rows = hidden.new_zeros(1 if self.top_k is None else 3, len(layout.targets), dtype=dtype)
+        tables = token_tables(layout, chunks, table, settings.pooling, dtype)
+        tokens = subchunk_tokens(tables, chunks, table, own_rank)
+        rows = hidden.new_zeros(1 if self.top_k is None else 3, len(tables.targets), dtype=dtype)
         pairs = self.normalizers.pairs
         factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
         exchange = HiddenExchange(hidden, grad, self.group, gather_rows, self.ranks_per_node)
@@ -192,31 +195,55 @@ class _Step:
             all_reduce(rows, self.group)
         if running_means is not None and pairs and grad is not None:
             running_means.update(table.values, table.language, table.lengths > 0, settings.centring_momentum)
-        return self._result(layout, table, rows, alignment_weight, languages)
+        return self._result(tables, table, rows, alignment_weight, languages)
 
-    def _gathers_rows(self, chunks: list[Chunk], layout: GlobalLayout, table: PooledRepresentations) -> bool:
-        """Return whether to use the vocabulary-parallel head instead of the ring head. All ranks return the same."""
-        _, ranks = rank_and_size(self.group)
-        if self.settings.head != "auto" or ranks == 1:
-            return self.settings.head != "gathered" or ranks == 1
-        weight = self.vocabulary.head.weight
+    def _softmax(self, gather_rows: bool) -> ShardedSoftmax:
+        """Create the implementation of the vocabulary-parallel head or, without `gather_rows`, of the ring head."""
+        if gather_rows:
+            return ShardedSoftmax(self.vocabulary, self.temperature, self.top_k, self.group)
+        block_rows = self.sizes.block_rows(self.settings)
+        return RingSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, block_rows)
+
+    def _schedule(self, layout: GlobalLayout) -> tuple[list[Chunk], Tensor, bool]:
+        """Divide the target tokens into chunks and choose the head.
+
+        Returns:
+            The chunks, the sequences in chunk order, and whether to use the vocabulary-parallel head instead of the
+            ring head. All ranks return the same.
+        """
+        head = "vocab_parallel" if self.sizes.ranks == 1 else self.settings.head
+        kind = _alignment_group(self.settings)
+        chosen: tuple[list[Chunk], Tensor, bool] | None = None
+        fewest_bytes = math.inf
+        for name in ("vocab_parallel", "gathered") if head == "auto" else (head,):
+            rows = self.sizes.rows_that_fit(self.settings, name == "vocab_parallel")
+            chunks, order = schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, kind)
+            received: float = getattr(self._traffic(chunks, layout), name)
+            if chosen is None or received < fewest_bytes:
+                chosen, fewest_bytes = (chunks, order, name == "vocab_parallel"), received
+        assert chosen is not None
+        return chosen
+
+    def _traffic(self, chunks: list[Chunk], layout: GlobalLayout) -> Traffic:
+        """Return the traffic of a schedule."""
         subchunks = [subchunk for chunk in chunks for subchunk in chunk.subchunks]
         recomputed = [subchunk for chunk in chunks if len(chunk.subchunks) > 1 for subchunk in chunk.subchunks]
-        traffic = Traffic(
-            ranks=ranks,
+        sequences = len(layout.lengths)
+        pivots = int((layout.pivot == torch.arange(sequences)).sum()) if "pivot" in self.settings.detach else 0
+        return Traffic(
+            ranks=self.sizes.ranks,
             vocab=self.vocabulary.size,
-            hidden=weight.shape[1],
-            element_size=weight.element_size(),
-            positions=len(layout.targets),
+            hidden=self.sizes.hidden,
+            element_size=self.sizes.element_size,
+            positions=int(layout.lengths.sum()),
             padded=sum(subchunk.max_count for subchunk in subchunks),
             subchunks=len(subchunks),
             recomputed=len(recomputed),
             padded_recomputed=sum(subchunk.max_count for subchunk in recomputed),
-            sequences=len(layout.lengths),
-            requires_grad=sum(map(sum, table.requires_grad_of_rank)),
+            sequences=sequences,
+            requires_grad=sequences - pivots,
             top_k=None if self.top_k is None else min(self.top_k, self.vocabulary.size),
         )
-        return traffic.vocab_parallel <= traffic.gathered
 
     def _forward(
         self,
@@ -242,7 +269,7 @@ class _Step:
                 part = softmax.pool(state)
                 pooled = part if pooled is None else pooled.add_(part)
             states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0], top_k=None))
-        return None if pooled is None else softmax.to_column_owners(pooled, chunk.sequence_counts), states
+        return None if pooled is None else softmax.to_column_owners(pooled, chunk.sequence_bounds.diff()), states
 
     def _backward(
         self,
@@ -250,7 +277,7 @@ class _Step:
         chunk: Chunk,
         states: list[SoftmaxState],
         soft: SoftGradient | None,
-        requires_grad_of_rank: list[int],
+        requires_grad_of_rank: Tensor,
         stream: Iterator[Tensor],
         exchange: HiddenExchange,
     ) -> None:
@@ -267,19 +294,20 @@ class _Step:
             soft = None
 
     def _result(
-        self, layout: GlobalLayout, table: PooledRepresentations, rows: Tensor, alignment_weight: float, languages: int
+        self, tables: TokenTables, table: PooledRepresentations, rows: Tensor, alignment_weight: float, languages: int
     ) -> SolarLoss:
         """Build the result from the values of all target tokens (`rows`, see `_forward`) and the sums over pairs."""
         ce, device = rows[0], rows.device
         all_languages = torch.arange(languages, device=device)[:, None]
-        has_language = all_languages == upload([layout.language[layout.sequence]], device)[0]
-        weights = upload([layout.ce_weights], device)[0]
+        has_language = all_languages == table.language[tables.sequence]
+        weights = tables.ce_weights
         ce_sum = (ce * weights).sum()
         loss = ce_sum * self.grad_scale
         if alignment_weight and self.normalizers.pairs:
             loss = loss + table.distance_sum * (alignment_weight / self.normalizers.pairs)
-        aligned = table.aligned[layout.sequence] & (layout.pooling_weights > 0) & (self.top_k is not None)
-        kept_mass, entropy = (rows[1:] * upload([aligned], device)[0]).sum(1) if len(rows) > 1 else ce.new_zeros(2)
+        (aligned,) = upload([table.aligned & (self.top_k is not None)], device)
+        aligned = aligned[tables.sequence] & (tables.pooling_weights > 0)
+        kept_mass, entropy = (rows[1:] * aligned).sum(1) if len(rows) > 1 else ce.new_zeros(2)
         return SolarLoss(
             loss=loss,
             ce_sum=ce_sum,

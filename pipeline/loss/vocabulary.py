@@ -8,6 +8,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+def partition_rows(padded_size: int, world_size: int) -> int:
+    """Return the number of rows in the ZeRO-3 partition of each rank.
+
+    Raises:
+        ValueError: padded_size is not divisible by the world size.
+    """
+    rows, remainder = divmod(padded_size, world_size)
+    if remainder:
+        raise ValueError(
+            f"a padded vocabulary of {padded_size} rows is not divisible by {world_size} ranks: change either"
+        )
+    return rows
+
+
 def vocabulary_range(vocab_size: int, padded_size: int, rank: int, world_size: int) -> tuple[int, int]:
     """Return the range [start, end) of unpadded vocabulary rows in the ZeRO-3 partition of a rank. It may be empty.
 
@@ -22,11 +36,7 @@ def vocabulary_range(vocab_size: int, padded_size: int, rank: int, world_size: i
     Raises:
         ValueError: padded_size is not divisible by the world size.
     """
-    rows, remainder = divmod(padded_size, world_size)
-    if remainder:
-        raise ValueError(
-            f"a padded vocabulary of {padded_size} rows is not divisible by {world_size} ranks: change either"
-        )
+    rows = partition_rows(padded_size, world_size)
     start = min(rank * rows, vocab_size)
     return start, min(start + rows, vocab_size)
 
@@ -71,11 +81,10 @@ class Vocabulary:
     weights: Tensor | None = None
     padded_size: int | None = None
 
-    def shard_sizes(self, ranks: int) -> list[int]:
-        """Return the number of unpadded rows on each rank. No rank has more than rank 0.
+    def shard_rows(self, ranks: int) -> int:
+        """Return the number of rows of each rank's partition, including padding.
 
         Raises:
             ValueError: the padded size is not divisible by the number of ranks.
         """
-        bounds = (vocabulary_range(self.size, self.padded_size or self.size, rank, ranks) for rank in range(ranks))
-        return [end - start for start, end in bounds]
+        return partition_rows(self.padded_size or self.size, ranks)

@@ -68,7 +68,9 @@ class SolarModel(nn.Module):
             The scalar loss to call `backward()` on (DeepSpeed attaches its hooks to it), and the `SolarLoss` with its
             parts.
         """
-        embeddings = embedding_lookup(batch.input_ids, vocabulary.embedding, self.padded_vocab_size, group, grad_factor)
+        embeddings = embedding_lookup(
+            batch.input_ids, vocabulary.embedding, self.padded_vocab_size, group, grad_factor, batch.route
+        )
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)
         hidden_BNd = decode(self.model, embeddings, batch)

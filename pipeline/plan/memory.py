@@ -106,9 +106,11 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     with_gradient = run.workload.pairs / max(1e-9, run.workload.sequences) if "pivot" in run.config.loss.detach else 1.0
     buffers = 1 + needs_second_softmax(run.config.loss) + run.stats.softcap
     extra_rows = sequences if run.stats.tied and vocab_parallel else 0
-    # Hidden states of a subchunk, their weighted copy, and their gradient before and after scaling.
-    temporary = rows * d * (e + accumulation_size + (accumulation_size if e < 4 else 0))
+    # Weighted hidden states of a subchunk, and their gradient. The ring head sums its gradient in fp32.
+    temporary = rows * d * (2 * e if vocab_parallel else e + accumulation_size)
     if not run.gpu:
+        # Scaling in half precision has fp32 temporaries.
+        temporary += rows * d * 4 if e < 4 else 0
         # CPU kernels read the logits tile by tile, convert half precision to fp32 twice, and accumulate their matrix
         # products in a separate tensor.
         tile = min(rows * columns * e, CACHE_BYTES)
@@ -127,13 +129,13 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
         parts["top-k"] = rows * per_row
     if vocab_parallel and ranks > 1:
-        parts["exchange buffers"] = rows * d * e * (1 if c.subchunks == 1 else 3)
+        # Hidden states and the partial gradients from all ranks, each for two subchunks if there are several.
+        parts["exchange buffers"] = rows * d * e * (2 if c.subchunks == 1 else 4)
     if not vocab_parallel:
-        shard = run.stats.vocab_size / ranks * d
-        # Forward holds the logits of one shard before copying them into the buffer. Backward holds the gradient of a
-        # shard twice: the local one and the one in transit.
-        in_transit = max(rows * columns * e / ranks, 2 * shard * 4)
-        parts["shards on their way"] = min(2, ranks - 1) * shard * e + in_transit
+        block_rows = run.buffer_sizes.block_rows(run.config.loss)
+        blocks = min(2, -(-run.buffer_sizes.shard_rows // block_rows))
+        # Blocks of the head, their gradients, and a copy of the logits or of their gradients.
+        parts["blocks"] = ranks * block_rows * (blocks * d * (e + accumulation_size) + rows * e)
     return {name: round(size) for name, size in parts.items()}
 
 

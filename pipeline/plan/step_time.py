@@ -162,8 +162,6 @@ def transfer_seconds(transfer: Transfer, ranks: int, per_node: int, device: Devi
     outside = transfer.between_nodes(ranks, per_node)
     network = device.network_gb_s * 1e9 * device.link_efficiency
     inside_seconds = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
-    # On a chain, one rank of each node receives all data from other nodes, and the others wait for it at every hop.
-    one_card = transfer.pattern == "chain" and ranks > per_node
-    outside_seconds = (transfer.received if one_card else outside) / network
+    outside_seconds = outside / network
     latency = (transfer.hops + LAUNCH_HOPS * transfer.calls) * device.hop_seconds
     return max(inside_seconds, outside_seconds) + latency

@@ -10,7 +10,7 @@ from pipeline.plan.workload import PlannedRun
 # Display names of entries whose JSON names must not change.
 DISPLAY_NAMES = {
     "passing": "temporary tensors",
-    "shards on their way": "shards in transit",
+    "blocks": "blocks of the head",
     "sums": "scalar all-reduces",
 }
 

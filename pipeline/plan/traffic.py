@@ -1,12 +1,10 @@
 """Estimate the bytes that a rank receives in one optimizer step, by purpose and by link.
 
-There are three communication patterns:
+There are two communication patterns:
 
     ring        The data of a collective passes from rank to rank. Ranks of the same node are neighbors, and NCCL builds
                 rings through all network cards of a node, so each card carries 1/g of the data that enters the node.
     all-to-all  Each pair of ranks communicates directly.
-    chain       A single ring of point-to-point messages (the head shards of the ring head). All data that enters a node
-                goes through one network card.
 
 Shape letters: R ranks, g ranks of a node, U distinct token ids of a micro-batch, d hidden size.
 """
@@ -17,7 +15,7 @@ from typing import Literal
 from pipeline.plan.memory import reduce_scatters
 from pipeline.plan.workload import PlannedRun
 
-Pattern = Literal["ring", "all-to-all", "chain"]
+Pattern = Literal["ring", "all-to-all"]
 Phase = Literal["layers", "loss", "alone"]
 
 # Scalar all-reduces per step: the loss normalizers, and a norm for each of the two optimizer groups. fp16 has another
@@ -31,7 +29,7 @@ class Transfer:
 
     Attributes:
         received: bytes that each rank receives.
-        calls: number of collectives, or of messages in a chain.
+        calls: number of collectives.
         hops: number of consecutive messages: R - 1 for a collective on a ring, twice that for an all-reduce.
         pattern: how the ranks communicate.
         phase: computation that it can overlap with: the layers, the loss, or none.
@@ -50,8 +48,6 @@ class Transfer:
             return 0.0
         if self.pattern == "all-to-all":
             return self.received * (ranks - per_node) / (ranks - 1)
-        if self.pattern == "chain":
-            return self.received / per_node
         return self.received * (ranks - per_node) / (ranks - 1) / per_node
 
 
@@ -78,31 +74,40 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
         ring("persistent parameters", fraction * persistent * e, persistent_calls, "alone"),
         Transfer("sums", 0.0, SCALAR_ALL_REDUCES, 2 * others * SCALAR_ALL_REDUCES, "ring", "alone"),
         _loss_transfer(run),
-        Transfer("input embeddings", looked_up, 4 * steps, 4 * steps * others, "all-to-all", "alone"),
+        # Ids, rows and their gradients. The counts are exchanged with the layout.
+        Transfer("input embeddings", looked_up, 3 * steps, 3 * steps * others, "all-to-all", "alone"),
     ]
 
 
 def _loss_transfer(run: PlannedRun) -> Transfer:
     """Estimate the communication of the loss over all micro-steps, for a non-zero alignment weight."""
     steps, others, c = run.gradient_accumulation_steps, run.ranks - 1, run.chunking
+    layout = 1  # one gather for all micro-steps
     if run.head == "gathered":
-        rings, all_reduces, all_to_alls = 4, c.chunks + 1, 2 * c.chunks
-        messages = others * (c.subchunks + c.recomputed) + (2 * run.ranks - 1) * c.subchunks
-        calls = steps * (rings + all_reduces + all_to_alls + messages)
-        # In backward, the gradient of a shard is sent together with the next shard.
-        consecutive = others * (c.subchunks + c.recomputed) + run.ranks * c.subchunks
-        hops = steps * (others * (rings + 2 * all_reduces + all_to_alls) + consecutive)
-        return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "chain", "loss")
-    # Gathers: layout; hidden states, statistics and gradients of each subchunk. All-reduces: pooled representations of
+        blocks = -(-run.buffer_sizes.shard_rows // run.buffer_sizes.block_rows(run.config.loss))
+        # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of its gradient.
+        collectives = blocks * (3 * c.subchunks + c.recomputed)
+        all_reduces, all_to_alls = c.chunks + 1, 2 * c.chunks
+        calls = layout + steps * (collectives + all_reduces + all_to_alls)
+        hops = others * (layout + steps * (collectives + 2 * all_reduces + all_to_alls))
+        return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "ring", "loss")
+    # Hidden states, statistics and gradients (an all-to-all) of each subchunk. All-reduces: pooled representations of
     # each chunk; inner products of each subchunk that has sequences with a gradient. A chunk of one pivot has none;
     # such chunks are assumed to coincide on all ranks.
     single = c.chunk_sequences <= 1 and "pivot" in run.config.loss.detach
     with_gradient = c.subchunks * (run.workload.pairs / run.workload.sequences if single else 1.0)
     # Top-k: two all-to-alls of each subchunk.
     all_to_alls = 0 if run.config.loss.top_k is None else 2 * c.subchunks
-    gathers, sums = 3 + 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
+    gathers, sums = 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
     received = steps * run.loss_traffic.vocab_parallel
-    return Transfer("loss", received, steps * (gathers + sums), steps * others * (gathers + 2 * sums), "ring", "loss")
+    return Transfer(
+        "loss",
+        received,
+        layout + steps * (gathers + sums),
+        others * (layout + steps * (gathers + 2 * sums)),
+        "ring",
+        "loss",
+    )
 
 
 def expected_distinct_ids(vocab_size: int, tokens: float) -> float:

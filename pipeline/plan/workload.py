@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 from pipeline.config.settings import Config
-from pipeline.loss.chunking import row_stride, rows_in_budget, top_k_bytes
+from pipeline.loss.chunking import BufferSizes
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
 from pipeline.models.packed_attention import resolve_attention
@@ -139,19 +139,33 @@ class PlannedRun:
     @cached_property
     def head(self) -> ResolvedHead:
         """The configured head, or the one that `auto` would select."""
-        head: str = self.config.loss.head
-        if head == "auto":
-            head = "vocab_parallel" if self.loss_traffic.vocab_parallel <= self.loss_traffic.gathered else "gathered"
-        return "gathered" if head == "gathered" and self.ranks > 1 else "vocab_parallel"
+        if self.ranks == 1:
+            return "vocab_parallel"
+        if self.config.loss.head != "auto":
+            return self.config.loss.head
+        fewer = self._traffic("vocab_parallel").vocab_parallel <= self._traffic("gathered").gathered
+        return "vocab_parallel" if fewer else "gathered"
+
+    @cached_property
+    def buffer_sizes(self) -> BufferSizes:
+        """Sizes that determine how many target tokens fit in the memory budget of the loss."""
+        rows = -(-self.stats.vocab_size // self.ranks)
+        return BufferSizes(
+            self.ranks, rows, self.stats.hidden_size, self.element_size, bool(self.stats.softcap), self.gpu
+        )
 
     @cached_property
     def chunking(self) -> "Chunking":
-        return Chunking.from_run(self)
+        return Chunking.from_run(self, self.head)
 
     @cached_property
     def loss_traffic(self) -> Traffic:
         """Traffic of the loss in one micro-step."""
-        c, sequences = self.chunking, self.micro_batch_size * self.workload.sequences
+        return self._traffic(self.head)
+
+    def _traffic(self, head: ResolvedHead) -> Traffic:
+        """Return the traffic of the loss in one micro-step, if it is divided into subchunks for that head."""
+        c, sequences = Chunking.from_run(self, head), self.micro_batch_size * self.workload.sequences
         pairs = self.micro_batch_size * self.workload.pairs
         with_gradient = pairs if "pivot" in self.config.loss.detach else sequences
         top_k = self.config.loss.top_k
@@ -192,13 +206,11 @@ class Chunking:
     chunk_sequences: float
 
     @classmethod
-    def from_run(cls, run: PlannedRun) -> "Chunking":
-        """Divide the micro-batch so that the logits of a subchunk fit in the memory budget."""
+    def from_run(cls, run: PlannedRun, head: ResolvedHead) -> "Chunking":
+        """Divide the micro-batch so that a subchunk fits in the memory budget."""
         loss, workload, rows = run.config.loss, run.workload, run.micro_batch_size
         target_tokens, sequences = rows * workload.target_tokens, rows * workload.sequences
-        row_bytes = run.ranks * row_stride(-(-run.stats.vocab_size // run.ranks)) * run.element_size
-        top_k = top_k_bytes(loss, run.stats.vocab_size, run.element_size, run.ranks)
-        budget = rows_in_budget(loss, row_bytes, run.stats.softcap, run.gpu, top_k)
+        budget = run.buffer_sizes.rows_that_fit(loss, head == "vocab_parallel")
         if target_tokens <= budget:
             return cls(target_tokens, target_tokens, 1, 0, 1, sequences)
         examples = max(1.0, sequences - rows * workload.pairs)

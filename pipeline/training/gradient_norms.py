@@ -37,4 +37,4 @@ def term_gradient_norms(
 def _without_cross_entropy(batch: MicroBatch) -> MicroBatch:
     """Return the micro-batch with weight 0 in the cross entropy for every sequence."""
     weights = torch.zeros(len(batch.loss_batch.lengths), dtype=torch.float64)
-    return replace(batch, loss_batch=replace(batch.loss_batch, ce_weights=weights))
+    return replace(batch, loss_batch=replace(batch.loss_batch, ce_weights=weights, layout=None))

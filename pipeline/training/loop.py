@@ -248,6 +248,7 @@ def train_step(
     """
     results: list[SolarLoss] = []
     step = state.step + 1
+    micro_batches = engine.exchange_layouts(micro_batches)
     for batch in micro_batches:
         results.append(engine.forward_backward(batch, weight, normalizers))
         if len(results) == len(micro_batches):

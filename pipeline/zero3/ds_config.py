@@ -70,7 +70,14 @@ def deepspeed_config(
         raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
     if zero.get("offload_param", {}).get("device") == "nvme":
         raise UserError(f"{path}: offload_param.device 'nvme' is not supported; use 'cpu'")
-    for key in ("zero_hpz_partition_size", "mics_shard_size", "zero_quantized_weights"):
+    hpz = zero.get("zero_hpz_partition_size", 1)
+    # hpZ leaves the primary partition of a parameter as it is, and adds a secondary one for backward.
+    if not isinstance(hpz, int) or hpz < 1 or ranks % hpz:
+        raise UserError(
+            f"{path}: zero_optimization.zero_hpz_partition_size is {hpz}; it must divide the {ranks} ranks, "
+            "and is usually the number of GPUs of a node"
+        )
+    for key in ("mics_shard_size", "zero_quantized_weights"):
         if zero.get(key, 0) not in (0, 1, -1, False):
             raise UserError(f"{path}: zero_optimization.{key} changes how parameters are partitioned; remove it")
     training = config.training

@@ -11,6 +11,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,16 @@ from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
-from pipeline.loss import LossNormalizers, RunningMeans, SolarLoss, Vocabulary, VocabularyShard, vocabulary_range
+from pipeline.loss import (
+    LayoutExchange,
+    LookupRoute,
+    LossNormalizers,
+    RunningMeans,
+    SolarLoss,
+    Vocabulary,
+    VocabularyShard,
+    vocabulary_range,
+)
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
@@ -110,6 +120,7 @@ class ZeroEngine:
         weights = load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
         self._start, self._end = vocabulary_range(vocab_size, self.padded_size, self.rank, self.ranks)
         self._weights = None if weights is None else weights[self._start : self._end].to(self.device)
+        self._layout_exchange, self._pooling = LayoutExchange(self.group), config.loss.pooling
         self.running_means = (
             RunningMeans.zeros(num_languages, hidden_size, self.device) if config.loss.centring else None
         )
@@ -158,6 +169,27 @@ class ZeroEngine:
     def loss_scale(self) -> float:
         """The loss scale of fp16, or 1."""
         return float(self.ds_engine.optimizer.loss_scale) if self.ds_engine.fp16_enabled() else 1.0
+
+    def exchange_layouts(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
+        """Exchange what all ranks need to know of each other's micro-batches of an optimizer step, in one collective.
+
+        Without it, every micro-step would wait for the device. Collective: all ranks must call it.
+
+        Returns:
+            The micro-batches with the layout of all ranks.
+        """
+        counts = [batch.distinct_ids.counts(self.padded_size, self.ranks) for batch in micro_batches]
+        layouts, requested_by = self._layout_exchange.exchange(
+            [batch.loss_batch for batch in micro_batches], self._pooling, self.device, torch.stack(counts)
+        )
+        routes = [
+            LookupRoute(batch.distinct_ids, requested_from.tolist(), by_others.tolist())
+            for batch, requested_from, by_others in zip(micro_batches, counts, requested_by, strict=True)
+        ]
+        return [
+            replace(batch, loss_batch=replace(batch.loss_batch, layout=layout), route=route)
+            for batch, layout, route in zip(micro_batches, layouts, routes, strict=True)
+        ]
 
     def forward_backward(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> SolarLoss:
         """Run one micro-step. Collective: all ranks must call it.

@@ -19,7 +19,7 @@ from pipeline.loss import (
     solar_loss_reference,
     vocabulary_range,
 )
-from pipeline.loss.chunking import rows_that_fit
+from pipeline.loss.chunking import BufferSizes
 from pipeline.loss.comm import Group, rank_and_size
 from pipeline.loss.soft_tokens import head_logits, soft_token_probabilities
 
@@ -62,11 +62,12 @@ class Case:
         """Return the settings with the memory budget of the case on that many ranks."""
         if self.rows is None:
             return self.settings
+        sizes = BufferSizes.of(vocabulary, ranks)
         lower, upper = 0.0, 1024.0
         while upper - lower > 1e-9:
             middle = (lower + upper) / 2
             settings = replace(self.settings, memory_budget_mb=middle)
-            if rows_that_fit(vocabulary, settings, ranks) < self.rows:
+            if sizes.rows_that_fit(settings, settings.head != "gathered") < self.rows:
                 lower = middle
             else:
                 upper = middle

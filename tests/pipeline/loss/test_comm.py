@@ -50,11 +50,12 @@ def exchange(group: Group, partials: Tensor, counts: list[list[int]], ranks_per_
     own = sum(count[rank] for count in counts)
     grad = torch.full((own, HIDDEN), torch.nan, dtype=partials.dtype)
     exchange = HiddenExchange(torch.zeros_like(grad), grad, group, True, ranks_per_node)
-    first, used = [0] * ranks, 0
-    for count in counts:
-        ranges = tuple((start, start + n) for start, n in zip(first, count, strict=True))
-        exchange.reduce(Subchunk(ranges, used, ()), partials[rank, used : used + sum(count)])
-        first, used = [end for _, end in ranges], used + sum(count)
+    starts, nothing = torch.zeros(ranks, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    used = 0
+    for count in map(torch.tensor, counts):
+        subchunk = Subchunk(starts, count, used, nothing, nothing)
+        exchange.reduce(subchunk, partials[rank, subchunk.tokens])
+        starts, used = starts + count, used + subchunk.total
     exchange.finish()
     return grad
 

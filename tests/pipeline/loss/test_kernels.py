@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.loss import LossSettings, Vocabulary, VocabularyShard
-from pipeline.loss.chunking import row_stride, rows_that_fit
+from pipeline.loss.chunking import HIDDEN_TENSORS, BufferSizes, row_stride
 from pipeline.loss.kernels import softmax_
 from pipeline.loss.softmax import ShardedSoftmax
 from pipeline.loss.top_k import BLOCK, largest_logits
@@ -47,5 +47,6 @@ def test_memory_budget_counts_padding_of_every_shard() -> None:
     fit = set()
     for rows in (1187, 500, 0):
         shard = VocabularyShard(torch.zeros(rows, 4).bfloat16(), 0)
-        fit.add(rows_that_fit(Vocabulary(151_000, shard, shard, padded_size=1187 * 128), settings, 128))
-    assert fit == {64 * 2**20 // (128 * 1216 * 2)}
+        vocabulary = Vocabulary(151_000, shard, shard, padded_size=1187 * 128)
+        fit.add(BufferSizes.of(vocabulary, 128).rows_that_fit(settings, True))
+    assert fit == {64 * 2**20 // (128 * (1216 + HIDDEN_TENSORS * 4) * 2)}

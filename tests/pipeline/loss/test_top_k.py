@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.loss import LossSettings
-from pipeline.loss.chunking import rows_in_budget, top_k_bytes
+from pipeline.loss.chunking import BufferSizes
 from pipeline.loss.top_k import BLOCK, largest_logits
 from pipeline.loss.traffic import Traffic
 from tests.pipeline.loss.cases import Case, errors, metric_errors, reference_results, sharded_results
@@ -87,14 +87,15 @@ def test_selection_receives_at_most_a_tenth_of_a_hidden_state(ranks: int, elemen
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
-def test_rows_in_budget_limits_large_top_k(ranks: int) -> None:
+def test_rows_that_fit_limits_large_top_k(ranks: int) -> None:
     """With k = 20 the logits alone decide. With k above V/R, the lists of a rank are larger than its logits."""
     vocab, size = 152_064, 2
+    sizes = BufferSizes(ranks, vocab // ranks, hidden=1, element_size=size, softcap=False, gpu=True)
+    fits = {}
     for k in (None, 20, 32_000, vocab):
         settings = LossSettings(top_k=k, memory_budget_mb=256)
-        rows = rows_in_budget(settings, vocab * size, False, True, top_k_bytes(settings, vocab, size, ranks))
-        limit = 256 * 2**20 // (vocab * size)
-        assert rows == limit if k in (None, 20) else rows < limit
+        fits[k] = rows = sizes.rows_that_fit(settings, gather_rows=True)
+        assert rows == fits[None] if k in (None, 20) else rows < fits[None]
         # Per rank: selected logits (twice) and their indices in its columns, and the list that it sends.
         lists = 0 if k is None else ranks * rows * (min(k, vocab // ranks) * (2 * size + 24) + k * size)
         assert lists <= 256 * 2**20

@@ -1,5 +1,6 @@
 """ZeRO-3 runs of a tiny model on gloo ranks against one dense process."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from pipeline.loss import LossNormalizers, solar_loss_reference
 from pipeline.models.solar_model import decode
 from pipeline.training.schedules import alignment_weight, learning_rate
 from tests.conftest import Prepared
-from tests.runs import TINY, metrics, train, write_recipe
+from tests.runs import ROOT, TINY, metrics, train, write_recipe
 
 pytestmark = pytest.mark.slow
+
+# Settings that keep ZeRO-3 parameters gathered
+RELEASED = ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
 
 
 def dense_metrics(recipe: Path) -> list[dict[str, float]]:
@@ -79,7 +83,15 @@ def grad_norm(term: torch.Tensor, parameters: list[torch.Tensor]) -> float:
     ("family", "tied"), [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma3_text", True)]
 )
 def test_train_matches_dense_single_process(prepared: Prepared, tmp_path: Path, family: str, tied: bool) -> None:
-    """Use two ranks, two gradient accumulation steps, active clipping, a padded vocabulary and two learning rates."""
+    """Use two ranks, two gradient accumulation steps, active clipping, a padded vocabulary and two learning rates.
+
+    The Llama model is trained with hpZ, and with every parameter released after use, so that backward gathers the
+    secondary partitions.
+    """
+    ds = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    if family == "llama":
+        ds["zero_optimization"] |= dict.fromkeys(RELEASED, 0) | {"zero_hpz_partition_size": 2}
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
     fields = {**TINY, "model_type": family, "vocab_size": 601, "tie_word_embeddings": tied}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
@@ -88,6 +100,7 @@ def test_train_matches_dense_single_process(prepared: Prepared, tmp_path: Path, 
         tmp_path / "run.yaml",
         prepared.shards,
         prepared.tokenizer,
+        deepspeed=str(tmp_path / "ds.json"),
         model={"path": str(tmp_path / "model"), "vocab_multiple": 8},
         training__max_steps=10,
         training__max_grad_norm=0.5,

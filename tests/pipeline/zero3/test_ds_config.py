@@ -61,7 +61,8 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
         ({"train_batch_size": 8} | ZERO3, ["train_batch_size is 8", "sets it to 4 by training.train_batch_size"]),
         ({"gradient_clipping": 0.5} | ZERO3, ["gradient_clipping is 0.5", "1.0 by training.max_grad_norm"]),
-        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["zero_hpz_partition_size"]),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["hpz_partition_size is 8", "2 ranks"]),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, ["mics_shard_size", "remove it"]),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
         ({"bf16": {"enabled": True}} | ZERO3, ["bf16.enabled is True", "training.precision"]),
         ({"optimizer": {"type": "Lamb"}} | ZERO3, ["optimizer.type is 'Lamb'"]),
@@ -113,6 +114,14 @@ def test_deepspeed_config_default_from_another_directory(tmp_path: Path, monkeyp
     (tmp_path / "ds_configs" / "zero3.json").write_text("{}")  # a file in the working directory has precedence
     with pytest.raises(UserError, match="stage is None"):
         deepspeed_config(config, 2, 32, 5)
+
+
+def test_deepspeed_config_accepts_hpz(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
+    ds = deepspeed_config(load_config(recipe, []), 4, 32, 5)
+    assert ds["zero_optimization"]["zero_hpz_partition_size"] == 2
 
 
 @pytest.mark.parametrize("configured", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["default", "set"])

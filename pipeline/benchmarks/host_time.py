@@ -1,0 +1,141 @@
+"""Measure the host time that the loss and the embedding lookup take to plan their work, for 8 to 1,024 ranks.
+
+    python -m pipeline.benchmarks.host_time
+
+One process is rank 0 of a group with torch's `fake` backend, whose collectives return at once. The layouts of the other
+ranks are random. Times are of one process with one thread, in milliseconds per micro-step, and medians:
+
+    exchange    build and read the message with the layouts of all ranks, and the routes of the lookup; in training once
+                for all micro-steps of an optimizer step
+    schedule    divide the target tokens into chunks, for both heads
+    tables      tables of sequences and pairs, and of the target tokens of each subchunk. A GPU expands the tables of
+                the target tokens, so this part of the time is the device's there.
+
+Writes a CSV.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, write_csv
+from pipeline.loss import DistinctIds, LayoutExchange, LossBatch, LossSettings
+from pipeline.loss import layout as layout_module
+from pipeline.loss.alignment import PooledRepresentations
+from pipeline.loss.chunking import BufferSizes, schedule
+from pipeline.loss.layout import message_parts, pad_message
+from pipeline.loss.subchunk_tokens import subchunk_tokens, token_tables
+
+RANKS = (8, 64, 128, 256, 512, 1024)
+VOCAB, HIDDEN, TOKENS, SEQUENCES = 152_576, 3584, 4096, 16
+
+
+def random_batch(seed: int) -> tuple[LossBatch, Tensor]:
+    """Return the layout of a rank with 60 % target tokens in pairs of uneven sequences, and its token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = TOKENS * 6 // 10 // SEQUENCES
+    lengths = torch.randint(mean // 2, mean * 3 // 2, (SEQUENCES,), generator=generator)
+    sequences = torch.arange(SEQUENCES)
+    batch = LossBatch(
+        targets=torch.randint(0, VOCAB, (int(lengths.sum()),), generator=generator),
+        lengths=lengths,
+        pivot=sequences // 2 * 2,
+        problem_id=sequences // 2 + 10**6 * seed,
+        language=sequences % 2,
+    )
+    return batch, torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+
+
+def timed(function: Callable[[], object], repeats: int) -> float:
+    """Return the median milliseconds of processor time of a call."""
+    function()
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        function()
+        times.append((time.process_time() - begin) * 1e3)
+    return median(times)
+
+
+def measure(ranks: int, repeats: int) -> dict[str, float]:
+    """Return the milliseconds by part on `ranks` ranks. A process group of that size must exist."""
+    group = dist.group.WORLD
+    exchange = LayoutExchange(group)
+    batch, ids = random_batch(0)
+    gathered: dict[int, Tensor] = {}
+
+    def all_gather(message: Tensor, _: object) -> Tensor:
+        """Return the messages of all ranks, which are built once for each size."""
+        if len(message) not in gathered:
+            parts = [message_parts([random_batch(rank)[0]], "mean") for rank in range(1, ranks)]
+            nothing, capacity = torch.zeros(ranks, dtype=torch.int64), exchange.capacity.tolist()
+            others = [pad_message(nothing, torch.cat([h, table]), tokens, capacity) for h, table, tokens in parts]
+            gathered[len(message)] = torch.stack([message, *others])
+        return gathered[len(message)]
+
+    distinct = DistinctIds.of(ids)  # the loader's thread does this
+
+    def exchanged() -> object:
+        counts = distinct.counts(VOCAB, ranks)
+        layouts, requested_by = exchange.exchange([batch], "mean", torch.device("cpu"), counts[None])
+        return layouts, counts.tolist(), requested_by[0].tolist()
+
+    with mock.patch.object(layout_module, "all_gather", all_gather):
+        exchange_ms = timed(exchanged, repeats)
+        (layout,), _ = exchange.exchange([batch], "mean", torch.device("cpu"), distinct.counts(VOCAB, ranks)[None])
+    sizes = BufferSizes(ranks, -(-VOCAB // ranks), HIDDEN, 2, False, True)
+    settings = LossSettings(memory_budget_mb=2048)
+
+    def scheduled(gather_rows: bool) -> tuple[list, Tensor]:
+        rows = sizes.rows_that_fit(settings, gather_rows)
+        return schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, "sequence")
+
+    chunks, order = scheduled(True)
+
+    def planned() -> object:
+        ordered = layout.in_order(order)
+        table = PooledRepresentations(ordered, chunks, 1, torch.float32, settings)
+        tables = token_tables(ordered, chunks, table, "mean", torch.float32)
+        return subchunk_tokens(tables, chunks, table, None)
+
+    def planned_without_tokens() -> object:
+        ordered = layout.in_order(order)
+        return PooledRepresentations(ordered, chunks, 1, torch.float32, settings)
+
+    return {
+        "exchange_ms": exchange_ms,
+        "schedule_ms": timed(lambda: (scheduled(True), scheduled(False)), repeats),
+        "sequence_tables_ms": timed(planned_without_tokens, repeats),
+        "all_tables_ms": timed(planned, repeats),
+        "chunks": len(chunks),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUTPUT / "host_time", help="output path without .csv")
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--repeats", type=int, default=21)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    rows: list[Row] = []
+    for ranks in args.ranks:
+        dist.init_process_group("fake", rank=0, world_size=ranks)
+        result = {name: round(value, 3) for name, value in measure(ranks, args.repeats).items()}
+        dist.destroy_process_group()
+        rows.append({"ranks": ranks, **result, "machine": machine("cpu"), "torch": torch.__version__})
+        print_row(rows[-1], 6)
+    write_csv(rows, args.out.with_suffix(".csv"))
+
+
+if __name__ == "__main__":
+    main()
