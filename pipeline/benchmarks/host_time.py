@@ -7,7 +7,7 @@ ranks are random. Times are of one process with one thread, in milliseconds per 
 
     exchange    build and read the message with the layouts of all ranks, and the routes of the lookup; in training once
                 for all micro-steps of an optimizer step
-    schedule    divide the target tokens into chunks, for both heads
+    schedule    divide the target tokens into chunks and choose the head
     tables      tables of sequences and pairs, and of the target tokens of each subchunk. A GPU expands the tables of
                 the target tokens, so this part of the time is the device's there.
 
@@ -30,7 +30,8 @@ from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, write_cs
 from pipeline.loss import DistinctIds, LayoutExchange, LossBatch, LossSettings
 from pipeline.loss import layout as layout_module
 from pipeline.loss.alignment import PooledRepresentations
-from pipeline.loss.chunking import BufferSizes, schedule
+from pipeline.loss.chunking import BufferSizes
+from pipeline.loss.head_choice import HeadSchedule, choose_head
 from pipeline.loss.layout import message_parts, pad_message
 from pipeline.loss.subchunk_tokens import subchunk_tokens, token_tables
 
@@ -62,10 +63,10 @@ def timed(function: Callable[[], object], repeats: int) -> float:
         begin = time.process_time()
         function()
         times.append((time.process_time() - begin) * 1e3)
-    return median(times)
+    return round(median(times), 3)
 
 
-def measure(ranks: int, repeats: int) -> dict[str, float]:
+def measure(ranks: int, repeats: int) -> Row:
     """Return the milliseconds by part on `ranks` ranks. A process group of that size must exist."""
     group = dist.group.WORLD
     exchange = LayoutExchange(group)
@@ -94,11 +95,11 @@ def measure(ranks: int, repeats: int) -> dict[str, float]:
     sizes = BufferSizes(ranks, -(-VOCAB // ranks), HIDDEN, 2, False, True)
     settings = LossSettings(memory_budget_mb=2048)
 
-    def scheduled(gather_rows: bool) -> tuple[list, Tensor]:
-        rows = sizes.rows_that_fit(settings, gather_rows)
-        return schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, "sequence")
+    def scheduled() -> HeadSchedule:
+        return choose_head(layout, sizes, settings, VOCAB, settings.top_k)
 
-    chunks, order = scheduled(True)
+    chosen = scheduled()
+    chunks, order = chosen.chunks, chosen.order
 
     def planned() -> object:
         ordered = layout.in_order(order)
@@ -112,10 +113,11 @@ def measure(ranks: int, repeats: int) -> dict[str, float]:
 
     return {
         "exchange_ms": exchange_ms,
-        "schedule_ms": timed(lambda: (scheduled(True), scheduled(False)), repeats),
+        "schedule_ms": timed(scheduled, repeats),
         "sequence_tables_ms": timed(planned_without_tokens, repeats),
         "all_tables_ms": timed(planned, repeats),
-        "chunks": len(chunks),
+        "head": "vocab_parallel" if chosen.gather_rows else "gathered",
+        "subchunks": sum(len(chunk.subchunks) for chunk in chunks),
     }
 
 
@@ -130,10 +132,10 @@ def main() -> None:
     rows: list[Row] = []
     for ranks in args.ranks:
         dist.init_process_group("fake", rank=0, world_size=ranks)
-        result = {name: round(value, 3) for name, value in measure(ranks, args.repeats).items()}
+        result = measure(ranks, args.repeats)
         dist.destroy_process_group()
         rows.append({"ranks": ranks, **result, "machine": machine("cpu"), "torch": torch.__version__})
-        print_row(rows[-1], 6)
+        print_row(rows[-1], 7)
     write_csv(rows, args.out.with_suffix(".csv"))
 
 

@@ -37,11 +37,12 @@ class LossSettings:
             each vocabulary entry to the soft tokens; null: 1 for all.
         token_weights: safetensors file with a tensor `weights` [V]; with pooling `weights`, each position has the
             weight of its target token.
-        head: what the ranks exchange: hidden states and their gradients (`vocab_parallel`), or shards of the head
-            and its gradient on a ring (`gathered`); `auto` selects the one with less communication. The results are
-            equal up to rounding.
-        memory_budget_mb: size of the logits buffer on each rank, in MiB; null: 64 on a CPU, and 2048 on a GPU, where
-            larger matrix products are faster. The lists of a large `top_k` do not exceed this size either.
+        head: what the ranks exchange: hidden states and their gradients (`vocab_parallel`), or blocks of the head
+            and its gradient (`gathered`); `auto` selects the one with less communication. The results are equal up to
+            rounding.
+        memory_budget_mb: memory of each rank for the logits and hidden states of a subchunk, or with `gathered` for its
+            logits and blocks of the head, in MiB; null: 64 on a CPU, and 2048 on a GPU, where larger matrix products
+            are faster. The lists of a large `top_k` do not exceed this size either.
     """
 
     alignment_weight: float = field(default=1.0, metadata={"range": "[0, inf)", "on_resume": "may change"})

@@ -26,7 +26,6 @@ v vocabulary rows of this rank, d hidden size, L languages. N target tokens of t
 this rank, w_t pooling weight of token t.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -34,18 +33,18 @@ import torch
 from torch import Tensor
 
 from pipeline.loss.alignment import PooledRepresentations, RunningMeans
-from pipeline.loss.chunking import AlignmentGroup, BufferSizes, Chunk, schedule
+from pipeline.loss.chunking import BufferSizes, Chunk
 from pipeline.loss.comm import Group, HiddenExchange, all_reduce, rank_and_size
+from pipeline.loss.head_choice import choose_head
 from pipeline.loss.indexing import upload
 from pipeline.loss.kernels import SubchunkTokens
-from pipeline.loss.layout import GlobalLayout, LayoutExchange
+from pipeline.loss.layout import LayoutExchange
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.ring import RingSoftmax
 from pipeline.loss.settings import LossSettings
 from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax, accumulation_dtype
 from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
 from pipeline.loss.subchunk_tokens import TokenTables, subchunk_tokens, token_tables
-from pipeline.loss.traffic import Traffic
 from pipeline.loss.vocabulary import Vocabulary
 from pipeline.loss.with_gradient import WithGradient
 
@@ -168,8 +167,9 @@ class _Step:
         layout = loss_batch.layout
         if layout is None:
             (layout,), _ = LayoutExchange(self.group).exchange([loss_batch], settings.pooling, device)
-        chunks, order, gather_rows = self._schedule(layout)
-        layout = layout.in_order(order)
+        chosen = choose_head(layout, self.sizes, settings, self.vocabulary.size, self.top_k)
+        chunks, gather_rows = chosen.chunks, chosen.gather_rows
+        layout = layout.in_order(chosen.order)
         table = PooledRepresentations(layout, chunks, hidden.shape[1], dtype, settings)
         softmax = self._softmax(gather_rows)
         own_rank = None if gather_rows else rank_and_size(self.group)[0]
@@ -203,47 +203,6 @@ class _Step:
             return ShardedSoftmax(self.vocabulary, self.temperature, self.top_k, self.group)
         block_rows = self.sizes.block_rows(self.settings)
         return RingSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, block_rows)
-
-    def _schedule(self, layout: GlobalLayout) -> tuple[list[Chunk], Tensor, bool]:
-        """Divide the target tokens into chunks and choose the head.
-
-        Returns:
-            The chunks, the sequences in chunk order, and whether to use the vocabulary-parallel head instead of the
-            ring head. All ranks return the same.
-        """
-        head = "vocab_parallel" if self.sizes.ranks == 1 else self.settings.head
-        kind = _alignment_group(self.settings)
-        chosen: tuple[list[Chunk], Tensor, bool] | None = None
-        fewest_bytes = math.inf
-        for name in ("vocab_parallel", "gathered") if head == "auto" else (head,):
-            rows = self.sizes.rows_that_fit(self.settings, name == "vocab_parallel")
-            chunks, order = schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, kind)
-            received: float = getattr(self._traffic(chunks, layout), name)
-            if chosen is None or received < fewest_bytes:
-                chosen, fewest_bytes = (chunks, order, name == "vocab_parallel"), received
-        assert chosen is not None
-        return chosen
-
-    def _traffic(self, chunks: list[Chunk], layout: GlobalLayout) -> Traffic:
-        """Return the traffic of a schedule."""
-        subchunks = [subchunk for chunk in chunks for subchunk in chunk.subchunks]
-        recomputed = [subchunk for chunk in chunks if len(chunk.subchunks) > 1 for subchunk in chunk.subchunks]
-        sequences = len(layout.lengths)
-        pivots = int((layout.pivot == torch.arange(sequences)).sum()) if "pivot" in self.settings.detach else 0
-        return Traffic(
-            ranks=self.sizes.ranks,
-            vocab=self.vocabulary.size,
-            hidden=self.sizes.hidden,
-            element_size=self.sizes.element_size,
-            positions=int(layout.lengths.sum()),
-            padded=sum(subchunk.max_count for subchunk in subchunks),
-            subchunks=len(subchunks),
-            recomputed=len(recomputed),
-            padded_recomputed=sum(subchunk.max_count for subchunk in recomputed),
-            sequences=sequences,
-            requires_grad=sequences - pivots,
-            top_k=None if self.top_k is None else min(self.top_k, self.vocabulary.size),
-        )
 
     def _forward(
         self,
@@ -319,10 +278,3 @@ class _Step:
             soft_token_entropy=entropy,
             soft_token_count=aligned.sum(),
         )
-
-
-def _alignment_group(settings: LossSettings) -> AlignmentGroup:
-    """Return the kind of alignment group that the settings require."""
-    if settings.distance == "infonce":
-        return "all"
-    return "sequence" if "pivot" in settings.detach else "pair_group"
