@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tests.fork_server import start_server
 from tests.runs import python
 from tests.workers import Workers
+
+# Every process that a test, or pytest-xdist, starts with `sys.executable` is forked from the server.
+sys.executable = str(start_server() / "python")
 
 
 class Scheduler(LoadScopeScheduling):
@@ -40,6 +45,7 @@ RUNS = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    config.option.loadscopereorder = False  # keep the order below, not that of the number of tests in a file
     return Scheduler(config, log)
 
 

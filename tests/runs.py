@@ -1,12 +1,8 @@
 """Start the project's commands as a user does, and tiny models and shards to start them on."""
 
 import json
-import multiprocessing
 import os
-import runpy
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +13,9 @@ import yaml
 from data_prep.shards.format import MANIFEST, ShardSet, write_shard
 from pipeline.common.atomic_io import write_json
 from pipeline.common.launcher import free_port
+from tests.fork_server import ENVIRONMENT, ROOT, Fork
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pipeline.training.loop", "pipeline.fault_tolerance.guard"])
+__all__ = ["ENVIRONMENT", "ROOT", "Fork"]
 
 TINY = {
     "model_type": "qwen2",
@@ -55,60 +49,6 @@ def refuses(result: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert "Traceback" not in result.stderr
     for part in parts:
         assert part in lines[0], lines[0]
-
-
-class Fork:
-    """`python WORDS` in the repository root, with the methods of `subprocess.Popen` that tests use.
-
-    Forked from a process that has the trainer's imports behind it, which saves five seconds of processor time each.
-    The README's commands, Slurm's jobs and the demo start interpreters of their own.
-    """
-
-    def __init__(self, words: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
-        self.output = output
-        self._process = FORKS.Process(target=_run, args=(words, environment, output, errors))
-        self._process.start()
-        assert self._process.pid
-        self.pid = self._process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def wait(self, timeout: float | None = None) -> None:
-        self._process.join(timeout)
-        if self.poll() is None:
-            self.kill()
-            raise subprocess.TimeoutExpired("python", timeout or 0, self.output.read_text())
-
-    def communicate(self, timeout: float | None = None) -> str:
-        """Wait for the end; what it wrote to `output`."""
-        self.wait(timeout)
-        return self.output.read_text()
-
-
-def _run(words: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
-    for path, descriptor in ((output, 1), (errors, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(ROOT)
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
 
 
 def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -> list[Fork]:

@@ -1,21 +1,28 @@
 """Real gloo ranks for tests: four processes started once, any function run on the first 1 to 4 of them."""
 
 import os
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing import current_process
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pipeline.common.launcher import free_port
+from tests.fork_server import ENVIRONMENT, Fork
 
 MAX_RANKS = 4
 
 
-def _serve(rank: int, port: int, pipe: Connection) -> None:
+def _serve(address: str, authkey: str, rank: int, port: int) -> None:
+    current_process().authkey = bytes.fromhex(authkey)  # tensors are sent as shared memory
+    pipe = Client(address)
+    pipe.send(rank)
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=MAX_RANKS)
@@ -32,15 +39,17 @@ class Workers:
     """`run(function, size, *args)` calls function(group, *args) on `size` ranks and returns their results."""
 
     def __init__(self) -> None:
-        context, port = mp.get_context("spawn"), free_port()
-        pairs = [context.Pipe() for _ in range(MAX_RANKS)]
-        self.pipes = [ours for ours, _ in pairs]
-        self.processes = [
-            context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
-            for rank, (_, theirs) in enumerate(pairs)
-        ]
-        for process in self.processes:
-            process.start()
+        port = free_port()
+        self._folder = tempfile.TemporaryDirectory()
+        root = Path(self._folder.name)
+        with Listener(str(root / "socket")) as listener:
+            command = ["-m", "tests.workers", str(listener.address), current_process().authkey.hex()]
+            self.processes = [
+                Fork([*command, str(rank), str(port)], ENVIRONMENT, root / "log", root / "log")
+                for rank in range(MAX_RANKS)
+            ]
+            connections = [listener.accept() for _ in range(MAX_RANKS)]
+        self.pipes = [pipe for _, pipe in sorted((pipe.recv(), pipe) for pipe in connections)]
 
     def run(self, function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
         for pipe in self.pipes[:size]:
@@ -59,5 +68,9 @@ class Workers:
         for pipe in self.pipes:
             pipe.send(None)
         for process in self.processes:
-            process.join(10)
-            process.kill()
+            process.wait(10)
+        self._folder.cleanup()
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -23,16 +23,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from data_prep.readers import first_line
 from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError
-from pipeline.config.settings import Config
+
+if TYPE_CHECKING:
+    # `pipeline.status` lists checkpoints without these imports, which take seconds.
+    import torch
+
+    from pipeline.config.settings import Config
 
 COMPLETE_MARKER = "COMPLETE"
 DAMAGED_MARKER = "DAMAGED"
@@ -163,13 +167,13 @@ def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def model_signature(model: torch.nn.Module) -> str:
+def model_signature(model: "torch.nn.Module") -> str:
     """Return a hash of all parameter names and full (unpartitioned) shapes."""
     shapes = [f"{name} {tuple(getattr(p, 'ds_shape', p.shape))}" for name, p in model.named_parameters()]
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()
 
 
-def recipe_yaml(config: Config) -> str:
+def recipe_yaml(config: "Config") -> str:
     """Serialize a configuration as a recipe that can be loaded again."""
     tree = json.loads(json.dumps(dataclasses.asdict(config)))  # converts tuples to lists
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -6,7 +6,6 @@ before the process group.
 
 import os
 import socket
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NoReturn, TypeVar
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.exit_codes import exit_now
 
 T = TypeVar("T")
 POLL_SECONDS = 5.0  # interval between heartbeats during long work on rank 0
@@ -106,13 +106,6 @@ def shut_down(status: int = 0) -> NoReturn:
     if dist.is_initialized():
         dist.destroy_process_group()
     exit_now(status)
-
-
-def exit_now(status: int) -> NoReturn:
-    """Exit immediately, without waiting for other threads or collectives in progress."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def local_device() -> torch.device:

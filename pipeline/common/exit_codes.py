@@ -1,6 +1,17 @@
-"""Exit statuses of all commands; docs/operations.md explains them to users and slurm/lib.sh acts on them."""
+"""Exit statuses of all commands, which docs/operations.md explains and slurm/lib.sh acts on, and immediate exit."""
+
+import os
+import sys
+from typing import NoReturn
 
 USER_ERROR = 2  # bad input, settings or environment: one line on standard error; a restart fails again
 STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL of sysexits.h: state saved after USR1 or TERM; restart to resume
 RANK_FAILURE = 76  # a rank hung or was lost; restart to resume
 LOSS_FAILURE = 77  # the loss or a gradient is not finite, or the loss jumped; a restart would fail again
+
+
+def exit_now(status: int) -> NoReturn:
+    """Exit immediately, without waiting for other threads or collectives in progress."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

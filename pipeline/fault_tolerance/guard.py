@@ -10,7 +10,7 @@ import torch.distributed
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError
-from pipeline.common.exit_codes import RANK_FAILURE
+from pipeline.common.exit_codes import RANK_FAILURE, exit_now
 from pipeline.fault_tolerance.lock import RunLock
 from pipeline.fault_tolerance.restarts import RestartLog
 from pipeline.fault_tolerance.signals import StopSignal
@@ -109,7 +109,7 @@ class Guard:
             status = (self._watchdog.first_failure() or {"status": status})["status"]
         if self._lock is not None:
             self._lock.release()
-        distributed.exit_now(status)
+        exit_now(status)
 
 
 def is_lost_contact(error: Exception) -> bool:

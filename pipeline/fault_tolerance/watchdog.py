@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.atomic_io import read_json_or_none, write_atomically
-from pipeline.common.distributed import exit_now
-from pipeline.common.exit_codes import RANK_FAILURE
+from pipeline.common.exit_codes import RANK_FAILURE, exit_now
 from pipeline.common.memory import count_oom_kills
 
 HEARTBEAT_SECONDS = 5.0

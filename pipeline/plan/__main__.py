@@ -11,10 +11,7 @@ import argparse
 import json
 import sys
 
-from rich.console import Console
-
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.plan.command import make_suggestion, predict, recipe_tree, show, show_suggestion
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -56,6 +53,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     options, keys = parse(sys.argv[1:])
+
+    # Slow imports, not needed for --help or an invalid option.
+    from rich.console import Console
+
+    from pipeline.plan.command import make_suggestion, predict, recipe_tree, show, show_suggestion
+
     prediction, ds = predict(options, keys)
     console = Console()
     if options.suggest:

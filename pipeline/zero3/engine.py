@@ -8,7 +8,9 @@ Shape letters: P padded vocabulary, R ranks, d hidden size.
 """
 
 import copy
+import importlib
 import math
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -55,6 +57,23 @@ def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) 
     model = build()
     del alive
     return model
+
+
+def import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimizer without compiling its kernels.
+
+    `deepspeed.initialize` imports it whatever the optimizer is. Its `torch.compile` decorators import Inductor, which
+    would take about three seconds of every start.
+    """
+    previous = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if previous is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = previous
 
 
 class StateCollector(TorchCheckpointEngine):
@@ -104,6 +123,7 @@ class ZeroEngine:
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.
         set_z3_leaf_modules(module, list({type(layer) for layer in model.get_decoder().layers}))
+        import_muon_uncompiled()
         self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         gather_together_after_steps(self.ds_engine.optimizer.persistent_parameters)
         self.device = self.ds_engine.device

@@ -23,7 +23,7 @@ class Cluster:
     """Slurm commands on the test cluster. Jobs use the interpreter of the tests, and no DS_ACCELERATOR is set."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join([str(Path(sys.executable).parent), ENVIRONMENT["PATH"], "/usr/sbin", "/sbin"])
+        path = os.pathsep.join([str(Path(sys.prefix) / "bin"), ENVIRONMENT["PATH"], "/usr/sbin", "/sbin"])
         self.environment = {**ENVIRONMENT, "PATH": path, "SLURM_CONF": f"{LAB}/etc/slurm.conf", "CLUSTER": LAB}
         del self.environment["DS_ACCELERATOR"]  # the job scripts set it
 

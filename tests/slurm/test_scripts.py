@@ -158,7 +158,7 @@ def test_job_without_packages_names_make_install(tmp_path: Path) -> None:
     """The job script in its own shell, with a Python that has no site-packages, as in a fresh clone."""
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     (tmp_path / "recipe.yaml").touch()
-    commands = {"python": f'exec {sys.executable} -I -S "$@"', "scontrol": "echo localhost"}
+    commands = {"python": f'exec {sys.prefix}/bin/python -I -S "$@"', "scontrol": "echo localhost"}
     (tmp_path / "bin").mkdir()
     for name, line in commands.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")

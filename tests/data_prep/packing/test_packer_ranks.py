@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from tests.data_prep.packing.helpers import EN, contents, run, write_records
 
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+PATH = f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n"]
 
 
