@@ -60,7 +60,7 @@ import os, subprocess, sys
 from pipeline.common.memory import available_host_memory, count_oom_kills
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 before, available = count_oom_kills(), available_host_memory()
-child = subprocess.run([sys.executable, "-c", "x = bytearray(200 * 2**20)"])
+child = subprocess.run([sys.executable, "-c", "x = b'x' * (200 * 2**20)"])
 print(child.returncode, count_oom_kills() - before, available < 101 * 2**20)
 """
 
@@ -75,7 +75,8 @@ def test_count_oom_kills_of_killed_process() -> None:
     except OSError:
         pytest.skip("cgroups are read-only here")
     try:
-        result = subprocess.run([sys.executable, "-c", ALLOCATE, str(group)], capture_output=True, text=True)
+        python = Path(sys.prefix) / "bin" / "python"  # a process of its own, not a fork outside the cgroup
+        result = subprocess.run([python, "-c", ALLOCATE, str(group)], capture_output=True, text=True)
         assert result.stdout.split() == ["-9", "1", "True"], result.stderr
     finally:
         group.rmdir()
