@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -17,7 +17,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.fork_server import start_server
 from tests.runs import python
-from tests.workers import Workers
+
+if TYPE_CHECKING:
+    from tests.workers import Workers  # imports torch, which pytest-xdist's controller does not need
 
 # Every process that a test, or pytest-xdist, starts with `sys.executable` is forked from the server.
 sys.executable = str(start_server() / "python")
@@ -55,8 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def workers() -> Iterator[Workers]:
+def workers() -> "Iterator[Workers]":
     """Four gloo ranks, shared by all tests of the run."""
+    from tests.workers import Workers
+
     pool = Workers()
     yield pool
     pool.close()
