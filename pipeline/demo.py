@@ -1,5 +1,6 @@
 """Run the whole pipeline on generated data (`make demo`), stage by stage. Finished stages are skipped."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def main() -> None:
     Raises:
         UserError: a stage failed.
     """
+    argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__).parse_args()
     config = load_config(RECIPE, [])
     run, gpus = Path(config.output_dir), torch.cuda.device_count()
     environment = dict(os.environ)

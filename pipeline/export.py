@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -29,6 +28,7 @@ from pipeline.checkpoint.export_record import (
     write_export_record,
 )
 from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
+from pipeline.checkpoint.hub import push_to_hub
 from pipeline.checkpoint.model_card import write_model_card
 from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.errors import UserError, exit_cleanly
@@ -147,31 +147,6 @@ def check_export_target(config: Config) -> None:
             f"{output}: not an export of this run, which would replace it at the end; move it, or set "
             "training.export_at_end to false"
         )
-
-
-def push_to_hub(directory: Path, repo_id: str, private: bool | None, record: ExportRecord) -> str:
-    """Upload an exported model to the Hugging Face Hub, and create its repository if there is none.
-
-    Args:
-        directory: The export.
-        repo_id: Hub model ID.
-        private: Whether a new repository is private; None: the default of the account.
-        record: Origin of the export, for the commit message.
-
-    Returns:
-        URL of the repository.
-
-    Raises:
-        UserError: The Hub cannot be reached or refuses the upload.
-    """
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=directory, commit_message=f"Step {record.step}")
-    except Exception as error:  # the HTTP library behind the Hub client differs between its versions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{repo_id}: cannot push to the Hub: {reason}; the export is kept in {directory}") from None
-    return str(url)
 
 
 def base_dtype(source: Path) -> str | None:

@@ -243,7 +243,7 @@ def main() -> NoReturn:
     folder = sys.argv[2]
     for name in PRELOADED:
         import_module(name)
-    from pipeline.zero3.engine import import_muon_uncompiled
+    from pipeline.zero3.initialize import import_muon_uncompiled
 
     import_muon_uncompiled()
     gc.collect()

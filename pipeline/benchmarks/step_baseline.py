@@ -16,7 +16,7 @@ from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.models.families import vocabulary_parameter
 from pipeline.models.loading import DTYPES, load_model
-from pipeline.zero3.engine import build_partitioned
+from pipeline.zero3.initialize import build_partitioned
 
 
 class PlainSolar(nn.Module):

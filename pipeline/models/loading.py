@@ -84,9 +84,14 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
             config.vocab_size = padded
             model = AutoModelForCausalLM.from_config(config, **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                settings.path, config=config, trust_remote_code=settings.trust_remote_code, **options
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                settings.path,
+                config=config,
+                trust_remote_code=settings.trust_remote_code,
+                output_loading_info=True,
+                **options,
             )
+            _check_complete(settings.path, loading)
             if padded != config.vocab_size:
                 model.resize_token_embeddings(padded, mean_resizing=False)
     except (OSError, ValueError, ImportError) as error:
@@ -96,6 +101,24 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _check_complete(name: str, loading: dict[str, Any]) -> None:
+    """Check that all weights came from the model's files. transformers initializes missing ones at random.
+
+    Args:
+        name: the model.
+        loading: the loading information of transformers.
+
+    Raises:
+        UserError: weights are missing, or have another shape than the configuration requires.
+    """
+    missing = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    if missing:
+        raise UserError(
+            f"{name}: its files lack {len(missing)} weights of the model, or have them in another shape (first: "
+            f"{min(missing)}); the architecture in config.json does not fit them"
+        )
 
 
 def _apply_liger_kernel(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from pipeline.plan.memory import estimate_memory
 from pipeline.plan.model_facts import model_stats
 from pipeline.plan.tables import memory_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
-from pipeline.training.preflight import PreparedRun, workload_summary
+from pipeline.training.preflight import PreparedRun
 
 
 def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
@@ -41,3 +41,20 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
     console.print(memory_table(run, estimate_memory(run)))
     if ranks > 1:
         console.print(traffic_table(run, ranks_per_node))
+
+
+def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
+    """Compute the workload per step from the manifest of the shards and the batch sizes."""
+    training, entries = run.config.training, run.shards.manifest["shards"]
+    fraction = training.train_batch_size / len(run.shards)
+    validation = {} if run.eval_shards is None else {"validation rows": len(run.eval_shards)}
+    return {
+        "rows": len(run.shards),
+        **validation,
+        "tokens per step": round(sum(e["tokens"] for e in entries) * fraction),
+        "target tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
+        "pairs per step": round(sum(e["pairs"] for e in entries) * fraction, 1),
+        "accumulation steps": training.train_batch_size // (training.train_micro_batch_size_per_gpu * world_size),
+        "steps per epoch": round(len(run.shards) / training.train_batch_size, 2),
+        "steps": run.max_steps,
+    }

@@ -6,7 +6,8 @@ from transformers import PreTrainedConfig
 
 from pipeline.config.settings import Config
 from pipeline.models.loading import DTYPES, load_model
-from pipeline.zero3.engine import ZeroEngine, build_partitioned
+from pipeline.zero3.engine import ZeroEngine
+from pipeline.zero3.initialize import build_partitioned
 
 
 def build_engine(

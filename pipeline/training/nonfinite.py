@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NoReturn
 
+from torch import Tensor
+
 from pipeline.common import distributed
 from pipeline.common.errors import LossError
 from pipeline.data.micro_batch import MicroBatch
@@ -36,7 +38,7 @@ def raise_nonfinite(
     culprits: list[str] = []
     for batch in micro_batches:
         local = None
-        if not engine.local_gradients_finite(batch, weight, normalizers):
+        if not local_gradients_finite(engine, batch, weight, normalizers):
             local = f"{distributed.rank_label()}, pair ids {', '.join(batch.pair_ids)}"
         culprits = [text for text in distributed.all_gather_object(local) if text is not None]
         if culprits:
@@ -46,6 +48,27 @@ def raise_nonfinite(
         f"step {step}: the {what} is not finite; stopped before the update. {location}. "
         "Lower the learning rate or inspect these records"
     )
+
+
+def local_gradients_finite(
+    engine: ZeroEngine, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers
+) -> bool:
+    """Repeat a micro-step and check this rank's decoder gradients before they are reduced.
+
+    Collective: all ranks must call it.
+    """
+    finite: list[Tensor] = []
+    hooks = [
+        p.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
+        for p in engine.ds_engine.module.parameters()
+        if p.requires_grad
+    ]
+    try:
+        engine.forward_backward(batch, alignment_weight, normalizers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return all(bool(one) for one in finite)
 
 
 def check_loss_jump(ce: float, recent_ce: Sequence[float], step: int, max_jump: float | None) -> None:

@@ -283,20 +283,3 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     rope = rope.get("full_attention", rope)  # families with two kinds of attention layers
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
     return max(positions, int(original * factor)) if positions and original and factor else positions
-
-
-def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
-    """Compute the workload per step from the manifest of the shards and the batch sizes."""
-    training, entries = run.config.training, run.shards.manifest["shards"]
-    fraction = training.train_batch_size / len(run.shards)
-    validation = {} if run.eval_shards is None else {"validation rows": len(run.eval_shards)}
-    return {
-        "rows": len(run.shards),
-        **validation,
-        "tokens per step": round(sum(e["tokens"] for e in entries) * fraction),
-        "target tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
-        "pairs per step": round(sum(e["pairs"] for e in entries) * fraction, 1),
-        "accumulation steps": training.train_batch_size // (training.train_micro_batch_size_per_gpu * world_size),
-        "steps per epoch": round(len(run.shards) / training.train_batch_size, 2),
-        "steps": run.max_steps,
-    }

@@ -8,11 +8,8 @@ Shape letters: P padded vocabulary, R ranks, d hidden size.
 """
 
 import copy
-import importlib
 import math
-import os
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +17,12 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad, set_z3_leaf_modules
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from pipeline.common import distributed
 from pipeline.common.distributed import rank, world_size
-from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
@@ -45,50 +39,10 @@ from pipeline.loss import (
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.solar_model import SolarModel
-from pipeline.zero3.optimizer import build_optimizer, repair_step_counts
+from pipeline.zero3.initialize import import_muon_uncompiled
+from pipeline.zero3.model_state import StateCollector, collect_state, load_state
+from pipeline.zero3.optimizer import build_optimizer
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
-from pipeline.zero3.safe_loading import weights_only_loading
-
-
-def build_partitioned(ds: dict[str, Any], build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Call `build` so that transformers partitions each parameter over the ranks as soon as it is created."""
-    # transformers enters deepspeed.zero.Init while an object of this class is alive.
-    alive = HfDeepSpeedConfig(ds)
-    model = build()
-    del alive
-    return model
-
-
-def import_muon_uncompiled() -> None:
-    """Import DeepSpeed's Muon optimizer without compiling its kernels.
-
-    `deepspeed.initialize` imports it whatever the optimizer is. Its `torch.compile` decorators import Inductor, which
-    would take about three seconds of every start.
-    """
-    previous = os.environ.get("TORCHDYNAMO_DISABLE")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        if previous is None:
-            del os.environ["TORCHDYNAMO_DISABLE"]
-        else:
-            os.environ["TORCHDYNAMO_DISABLE"] = previous
-
-
-class StateCollector(TorchCheckpointEngine):
-    """Checkpoint engine that collects the states to write, as {path: state}, for `pipeline.checkpoint.saver`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.files: dict[str, Any] = {}
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Do nothing, because a failure on one rank would leave the others waiting in a collective."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        """Keep the state instead of writing it."""
-        self.files[path] = state_dict
 
 
 class ZeroEngine:
@@ -268,24 +222,6 @@ class ZeroEngine:
         self.ds_engine.step()
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 
-    def local_gradients_finite(self, batch: MicroBatch, alignment_weight: float, normalizers: LossNormalizers) -> bool:
-        """Repeat a micro-step and check this rank's decoder gradients before they are reduced.
-
-        Collective: all ranks must call it.
-        """
-        finite: list[Tensor] = []
-        hooks = [
-            p.register_hook(lambda gradient: finite.append(gradient.isfinite().all()))
-            for p in self.ds_engine.module.parameters()
-            if p.requires_grad
-        ]
-        try:
-            self.forward_backward(batch, alignment_weight, normalizers)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return all(bool(one) for one in finite)
-
     def measure_grad_norm(
         self, micro_batches: Sequence[MicroBatch], alignment_weight: float, normalizers: LossNormalizers
     ) -> float | None:
@@ -329,10 +265,7 @@ class ZeroEngine:
         Returns:
             {path relative to `directory`: state}. The states are references, not copies.
         """
-        collector = self.ds_engine.checkpoint_engine
-        self.ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
-        files, collector.files = collector.files, {}
-        return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
+        return collect_state(self.ds_engine, directory, tag)
 
     def load_checkpoint(self, directory: Path, tag: str) -> bool:
         """Load weights and optimizer state from directory/tag, but keep the settings of this run's parameter groups.
@@ -345,21 +278,7 @@ class ZeroEngine:
         Raises:
             UserError: a file contains more than tensors and plain values, which could run code.
         """
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.ds_engine.optimizer.param_groups]
-        try:
-            with weights_only_loading():
-                loaded, _ = self.ds_engine.load_checkpoint(str(directory), tag=tag)
-        except pickle.UnpicklingError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{directory / tag}: damaged, or with code that a checkpoint must not have: {reason}"
-            ) from error
-        if loaded is None:
-            return False
-        for group, own in zip(self.ds_engine.optimizer.optimizer.param_groups, groups, strict=True):
-            group.update(own)
-        repair_step_counts(self.ds_engine.optimizer.optimizer)
-        return True
+        return load_state(self.ds_engine, directory, tag)
 
     def vocabulary_names(self) -> list[str]:
         """Return the names of the parameters whose rows are vocabulary entries."""

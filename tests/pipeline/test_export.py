@@ -26,13 +26,14 @@ from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.export_record import ExportRecord, check_not_stale, read_export_record, write_export_record
 from pipeline.checkpoint.hf_weights import file_tensors
+from pipeline.checkpoint.hub import push_to_hub
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.evaluation.generation import load_for_generation
-from pipeline.export import base_dtype, check_export_target, export, push_to_hub
+from pipeline.export import base_dtype, check_export_target, export
 from pipeline.loss import solar_loss_reference
 from pipeline.models.fingerprint import model_fingerprint
 from pipeline.models.solar_model import decode
@@ -221,7 +222,7 @@ def test_push_to_hub_uploads_or_reports_one_line(tmp_path: Path, monkeypatch: py
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever).start()
         api = partial(huggingface_hub.HfApi, endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_x")
-        monkeypatch.setattr("pipeline.export.HfApi", api)
+        monkeypatch.setattr("pipeline.checkpoint.hub.HfApi", api)
         huggingface_hub.close_session()  # the session of before is offline
         try:
             assert push_to_hub(tmp_path, "me/model", None, record).endswith("/me/model")

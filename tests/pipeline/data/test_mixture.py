@@ -16,7 +16,8 @@ from pipeline.config.settings import Config
 from pipeline.data.loader import epoch_order
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.data.mixture import ShardMixture
-from pipeline.training.preflight import PreparedRun, prepare_run, workload_summary
+from pipeline.plan.dry_run import workload_summary
+from pipeline.training.preflight import PreparedRun, prepare_run
 from tests.conftest import Prepared
 from tests.runs import write_recipe
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data_prep.shards.format import PIVOT, TRANSLATION, PackedRow
@@ -77,6 +78,17 @@ def test_load_model_with_activation_checkpointing(tmp_path: Any) -> None:
         results.append(our_result(model, batch()))
     assert results[0].loss == results[1].loss
     torch.testing.assert_close(results[0].gradients, results[1].gradients)
+
+
+def test_load_model_refuses_missing_weights(tmp_path: Any) -> None:
+    """transformers would initialize them at random and only log it."""
+    tiny("qwen2").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    settings = ModelSettings(path=str(tmp_path))
+    with pytest.raises(UserError, match=r"lack 1 weights of the model.*first: model\.norm\.weight\)"):
+        load_model(settings, load_model_config(settings, VOCAB), torch.float32)
 
 
 def test_load_model_pads_vocabulary(tmp_path: Any) -> None:

@@ -1,6 +1,6 @@
 """What the engine imports."""
 
-from pipeline.zero3.engine import import_muon_uncompiled
+from pipeline.zero3.initialize import import_muon_uncompiled
 
 
 def test_muon_is_imported_without_compiling_its_kernels() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-from pipeline.zero3.engine import StateCollector
+from pipeline.zero3.model_state import StateCollector
 from pipeline.zero3.safe_loading import weights_only_loading
 
 

@@ -1,0 +1,107 @@
+"""Start a run: find its checkpoint, build the engine and load the state."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pipeline.checkpoint.file_io import write_error
+from pipeline.checkpoint.layout import mark_damaged
+from pipeline.checkpoint.reshard import convert_to_universal
+from pipeline.checkpoint.resume import find_corruption
+from pipeline.checkpoint.resume import load as load_checkpoint
+from pipeline.common import distributed
+from pipeline.fault_tolerance.guard import Guard
+from pipeline.training import best_metric
+from pipeline.training.engine_setup import build_engine
+from pipeline.training.memory_check import memory_warning
+from pipeline.training.preflight import PreparedRun
+from pipeline.training.resume_checks import ResumePoint, find_resume_point
+from pipeline.training.state import TrainState
+from pipeline.zero3.ds_config import deepspeed_config
+from pipeline.zero3.engine import ZeroEngine
+
+
+def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
+    """Find the newest intact checkpoint, and convert it if it was saved by a different number of ranks.
+
+    Collective: all ranks must call it.
+    """
+
+    def heartbeat() -> None:
+        guard.enter_phase(0, "checking or converting a checkpoint")
+
+    while (checkpoint := distributed.broadcast_from_rank0(lambda: find_resume_point(run))) is not None:
+        damage = find_corruption(checkpoint.path, heartbeat)
+        if damage is None:
+            break
+        distributed.broadcast_from_rank0(partial(skip_damaged, checkpoint.path, damage))
+    if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
+        # This takes minutes for a large model, which is longer than the watchdog or a collective may allow.
+        output_dir = Path(run.config.output_dir)
+        distributed.run_long_on_rank0(lambda: convert_to_universal(checkpoint.path, output_dir), heartbeat)
+    return checkpoint
+
+
+def skip_damaged(path: Path, damage: str) -> None:
+    """Mark a checkpoint as damaged, so that the run resumes from an older one and may replace it.
+
+    Raises:
+        UserError: the marker cannot be written.
+    """
+    print(f"warning: {damage}; skipping {path.name}", flush=True)
+    try:
+        mark_damaged(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard) -> None:
+    """Record this start and what has changed since the checkpoint. Collective: all ranks must call it.
+
+    Raises:
+        AgreedError: the Slurm job is in a crash loop.
+    """
+
+    def record() -> None:
+        step, changes = (0, {}) if checkpoint is None else (checkpoint.state["step"], checkpoint.record())
+        guard.restarts.record_start(step, run.max_steps, distributed.world_size(), **changes)
+        for line in [] if checkpoint is None else checkpoint.notes():
+            print(line, flush=True)
+
+    distributed.broadcast_from_rank0(record)
+
+
+def setup_engine(run: PreparedRun, checkpoint: ResumePoint | None = None) -> ZeroEngine:
+    """Build the engine with pretrained or random weights, configured to load `checkpoint` if one is given."""
+    config, world_size = run.config, distributed.world_size()
+    torch.manual_seed(config.seed)
+    other_ranks = checkpoint is not None and checkpoint.state["ranks"] != world_size
+    hidden_size = run.model_config.hidden_size
+    ds = deepspeed_config(config, world_size, hidden_size, run.max_steps, load_universal=other_ranks)
+    if distributed.is_main_process():
+        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if warning := memory_warning(config, ds, run.model_config, world_size, ranks_per_node):
+            print(warning, flush=True)
+    engine = build_engine(config, ds, run.model_config, run.vocab_size, len(run.languages))
+    if engine.tied and config.loss.soft_token_embeddings == "output" and distributed.is_main_process():
+        print("loss.soft_token_embeddings: makes no difference, because head and input embeddings are tied", flush=True)
+    return engine
+
+
+def resume(run: PreparedRun, engine: ZeroEngine, checkpoint: ResumePoint | None) -> TrainState:
+    """Load the checkpoint into the engine and the loader, or return a fresh state if there is no checkpoint."""
+    manifest = run.eval_shards.manifest if run.eval_shards else None
+    criterion = best_metric.criterion(run.config, manifest)
+    validation = best_metric.resume(criterion, {} if checkpoint is None else checkpoint.state.get("validation", {}))
+    if checkpoint is None:
+        return TrainState(validation=validation)
+    path, saved = checkpoint.path, checkpoint.state
+    load_checkpoint(path, saved, run.config, engine)
+    run.loader.load_state_dict(saved["loader"])
+    if distributed.is_main_process():
+        ranks = "" if saved["ranks"] == distributed.world_size() else f", saved by {saved['ranks']} ranks"
+        print(f"resumed from {path}{ranks}", flush=True)
+    run_id = {"run_id": saved["run_id"]} if "run_id" in saved else {}  # older versions had none
+    return TrainState(saved["step"], saved["num_tokens"], saved["recent_ce"], validation, **run_id)

@@ -1,0 +1,64 @@
+"""Collect the state of a DeepSpeed engine for a checkpoint, and load it."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from pipeline.common.errors import UserError
+from pipeline.zero3.optimizer import repair_step_counts
+from pipeline.zero3.safe_loading import weights_only_loading
+
+
+class StateCollector(TorchCheckpointEngine):
+    """Checkpoint engine that collects the states to write, as {path: state}, for `pipeline.checkpoint.saver`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Do nothing, because a failure on one rank would leave the others waiting in a collective."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Keep the state instead of writing it."""
+        self.files[path] = state_dict
+
+
+def collect_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> dict[str, Any]:
+    """Return the files that DeepSpeed would save for this rank in directory/tag, as {path in directory: state}.
+
+    The checkpoint engine must be a `StateCollector`. The states are references, not copies.
+    """
+    collector = ds_engine.checkpoint_engine
+    ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+    files, collector.files = collector.files, {}
+    return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
+
+
+def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
+    """Load weights and optimizer state from directory/tag, but keep the settings of this run's parameter groups.
+
+    Returns:
+        False if DeepSpeed finds no checkpoint.
+
+    Raises:
+        UserError: a file contains more than tensors and plain values, which could run code.
+    """
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in ds_engine.optimizer.param_groups]
+    try:
+        with weights_only_loading():
+            loaded, _ = ds_engine.load_checkpoint(str(directory), tag=tag)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{directory / tag}: damaged, or with code that a checkpoint must not have: {reason}"
+        ) from error
+    if loaded is None:
+        return False
+    for group, own in zip(ds_engine.optimizer.optimizer.param_groups, groups, strict=True):
+        group.update(own)
+    repair_step_counts(ds_engine.optimizer.optimizer)
+    return True
