@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +60,13 @@ def demo_stages(config: Config, ranks: int) -> list[Stage]:
     return [Stage(name, output, command) for (name, output), command in commands.items()]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run every stage that has not finished.
 
     Raises:
         UserError: a stage failed.
     """
-    argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__).parse_args(arguments)
     config = load_config(RECIPE, [])
     run, gpus = Path(config.output_dir), torch.cuda.device_count()
     environment = dict(os.environ)

@@ -34,7 +34,7 @@ def test_demo_runs_every_stage_once(
     for key in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
         monkeypatch.setenv(key, ENVIRONMENT[key])
 
-    demo.main()
+    demo.main([])
     first = capfd.readouterr().out
     assert first.count(" done in ") == 6
     for name in ("config.yaml", "report.md", "report.html", "evaluation.json", "checkpoint-4/COMPLETE"):
@@ -45,6 +45,6 @@ def test_demo_runs_every_stage_once(
     assert records[-1]["ce_loss"] < records[0]["ce_loss"] and 0 < records[-1]["align_cos"] <= 1
     assert AutoModelForCausalLM.from_pretrained(run / "hf").config.model_type == "qwen3"
 
-    demo.main()
+    demo.main([])
     second = capfd.readouterr().out
     assert second.count(" skipped, ") == 6 and " done in " not in second
