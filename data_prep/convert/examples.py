@@ -39,8 +39,8 @@ class Source(NamedTuple):
         split: Split of a dataset.
         config: Configuration of a dataset, or None. A name with `{lang}` stands for one configuration per language.
         languages: Languages that `{lang}` stands for.
-        unpaired: Whether groups without a translation are kept. In tables, the default of `pair_id` is then the row
-            number, and that of `lang` the pivot.
+        unpaired: Whether groups without a translation are kept. If so, a table needs no `pair_id` and no `lang` column:
+            the row number and the pivot are used instead.
     """
 
     inputs: list[str]

@@ -21,8 +21,8 @@ class DemoLanguage:
     """Word forms and sentence templates of one language.
 
     Attributes:
-        names, nouns: Fields of the templates for each of `NAMES` and `NOUNS`. If a noun has the field `few`, it is the
-            form after 2, 3 and 4, and `x` is the form after other numbers (Russian).
+        names, nouns: Template fields of each name in `NAMES` and each noun in `NOUNS`. If a noun has the field `few`,
+            that is the form after 2, 3 and 4, and `x` is the form after other numbers (Russian).
         has, boxes, events, ask: Sentences of the question: the start without or with boxes, the events, the question.
         start, in_boxes, after, answer: Sentences of the answer: the start without or with boxes, the calculation after
             each event, the result.

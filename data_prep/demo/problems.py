@@ -32,7 +32,7 @@ class DemoProblem:
     events: tuple[tuple[str, int], ...]
 
     def without_name(self) -> tuple:
-        """Return all fields except the name. They are unique among the training and test problems."""
+        """Return all fields except the name. No two problems of the training and test data agree in all of them."""
         return self.noun, self.boxes, self.first, self.events
 
     def steps(self) -> list[int]:

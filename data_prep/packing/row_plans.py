@@ -52,7 +52,7 @@ def build_rows(plan: pa.Table, reader: TokenReader, pivot: str, with_copies: boo
         plan: The sequences of the rows.
         reader: Reader of their tokens.
         pivot: Language of the pivots.
-        with_copies: Whether any group of the whole output is split, so that the rows have `copies`.
+        with_copies: Whether the rows get the field `copies`. They do if any group of the whole output is split.
     """
     rows = []
     copies = plan["copies"].to_numpy()

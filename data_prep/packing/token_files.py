@@ -2,7 +2,7 @@
 
 The tokens are in `piece-N.tokens` as int32, where a target token t is stored as its complement ~t. The index is in
 `piece-N.arrow`, with one record batch per window. It is written last, so a split is finished if its index exists. The
-columns `piece` and `place` are the number of the input split and the position of the record in its file.
+columns `piece` and `place` are the number N of the input split and the position of the record in the input file.
 """
 
 import hashlib

@@ -80,7 +80,7 @@ def pivot_copies(shards: ShardSet) -> pa.Table:
 
     Returns:
         A table with the columns `pair_id` and `copies`. If the shards record the number of copies, also `recorded_min`
-        and `recorded_max` over the copies of the pivot.
+        and `recorded_max`: the smallest and the largest number recorded with any copy of the pivot.
     """
     tables = []
     for table in shards.read_columns(["pair_id", "role", COPIES.name]):

@@ -92,7 +92,8 @@ class WordEncoder:
         def complements(text: str) -> list[int]:
             return [~i for i in ids(text)]
 
-        # For target text and for other text: a cache for the first word of a segment, and one for words after a space.
+        # For other text (False) and target text (True): a cache for the first word of a segment, which is the text
+        # between two added tokens, and one for words after a space.
         self._caches = {
             False: (_Cache(ids), _Cache(lambda word: ids(" " + word))),
             True: (_Cache(complements), _Cache(lambda word: complements(" " + word))),
@@ -115,7 +116,7 @@ class WordEncoder:
         return cls(backend, {token["content"]: token["id"] for token in added}) if known else None
 
     def encode(self, text: str, spans: list[Span]) -> list[int] | None:
-        """Return the token ids of a text, with complements for the characters within `spans`.
+        """Return the token ids of a text. Within `spans`, each id is replaced by its complement ~id.
 
         Returns None unless all spans start and end at a boundary of the text or of an added token.
         """

@@ -1,11 +1,12 @@
-"""Measure time and memory of full training steps: SOLAR, two variants of it, and plain DeepSpeed with full logits.
+"""Measure time and memory of full training steps: SOLAR, variants of it, and two baselines.
 
     python -m pipeline.benchmarks.step --ranks 2 --vocab_size 65536 --hidden_size 256 --output docs/bench/train_cpu.csv
 
-The variants of SOLAR are alignment weight 0; attention with a mask over the row (sdpa), as in plain DeepSpeed; ZeRO-3
-hooks on every module instead of whole layers; persistent parameters gathered one by one after a step, as DeepSpeed
-does; and DeepSpeed's throughput timer, which is on by default there. Each variant trains a randomly initialized Qwen2
-on random packed rows in separate processes. Variants run in turn for `rounds` rounds. Time is the median step time over
+The variants of SOLAR are alignment weight 0; attention with a mask over the row (sdpa); ZeRO-3 hooks on every module
+instead of whole layers; persistent parameters gathered one by one after a step, as DeepSpeed does; DeepSpeed's
+throughput timer, which DeepSpeed enables by default; and Liger's kernels. The baselines are plain DeepSpeed with full
+logits, and plain fine-tuning by TRL. Each trains a randomly initialized Qwen2 on random packed rows in separate
+processes. Variants run in turn for `rounds` rounds. Time is the median step time over
 all rounds. The processor time of a rank is more robust if the machine is shared. Memory is the peak of a rank minus its
 memory after the engine has been built. On a GPU, `idle` is the fraction of a step in which it runs no kernel, and `mfu`
 the fraction of its peak (`pipeline/common/hardware`) that forward and backward reach, recomputation not counted.

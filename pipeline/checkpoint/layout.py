@@ -9,8 +9,8 @@ checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of ever
 
 `pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
 .checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
-ranks. A checkpoint whose file does not have its checksum gets DAMAGED in place of COMPLETE when a run tries to resume
-from it.
+ranks. If a run tries to resume from a checkpoint in which a file does not match its checksum, COMPLETE is replaced by
+DAMAGED.
 """
 
 import dataclasses

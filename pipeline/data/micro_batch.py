@@ -29,7 +29,7 @@ class MicroBatch:
         num_tokens: number of tokens without padding.
         pair_ids: sorted pair ids of the rows, for error messages.
         distinct_ids: the distinct values of `input_ids`, on the host.
-        route: route of the embedding lookup, if it has been exchanged with the other ranks.
+        route: which rank requests which of `distinct_ids` from which, if the ranks have exchanged this; otherwise None.
     """
 
     input_ids: Tensor

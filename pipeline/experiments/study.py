@@ -80,7 +80,7 @@ class Study:
         """Train and evaluate the models of this seed that have no results yet.
 
         Args:
-            amounts: numbers of pairs per low-resource language, with one series of runs for each.
+            amounts: numbers of pairs per low-resource language. The variants are trained once with each number.
             log: called with one line per model.
 
         Raises:

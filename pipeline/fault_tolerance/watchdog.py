@@ -192,7 +192,10 @@ class Watchdog:
                 self._end_run(f"a rank sent no heartbeat for {self.max_silence:.0f} s at step {step} ({phase})")
 
     def _end_run(self, reason: str) -> None:
-        """Record the failure, print it and exit, because the main thread hangs or is about to."""
+        """Record the failure, print it and exit, because the main thread hangs or is about to.
+
+        Return if another rank has failed first; its message is then the one to print.
+        """
         if not self.record_failure(RANK_FAILURE, reason):
             return
         self.write_heartbeat()

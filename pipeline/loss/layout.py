@@ -1,8 +1,8 @@
 """Exchange of the layout of the target tokens of all ranks. It depends on the data only.
 
-All micro-batches of an optimizer step are exchanged in one all-gather before the first of them, so that the device is
-waited for once per optimizer step. The tables of the sequences are copied to the host, where the work is planned. The
-target tokens stay on the device.
+The layouts of all micro-batches of an optimizer step are exchanged in one all-gather before the first micro-batch, so
+the host waits for the device only once per optimizer step. The tables of the sequences are copied to the host, where
+the work is planned. The target tokens stay on the device.
 
 Shape letters: M micro-batches, R ranks, T target tokens of this rank, A of all ranks, S sequences of all ranks.
 """
@@ -29,9 +29,10 @@ class GlobalLayout:
         sequence_counts: [R] number of sequences of each rank, on the host.
         lengths, pivot, problem_id, language: [S], as in `LossBatch`, on the host. The pivot is an index into S.
         ce_weights: [S] float64 weight of the sequence in the cross entropy, on the host.
-        values: int64 values of all ranks' target tokens, on the device.
+        values: int64, on the device. The target ids of each rank, followed by its pooling weights if `weight_starts` is
+            not None (the bits of float64 numbers).
         target_starts: [R] index in `values` of each rank's first target id, on the host.
-        weight_starts: [R] index in `values` of each rank's first pooling weight, stored as float64; None if pooling
+        weight_starts: [R] index in `values` of each rank's first pooling weight, on the host; None if the pooling
             weights follow from the lengths.
     """
 

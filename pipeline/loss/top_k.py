@@ -1,4 +1,4 @@
-"""The k largest logits of each row over the whole vocabulary (S), and the soft tokens' softmax over them (q).
+"""Select the k largest logits of each row over the whole vocabulary (S). Their softmax is the soft token's q.
 
 Among equal logits, the one with the lower id comes first. The k largest entries of a row lie in its k blocks with the
 largest maxima, so a row is read only once, to compute the block maxima. With the vocabulary-parallel head, each rank
@@ -118,7 +118,7 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
     sent = values_Cj.new_full((count, k), -torch.inf)
     sent[:, :selected] = values_Cj
     lists = all_to_all(sent, rows_of_rank, [rows] * ranks, group).view(ranks, rows, k)
-    # Ordered by rank, and thus equal logits by id.
+    # Candidates are ordered by rank, so equal logits are ordered by id.
     candidates = lists.transpose(0, 1).reshape(rows, ranks * k)
     positions = positions_of_largest(candidates, k)
     values = candidates.gather(1, positions).to(torch.promote_types(values_Cj.dtype, torch.float32))

@@ -5,10 +5,10 @@ of all ranks, one subchunk at a time:
 
     gather H                       [C, d]   all-gather, one subchunk ahead
     z = H W^T                      [C, v]   product 1
-    e = multiple of softmax(z)     [C, v]   over these columns, in place of z
+    e = softmax(z) up to a factor  [C, v]   over the columns of this rank, in place of z
     log-sum-exp, target logits              all-gather [C, 3] -> cross entropy, p = scale * e
     q = softmax of k largest z     [C, k]   merged over ranks (see top_k.py)
-    pooled = pooling q             [n, v]   per sequence
+    pooled = sum of w_t q_t        [n, v]   per sequence
     u = pooled E                   [n, d]   all-reduce: pooled representations -> distances, their gradient g [n, d]
     c = g E^T, <q_t, c>            [C]      all-reduce
     dz = (p - onehot)/N + w_t q (c - <q_t, c>)    in place of e

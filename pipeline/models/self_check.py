@@ -2,7 +2,7 @@
 
 The loss replaces a model's LM head, input embedding and attention mask. Whether the result is the same depends on what
 the code of the model does, such as scaling logits, ignoring position ids, or adding another loss. Instead of a list of
-supported families, the check compares both on a narrow model of the same class, in float64 on the CPU.
+supported families, the check compares the two results on a narrow model of the same class, in float64 on the CPU.
 """
 
 import itertools

@@ -246,7 +246,7 @@ class _CoalescedGather:
 
     Attributes:
         buffer: number of elements in the flat buffer.
-        not_waited_for: parameters that have not been waited for.
+        not_waited_for: number of parameters that have been gathered but not waited for.
     """
 
     sizes: dict[int, int]

@@ -1,4 +1,4 @@
-"""Search for the nearest settings that fit, and for the fastest ones."""
+"""Search for the settings that fit in memory and change the recipe least, and for the fastest ones that fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Measure the cross-lingual similarity and separability of a model's hidden states on written-out answers.
+"""Measure the cross-lingual similarity and separability of a model's hidden states on questions and gold answers.
 
     python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 

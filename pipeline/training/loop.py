@@ -171,7 +171,7 @@ def train_step(
 def validate_if_due(
     run: PreparedRun, engine: ZeroEngine, state: TrainState, guard: Guard, saver: Saver, metrics: MetricsWriter
 ) -> bool:
-    """Validate if it is due after the current step, and save a checkpoint if it is the best one or the run ends early.
+    """Validate if due after this step. Save a checkpoint if the model is the best so far or training stops early.
 
     Collective: all ranks must call it.
 

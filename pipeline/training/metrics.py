@@ -111,7 +111,7 @@ class MetricsWriter:
     def log(self, record: dict[str, Any], num_tokens: float) -> None:
         """Add throughput, MFU and memory to a record and write it.
 
-        The time of the step is that since the last record, without `gradient_norms_seconds` if the record has it.
+        The step time is the time since the last record, minus the record's `gradient_norms_seconds` if present.
 
         Args:
             record: metrics of a step, updated in place.
