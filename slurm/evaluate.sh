@@ -16,6 +16,7 @@ set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh
 source slurm/lib.sh
+need_gpus
 
 if [ -z "${RUN:-}" ]; then
   RUN=runs/demo

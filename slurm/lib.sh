@@ -6,6 +6,12 @@ fail() { # user error: status 2, never requeued
   exit 2
 }
 
+need_gpus() { # refuse to run a model on the CPUs of a node with GPUs, which is hardly ever meant
+  if [ -z "${SLURM_GPUS_ON_NODE:-}$asked_for_cpus" ] && compgen -G "${GPU_DEVICES:-/dev/nvidia[0-9]*}" >/dev/null; then
+    fail "the node has GPUs, but the job has none; submit with --gpus-per-node, or set DS_ACCELERATOR=cpu to use CPUs"
+  fi
+}
+
 need() { # PATH HINT
   [ -e "$1" ] || fail "$1: no such file; $2"
 }
@@ -18,17 +24,23 @@ if [ "$cpus_per_rank" -lt 1 ]; then
   echo "note: $ranks_per_node ranks share $SLURM_CPUS_ON_NODE CPU(s) of a node; request more, e.g. --cpus-per-gpu=8" >&2
   cpus_per_rank=1 overcommit=(--overcommit)
 fi
+asked_for_cpus=${DS_ACCELERATOR:-}
 if [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then export DS_ACCELERATOR=cpu; fi
+# Compiled kernels belong on a local disk: in a shared home directory, all ranks would lock and write the same files.
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/triton-$UID}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_rank} PYTHONUNBUFFERED=1
 export TQDM_MININTERVAL=30 # seconds between progress lines in the job's log
 
 # Rendezvous on the first node, at a port below the ephemeral range that differs between jobs on one node.
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${MASTER_ADDR%%$'\n'*}
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 
 # The steps below set their number of tasks explicitly, and each rank selects its GPU among all GPUs of the node.
 unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK
+gpu_bind=()
+if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then gpu_bind=(--gpu-bind=none); fi
 
 step() { # srun with the common flags: a rank that exits first after saving must not get the others killed
   srun --kill-on-bad-exit=0 --wait=60 "${SRUN_ARGS[@]}" "$@"
@@ -36,7 +48,8 @@ step() { # srun with the common flags: a rank that exits first after saving must
 
 on_all_ranks() { # COMMAND: one task per rank, so that signals and exit statuses pass through no launcher
   step --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) \
-    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label "${overcommit[@]}" "$@"
+    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label \
+    "${gpu_bind[@]}" "${overcommit[@]}" "$@"
 }
 
 on_one_rank() { # COMMAND

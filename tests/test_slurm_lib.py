@@ -10,7 +10,7 @@ from tests.runs import ENVIRONMENT, ROOT
 
 COMMANDS = {
     "scontrol": """case "$*" in
-  "show hostnames"*) echo localhost ;;
+  "show hostnames"*) seq -f "node%g" "${NODES:-1}" ;;
   *"show job"*) echo "JobId=7 JobState=RUNNING ExitCode=0:0" ;;
   requeue*) echo requeued >>log ;;
 esac""",
@@ -80,3 +80,22 @@ def test_evaluate_keeps_export_of_begun_evaluation(tmp_path: Path, answer: str, 
     evaluation = "-m pipeline.evaluation --model run/hf --data data.jsonl --output run --batch_size 4"
     assert f"{evaluation} --can_resume\n" in calls and f"{evaluation} --allow_stale true\n" in calls
     assert calls.count("-m pipeline.export") == exports
+
+
+@pytest.mark.parametrize(
+    ("variables", "status"), [({}, 2), ({"SLURM_GPUS_ON_NODE": "1"}, 0), ({"DS_ACCELERATOR": "cpu"}, 0)]
+)
+def test_need_gpus_refuses_cpus_of_a_node_with_gpus(tmp_path: Path, variables: dict[str, str], status: int) -> None:
+    (tmp_path / "nvidia0").touch()
+    script = 'set -euo pipefail; unset DS_ACCELERATOR; eval "$SET"; SRUN_ARGS=(); source slurm/lib.sh; need_gpus'
+    setting = "; ".join(f"export {name}={value}" for name, value in variables.items())
+    result = run(tmp_path, script, GPU_DEVICES=f"{tmp_path}/nvidia[0-9]*", SET=setting)
+    assert result.returncode == status, result.stderr
+    assert ("submit with --gpus-per-node" in result.stderr) == bool(status)
+
+
+def test_first_of_many_nodes_is_the_rendezvous(tmp_path: Path) -> None:
+    """Reading one line of a long list and closing the pipe would end the job by SIGPIPE."""
+    script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; echo $MASTER_ADDR"
+    result = run(tmp_path, script, NODES="100000")
+    assert (result.returncode, result.stdout) == (0, "node1\n"), result.stderr

@@ -109,10 +109,21 @@ def shut_down(status: int = 0) -> NoReturn:
 
 
 def local_device() -> torch.device:
-    """Return this rank's GPU, or the CPU if DS_ACCELERATOR=cpu or there is no GPU."""
+    """Return this rank's GPU, or the CPU if DS_ACCELERATOR=cpu or there is no GPU.
+
+    Raises:
+        UserError: the node has more ranks than GPUs.
+    """
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank, visible = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if visible == 1:  # srun --gpus-per-task=1 shows each rank its own GPU only
+        return torch.device("cuda", 0)
+    if local_rank >= visible:
+        raise UserError(
+            f"{rank_label()}: its local rank is {local_rank}, but it sees {visible} GPUs; start fewer ranks"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def all_reduce_sum(values: list[float], device: torch.device) -> list[float]:

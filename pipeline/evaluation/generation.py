@@ -1,6 +1,5 @@
 """Load a Hugging Face causal LM and generate responses greedily in batches."""
 
-import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,7 @@ def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
         raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja to the directory")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return model.to(device).eval(), tokenizer
+    return model.to(distributed.local_device()).eval(), tokenizer
 
 
 def encode_prompts(

@@ -31,6 +31,8 @@ def start_process_group(timeout: float = 1800) -> None:
     setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (mypy does not know the attribute)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         handle_stale_locks()  # the engine builds and loads ops
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed selects the GPU by it
     try:
         deepspeed.init_distributed(
             dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout + 60)
