@@ -11,7 +11,16 @@ from huggingface_hub.utils import validate_repo_id
 from pipeline.checkpoint.export_record import ExportRecord
 
 # Entries of metrics.jsonl that describe the run rather than the model.
-NOT_REPORTED = {"step", "num_tokens", "step_seconds", "tokens_per_second", "mfu", "peak_memory_gb", "save_seconds"}
+NOT_REPORTED = {
+    "step",
+    "num_tokens",
+    "step_seconds",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_gb",
+    "save_seconds",
+    "gradient_norms_seconds",
+}
 
 
 def write_model_card(

@@ -97,9 +97,10 @@ class Trackers:
             tracker.store_init_configuration(_flat_config(config))
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Log the numbers of a step as train/KEY, and eval_KEY as eval/KEY. Values of None are left out."""
+        """Log the numbers of a step as train/KEY, those of a validation as eval/KEY. Values of None are left out."""
+        group = "eval" if "eval_loss" in values else "train"
         numbers = {
-            f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}": value
+            f"{group}/{key.removeprefix('eval_')}": value
             for key, value in values.items()
             if key != "step" and value is not None
         }

@@ -70,6 +70,10 @@ def test_trackers_log_config_and_steps(tmp_path: Path, lists: list[tuple]) -> No
     assert step == 2 and values["train/ce_loss"] == 0.5 and "train/align_cos" not in values
     assert set(map(type, values.values())) <= {int, float}
 
+    validation = {"step": 3, "eval_loss": 2.0, "eval_ce_sw": None, "best_metric": 2.0, "best_step": 3}
+    Trackers(["lists"], Config(output_dir=str(tmp_path)), 3).log(validation, 3)
+    assert lists[-1] == ("log", 3, {"eval/loss": 2.0, "eval/best_metric": 2.0, "eval/best_step": 3})
+
     write_steps(tmp_path, 2, 4, "tensorboard")  # resumed: step 3 of the earlier start is purged
     assert not [path for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
