@@ -85,20 +85,30 @@ def load_packed_tokenizer(name: str | Path, shards: Path, manifest: Mapping[str,
     """
     template, variables = manifest.get("chat_template"), manifest.get("chat_template_kwargs")
     tokenizer = load_tokenizer(name, chat_template=template, chat_template_kwargs=variables)
-    recorded = manifest["tokenizer"]["fingerprint"]
-    if not has_fingerprint(tokenizer, recorded):
+    if part := part_that_differs(tokenizer, manifest):
         if TEMPLATE_DATE in tokenizer.init_kwargs and manifest.get(TEMPLATE_DATE) is None:
             raise UserError(
                 f"{shards}: an earlier version packed it with the date of that day, because the chat template of "
                 f"{name} reads the clock (strftime_now); pack again: this version replaces the clock by a fixed date"
             )
-        same_template = chat_template_hash(tokenizer) == manifest.get("chat_template_sha256")
-        part = "tokenizer" if same_template else "chat template"
         raise UserError(
             f"{shards}: packed with a {part} that differs from that of {name}; pack again, or give the original one"
         )
-    tokenizer.init_kwargs[PACKED_FINGERPRINT] = recorded
+    tokenizer.init_kwargs[PACKED_FINGERPRINT] = manifest["tokenizer"]["fingerprint"]
     return tokenizer
+
+
+def part_that_differs(tokenizer: PreTrainedTokenizerBase, manifest: Mapping[str, Any]) -> str | None:
+    """Return "tokenizer" or "chat template" if it differs from the one that packed shards, or None if both are equal.
+
+    Args:
+        tokenizer: A tokenizer with its chat template and variables.
+        manifest: The manifest of the shards, which may be of an earlier version.
+    """
+    if has_fingerprint(tokenizer, manifest["tokenizer"]["fingerprint"]):
+        return None
+    same_template = chat_template_hash(tokenizer) == manifest.get("chat_template_sha256")
+    return "tokenizer" if same_template else "chat template"
 
 
 def _tokenizer_class(name: str | Path) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from data_prep.shards.format import COUNTS, PackedRow, ShardSet
-from pipeline.common.errors import UserError
 from pipeline.data.loader import row_weights
 
 
@@ -31,7 +30,7 @@ class ShardMixture:
 
     def __init__(self, sources: Sequence[ShardSet]) -> None:
         self.sources = list(sources)
-        self.manifest = merge_manifests([(source.path, source.manifest) for source in sources])
+        self.manifest = merge_manifests([source.manifest for source in sources])
         self._starts = np.cumsum([0, *map(len, self.sources)])
 
     def __len__(self) -> int:
@@ -67,28 +66,17 @@ class ShardMixture:
         return by_source if by_language is None else by_source * by_language
 
 
-def merge_manifests(manifests: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+def merge_manifests(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge the manifests of shard directories, as far as training uses them.
 
-    Args:
-        manifests: path and manifest of each directory.
-
-    Raises:
-        UserError: two directories were packed with different tokenizers or chat templates.
+    Directories of one mixture have the same tokenizer and chat template, which `prepare_run` checks. Their fingerprints
+    can still differ if versions of this project packed them. Those of the first directory are returned.
     """
-    (first_path, first), *others = manifests
+    first, *others = manifests
     if not others:
         return first
-    for path, manifest in others:
-        if manifest["tokenizer"]["fingerprint"] != first["tokenizer"]["fingerprint"]:
-            same_template = manifest.get("chat_template_sha256") == first.get("chat_template_sha256")
-            part = "tokenizer" if same_template else "chat template"
-            raise UserError(
-                f"{path}: packed with a {part} that differs from that of {first_path}; pack one of them again"
-            )
-    all_manifests = [manifest for _, manifest in manifests]
     totals = Counter({name: 0 for name in COUNTS})
-    for manifest in all_manifests:
+    for manifest in manifests:
         totals.update(manifest["totals"])
     return {
         **{
@@ -99,11 +87,10 @@ def merge_manifests(manifests: Sequence[tuple[Path, dict[str, Any]]]) -> dict[st
                 "chat_template_kwargs",
                 "chat_template_sha256",
                 "chat_template_date",
-                "pivot",
             )
         },
-        "max_seq_length": max(manifest["max_seq_length"] for manifest in all_manifests),
-        "languages": sorted({lang for manifest in all_manifests for lang in manifest["languages"]}),
-        "shards": [shard for manifest in all_manifests for shard in manifest["shards"]],
+        "max_seq_length": max(manifest["max_seq_length"] for manifest in manifests),
+        "languages": sorted({lang for manifest in manifests for lang in manifest["languages"]}),
+        "shards": [shard for manifest in manifests for shard in manifest["shards"]],
         "totals": dict(totals),
     }

@@ -42,7 +42,7 @@ def load_workload(config: Config, options: argparse.Namespace) -> tuple[Workload
     paths = shard_directories(config.data.shards)
     shards = ", ".join(map(str, paths))
     if all((path / MANIFEST).exists() for path in paths) and options.max_seq_length is None:
-        manifest = merge_manifests([(path, read_manifest(path)) for path in paths])
+        manifest = merge_manifests([read_manifest(path) for path in paths])
         if not manifest["totals"]["rows"]:
             raise UserError(f"{shards}: the shards contain no rows; pack different data")
         return Workload.from_manifest(manifest), manifest["tokenizer"]["vocab_size"]

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.shards.format import ShardSet
-from data_prep.tokenization.tokenizer import load_packed_tokenizer
+from data_prep.tokenization.tokenizer import load_packed_tokenizer, part_that_differs
 from pipeline.checkpoint.layout import ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
@@ -104,6 +104,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     shards = ShardMixture([_open_shards(path) for path in shard_directories(config.data.shards)])
     name = config.data.tokenizer or str(config.model.path)
     tokenizer = load_packed_tokenizer(name, shards.sources[0].path, shards.manifest)
+    _check_same_tokenizer(tokenizer, shards.sources)
     model_config = load_model_config(config.model, len(tokenizer))
     if rank == 0:
         check_model(model_config, config.model)
@@ -113,7 +114,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     check_ranks(training, padded_size, world_size)
     _check_languages(config, shards.manifest)
     _check_sequence_lengths(shards.sources, model_config)
-    eval_shards = _open_eval_shards(config, shards.manifest, model_config)
+    eval_shards = _open_eval_shards(config, shards, tokenizer, model_config)
     ensure_writable(Path(config.output_dir), setting="output_dir")
     split = BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size)
     pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
@@ -222,30 +223,42 @@ def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
         )
 
 
+def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, sources: Sequence[ShardSet]) -> None:
+    """Check that all sources were packed with the tokenizer and chat template of the first one.
+
+    Raises:
+        UserError: a source was not.
+    """
+    for source in sources[1:]:
+        if part := part_that_differs(tokenizer, source.manifest):
+            raise UserError(
+                f"{source.path}: packed with a {part} that differs from that of {sources[0].path}; pack one of them "
+                "again"
+            )
+
+
 def _open_eval_shards(
-    config: Config, training_manifest: dict[str, Any], model_config: PreTrainedConfig
+    config: Config, training: ShardMixture, tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig
 ) -> ShardSet | None:
     """Open the validation shards, if there are any, and check that they match the training shards, metric and model.
 
     Raises:
-        UserError: they have another tokenizer, chat template or pivot, a language that is not in the training data, no
-            such metric, or a sequence that is too long.
+        UserError: they have another tokenizer or chat template, a pivot that no source has, a language that is not in
+            the training data, no such metric, or a sequence that is too long.
     """
     if config.data.eval_shards is None:
         return None
     shards = _open_shards(Path(config.data.eval_shards))
     manifest = shards.manifest
-    for key, name in {
-        "tokenizer": "tokenizer or chat template",
-        "chat_template_kwargs": "chat template variables",
-        "pivot": "pivot language",
-    }.items():
-        if manifest.get(key) != training_manifest.get(key):
-            raise UserError(
-                f"data.eval_shards: {shards.path}: packed with another {name} than {config.data.shards}; pack again "
-                "with the same one"
-            )
-    if missing := [lang for lang in manifest["languages"] if lang not in training_manifest["languages"]]:
+    different = part_that_differs(tokenizer, manifest)
+    if different is None and manifest["pivot"] not in [source.manifest["pivot"] for source in training.sources]:
+        different = "pivot language"
+    if different:
+        raise UserError(
+            f"data.eval_shards: {shards.path}: packed with another {different} than {config.data.shards}; pack again "
+            "with the same one"
+        )
+    if missing := [lang for lang in manifest["languages"] if lang not in training.manifest["languages"]]:
         raise UserError(
             f"data.eval_shards: {shards.path}: has languages that {config.data.shards} lacks: {', '.join(missing)}; "
             "pack again without them"

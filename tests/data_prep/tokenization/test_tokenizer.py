@@ -54,6 +54,14 @@ def test_fingerprint_depends_on_text_and_template(tokenizer_dir, demo_file, tmp_
     assert fingerprint(first) != fingerprint(again)
 
 
+def earlier_fingerprint(tokenizer):
+    """Return the fingerprint that earlier versions recorded in manifests."""
+    everything = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    everything["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    everything["chat_template"] = tokenizer.get_chat_template()
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
 def test_load_packed_tokenizer_ignores_decoder_and_accepts_earlier_fingerprint(tokenizer_dir, tmp_path):
     """Library versions write decoder and post-processor differently, but they do not change the tokens."""
     original = load_tokenizer(tokenizer_dir)
@@ -64,10 +72,7 @@ def test_load_packed_tokenizer_ignores_decoder_and_accepts_earlier_fingerprint(t
     file.write_text(json.dumps({**rules, "decoder": {"type": "Fuse"}, "post_processor": None}))
     assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(original)
 
-    everything = json.loads(original.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-    everything["special"] = {key: str(value) for key, value in original.special_tokens_map.items()}
-    everything["chat_template"] = original.get_chat_template()
-    earlier = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    earlier = earlier_fingerprint(original)
     assert earlier != fingerprint(original)
     packed = load_packed_tokenizer(tokenizer_dir, tmp_path, {"tokenizer": {"fingerprint": earlier}})
     packed.save_pretrained(tmp_path / "trained")  # as in a checkpoint

@@ -1,6 +1,7 @@
 """Several shard directories in one run: paired translations beside unpaired instructions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from data_prep.packing.packer import pack
 from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
-from data_prep.shards.format import ShardSet
+from data_prep.shards.format import MANIFEST, ShardSet
+from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
@@ -19,6 +22,7 @@ from pipeline.data.mixture import ShardMixture
 from pipeline.plan.dry_run import workload_summary
 from pipeline.training.preflight import PreparedRun, prepare_run
 from tests.conftest import Prepared
+from tests.data_prep.tokenization.test_tokenizer import earlier_fingerprint
 from tests.runs import write_recipe
 
 
@@ -99,6 +103,24 @@ def test_mixture_epoch_follows_source_weights(prepared: Prepared, instructions: 
     assert workload_summary(run, 1)["rows"] == sum(sizes)
     single = prepare_run(recipe(tmp_path, prepared, [prepared.shards]), 0, 1)
     assert run.fingerprints["data.shards"] != single.fingerprints["data.shards"]
+
+
+def test_prepare_run_accepts_earlier_fingerprint_and_any_pivot(
+    prepared: Prepared, instructions: Path, tmp_path: Path
+) -> None:
+    """A source and the validation shards were packed by an earlier version, with the pivot of the second source."""
+    earlier = shutil.copytree(instructions, tmp_path / "earlier")
+    manifest = json.loads((earlier / MANIFEST).read_text())
+    manifest["tokenizer"]["fingerprint"] = earlier_fingerprint(load_tokenizer(prepared.tokenizer))
+    write_json(earlier / MANIFEST, manifest)
+    config = recipe(tmp_path, prepared, [prepared.shards, earlier], data__eval_shards=str(earlier))
+    assert prepare_run(config, 0, 1).eval_loader is not None
+    manifest["pivot"] = "fr"
+    evaluation = shutil.copytree(earlier, tmp_path / "evaluation")
+    write_json(evaluation / MANIFEST, manifest)
+    config = recipe(tmp_path, prepared, [prepared.shards, earlier], data__eval_shards=str(evaluation))
+    with pytest.raises(UserError, match=f"{evaluation}: packed with another pivot language"):
+        prepare_run(config, 0, 1)
 
 
 def test_prepare_run_refuses_sources_of_different_templates(prepared: Prepared, tmp_path: Path) -> None:
