@@ -7,42 +7,50 @@ A finished run calls `export_finished_run` unless training.export_at_end is fals
 
 import argparse
 import dataclasses
-import json
-import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GenerationConfig
 
-from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_files import (
+    check_no_other_files,
+    replace_directory,
+    warn_if_tokenizer_differs,
+    write_files,
+)
 from pipeline.checkpoint.export_record import (
     EXPORT_FILE,
     ExportRecord,
     checkpoint_id,
     read_export_record,
     relative_directory,
+    run_id,
     write_export_record,
 )
-from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
 from pipeline.checkpoint.hub import push_to_hub
 from pipeline.checkpoint.model_card import write_model_card
 from pipeline.checkpoint.resume import find_resumable
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.config.changes import saved_config
 from pipeline.config.settings import Config
+from pipeline.evaluation.progress import find_evaluation
 from pipeline.models.loading import DTYPES
-from pipeline.models.stop_tokens import stop_strings, stop_token_ids
+from pipeline.training.best_metric import stops_early
 from pipeline.training.metrics_reader import read_metrics, read_validations
+from pipeline.training.state import ValidationState
 
 EXPORT_DIRECTORY = "hf"  # of a finished run, in its output_dir
 
 
 def export(
-    source: Path, output: Path, dtype: str | None = None, update: bool = False, best: bool = False
+    source: Path,
+    output: Path,
+    dtype: str | None = None,
+    update: bool = False,
+    best: bool = False,
+    keep_if_evaluated: bool = False,
 ) -> ExportRecord | None:
     """Write safetensors, config, tokenizer, chat template and model card of a checkpoint.
 
@@ -51,17 +59,19 @@ def export(
         output: Directory to create.
         dtype: Data type of the weights, a key of `DTYPES`; None: that of the export to update, or else that of the
             base model, so that both are evaluated in the same one, or else the precision that the run was trained in.
-        update: If `output` is an export of the same run, keep it if it is up to date, or else replace it.
+        update: If `output` is an export of the same run, keep it if it is up to date, or if the newest checkpoint is
+            asked for and it was made for a named or the best one, or else replace it.
         best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
+        keep_if_evaluated: Keep `output` also if an evaluation of it is in progress.
 
     Returns:
-        The record of the export, or None if `output` has none and was kept; see `_is_newer_export_without_record`.
+        The record of `output`, or None if it has none and was kept; see `_is_newer_export_without_record`.
 
     Raises:
         UserError: There is no complete checkpoint, there is no best one and `best` is set, or `output` is not empty or
             cannot be written.
     """
-    output = output.resolve()  # replace the target of a symbolic link, not the link
+    named, output = output, output.resolve()  # replace the target of a symbolic link, not the link
     newest = not best and not (source / layout.COMPLETE_MARKER).is_file()
     if best:
         source = _best_checkpoint(source)
@@ -73,36 +83,81 @@ def export(
         return None
     with layout.reading(source / "config.yaml"):
         recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
-    record = ExportRecord(
+    record = _record(source, output, recipe, state, dtype, newest)
+    existing = _existing_export(output, source, record, update)
+    if existing:
+        record = dataclasses.replace(record, dtype=dtype or existing.dtype)
+        if existing.checkpoint == record.checkpoint and existing.dtype == record.dtype:
+            record = dataclasses.replace(record, newest=record.newest and existing.newest)
+            if existing != record:  # the run or the export has been moved, or now this checkpoint is asked for
+                write_export_record(output, record)
+            return record
+        if _is_kept(named, existing, source, newest, keep_if_evaluated):
+            return existing
+        check_no_other_files(output, source)
+    partial = _write_partial(source, output, recipe, state, record)
+    if existing:  # an evaluation may have begun meanwhile
+        try:
+            if _is_kept(named, existing, source, newest, keep_if_evaluated):
+                return existing
+            check_no_other_files(output, source)
+            replace_directory(output, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    else:
+        replace_directory(output, partial)
+    warn_if_tokenizer_differs(source / "tokenizer", output)
+    return record
+
+
+def _record(
+    source: Path, output: Path, recipe: Config, state: dict[str, Any], dtype: str | None, newest: bool
+) -> ExportRecord:
+    """Return the record of an export to write; see `export`."""
+    return ExportRecord(
         run=recipe.output_dir,
         step=state["step"],
         checkpoint=checkpoint_id(source),
-        dtype=dtype or base_dtype(source) or recipe.training.precision,
+        dtype=dtype or base_dtype(source, recipe.model.trust_remote_code) or recipe.training.precision,
         checkpoints=relative_directory(source.parent, output),
         newest=newest,
         run_id=state.get("run_id", ""),
     )
-    if existing := _existing_export(output, source, record, update):
-        record = dataclasses.replace(record, dtype=dtype or existing.dtype)
-        if existing.checkpoint == record.checkpoint and existing.dtype == record.dtype:
-            if existing != record:  # the run or the export has been moved, or now the newest checkpoint is asked for
-                write_export_record(output, record)
-            return record
+
+
+def _write_partial(source: Path, output: Path, recipe: Config, state: dict[str, Any], record: ExportRecord) -> Path:
+    """Write an export to a temporary directory beside `output` and return it.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_files(source, state, record, partial)
+        write_files(source, recipe.model, state, record, partial)
         write_model_card(partial, record, dataclasses.asdict(recipe), state, _metrics_at(source.parent, state["step"]))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{output}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
-    if output.exists():
-        _replace(output, partial)
-    else:
-        os.replace(partial, output)
-    _check_tokenizer(source / "tokenizer", output)
-    return record
+    return partial
+
+
+def _is_kept(output: Path, existing: ExportRecord, source: Path, newest: bool, keep_if_evaluated: bool) -> bool:
+    """Return whether to keep an export of an older checkpoint, and print a note if so. See `export`."""
+    if newest and not existing.newest:
+        print(
+            f"note: {output}: kept, because it was made for a named or the best checkpoint (step {existing.step}); "
+            f"to export {source.name}, remove it or give another --output"
+        )
+        return True
+    if keep_if_evaluated and (log := find_evaluation(output)):
+        print(
+            f"note: {output}: step {existing.step} is kept, because {log} belongs to an evaluation of it; when that "
+            f"has finished, run: python -m pipeline.export --checkpoint {source.parent} --output {output} --update"
+        )
+        return True
+    return False
 
 
 def _best_checkpoint(run: Path) -> Path:
@@ -127,7 +182,7 @@ def export_finished_run(config: Config) -> None:
     if checkpoint is None:
         return
     try:
-        record = export(checkpoint.parent, output, update=True)
+        record = export(checkpoint.parent, output, update=True, keep_if_evaluated=True)
     except UserError as error:
         command = f"python -m pipeline.export --checkpoint {checkpoint.parent} --output {output}"
         raise UserError(f"{error}; training is finished and {checkpoint} is kept; export it with: {command}") from error
@@ -135,44 +190,45 @@ def export_finished_run(config: Config) -> None:
         print(f"{output}: step {record.step} in {record.dtype}", flush=True)
 
 
-def check_export_target(config: Config) -> None:
+def check_export_target(config: Config, max_steps: int) -> None:
     """Check before training that the export of the finished run may be written.
 
+    Args:
+        config: The recipe.
+        max_steps: Last step of the run.
+
     Raises:
-        UserError: OUTPUT/hf exists and is not an export of a run in this directory.
+        UserError: OUTPUT/hf is not an export of this run, or the export would replace it and it has other files.
     """
     output = Path(config.output_dir) / EXPORT_DIRECTORY
-    if output.exists() and any(output.iterdir()) and read_export_record(output) is None:
+    if not output.exists() or not any(output.iterdir()):
+        return
+    existing, checkpoint = read_export_record(output), find_resumable(config)
+    # A run without checkpoints is new, so the export is of another run.
+    if not (existing and checkpoint) or not existing.is_same_run(
+        run_id(checkpoint), relative_directory(checkpoint.parent, output)
+    ):
         raise UserError(
             f"{output}: not an export of this run, which would replace it at the end; move it, or set "
             "training.export_at_end to false"
         )
+    state = layout.read_state(checkpoint)
+    validation = ValidationState(**state.get("validation", {}))
+    finished = state["step"] >= max_steps or stops_early(config.training, validation)
+    up_to_date = finished and existing.checkpoint == checkpoint_id(checkpoint)
+    if existing.newest and not up_to_date:
+        check_no_other_files(output, checkpoint)
 
 
-def base_dtype(source: Path) -> str | None:
+def base_dtype(source: Path, trust_remote_code: bool = False) -> str | None:
     """Return the data type of the base model, a key of `DTYPES`, or None if its configuration names no such type."""
-    dtype = layout.read_model_config(source).dtype
+    dtype = layout.read_model_config(source, trust_remote_code).dtype
     return next((name for name, each in DTYPES.items() if each == dtype), None)
 
 
 def _metrics_at(run: Path, step: int) -> dict[str, Any]:
     """Return the metrics of a step, or an empty dictionary if the run's directory has none."""
     return next((record for record in read_metrics(run) if record["step"] == step), {})
-
-
-def _replace(output: Path, partial: Path) -> None:
-    """Replace an export. Raises UserError if its directory has files of another origin, such as evaluation results."""
-    written = {path.name for path in partial.iterdir()}
-    others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
-    if others:
-        shutil.rmtree(partial)
-        listed = ", ".join(sorted(others))
-        raise UserError(f"{output}: has files that the export did not write ({listed}); move them first")
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(output, old)
-    os.replace(partial, output)
-    shutil.rmtree(old)
 
 
 def _is_newer_export_without_record(output: Path, source: Path) -> bool:
@@ -208,42 +264,6 @@ def _existing_export(output: Path, source: Path, record: ExportRecord, update: b
             reason = f"an export by an earlier version, of a run in {(output / existing.checkpoints).resolve()}"
         raise UserError(f"{output}: {reason}; give another --output or remove it")
     return existing
-
-
-def _write_files(source: Path, state: dict[str, Any], record: ExportRecord, directory: Path) -> None:
-    """Write all files of an export."""
-    dtype = DTYPES[record.dtype]
-    config = layout.read_model_config(source)
-    config.vocab_size, config.dtype = state["vocab_size"], dtype
-    config.save_pretrained(directory)
-    shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
-    # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
-    # template is one of them, and may differ from the model's own.
-    tokenizer = load_tokenizer(source / "tokenizer")
-    stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
-    generation = GenerationConfig(
-        eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
-    )
-    generation.save_pretrained(directory)
-    write_weights(file_tensors(config, merged_tensors(source, state, dtype)), directory)
-    write_export_record(directory, record)
-
-
-def _check_tokenizer(original: Path, output: Path) -> None:
-    """Warn if AutoTokenizer does not load the same tokenizer.
-
-    This happens for model types that have their own tokenizer class.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded, packed = AutoTokenizer.from_pretrained(output), load_tokenizer(original)
-    # The fingerprint does not cover the decoder, whose JSON is comparable within one version of the library.
-    decoders = [json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] for tokenizer in (loaded, packed)]
-    if fingerprint(loaded) != fingerprint(packed) or decoders[0] != decoders[1]:
-        print(
-            f"warning: {output}: AutoTokenizer uses the tokenizer class of the model type and tokenizes or decodes "
-            "differently; load it with PreTrainedTokenizerFast.from_pretrained"
-        )
 
 
 def main() -> None:

@@ -44,12 +44,12 @@ def status(run: Path) -> list[str]:
 
 def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]], failed: bool) -> str:
     last = starts[-1]
-    if events[-1]["event"] == "end":
+    if failed:
+        state = "failed"
+    elif events[-1]["event"] == "end":
         state = "done" if events[-1]["status"] == 0 else "stopped by a signal after saving; restart to resume"
         if events[-1].get("stopped_early"):
             state = "done, stopped early"
-    elif failed:
-        state = "failed"
     elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
         state = "running"
     else:

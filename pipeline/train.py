@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Python puts the folder of the script first on sys.path, where its modules would shadow others. Use the root
@@ -32,8 +33,15 @@ if __name__ == "__main__":
 
 from pipeline.common import distributed
 from pipeline.common.errors import AgreedError, UserError, exit_cleanly
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.common.launcher import set_launcher_environment
 from pipeline.config.recipe import DEMO_RECIPE, help_text, load_config
+
+if TYPE_CHECKING:
+    from pipeline.config.settings import Config
+    from pipeline.fault_tolerance.guard import Guard
+    from pipeline.training.loop import RunEnd
+    from pipeline.training.preflight import PreparedRun
 
 USAGE = "deepspeed pipeline/train.py [--config RECIPE] [--dry_run] [--any.key value ...]"
 
@@ -47,11 +55,6 @@ def main(args: list[str], stop: StopSignal) -> int:
     from pipeline.training.preflight import check_process_group, prepare_run
 
     run = prepare_run(config, distributed.rank(), distributed.world_size())
-    if config.training.export_at_end:
-        from pipeline.export import check_export_target, export_finished_run
-
-        check_export_target(config)
-
     from pipeline.zero3.ds_config import deepspeed_config
     from pipeline.zero3.process_group import start_process_group
 
@@ -62,6 +65,7 @@ def main(args: list[str], stop: StopSignal) -> int:
 
         ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
         if distributed.is_main_process():
+            check_end_export(run)
             run.check_hashes()
             checkpoint = find_resume_point(run)
             print_dry_run(run, ds, distributed.world_size(), ranks_per_node)
@@ -71,17 +75,47 @@ def main(args: list[str], stop: StopSignal) -> int:
     timeout = config.training.hang_timeout_s
     start_process_group(timeout)
     check_process_group(run.loader.split)
+    distributed.broadcast_from_rank0(lambda: check_end_export(run))
 
     from pipeline.fault_tolerance.guard import Guard
     from pipeline.training.loop import train
 
     with Guard(Path(config.output_dir), stop, timeout, STARTED) as guard:
-        status = train(run, guard)
-        if status == 0 and config.training.export_at_end:
-            distributed.run_long_on_rank0(
-                lambda: export_finished_run(config), lambda: guard.enter_phase(run.max_steps, "exporting the model")
-            )
+        status = finish_run(config, guard, train(run, guard))
     distributed.shut_down(status)
+
+
+def check_end_export(run: "PreparedRun") -> None:
+    """Check that the model may be exported at the end, if the recipe says so. Called on rank 0 only."""
+    if run.config.training.export_at_end:
+        from pipeline.export import check_export_target
+
+        check_export_target(run.config, run.max_steps)
+
+
+def finish_run(config: "Config", guard: "Guard", end: "RunEnd") -> int:
+    """Export the model if the run is finished, record the end, and return the exit status.
+
+    Collective: all ranks must call it. A signal to any rank ends the export, and a restart repeats it.
+    """
+    status = end.status
+    if status == 0 and config.training.export_at_end:
+        from pipeline.export import export_finished_run
+
+        try:
+            distributed.run_long_on_rank0(
+                lambda: export_finished_run(config),
+                lambda: guard.enter_phase(end.step, "exporting the model"),
+                lambda: guard.stop.received,
+            )
+        except distributed.WorkStopped:
+            status = STOPPED_BY_SIGNAL
+    if distributed.is_main_process():
+        if status != end.status:
+            signal = guard.stop.name or "a signal to another rank"
+            print(f"stopped by {signal} before the model was exported; restart to export it", flush=True)
+        guard.restarts.record_end(end.step, status, guard.stop.seconds_since(), end.stopped_early and status == 0)
+    return status
 
 
 def split_args(args: list[str]) -> tuple[str, bool, list[str]]:

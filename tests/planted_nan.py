@@ -44,7 +44,7 @@ def main() -> int:
         parameter.register_hook(spoil)
         return zero
 
-    def fit_and_tell(*words: Any) -> int:
+    def fit_and_tell(*words: Any) -> loop.RunEnd:
         try:
             return original_train(*words)
         finally:

@@ -207,11 +207,15 @@ def read_state(path: Path) -> dict[str, Any]:
         return dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
 
 
-def read_model_config(path: Path) -> PreTrainedConfig:
+def read_model_config(path: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """Read the Hugging Face configuration in a checkpoint.
+
+    Args:
+        path: Checkpoint directory.
+        trust_remote_code: `model.trust_remote_code` of the recipe: whether code of the model's repository may run.
 
     Raises:
         UserError: It is unreadable.
     """
     with reading(path / "model_config"):
-        return AutoConfig.from_pretrained(path / "model_config")
+        return AutoConfig.from_pretrained(path / "model_config", trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pipeline.checkpoint.export_record import ExportRecord
 
+MODEL_CARD = "README.md"
 # Entries of metrics.jsonl that describe the run rather than the model.
 NOT_REPORTED = {
     "step",
@@ -57,7 +58,7 @@ def write_model_card(
         f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
     ]
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
-    (directory / "README.md").write_text(str(card), encoding="utf-8")
+    (directory / MODEL_CARD).write_text(str(card), encoding="utf-8")
 
 
 def _is_hub_id(name: str) -> bool:

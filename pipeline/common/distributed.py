@@ -78,7 +78,13 @@ def broadcast_from_rank0(work: Callable[[], Any]) -> Any:
     return message[0]
 
 
-def run_long_on_rank0(work: Callable[[], Any], heartbeat: Callable[[], None]) -> Any:
+class WorkStopped(Exception):
+    """`run_long_on_rank0` was stopped on all ranks."""
+
+
+def run_long_on_rank0(
+    work: Callable[[], Any], heartbeat: Callable[[], None], is_stopping: Callable[[], bool] = lambda: False
+) -> Any:
     """Call long-running `work` on rank 0 and return its result on all ranks. Collective: all ranks must call it.
 
     Unlike in `broadcast_from_rank0`, no collective waits for `work`, so it may take longer than the timeouts of the
@@ -87,15 +93,23 @@ def run_long_on_rank0(work: Callable[[], Any], heartbeat: Callable[[], None]) ->
     Args:
         work: Called on rank 0, in a thread.
         heartbeat: Called on all ranks every few seconds.
+        is_stopping: Called on all ranks before `work` begins and every few seconds. If it returns True on any rank,
+            `work` is abandoned.
 
     Raises:
         AgreedError: On all ranks, if `work` raises a UserError.
+        WorkStopped: On all ranks, if `work` is abandoned. Its thread continues until the process exits.
     """
-    with ThreadPoolExecutor(1) as thread:
-        jobs = [thread.submit(work)] if is_main_process() else []
-        while not broadcast_from_rank0(lambda: bool(wait(jobs, POLL_SECONDS).done)):
-            heartbeat()
-        return broadcast_from_rank0(lambda: jobs[0].result())
+    if any(all_gather_object(is_stopping())):
+        raise WorkStopped
+    thread = ThreadPoolExecutor(1)
+    jobs = [thread.submit(work)] if is_main_process() else []
+    thread.shutdown(wait=False)
+    while not broadcast_from_rank0(lambda: bool(wait(jobs, POLL_SECONDS).done)):
+        heartbeat()
+        if any(all_gather_object(is_stopping())):
+            raise WorkStopped
+    return broadcast_from_rank0(lambda: jobs[0].result())
 
 
 def shut_down(status: int = 0) -> NoReturn:

@@ -1,16 +1,20 @@
 """Log of finished generations in OUTPUT/generations.partial, from which an interrupted evaluation resumes."""
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.checkpoint.export_record import ExportRecord, read_export_record
 from pipeline.common import distributed
 from pipeline.common.atomic_io import read_json_or_none, write_atomically, write_json
 from pipeline.common.errors import UserError
 
 FOLDER, INPUTS_FILE, MERGED_FILE = "generations.partial", "facts.json", "earlier.jsonl"
+LOADING_FILE = "loading.json"  # record of the export that an evaluation is loading
 
 
 class Generation(NamedTuple):
@@ -52,12 +56,14 @@ class GenerationLog:
     def _merge_rank_files(self, inputs: dict[str, Any]) -> dict[int, Generation]:
         """Merge the files of all ranks, so that the evaluation can resume with a different world size.
 
-        Deletes the folder first if it was written with different inputs. Called on rank 0 only.
+        Deletes its files first if they were written with different inputs. Called on rank 0 only.
         """
         try:
-            if read_json_or_none(self.folder / INPUTS_FILE) != inputs:
-                shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
+            if read_json_or_none(self.folder / INPUTS_FILE) != inputs:
+                for file in self.folder.iterdir():
+                    if file.name != LOADING_FILE:
+                        file.unlink()
             files = sorted(self.folder.glob("*.jsonl"))
             generations = dict(item for file in files for item in _read_log(file))
             write_atomically(self.folder / MERGED_FILE, _format_lines(generations).encode())
@@ -82,6 +88,51 @@ class GenerationLog:
 def read_inputs(output: Path) -> dict[str, Any] | None:
     """Return the inputs of the interrupted evaluation that wrote to a directory, or None if there is none."""
     return read_json_or_none(output / FOLDER / INPUTS_FILE)
+
+
+@contextmanager
+def protect_export(output: Path, export: ExportRecord | None) -> Iterator[None]:
+    """Mark an exported model as being loaded for the duration of the block, so that its run does not replace it.
+
+    The block must construct the `GenerationLog`, which marks it from then on. Collective: all ranks must call it.
+
+    Args:
+        output: directory for the results. If it does not exist yet, it is not where a run looks.
+        export: record of the export, or None for any other model.
+    """
+    mark = output / FOLDER / LOADING_FILE
+
+    def write() -> None:
+        if export is not None and output.is_dir():
+            with suppress(OSError):  # the log cannot be written either, which ends the evaluation
+                mark.parent.mkdir(exist_ok=True)
+                write_json(mark, dataclasses.asdict(export))
+
+    distributed.broadcast_from_rank0(write)
+    try:
+        yield
+        distributed.barrier()  # all ranks have loaded the model
+    finally:
+        if distributed.is_main_process() and mark.exists():
+            mark.unlink()
+            with suppress(OSError):  # other files are there
+                mark.parent.rmdir()
+
+
+def find_evaluation(model: Path) -> Path | None:
+    """Return the log of an evaluation of an export that has begun, or None.
+
+    It is looked for in the directory of the run, where slurm/evaluate.sh writes its results, and in that of the export.
+    """
+    record = read_export_record(model)
+    if record is None:
+        return None
+    for folder in (model.parent / FOLDER, model / FOLDER):
+        logged = (read_json_or_none(folder / INPUTS_FILE) or {}).get("model")
+        exports = [logged.get("export") if isinstance(logged, dict) else None, read_json_or_none(folder / LOADING_FILE)]
+        if dataclasses.asdict(record) in exports:
+            return folder
+    return None
 
 
 def _format_lines(generations: Mapping[int, Generation]) -> str:

@@ -26,7 +26,7 @@ from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example, read_examples
 from pipeline.evaluation.generation import encode_prompts, generate_batches, load_for_generation, plan_batches
-from pipeline.evaluation.progress import Generation, GenerationLog, read_inputs
+from pipeline.evaluation.progress import Generation, GenerationLog, protect_export, read_inputs
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 from pipeline.models.fingerprint import model_fingerprint
@@ -50,11 +50,12 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     with _process_group():
         # On one rank, because a checkpoint may be completed between the checks of two.
         distributed.broadcast_from_rank0(lambda: _check_may_evaluate(settings))
-        model, tokenizer = load_for_generation(Path(settings.model), settings.dtype)
-        prompts = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
-        ensure_writable(output)
-        identity = distributed.broadcast_from_rank0(lambda: _model_identity(Path(settings.model), model.dtype))
-        log = GenerationLog(output, _inputs(settings, identity))
+        with protect_export(output, read_export_record(Path(settings.model))):
+            model, tokenizer = load_for_generation(Path(settings.model), settings.dtype)
+            prompts = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
+            ensure_writable(output)
+            identity = distributed.broadcast_from_rank0(lambda: _model_identity(Path(settings.model), model.dtype))
+            log = GenerationLog(output, _inputs(settings, identity))
         batches = plan_batches(
             prompts, settings.batch_size, log.generations, distributed.rank(), distributed.world_size()
         )

@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,8 +30,22 @@ from pipeline.zero3.engine import ZeroEngine
 RECENT_STEPS = 50  # number of recent cross entropies to keep, from which a loss jump is detected
 
 
-def train(run: PreparedRun, guard: Guard) -> int:
-    """Train until the last step, early stopping, or the next step boundary after USR1 or TERM. Return the exit status.
+class RunEnd(NamedTuple):
+    """How training ended.
+
+    Attributes:
+        status: exit status: 0, or 75 after a signal.
+        step: number of finished optimizer steps.
+        stopped_early: whether early stopping ended it.
+    """
+
+    status: int
+    step: int
+    stopped_early: bool
+
+
+def train(run: PreparedRun, guard: Guard) -> RunEnd:
+    """Train until the last step, early stopping, or the next step boundary after USR1 or TERM.
 
     A validation also ends at the next micro-step after USR1 or TERM. The restarted run repeats it.
     """
@@ -221,18 +235,17 @@ def save_checkpoint(run: PreparedRun, saver: Saver, state: TrainState, guard: Gu
     saver.start(asdict(state) | {"loader": run.loader.state_dict()}, state.validation.best_step)
 
 
-def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stopped: bool) -> int:
-    """Save a checkpoint if a signal stopped the run, wait for the last save, and return the exit status."""
+def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stopped: bool) -> RunEnd:
+    """Save a checkpoint if a signal stopped the run, wait for the last save, and report the end."""
     status = STOPPED_BY_SIGNAL if stopped else 0
     if status:
         save_checkpoint(run, saver, state, guard)
     saver.finish()
+    stopped_early = not status and best_metric.stops_early(run.config.training, state.validation)
     if distributed.is_main_process():
-        stopped_early = not status and best_metric.stops_early(run.config.training, state.validation)
-        guard.restarts.record_end(state.step, status, guard.stop.seconds_since(), stopped_early)
         if stopped_early:
             print(best_metric.early_stopping_message(state), flush=True)
         if status:
             signal = guard.stop.name or "a signal to another rank"
             print(f"stopped by {signal} after step {state.step}; restart to resume", flush=True)
-    return status
+    return RunEnd(status, state.step, stopped_early)

@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedConfig
-
 from pipeline.checkpoint.layout import read_model_config, reading
 from pipeline.checkpoint.resume import check_resumable, find_resumable
 from pipeline.common.errors import UserError
@@ -82,7 +80,7 @@ def find_resume_point(run: PreparedRun) -> ResumePoint | None:
     if path is None:
         return None
     state = check_resumable(path, run.identity)
-    _check_model_config(path, run.model_config)
+    _check_model_config(path, run)
     with reading(path / "config.yaml"):
         before = saved_config((path / "config.yaml").read_text(encoding="utf-8"))
     changes = changed_settings(before, run.config)
@@ -124,9 +122,9 @@ def _jumps(run: PreparedRun, before: Config, step: int) -> list[Jump]:
     ]
 
 
-def _check_model_config(path: Path, current: PreTrainedConfig) -> None:
-    saved = read_model_config(path).to_dict()
-    here = current.to_dict()
+def _check_model_config(path: Path, run: PreparedRun) -> None:
+    saved = read_model_config(path, run.config.model.trust_remote_code).to_dict()
+    here = run.model_config.to_dict()
     for key in sorted(saved.keys() | here.keys()):
         if key in IRRELEVANT_TO_TRAINING or key.endswith("_token_id"):
             continue

@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -12,8 +16,15 @@ from unittest import mock
 import pytest
 
 from data_prep.shards.format import ShardSet
-from pipeline.common.exit_codes import LOSS_FAILURE
+from pipeline.common import distributed
+from pipeline.common.exit_codes import LOSS_FAILURE, STOPPED_BY_SIGNAL
 from pipeline.config.settings import Config
+from pipeline.fault_tolerance.guard import Guard
+from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.status import status
+from pipeline.train import finish_run
+from pipeline.training.loop import RunEnd
 from tests.conftest import Prepared
 from tests.runs import ENVIRONMENT, TINY, python, refuses, train, write_recipe
 
@@ -161,6 +172,38 @@ def test_train_refuses_unwritable_output_dir(prepared: Prepared, tmp_path: Path)
     (tmp_path / "file").write_text("not a directory")
     recipe = recipe_for(prepared, tmp_path, output_dir=str(tmp_path / "file" / "run"))
     refuses(python("pipeline/train.py", "--config", recipe), "output directory", "change output_dir")
+
+
+def test_finish_run_stops_export_on_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The export is longer than the test. The end of the run is recorded after it only."""
+    release, exports = threading.Event(), []
+
+    def export_slowly(config: Config) -> None:
+        exports.append([event["event"] for event in read_restart_log(tmp_path)])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        release.wait(60)
+
+    monkeypatch.setattr("pipeline.export.export_finished_run", export_slowly)
+    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.05)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        with Guard(tmp_path, StopSignal(), 60, time.monotonic()) as guard:
+            guard.restarts.record_start(9, 9, 1)
+            for _ in range(2):  # the second time, the signal came before the export
+                assert finish_run(Config(), guard, RunEnd(0, 9, True)) == STOPPED_BY_SIGNAL
+    finally:
+        release.set()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert exports == [["start"]]
+    end = read_restart_log(tmp_path)[-1]
+    assert (end["event"], end["status"], end["stopped_early"]) == ("end", STOPPED_BY_SIGNAL, False)
+    assert "stopped by SIGUSR1 before the model was exported" in capsys.readouterr().out
+    assert "stopped by a signal" in status(tmp_path)[0]
+    (tmp_path / "ranks" / "failed.json").write_text('{"status": 2, "message": "error: no space"}')
+    assert "state        failed" in status(tmp_path)[0]
 
 
 @pytest.mark.slow

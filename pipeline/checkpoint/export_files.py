@@ -1,0 +1,106 @@
+"""Write the files of an exported model, and replace an older export."""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+
+from data_prep.readers import first_line
+from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_record import EXPORT_FILE, ExportRecord, write_export_record
+from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
+from pipeline.checkpoint.model_card import MODEL_CARD
+from pipeline.common.errors import UserError
+from pipeline.config.settings import ModelSettings
+from pipeline.models.loading import DTYPES
+from pipeline.models.stop_tokens import stop_strings, stop_token_ids
+
+
+def write_files(
+    source: Path, settings: ModelSettings, state: dict[str, Any], record: ExportRecord, directory: Path
+) -> None:
+    """Write all files of an export, except for the model card.
+
+    Args:
+        source: Checkpoint directory.
+        settings: The model section of its recipe.
+        state: Its trainer state.
+        record: Origin of the export.
+        directory: Directory to write to.
+
+    Raises:
+        UserError: A file of the checkpoint is unreadable.
+        OSError: A file cannot be written.
+    """
+    dtype = DTYPES[record.dtype]
+    config = layout.read_model_config(source, settings.trust_remote_code)
+    config.vocab_size, config.dtype = state["vocab_size"], dtype
+    config.save_pretrained(directory)
+    shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
+    # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
+    # template is one of them, and may differ from the model's own.
+    tokenizer = load_tokenizer(source / "tokenizer")
+    stop_tokens = stop_token_ids(config.eos_token_id, tokenizer)
+    generation = GenerationConfig(
+        eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
+    )
+    generation.save_pretrained(directory)
+    write_weights(file_tensors(config, merged_tensors(source, state, dtype)), directory)
+    write_export_record(directory, record)
+
+
+def check_no_other_files(output: Path, source: Path) -> None:
+    """Check that a directory has no files but those that an export of a checkpoint writes.
+
+    Raises:
+        UserError: It has files of another origin, such as evaluation results.
+    """
+    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD}
+    written |= {path.name for folder in ("model_config", "tokenizer") for path in (source / folder).iterdir()}
+    others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
+    if others:
+        listed = ", ".join(sorted(others))
+        raise UserError(f"{output}: has files that the export did not write ({listed}); move them first")
+
+
+def replace_directory(output: Path, partial: Path) -> None:
+    """Move a finished export to its place, and delete the older one.
+
+    Raises:
+        OSError: A directory cannot be renamed.
+    """
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        os.replace(output, old)
+    os.replace(partial, output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def warn_if_tokenizer_differs(original: Path, output: Path) -> None:
+    """Warn if AutoTokenizer cannot load the tokenizer of an export, or does not load the same one.
+
+    This happens for model types that have their own tokenizer class.
+    """
+    packed = load_tokenizer(original)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = AutoTokenizer.from_pretrained(output, trust_remote_code=False)
+    except Exception as error:  # a tokenizer class can raise almost any exception
+        _warn(output, f"AutoTokenizer cannot load the tokenizer ({first_line(error)})")
+        return
+    # The fingerprint does not cover the decoder, whose JSON is comparable within one version of the library.
+    decoders = [json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] for tokenizer in (loaded, packed)]
+    if fingerprint(loaded) != fingerprint(packed) or decoders[0] != decoders[1]:
+        _warn(output, "AutoTokenizer uses the tokenizer class of the model type and tokenizes or decodes differently")
+
+
+def _warn(output: Path, reason: str) -> None:
+    print(f"warning: {output}: {reason}; load it with PreTrainedTokenizerFast.from_pretrained")
