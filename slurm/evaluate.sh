@@ -10,8 +10,9 @@
 #   sbatch slurm/evaluate.sh                                                 # the demo run
 #   RUN=runs/mine/solar DATA=test.jsonl sbatch --gpus-per-node=8 --cpus-per-gpu=8 slurm/evaluate.sh [--batch_size 32]
 #
-# Script arguments are passed to `pipeline.evaluation`. An export in RUN/hf is kept if it is of the newest checkpoint and
-# replaced if it is older. A restarted job resumes after the finished batches, with the export that they are of.
+# Script arguments are passed to `pipeline.evaluation`. An export in RUN/hf is kept if it is of the newest checkpoint or
+# was made for the best or a named one, and replaced if it is older. A restarted job resumes after the finished batches,
+# with the export that they are of.
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh

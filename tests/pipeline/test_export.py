@@ -24,9 +24,11 @@ from data_prep.ranks import Ranks
 from data_prep.shards.format import ShardSet, read_manifest
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_files import warn_if_tokenizer_differs
 from pipeline.checkpoint.export_record import ExportRecord, check_not_stale, read_export_record, write_export_record
 from pipeline.checkpoint.hf_weights import file_tensors
 from pipeline.checkpoint.hub import push_to_hub
+from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
@@ -124,6 +126,7 @@ def _check_update(run: Path, output: Path) -> None:
     """A stale export is replaced and one that is up to date is kept. The record says which weights it holds."""
     old = read_export_record(output)
     assert old and (old.step, old.dtype, old.run, old.newest) == (1, "fp32", str(run), True)
+    _check_kept(run, output, old)
     new = export(run, output, update=True)
     assert new == read_export_record(output) and (new.step, new.checkpoints) == (2, "../run")
     assert new.checkpoint == json.loads((run / "checkpoint-2" / "COMPLETE").read_text())["id"] != old.checkpoint
@@ -142,6 +145,34 @@ def _check_update(run: Path, output: Path) -> None:
     os.utime(output / "model.safetensors", (0, 0))
     with pytest.raises(UserError, match=r"has no export.json and is not newer than .*checkpoint-2; if it is an export"):
         export(run, output, update=True)
+
+
+def _check_kept(run: Path, output: Path, record: ExportRecord) -> None:
+    """An export of a named checkpoint is kept, and at the end of a run one that an evaluation has begun with."""
+    named = run.with_name("named")
+    export(run / "checkpoint-1", named)
+    kept = export(run, named, update=True)
+    assert kept == read_export_record(named) and (kept.step, kept.newest) == (1, False)
+
+    log = output.parent / "generations.partial"
+    log.mkdir()
+    logged = dataclasses.asdict(record)
+    for file, content in (("loading.json", logged), ("facts.json", {"model": {"export": logged}})):
+        write_json(log / file, content)
+        assert export(run, output, update=True, keep_if_evaluated=True) == record == read_export_record(output)
+        (log / file).unlink()
+    log.rmdir()
+
+    own = shutil.copytree(run / "checkpoint-2", run.parent / "own" / "checkpoint-2")
+    fields = json.loads((own / "model_config" / "config.json").read_text())
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig"}
+    write_own_config(own / "model_config", **fields | {"model_type": "own", "auto_map": auto_map})
+    recipe = own / "config.yaml"
+    recipe.write_text(recipe.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    marker = json.loads((own / "COMPLETE").read_text())
+    write_json(own / "COMPLETE", marker | {"files": {name: (own / name).stat().st_size for name in marker["files"]}})
+    assert getattr(export(own, run.parent / "own" / "hf"), "step", None) == 2
+    assert (run.parent / "own" / "hf" / "configuration_own.py").is_file()
 
 
 def _check_origin(run: Path, output: Path) -> None:
@@ -175,14 +206,69 @@ def test_export_default_dtype_is_that_of_base(tmp_path: Path, dtype: str | None)
     assert base_dtype(tmp_path) == ("bf16" if dtype else None)
 
 
+@pytest.mark.parametrize(("trust", "dtype"), [(True, "bf16"), (False, None)])
+def test_base_dtype_with_code_of_repository(tmp_path: Path, trust: bool, dtype: str | None) -> None:
+    write_own_config(tmp_path / "model_config", dtype="bfloat16")
+    if trust:
+        assert base_dtype(tmp_path, trust) == dtype
+    else:
+        with pytest.raises(UserError, match="model_config: unreadable"):
+            base_dtype(tmp_path, trust)
+
+
+def write_own_config(directory: Path, **changes: Any) -> None:
+    """Write the configuration of a model type whose code is in the directory."""
+    directory.mkdir(exist_ok=True)
+    code = "from transformers import Qwen3Config\nclass OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+    (directory / "configuration_own.py").write_text(code)
+    fields = {**TINY, "model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}} | changes
+    (directory / "config.json").write_text(json.dumps(fields))
+
+
+def test_tokenizer_of_export_that_cannot_be_loaded_is_warning(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(prepared.tokenizer, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text("{")
+    warn_if_tokenizer_differs(prepared.tokenizer, tmp_path / "hf")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"warning: {tmp_path}/hf: AutoTokenizer cannot load the tokenizer (")
+
+
 def test_check_export_target_keeps_other_models(tmp_path: Path) -> None:
-    config = Config(output_dir=str(tmp_path))
-    check_export_target(config)
-    (tmp_path / "hf").mkdir()
-    check_export_target(config)
-    (tmp_path / "hf" / "model.safetensors").touch()
-    with pytest.raises(UserError, match=r"hf: not an export of this run.*training.export_at_end"):
-        check_export_target(config)
+    config, output = Config(output_dir=str(tmp_path)), tmp_path / "hf"
+    refused = r"hf: not an export of this run.*training.export_at_end"
+    check_export_target(config, 12)
+    output.mkdir()
+    check_export_target(config, 12)
+    (output / "model.safetensors").touch()
+    with pytest.raises(UserError, match=refused):
+        check_export_target(config, 12)
+
+    record = ExportRecord("runs/x", 6, "id of 6", "fp32", "..", newest=True, run_id="this")
+    write_export_record(output, record)
+    with pytest.raises(UserError, match=refused):  # a new run
+        check_export_target(config, 12)
+    write_checkpoint(tmp_path, 6, "this")
+    check_export_target(config, 12)
+    (output / "evaluation.json").touch()
+    with pytest.raises(UserError, match=r"did not write \(evaluation.json\)"):
+        check_export_target(config, 12)
+    check_export_target(config, 6)  # finished and up to date, so it is not replaced
+    write_export_record(output, dataclasses.replace(record, newest=False))
+    check_export_target(config, 12)  # of a named checkpoint, so it is not replaced
+    write_export_record(output, dataclasses.replace(record, run_id="other"))
+    with pytest.raises(UserError, match=refused):
+        check_export_target(config, 12)
+
+
+def write_checkpoint(run: Path, step: int, run_id: str) -> None:
+    """Write the files of a checkpoint that are read before training."""
+    path = run / f"checkpoint-{step}"
+    for folder in ("model_config", "tokenizer"):
+        (path / folder).mkdir(parents=True)
+    write_json(path / "trainer_state.json", {"step": step, "run_id": run_id})
+    write_json(path / "COMPLETE", {"id": f"id of {step}", "files": {}})
 
 
 HUB_URL = "https://huggingface.co/me/model"

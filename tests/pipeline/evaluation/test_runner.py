@@ -22,7 +22,8 @@ from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.common.launcher import free_port
 from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.evaluation.dataset import read_examples
-from pipeline.evaluation.generation import encode_prompts
+from pipeline.evaluation.generation import encode_prompts, load_for_generation
+from pipeline.evaluation.progress import find_evaluation
 from pipeline.evaluation.runner import can_resume, evaluate
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
@@ -106,16 +107,25 @@ class StopAfterOneBatch:
         return next(self.checks)
 
 
-def test_evaluate_resumes_with_export_of_earlier_checkpoint(tmp_path, random_model_dir):
+def test_evaluate_resumes_with_export_of_earlier_checkpoint(tmp_path, random_model_dir, monkeypatch):
     """A checkpoint that is completed meanwhile makes the export stale for new evaluations only."""
     data = write_records(tmp_path / "x.jsonl", make_records()[:8])
     model = tmp_path / "run" / "hf"
     shutil.copytree(random_model_dir, model)
     record = ExportRecord("runs/x", 6, "id of 6", "fp32", "..", newest=True)
     write_export_record(model, record)
-    settings = EvaluationSettings(str(model), str(data), str(tmp_path / "out"), batch_size=4, max_new_tokens=4)
-    assert not can_resume(settings)
+    settings = EvaluationSettings(str(model), str(data), str(tmp_path / "run"), batch_size=4, max_new_tokens=4)
+    assert not can_resume(settings) and find_evaluation(model) is None
+    logs = []
+
+    def load(*args):
+        logs.append(find_evaluation(model))
+        return load_for_generation(*args)
+
+    monkeypatch.setattr("pipeline.evaluation.runner.load_for_generation", load)
     assert evaluate(settings, StopAfterOneBatch()) == STOPPED_BY_SIGNAL
+    assert find_evaluation(model) == tmp_path / "run" / "generations.partial" == logs[0]
+    assert not (tmp_path / "run" / "generations.partial" / "loading.json").exists()
     for step in (6, 12):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir()
         write_json(tmp_path / "run" / f"checkpoint-{step}" / "COMPLETE", {"id": f"id of {step}", "files": {}})
@@ -125,9 +135,9 @@ def test_evaluate_resumes_with_export_of_earlier_checkpoint(tmp_path, random_mod
     with pytest.raises(UserError, match="stale export of step 6"):
         evaluate(other)
     write_export_record(model, dataclasses.replace(record, checkpoint="id of 12", step=12))
-    assert not can_resume(settings)  # the generations are not of this export
+    assert not can_resume(settings) and find_evaluation(model) is None  # the generations are not of this export
     write_export_record(model, record)
-    assert evaluate(settings) == 0
+    assert evaluate(settings) == 0 and find_evaluation(model) is None
     with pytest.raises(UserError, match="stale export of step 6"):
         evaluate(settings)
 
