@@ -126,6 +126,7 @@ def write_recipe(path: Path, shards: Path, tokenizer: Path | None, **changes: An
             "learning_rate": 0.003,
             "warmup_ratio": 0.2,
             "weight_decay": 0.1,
+            "adam_beta2": 0.95,  # five steps are few for the default
             "precision": "fp32",
             "save_steps": 100,
             "export_at_end": False,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.kernels import add_product_
 from pipeline.loss.soft_tokens import soft_tokens
-from pipeline.loss.softmax import accumulation_dtype
+from pipeline.loss.softmax_state import accumulation_dtype
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,18 @@ def published_fields(name: str, layers: int | None) -> dict[str, Any]:
     return fields if layers is None else fields | {"num_hidden_layers": layers}
 
 
-def training_flops(fields: dict[str, Any], tokens: int, sequence: int) -> float:
-    """Count the floating-point operations of forward and backward over `tokens` tokens.
+def training_flops(fields: dict[str, Any], tokens: int, targets: int, sequence: int) -> float:
+    """Count the floating-point operations of forward and backward.
 
     Three times the forward pass, recomputation not counted: 2 per weight of the layers and the head, and causal
-    attention within sequences (Narayanan et al., 2021, appendix).
+    attention within sequences (Narayanan et al., 2021, appendix). The head is counted at target tokens only.
+
+    Args:
+        fields: configuration fields of the model.
+        tokens: number of tokens. targets: number of target tokens. sequence: number of tokens of a sequence.
     """
     d, layers = fields["hidden_size"], fields["num_hidden_layers"]
     key_value = d * fields["num_key_value_heads"] // fields["num_attention_heads"]
-    weights = layers * (2 * d * d + 2 * d * key_value + 3 * d * fields["intermediate_size"]) + d * fields["vocab_size"]
+    weights = layers * (2 * d * d + 2 * d * key_value + 3 * d * fields["intermediate_size"])
     attention = layers * 2 * 2 * d * sequence / 2
-    return 3.0 * tokens * (2 * weights + attention)
+    return 3.0 * (tokens * (2 * weights + attention) + targets * 2 * d * fields["vocab_size"])

@@ -177,7 +177,9 @@ def row_of(variant: str, measurements: dict[str, list[dict[str, Any]]], args: ar
     }
     gpu = torch.cuda.is_available()
     if gpu:
-        flops = training_flops(fields_of(args), args.rows * args.tokens * args.micro_batches, args.sequence)
+        tokens = args.rows * args.tokens * args.micro_batches
+        targets = tokens - tokens // args.sequence * (args.sequence // 3)
+        flops = training_flops(fields_of(args), tokens, targets, args.sequence)
         row["idle"], row["mfu"] = None, None
         if variant != TRL:
             row["idle"] = round(median("idle"), 3)

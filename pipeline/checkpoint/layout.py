@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import AutoConfig, PreTrainedConfig
 
 from data_prep.readers import first_line
 from pipeline.common.atomic_io import read_json_or_none
@@ -35,6 +34,7 @@ from pipeline.common.errors import UserError
 if TYPE_CHECKING:
     # `pipeline.status` lists checkpoints without these imports, which take seconds.
     import torch
+    from transformers import PreTrainedConfig
 
     from pipeline.config.settings import Config
 
@@ -207,7 +207,7 @@ def read_state(path: Path) -> dict[str, Any]:
         return dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
 
 
-def read_model_config(path: Path, trust_remote_code: bool) -> PreTrainedConfig:
+def read_model_config(path: Path, trust_remote_code: bool) -> "PreTrainedConfig":
     """Read the Hugging Face configuration in a checkpoint.
 
     Args:
@@ -217,5 +217,7 @@ def read_model_config(path: Path, trust_remote_code: bool) -> PreTrainedConfig:
     Raises:
         UserError: It is unreadable.
     """
+    from transformers import AutoConfig  # takes seconds
+
     with reading(path / "model_config"):
         return AutoConfig.from_pretrained(path / "model_config", trust_remote_code=trust_remote_code)

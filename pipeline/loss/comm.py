@@ -98,7 +98,9 @@ class HiddenExchange:
             ahead = self._start(subchunks[index + 1]) if index + 1 < len(subchunks) else None
             if work is not None:
                 work.wait()
-            yield self._remove_padding(buffer, subchunk)
+            rows = [self._remove_padding(buffer, subchunk)]
+            del work, buffer  # this generator must not keep what the caller has released
+            yield rows.pop()
 
     def _start(self, subchunk: Subchunk) -> tuple[dist.Work | None, Tensor]:
         """Start the all-gather of a subchunk. Return its work handle and its (padded) buffer."""
@@ -165,12 +167,14 @@ class HiddenExchange:
         work, partials = start_all_to_all(grad, sent, received, self.group)
         yield
         work.wait()
+        dtype = grad.dtype
+        del grad
         if g == self.size:
             out.copy_(sum_partials(partials, g))
             return
         sent, received = zeros.copy(), zeros.copy()
         sent[local::g], received[local::g] = counts[local::g], [own] * (self.size // g)
-        work, partials = start_all_to_all(sum_partials(partials, g).to(grad.dtype), sent, received, self.group)
+        work, partials = start_all_to_all(sum_partials(partials, g).to(dtype), sent, received, self.group)
         yield
         work.wait()
         out.copy_(sum_partials(partials, self.size // g))

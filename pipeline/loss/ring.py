@@ -31,8 +31,8 @@ from pipeline.loss.comm import (
     start_reduce_scatter,
 )
 from pipeline.loss.kernels import add_product_
-from pipeline.loss.softmax import ShardedSoftmax, accumulation_dtype
-from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
+from pipeline.loss.softmax import ShardedSoftmax
+from pipeline.loss.softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
 from pipeline.loss.vocabulary import Vocabulary
 
 

@@ -4,6 +4,8 @@ Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this
 n sequences of the chunk, m of them whose pooled representations require a gradient, R ranks, d hidden size.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,6 @@ FP16_GAIN = 64.0
 SMALLEST_LOG_SCALE = -60.0
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return fp32 for half precisions, or else the dtype itself."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 class ShardedSoftmax:
     """Softmax, pooling and products on one rank with the vocabulary-parallel head: all rows, this rank's columns.
 
@@ -55,6 +52,12 @@ class ShardedSoftmax:
         self._tied = vocabulary.embedding is vocabulary.head
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
+        self._buffer_rows = 0
+
+    def reserve(self, subchunks: Iterable[SubchunkTokens]) -> None:
+        """Make all buffers large enough for these subchunks. A larger one would be allocated beside the earlier one."""
+        rows = (len(s.targets) + self._tied * len(s.grad_index_of_sequence) for s in subchunks)
+        self._buffer_rows = max(rows, default=0)
 
     def softmax(self, tokens: SubchunkTokens, hidden: Tensor, statistics: RowStatistics | None) -> SoftmaxState:
         """Compute the logits (product 1) and their softmax.
@@ -293,5 +296,5 @@ class ShardedSoftmax:
         stride = row_stride(self.buffer_columns)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < rows:
-            buffer = self._buffers[name] = like.new_empty(rows, stride)
+            buffer = self._buffers[name] = like.new_empty(max(rows, self._buffer_rows), stride)
         return buffer[:rows, : self.columns]

@@ -13,6 +13,11 @@ from pipeline.loss.kernels import SubchunkTokens
 from pipeline.loss.top_k import TopKMixture, TopKStatistics
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return fp32 for half precisions, or else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 @dataclass(frozen=True)
 class RowStatistics:
     """Statistics of the rows of a subchunk over the whole vocabulary, [C] each.

@@ -42,8 +42,8 @@ from pipeline.loss.layout import LayoutExchange
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.ring import RingSoftmax
 from pipeline.loss.settings import LossSettings
-from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax, accumulation_dtype
-from pipeline.loss.softmax_state import SoftGradient, SoftmaxState
+from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax
+from pipeline.loss.softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
 from pipeline.loss.subchunk_tokens import TokenTables, subchunk_tokens, token_tables
 from pipeline.loss.vocabulary import Vocabulary
 from pipeline.loss.with_gradient import WithGradient
@@ -175,6 +175,7 @@ class _Step:
         own_rank = None if gather_rows else rank_and_size(self.group)[0]
         tables = token_tables(layout, chunks, table, settings.pooling, dtype)
         tokens = subchunk_tokens(tables, chunks, table, own_rank)
+        softmax.reserve(subchunk for chunk in tokens for _, subchunk in chunk)
         rows = hidden.new_zeros(1 if self.top_k is None else 3, len(tables.targets), dtype=dtype)
         pairs = self.normalizers.pairs
         factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
@@ -257,10 +258,14 @@ class _Step:
     ) -> SolarLoss:
         """Build the result from the values of all target tokens (`rows`, see `_forward`) and the sums over pairs."""
         ce, device = rows[0], rows.device
-        all_languages = torch.arange(languages, device=device)[:, None]
-        has_language = all_languages == table.language[tables.sequence]
-        weights = tables.ce_weights
-        ce_sum = (ce * weights).sum()
+        language, weights = table.language[tables.sequence], tables.ce_weights
+        weighted = ce * weights
+        ce_sum = weighted.sum()
+
+        def by_language(values: Tensor) -> Tensor:
+            """Sum [A] values by language, without an [L, A] tensor and in a fixed order."""
+            return torch.stack([torch.where(language == number, values, 0).sum() for number in range(languages)])
+
         loss = ce_sum * self.grad_scale
         if alignment_weight and self.normalizers.pairs:
             loss = loss + table.distance_sum * (alignment_weight / self.normalizers.pairs)
@@ -272,8 +277,8 @@ class _Step:
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=(has_language * weights * ce).sum(1),
-            language_tokens=(has_language * weights).sum(1),
+            language_ce=by_language(weighted),
+            language_tokens=by_language(weights),
             kept_mass=kept_mass,
             soft_token_entropy=entropy,
             soft_token_count=aligned.sum(),

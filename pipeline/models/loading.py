@@ -129,6 +129,11 @@ def _apply_liger_kernel(model: PreTrainedModel) -> None:
     liger = import_optional("liger_kernel.transformers.monkey_patch")
     if family not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(f"{name}: liger-kernel has no kernels for model_type {family!r}; set it to false")
+    config = model.config
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    expected = ("gelu_pytorch_tanh",) if family.startswith("gemma") else ("silu", "swish")
+    if activation not in expected:  # Liger patches the MLP without looking at it
+        raise UserError(f"{name}: Liger's MLP has the activation {expected[0]}, not {activation}; set it to false")
     apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
 from pipeline.common.errors import UserError
@@ -201,7 +201,9 @@ def packed_attention(
     if sequence_groups is None or cu_seq_lens_q is None:
         raise ValueError(f"attention {PACKED!r} needs the sequence boundaries; call the model through `decode`")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    if _has_variable_length_kernel(query):
+    if _has_variable_length_kernel(query, value):
+        unpadded, padding = v.shape[-1], q.shape[-1] - v.shape[-1]
+        v = pad(v, (0, padding)) if padding else v  # the kernel requires equal head sizes
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         out = varlen_attn(
             q,
@@ -216,17 +218,20 @@ def packed_attention(
             enable_gqa=q.shape[1] != k.shape[1],
         )
         assert isinstance(out, Tensor)  # a tuple only if more outputs are requested
+        out = out[..., :unpadded]
     else:
         parts = zip(*(sequence_groups.split(x) for x in (q, k, v)), strict=True)
         out = sequence_groups.join([_attend(*part, scaling=scaling, window=sliding_window) for part in parts])
     return out.unsqueeze(0), None
 
 
-def _has_variable_length_kernel(query: Tensor) -> bool:
-    """Return whether flash attention in torch supports the tensor: half precision, Ampere or newer, head size."""
+def _has_variable_length_kernel(query: Tensor, value: Tensor) -> bool:
+    """Return whether flash attention in torch supports the tensors: half precision, Ampere or newer, head size."""
     if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     head_size = query.shape[-1]
+    if value.shape[-1] > head_size:
+        return False
     return torch.cuda.get_device_capability(query.device) >= (8, 0) and head_size % 8 == 0 and head_size <= 256
 
 

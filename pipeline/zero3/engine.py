@@ -145,13 +145,12 @@ class ZeroEngine:
         return float(self.ds_engine.optimizer.loss_scale) if self.ds_engine.fp16_enabled() else 1.0
 
     def exchange_layouts(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
-        """Exchange what all ranks need to know of each other's micro-batches of an optimizer step, in one collective.
+        """Return micro-batches with the layout of all ranks, exchanged in one collective unless they have it already.
 
         Without it, every micro-step would wait for the device. Collective: all ranks must call it.
-
-        Returns:
-            The micro-batches with the layout of all ranks.
         """
+        if all(batch.loss_batch.layout is not None for batch in micro_batches):
+            return micro_batches
         counts = [batch.distinct_ids.counts(self.padded_size, self.ranks) for batch in micro_batches]
         layouts, requested_by = self._layout_exchange.exchange(
             [batch.loss_batch for batch in micro_batches], self._pooling, self.device, torch.stack(counts)
@@ -198,7 +197,7 @@ class ZeroEngine:
             The parts of the loss, summed over all ranks.
         """
         self.ds_engine.eval()
-        vocabulary = self.vocabulary(with_grad=False)
+        (batch,), vocabulary = self.exchange_layouts([batch]), self.vocabulary(with_grad=False)
         _, result = self.ds_engine(
             batch.to(self.device), vocabulary, 0.0, normalizers, self.running_means, self.group, 1.0
         )
@@ -235,7 +234,7 @@ class ZeroEngine:
         """
         running_means, self.running_means = self.running_means, copy.deepcopy(self.running_means)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            for number, batch in enumerate(micro_batches, 1):
+            for number, batch in enumerate(self.exchange_layouts(list(micro_batches)), 1):
                 # DeepSpeed copies gradients into the buffers of an offloaded optimizer only at the boundary.
                 self.ds_engine.set_gradient_accumulation_boundary(number == len(micro_batches))
                 self.forward_backward(batch, alignment_weight, normalizers)

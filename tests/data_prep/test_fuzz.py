@@ -124,7 +124,7 @@ def loaded_once(monkeypatch, tokenizer_dir):
 @pytest.mark.slow
 def test_pack_survives_corrupted_json_lines(original, loaded_once, tmp_path):
     counts = {"accepted": 0, "rejected": 0}
-    for number in range(1600):
+    for number in range(800):
         rng = random.Random(number)
         data = rng.choice(CORRUPTIONS)(rng, original)
         if rng.random() < 0.3:

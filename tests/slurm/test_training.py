@@ -41,6 +41,7 @@ def chain(cluster: Cluster, checkout: Path, recipe: Path) -> Iterator[dict[str, 
     write_export_record(stale, ExportRecord("run", 1, "earlier", "fp32", "..", newest=True))
     output = cluster.run("slurm/submit.sh", cwd=checkout, **variables)
     jobs = dict(line.split() for line in output.splitlines())
+    cluster.run("scontrol", "hold", jobs["evaluate"])  # until the test of the evaluation watches it
     yield jobs
     cluster.run("scancel", *jobs.values())
 
@@ -89,6 +90,7 @@ def test_train_signalled_and_preempted_is_bit_identical(
 def test_evaluate_resumes_after_signal(cluster: Cluster, chain: dict[str, str], checkout: Path) -> None:
     job, run = chain["evaluate"], checkout / "run"
     partial = run / "generations.partial"
+    cluster.run("scontrol", "release", job)
     until(lambda: any(f.stat().st_size for f in partial.glob("rank-*.jsonl")), 300, lambda: log_of(checkout))
     cluster.run("scancel", "--signal=USR1", job)
     cluster.requeued(job, restarts=1)

@@ -1,5 +1,6 @@
 """Load, pad and run tiny models."""
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -88,6 +89,26 @@ def test_load_model_refuses_missing_weights(tmp_path: Any) -> None:
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     settings = ModelSettings(path=str(tmp_path))
     with pytest.raises(UserError, match=r"lack 1 weights of the model.*first: model\.norm\.weight\)"):
+        load_model(settings, load_model_config(settings, VOCAB), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("qwen2", {"hidden_act": "gelu"}, "Liger's MLP has the activation silu, not gelu"),
+        ("cohere", {}, "no kernels for model_type 'cohere'"),
+    ],
+)
+def test_load_model_refuses_liger_kernels(
+    monkeypatch: pytest.MonkeyPatch, family: str, fields: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    liger = ModuleType("liger")
+    liger.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen2": None}  # type: ignore[attr-defined]
+    monkeypatch.setattr("pipeline.models.loading.import_optional", lambda name: liger)
+    config = {key: value for key, value in TINY.items() if key != "model_type"} | fields
+    settings = ModelSettings(config={"model_type": family, **config}, use_liger_kernel=True)
+    with pytest.raises(UserError, match=message):
         load_model(settings, load_model_config(settings, VOCAB), torch.float32)
 
 

@@ -54,6 +54,19 @@ def test_gpu_packed_attention_matches_each_sequence_alone(
     assert max(errors) < bound, errors
 
 
+def test_gpu_packed_attention_with_smaller_values() -> None:
+    """The values of multi-head latent attention have fewer elements than its queries and keys."""
+    torch.manual_seed(0)
+    exact = [torch.randn(1, 4, sum(LENGTHS), size).bfloat16().double() for size in (96, 96, 64)]
+    inputs = [x.to("cuda", torch.bfloat16) for x in exact]
+    boundaries = torch.tensor([0, *LENGTHS]).cumsum(0).int().cuda()
+    groups = SequenceGroups(LENGTHS, inputs[0].device)
+    out, _ = packed_attention(nn.Module(), *inputs, None, 0.3, None, groups, boundaries, max(LENGTHS))
+    parts = zip(*(x.split(LENGTHS, 2) for x in exact), strict=True)
+    expected = torch.cat([attend_alone(*part, None) for part in parts], 1)
+    assert out.shape == expected.shape and relative_error(out, expected) < 8 * torch.finfo(torch.bfloat16).eps
+
+
 def test_gpu_decoder_does_not_synchronize(no_synchronization: None) -> None:
     torch.cuda.set_sync_debug_mode("default")
     fields = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}

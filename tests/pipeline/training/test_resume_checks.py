@@ -124,10 +124,10 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
     assert {group["weight_decay"] for group in saved["param_groups"]} == {0.0, 0.5}
 
     for name in ("config.yaml", "model_config/config.json"):  # damaged without a change of its size
-        file = tmp_path / "run" / "checkpoint-6" / name
+        file = tmp_path / "run" / "checkpoint-5" / name
         content = file.read_bytes()
         file.write_bytes(b"[" * len(content))
-        message = rf"{name.partition('/')[0]}: unreadable \(.*\); remove .*checkpoint-6"
+        message = rf"{name.partition('/')[0]}: unreadable \(.*\); remove .*checkpoint-5"
         with pytest.raises(UserError, match=message) as caught:
             resume_point(recipe, *extended)
         assert "\n" not in str(caught.value)
