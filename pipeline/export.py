@@ -94,18 +94,13 @@ def export(
             return record
         if _is_kept(named, existing, source, newest, keep_if_evaluated):
             return existing
-        check_no_other_files(output, source)
     partial = _write_partial(source, output, recipe, state, record)
-    if existing:  # an evaluation may have begun meanwhile
-        try:
-            if _is_kept(named, existing, source, newest, keep_if_evaluated):
-                return existing
-            check_no_other_files(output, source)
-            replace_directory(output, partial)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    else:
+    try:  # again, because an evaluation may have begun meanwhile
+        if existing and _is_kept(named, existing, source, newest, keep_if_evaluated):
+            return existing
         replace_directory(output, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     warn_if_tokenizer_differs(source / "tokenizer", output)
     return record
 
@@ -144,7 +139,11 @@ def _write_partial(source: Path, output: Path, recipe: Config, state: dict[str, 
 
 
 def _is_kept(output: Path, existing: ExportRecord, source: Path, newest: bool, keep_if_evaluated: bool) -> bool:
-    """Return whether to keep an export of an older checkpoint, and print a note if so. See `export`."""
+    """Return whether to keep an export of another checkpoint, and print a note if so. See `export`.
+
+    Raises:
+        UserError: It is not to be kept, but has files of another origin.
+    """
     if newest and not existing.newest:
         print(
             f"note: {output}: kept, because it was made for a named or the best checkpoint (step {existing.step}); "
@@ -157,6 +156,7 @@ def _is_kept(output: Path, existing: ExportRecord, source: Path, newest: bool, k
             f"has finished, run: python -m pipeline.export --checkpoint {source.parent} --output {output} --update"
         )
         return True
+    check_no_other_files(output, source)
     return False
 
 
