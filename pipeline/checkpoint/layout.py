@@ -9,17 +9,18 @@ checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of ever
 
 `pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
 .checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
-ranks. If a run tries to resume from a checkpoint in which a file does not match its checksum, COMPLETE is replaced by
-DAMAGED.
+ranks. If a run tries to resume from a checkpoint in which a file does not match its checksum, COMPLETE is renamed to
+DAMAGED. Sizes are cheap to compare, so a missing or truncated file is detected again each time (`find_damage`).
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,7 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from data_prep.readers import first_line
-from pipeline.common.atomic_io import read_json_or_none
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     # `pipeline.status` lists checkpoints without these imports, which take seconds.
@@ -63,6 +63,25 @@ class ModelIdentity:
     fingerprints: dict[str, str | None] = field(default_factory=dict)
 
 
+def read_error(path: Path, error: OSError) -> StorageError:
+    """Return the StorageError for a failed read of a file or directory."""
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot read {error.filename or path}: {reason}; check the file system and restart")
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while `path` is read into a StorageError.
+
+    Raises:
+        StorageError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
 def step_of(path: Path) -> int:
     """Return the step in the name of a checkpoint directory.
 
@@ -72,10 +91,23 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Return a run's finished checkpoints, oldest first. Their files may still be damaged; see `find_damage`."""
-    finished = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE_MARKER}") if path.is_file()]
-    return sorted((path for path in finished if path.name.removeprefix("checkpoint-").isdigit()), key=step_of)
+def list_checkpoints(directory: Path, markers: Sequence[str] = (COMPLETE_MARKER,)) -> list[Path]:
+    """Return a run's finished checkpoints, oldest first. Their files may still be damaged; see `find_damage`.
+
+    Args:
+        directory: Directory of the checkpoints.
+        markers: A checkpoint counts as finished if it has any of these files.
+
+    Raises:
+        StorageError: The directory exists but cannot be read.
+    """
+    with storage_errors(directory):
+        try:
+            names = os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = [directory / name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+        return sorted((path for path in paths if any((path / marker).is_file() for marker in markers)), key=step_of)
 
 
 def complete_marker(files: dict[str, tuple[int, str]]) -> str:
@@ -89,9 +121,27 @@ def complete_marker(files: dict[str, tuple[int, str]]) -> str:
     return json.dumps({"id": uuid.uuid4().hex, "files": sizes, "sha256": hashes}, indent=1)
 
 
+def read_marker(path: Path) -> dict[str, Any]:
+    """Return the content of COMPLETE, or an empty dict if it is missing or damaged.
+
+    Raises:
+        StorageError: It exists but cannot be read.
+    """
+    with storage_errors(path / COMPLETE_MARKER):
+        try:
+            marker = json.loads((path / COMPLETE_MARKER).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return {}
+    return marker if isinstance(marker, dict) else {}
+
+
 def checksums(path: Path) -> dict[str, str]:
-    """Return the hex SHA-256 of each file of a checkpoint; empty for a checkpoint of an older version."""
-    return dict((read_json_or_none(path / COMPLETE_MARKER) or {}).get("sha256", {}))
+    """Return the hex SHA-256 of each file of a checkpoint; empty for a checkpoint of an older version.
+
+    Raises:
+        StorageError: COMPLETE cannot be read.
+    """
+    return dict(read_marker(path).get("sha256", {}))
 
 
 def mark_damaged(path: Path) -> None:
@@ -107,23 +157,30 @@ def find_damage(path: Path) -> str | None:
     """Return a description of the first missing or truncated file of a checkpoint, or None if there is none.
 
     It compares sizes only; see `pipeline.checkpoint.resume.find_corruption` for contents.
+
+    Raises:
+        StorageError: COMPLETE or the size of a file cannot be read.
     """
-    marker = read_json_or_none(path / COMPLETE_MARKER)
-    sizes = None if marker is None else marker.get("files")
+    sizes = read_marker(path).get("files")
     if not isinstance(sizes, dict):
         return f"{path / COMPLETE_MARKER} is missing or unreadable"
     for name, expected in sizes.items():
-        try:
-            actual = (path / name).stat().st_size
-        except OSError:
-            return f"{path / name} is missing"
+        with storage_errors(path / name):
+            try:
+                actual = (path / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{path / name} is missing"
         if actual != expected:
             return f"{path / name} has {actual} bytes, {expected} were written"
     return None
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """Return the newest intact checkpoint of a run, or None. Prints a warning for each damaged one it skips."""
+    """Return the newest intact checkpoint of a run, or None. Prints a warning for each damaged one it skips.
+
+    Raises:
+        StorageError: A checkpoint cannot be read.
+    """
     for path in reversed(list_checkpoints(directory)):
         if (damage := find_damage(path)) is None:
             return path
@@ -181,14 +238,17 @@ def recipe_yaml(config: "Config") -> str:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn any error while a file of a checkpoint is read into a UserError that names the file.
+    """Turn any error while a file of a checkpoint is read and parsed into a UserError that names the file.
 
     Raises:
-        UserError: The block raised an exception.
+        StorageError: The file system failed.
+        UserError: The block raised any other exception.
     """
     try:
         yield
     except Exception as error:  # the libraries that parse these files raise many types
+        if isinstance(error, OSError) and error.errno is not None:  # transformers raises OSError for invalid JSON
+            raise read_error(file, error) from error
         reason = first_line(error) or type(error).__name__
         raise UserError(
             f"{file}: unreadable ({reason}); remove {file.parent} to use the previous checkpoint"
@@ -199,6 +259,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read the trainer_state.json of an intact checkpoint.
 
     Raises:
+        StorageError: The file system failed.
         UserError: The directory is not a complete checkpoint, or the file is unreadable.
     """
     if (damage := find_damage(path)) is not None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.common.exit_codes import LOSS_FAILURE, USER_ERROR
+from pipeline.common.exit_codes import LOSS_FAILURE, READ_FAILURE, USER_ERROR
 
 USER_ERROR_FILE = "USER_ERROR_FILE"  # variable of slurm/lib.sh: file that a process with a user error creates
 
@@ -21,11 +21,25 @@ class UserError(Exception):
     status = USER_ERROR
 
 
+class StorageError(UserError):
+    """The file system failed to read a file. Unlike other user errors, it may be gone after a restart."""
+
+    status = READ_FAILURE
+
+
 class AgreedError(UserError):
     """UserError that is raised on all ranks of a run with the same message.
 
     The ranks have exchanged the error in a collective, so no rank is left waiting for another. It is printed only once.
+
+    Args:
+        message: The message.
+        status: Exit status, if it differs from that of the class.
     """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = self.status if status is None else status
 
 
 class LossError(AgreedError):
