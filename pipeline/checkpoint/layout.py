@@ -188,6 +188,13 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def _is_known_intact(path: Path) -> bool:
+    try:
+        return find_damage(path) is None
+    except StorageError:
+        return False
+
+
 def universal_path(output_dir: Path, path: Path) -> Path:
     """Return the path of the copy of a checkpoint in DeepSpeed's universal format."""
     return output_dir / f".{path.name}.universal"
@@ -206,15 +213,18 @@ def remove_checkpoint(path: Path) -> None:
 def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None) -> None:
     """Delete all but the newest `limit` checkpoints, and universal copies of checkpoints that no longer exist.
 
+    A damaged checkpoint neither counts nor is deleted, nor is one that cannot be read now.
+
     Args:
         directory: Directory of the checkpoints.
         limit: Number of checkpoints to keep. The best one counts. If it is 1, the newest and the best one are kept.
         best_step: Step of the best checkpoint, which is never deleted, or None.
 
     Raises:
+        StorageError: The directory cannot be read.
         OSError: A marker cannot be deleted.
     """
-    checkpoints = list_checkpoints(directory)
+    checkpoints = [path for path in list_checkpoints(directory) if _is_known_intact(path)]
     best = [path for path in checkpoints[:-1] if step_of(path) == best_step]
     others = [path for path in checkpoints if path not in best]
     for path in others[: -max(1, limit - len(best))]:

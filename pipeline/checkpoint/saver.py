@@ -30,7 +30,7 @@ from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, write_error, 
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file, write_atomically
-from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.errors import AgreedError, StorageError, UserError
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
@@ -214,19 +214,22 @@ class Saver:
     def _copy_to_second_directory(self, final: Path, limit: int) -> None:
         """Copy a checkpoint to training.copy_checkpoints_to. On failure, print a warning and continue."""
         directory = self.config.training.copy_checkpoints_to
-        if directory is None or layout.find_damage(target := Path(directory) / final.name) is None:
+        if directory is None:
             return
+        target = Path(directory) / final.name
         partial = target.with_name(f".{target.name}.partial")
         try:
+            if layout.find_damage(target) is None:
+                return
             shutil.rmtree(partial, ignore_errors=True)
             partial.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(final, partial)
             for file in partial.rglob("*"):
                 flush_to_disk(file)
             _publish(partial, target, limit, self._best_step)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = error.strerror or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             print(f"warning: {final.name} not copied to {directory}: {reason}; training continues", flush=True)
 
 
@@ -271,6 +274,7 @@ def _publish(partial: Path, final: Path, limit: int, best_step: int | None) -> N
     """Rename a complete checkpoint to its final name, and rotate old ones. Never replaces an intact checkpoint.
 
     Raises:
+        StorageError: An existing checkpoint of this step, or the directory, cannot be read.
         OSError: The rename, a deletion or a flush fails.
     """
     flush_to_disk(partial)

@@ -70,6 +70,20 @@ def test_rotate_checkpoints_keeps_best(tmp_path: Path, limit: int, best: int, ke
     assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == kept
 
 
+@pytest.mark.parametrize("damaged", [[6], [5, 6]])
+def test_rotate_checkpoints_ignores_damaged(tmp_path: Path, damaged: list[int]) -> None:
+    """A damaged checkpoint does not count as one of those to keep, even if it is the newest or cannot be read."""
+    for step in (2, 4, 5, 6):
+        path = make_checkpoint(tmp_path, step)
+        if step in damaged:
+            (path / "trainer_state.json").unlink()
+    if 5 in damaged:
+        (path / "trainer_state.json").symlink_to("trainer_state.json")  # ELOOP
+    layout.rotate_checkpoints(tmp_path, 2)
+    intact = [4, 5] if damaged == [6] else [2, 4]
+    assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == sorted(intact + damaged)
+
+
 def test_check_resumable_refuses_other_model(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 5)
     assert check_resumable(path, MODEL)["step"] == 5
