@@ -80,7 +80,11 @@ def train(run: PreparedRun, guard: Guard) -> int:
             save_checkpoint(run, saver, state, guard)
 
     metrics.close()
-    return finish(run, saver, state, guard, stopping)
+    status = finish(run, saver, state, guard, stopping)
+    # Last, because W&B waits for its upload, and after a signal Slurm kills the job at the end of its grace time.
+    guard.enter_phase(state.step, "closing the experiment trackers")
+    metrics.finish_trackers()
+    return status
 
 
 def is_finished(run: PreparedRun, state: TrainState) -> bool:

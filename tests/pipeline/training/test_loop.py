@@ -192,18 +192,38 @@ def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path) 
         assert before and after and before[1] == after[1]
 
 
+# Trains, and prints the newest complete checkpoint when the trackers are closed.
+WATCH_TRACKERS = """
+import sys
+from pipeline import train
+from pipeline.checkpoint.layout import newest_checkpoint
+from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.training.trackers import Trackers
+
+finish = Trackers.finish
+
+def watched(trackers):
+    print("trackers close after", getattr(newest_checkpoint(trackers._directory), "name", None), flush=True)
+    finish(trackers)
+
+Trackers.finish = watched
+sys.exit(train.main(sys.argv[1:], StopSignal()))
+"""
+
+
 def test_train_signal_to_one_rank(prepared: Prepared, tmp_path: Path) -> None:
+    """All ranks save at once. Trackers, which may wait for an upload until Slurm kills the job, are closed later."""
     settings = {"training__max_steps": 400}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
-    processes = start_ranks(2, "--config", recipe)
+    processes = start_ranks(2, WATCH_TRACKERS, "--config", recipe, script="-c")
     wait_for_step(tmp_path / "run", 3, processes)
     processes[1].send_signal(signal.SIGUSR1)
-    for process in processes:
-        process.communicate(timeout=120)
+    outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [STOPPED_BY_SIGNAL] * 2
     done = len(losses(tmp_path / "run"))
     assert 3 <= done < 400
     assert (tmp_path / "run" / f"checkpoint-{done}" / "COMPLETE").is_file()
+    assert f"trackers close after checkpoint-{done}" in outputs[0]
 
 
 def test_train_signal_during_validation(prepared: Prepared, tmp_path: Path) -> None:
