@@ -5,7 +5,8 @@ checkpoint-N/trainer_state.json  step, loader position, tokens seen, hashes of m
 checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, running means)
 checkpoint-N/model_config/, tokenizer/  for export
 checkpoint-N/config.yaml         the recipe
-checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last
+checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last. `validation`, if
+                                 present, replaces that of trainer_state.json: its step was validated after the save
 
 `pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
 .checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
@@ -30,7 +31,8 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from data_prep.readers import first_line
-from pipeline.common.errors import StorageError, UserError
+from pipeline.common.atomic_io import write_atomically
+from pipeline.common.errors import StorageError, UserError, read_error, storage_errors
 
 if TYPE_CHECKING:
     # `pipeline.status` lists checkpoints without these imports, which take seconds.
@@ -61,25 +63,6 @@ class ModelIdentity:
     languages: list[str]
     embedding_group: bool = False
     fingerprints: dict[str, str | None] = field(default_factory=dict)
-
-
-def read_error(path: Path, error: OSError) -> StorageError:
-    """Return the StorageError for a failed read of a file or directory."""
-    reason = error.strerror or str(error)
-    return StorageError(f"cannot read {error.filename or path}: {reason}; check the file system and restart")
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is read into a StorageError.
-
-    Raises:
-        StorageError: The block raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise read_error(path, error) from error
 
 
 def step_of(path: Path) -> int:
@@ -142,6 +125,19 @@ def checksums(path: Path) -> dict[str, str]:
         StorageError: COMPLETE cannot be read.
     """
     return dict(read_marker(path).get("sha256", {}))
+
+
+def store_validation(path: Path, validation: dict[str, Any]) -> None:
+    """Store the progress of a validation in a checkpoint that was saved before it. Do nothing if it is not complete.
+
+    It is stored in COMPLETE, because a checksum and the file that it belongs to cannot be replaced at once.
+
+    Raises:
+        StorageError: COMPLETE cannot be read.
+        OSError: COMPLETE cannot be replaced.
+    """
+    if marker := read_marker(path):
+        write_atomically(path / COMPLETE_MARKER, json.dumps(marker | {"validation": validation}, indent=1))
 
 
 def mark_damaged(path: Path) -> None:
@@ -266,7 +262,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the trainer_state.json of an intact checkpoint.
+    """Read the trainer state of an intact checkpoint: trainer_state.json, with the `validation` of COMPLETE if present.
 
     Raises:
         StorageError: The file system failed.
@@ -275,7 +271,8 @@ def read_state(path: Path) -> dict[str, Any]:
     if (damage := find_damage(path)) is not None:
         raise UserError(f"{path}: not a complete checkpoint ({damage}); use another")
     with reading(path / "trainer_state.json"):
-        return dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
+        state = dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
+    return state | {key: value for key, value in read_marker(path).items() if key == "validation"}
 
 
 def read_model_config(path: Path) -> PreTrainedConfig:

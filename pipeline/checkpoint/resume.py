@@ -22,7 +22,7 @@ from pipeline.checkpoint.layout import (
 )
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file
-from pipeline.common.errors import AgreedError, StorageError, UserError
+from pipeline.common.errors import AgreedError, StorageError, UserError, read_error
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
@@ -148,7 +148,7 @@ def find_corruption(path: Path, heartbeat: Callable[[], None]) -> str | None:
                 damage = f"{path / name} does not have its SHA-256 of {layout.COMPLETE_MARKER}"
                 break
         except OSError as error:
-            failure = f"{distributed.rank_label()}: {layout.read_error(path / name, error)}"
+            failure = f"{distributed.rank_label()}: {read_error(path / name, error)}"
             break
     results = distributed.all_gather_object((damage, failure))
     for _, failure in results:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.common.exit_codes import LOSS_FAILURE, READ_FAILURE, USER_ERROR
@@ -25,6 +25,25 @@ class StorageError(UserError):
     """The file system failed to read a file. Unlike other user errors, it may be gone after a restart."""
 
     status = READ_FAILURE
+
+
+def read_error(path: Path, error: OSError) -> StorageError:
+    """Return the StorageError for a failed read of a file or directory."""
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot read {error.filename or path}: {reason}; check the file system and restart")
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while `path` is read into a StorageError.
+
+    Raises:
+        StorageError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise read_error(path, error) from error
 
 
 class AgreedError(UserError):

@@ -43,7 +43,7 @@ def train(run: PreparedRun, guard: Guard) -> int:
     record_start(run, checkpoint, guard)
     engine = setup_engine(run, checkpoint)
     state = resume(run, engine, checkpoint)
-    saver = Saver(config, run.identity, run.pretrained, engine, state.step)
+    saver = Saver(config, run.identity, run.pretrained, engine, asdict(state))
     first_step = state.step
     metrics = start_metrics(run, engine, state)
     stopping = validate_if_due(run, engine, state, guard, saver, metrics)
@@ -177,6 +177,8 @@ def validate_if_due(
 ) -> bool:
     """Validate if due after this step. Save a checkpoint if the model is the best so far or training stops early.
 
+    After a restart, the checkpoint of this step may exist already. The result is then added to it.
+
     Collective: all ranks must call it.
 
     Returns:
@@ -205,7 +207,7 @@ def validate_if_due(
         metrics.log_validation(record)
     except OSError as error:
         saver.record_failure(metrics.path, error)
-    if improved or best_metric.stops_early(training, validation):
+    if improved or best_metric.stops_early(training, validation) or saver.saved_step == state.step:
         save_checkpoint(run, saver, state, guard)
     return False
 
