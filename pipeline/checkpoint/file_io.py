@@ -3,7 +3,9 @@
 import copy
 import errno
 import hashlib
+import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from pipeline.common.errors import UserError
 
+VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -126,6 +129,43 @@ def write_file(path: Path, content: Any) -> tuple[int, str]:
         if not isinstance(cause, OSError):
             raise
         raise write_error(path, cause) from error
+
+
+def write_rank_files(partial: Path, rank: int, files: dict[str, Any]) -> None:
+    """Write the files of a rank, then the list of their sizes and checksums, for `merge_records`.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    records = {name: write_file(partial / name, content) for name, content in files.items()}
+    write_file(_records_path(partial, rank), json.dumps(records).encode())
+
+
+def _records_path(partial: Path, rank: int) -> Path:
+    """Return the path of the file that lists the files of a rank with their sizes and checksums."""
+    return partial / f"files-{rank}.json"
+
+
+def merge_records(partial: Path, ranks: int) -> dict[str, tuple[int, str]]:
+    """Merge the file lists of all ranks, then delete them.
+
+    Raises:
+        UserError: The list of a rank does not appear on this host.
+    """
+    records: dict[str, tuple[int, str]] = {}
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    for rank in range(ranks):
+        path = _records_path(partial, rank)
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{partial}: the files of rank {rank} are not visible on this host; "
+                    "output_dir must be on a file system that all nodes share"
+                )
+            time.sleep(0.5)
+        records |= json.loads(path.read_text())
+        path.unlink()
+    return records
 
 
 def write_error(path: Path, error: OSError) -> UserError:

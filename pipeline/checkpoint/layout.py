@@ -5,21 +5,23 @@ checkpoint-N/trainer_state.json  step, loader position, tokens seen, hashes of m
 checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, running means)
 checkpoint-N/model_config/, tokenizer/  for export
 checkpoint-N/config.yaml         the recipe
-checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last
+checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last. `validation`, if
+                                 present, replaces that of trainer_state.json: its step was validated after the save
 
 `pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
 .checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
-ranks. If a run tries to resume from a checkpoint in which a file does not match its checksum, COMPLETE is replaced by
-DAMAGED.
+ranks. If a run tries to resume from a checkpoint in which a file does not match its checksum, COMPLETE is renamed to
+DAMAGED. Sizes are cheap to compare, so a missing or truncated file is detected again each time (`find_damage`).
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_prep.readers import first_line
-from pipeline.common.atomic_io import read_json_or_none
-from pipeline.common.errors import UserError
+from pipeline.common.atomic_io import write_atomically
+from pipeline.common.errors import StorageError, UserError, read_error, storage_errors
 
 if TYPE_CHECKING:
     # `pipeline.status` lists checkpoints without these imports, which take seconds.
@@ -72,10 +74,23 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Return a run's finished checkpoints, oldest first. Their files may still be damaged; see `find_damage`."""
-    finished = [path.parent for path in directory.glob(f"checkpoint-*/{COMPLETE_MARKER}") if path.is_file()]
-    return sorted((path for path in finished if path.name.removeprefix("checkpoint-").isdigit()), key=step_of)
+def list_checkpoints(directory: Path, markers: Sequence[str] = (COMPLETE_MARKER,)) -> list[Path]:
+    """Return a run's finished checkpoints, oldest first. Their files may still be damaged; see `find_damage`.
+
+    Args:
+        directory: Directory of the checkpoints.
+        markers: A checkpoint counts as finished if it has any of these files.
+
+    Raises:
+        StorageError: The directory exists but cannot be read.
+    """
+    with storage_errors(directory):
+        try:
+            names = os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = [directory / name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+        return sorted((path for path in paths if any((path / marker).is_file() for marker in markers)), key=step_of)
 
 
 def complete_marker(files: dict[str, tuple[int, str]]) -> str:
@@ -89,9 +104,40 @@ def complete_marker(files: dict[str, tuple[int, str]]) -> str:
     return json.dumps({"id": uuid.uuid4().hex, "files": sizes, "sha256": hashes}, indent=1)
 
 
+def read_marker(path: Path) -> dict[str, Any]:
+    """Return the content of COMPLETE, or an empty dict if it is missing or damaged.
+
+    Raises:
+        StorageError: It exists but cannot be read.
+    """
+    with storage_errors(path / COMPLETE_MARKER):
+        try:
+            marker = json.loads((path / COMPLETE_MARKER).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return {}
+    return marker if isinstance(marker, dict) else {}
+
+
 def checksums(path: Path) -> dict[str, str]:
-    """Return the hex SHA-256 of each file of a checkpoint; empty for a checkpoint of an older version."""
-    return dict((read_json_or_none(path / COMPLETE_MARKER) or {}).get("sha256", {}))
+    """Return the hex SHA-256 of each file of a checkpoint; empty for a checkpoint of an older version.
+
+    Raises:
+        StorageError: COMPLETE cannot be read.
+    """
+    return dict(read_marker(path).get("sha256", {}))
+
+
+def store_validation(path: Path, validation: dict[str, Any]) -> None:
+    """Store the progress of a validation in a checkpoint that was saved before it. Do nothing if it is not complete.
+
+    It is stored in COMPLETE, because a checksum and the file that it belongs to cannot be replaced at once.
+
+    Raises:
+        StorageError: COMPLETE cannot be read.
+        OSError: COMPLETE cannot be replaced.
+    """
+    if marker := read_marker(path):
+        write_atomically(path / COMPLETE_MARKER, json.dumps(marker | {"validation": validation}, indent=1))
 
 
 def mark_damaged(path: Path) -> None:
@@ -107,28 +153,42 @@ def find_damage(path: Path) -> str | None:
     """Return a description of the first missing or truncated file of a checkpoint, or None if there is none.
 
     It compares sizes only; see `pipeline.checkpoint.resume.find_corruption` for contents.
+
+    Raises:
+        StorageError: COMPLETE or the size of a file cannot be read.
     """
-    marker = read_json_or_none(path / COMPLETE_MARKER)
-    sizes = None if marker is None else marker.get("files")
+    sizes = read_marker(path).get("files")
     if not isinstance(sizes, dict):
         return f"{path / COMPLETE_MARKER} is missing or unreadable"
     for name, expected in sizes.items():
-        try:
-            actual = (path / name).stat().st_size
-        except OSError:
-            return f"{path / name} is missing"
+        with storage_errors(path / name):
+            try:
+                actual = (path / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return f"{path / name} is missing"
         if actual != expected:
             return f"{path / name} has {actual} bytes, {expected} were written"
     return None
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """Return the newest intact checkpoint of a run, or None. Prints a warning for each damaged one it skips."""
+    """Return the newest intact checkpoint of a run, or None. Prints a warning for each damaged one it skips.
+
+    Raises:
+        StorageError: A checkpoint cannot be read.
+    """
     for path in reversed(list_checkpoints(directory)):
         if (damage := find_damage(path)) is None:
             return path
         print(f"warning: {damage}; skipping {path.name}", flush=True)
     return None
+
+
+def _is_known_intact(path: Path) -> bool:
+    try:
+        return find_damage(path) is None
+    except StorageError:
+        return False
 
 
 def universal_path(output_dir: Path, path: Path) -> Path:
@@ -149,15 +209,18 @@ def remove_checkpoint(path: Path) -> None:
 def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None) -> None:
     """Delete all but the newest `limit` checkpoints, and universal copies of checkpoints that no longer exist.
 
+    A damaged checkpoint neither counts nor is deleted, nor is one that cannot be read now.
+
     Args:
         directory: Directory of the checkpoints.
         limit: Number of checkpoints to keep. The best one counts. If it is 1, the newest and the best one are kept.
         best_step: Step of the best checkpoint, which is never deleted, or None.
 
     Raises:
+        StorageError: The directory cannot be read.
         OSError: A marker cannot be deleted.
     """
-    checkpoints = list_checkpoints(directory)
+    checkpoints = [path for path in list_checkpoints(directory) if _is_known_intact(path)]
     best = [path for path in checkpoints[:-1] if step_of(path) == best_step]
     others = [path for path in checkpoints if path not in best]
     for path in others[: -max(1, limit - len(best))]:
@@ -181,14 +244,17 @@ def recipe_yaml(config: "Config") -> str:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn any error while a file of a checkpoint is read into a UserError that names the file.
+    """Turn any error while a file of a checkpoint is read and parsed into a UserError that names the file.
 
     Raises:
-        UserError: The block raised an exception.
+        StorageError: The file system failed.
+        UserError: The block raised any other exception.
     """
     try:
         yield
     except Exception as error:  # the libraries that parse these files raise many types
+        if isinstance(error, OSError) and error.errno is not None:  # transformers raises OSError for invalid JSON
+            raise read_error(file, error) from error
         reason = first_line(error) or type(error).__name__
         raise UserError(
             f"{file}: unreadable ({reason}); remove {file.parent} to use the previous checkpoint"
@@ -196,15 +262,17 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the trainer_state.json of an intact checkpoint.
+    """Read the trainer state of an intact checkpoint: trainer_state.json, with the `validation` of COMPLETE if present.
 
     Raises:
+        StorageError: The file system failed.
         UserError: The directory is not a complete checkpoint, or the file is unreadable.
     """
     if (damage := find_damage(path)) is not None:
         raise UserError(f"{path}: not a complete checkpoint ({damage}); use another")
     with reading(path / "trainer_state.json"):
-        return dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
+        state = dict(json.loads((path / "trainer_state.json").read_text(encoding="utf-8")))
+    return state | {key: value for key, value in read_marker(path).items() if key == "validation"}
 
 
 def read_model_config(path: Path, trust_remote_code: bool) -> "PreTrainedConfig":

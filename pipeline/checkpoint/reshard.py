@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.checkpoint.export_record import checkpoint_id
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, universal_path
 from pipeline.common.errors import UserError
 from pipeline.zero3.safe_loading import weights_only_loading
@@ -22,8 +23,8 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
             size.
     """
     final = universal_path(output_dir, path)
-    marker = (path / COMPLETE_MARKER).read_bytes()  # has a random id, which identifies the origin of the copy
-    if (final / COMPLETE_MARKER).is_file() and (final / COMPLETE_MARKER).read_bytes() == marker:
+    marker = (path / COMPLETE_MARKER).read_bytes()
+    if checkpoint_id(final) == checkpoint_id(path) != "":  # a random id, which identifies the origin of the copy
         return
     partial = final.with_name(final.name + ".partial")
     for old in (final, partial):

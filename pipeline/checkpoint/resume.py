@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.file_io import write_error
 from pipeline.checkpoint.layout import (
     DEEPSPEED_TAG,
     ModelIdentity,
@@ -20,17 +22,67 @@ from pipeline.checkpoint.layout import (
 )
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file
-from pipeline.common.errors import UserError
+from pipeline.common.errors import AgreedError, StorageError, UserError, read_error
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
 
 def find_resumable(config: Config) -> Path | None:
-    """Return the newest intact checkpoint in output_dir, or else in training.copy_checkpoints_to, or else None."""
-    path = newest_checkpoint(Path(config.output_dir))
-    if path is None and config.training.copy_checkpoints_to:
-        path = newest_checkpoint(Path(config.training.copy_checkpoints_to))
+    """Return the newest checkpoint whose files have their sizes, or None if the run has not saved any.
+
+    It is looked for in output_dir, and if there is none, in training.copy_checkpoints_to.
+
+    Raises:
+        StorageError: A checkpoint cannot be read.
+        UserError: There are checkpoints, but all of them are damaged.
+    """
+    directories = [Path(path) for path in (config.output_dir, config.training.copy_checkpoints_to) if path]
+    for directory in directories:
+        if (path := newest_checkpoint(directory)) is not None:
+            return path
+    for directory in directories:
+        if damaged := layout.list_checkpoints(directory, (layout.COMPLETE_MARKER, layout.DAMAGED_MARKER)):
+            names = ", ".join(path.name for path in damaged)
+            raise UserError(
+                f"{directory}: all checkpoints are damaged ({names}); restore one from a backup, or use another "
+                "output_dir to start over"
+            )
+    return None
+
+
+def find_verified(config: Config, heartbeat: Callable[[], None]) -> Path | None:
+    """Return the newest checkpoint whose files have their checksums, or None if the run has not saved any.
+
+    Damaged checkpoints are skipped and marked, so that they are not checked again and may be replaced. Collective: all
+    ranks must call it.
+
+    Args:
+        config: Settings of the run.
+        heartbeat: Called before each file.
+
+    Raises:
+        AgreedError: A checkpoint cannot be read (with the status of a StorageError), all checkpoints are damaged, or a
+            marker cannot be written.
+    """
+    while (path := distributed.broadcast_from_rank0(lambda: find_resumable(config))) is not None:
+        damage = find_corruption(path, heartbeat)
+        if damage is None:
+            break
+        distributed.broadcast_from_rank0(partial(_skip_damaged, path, damage))
     return path
+
+
+def _skip_damaged(path: Path, damage: str) -> None:
+    """Mark a checkpoint as damaged.
+
+    Raises:
+        UserError: The marker cannot be written.
+    """
+    print(f"warning: {damage}; skipping {path.name}", flush=True)
+    try:
+        layout.mark_damaged(path)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def check_resumable(path: Path, model: ModelIdentity) -> dict[str, Any]:
@@ -80,18 +132,29 @@ def find_corruption(path: Path, heartbeat: Callable[[], None]) -> str | None:
 
     Returns:
         A description of the first damaged file, or None if all are intact.
+
+    Raises:
+        AgreedError: A rank cannot read a file, which says nothing about its content. The exit status is that of a
+            StorageError.
     """
-    damaged = None
+    damage, failure = None, None
     for name, expected in distributed.broadcast_from_rank0(lambda: layout.checksums(path)).items():
         owner = re.search(r"(?:pp_rank_|rng-)(\d+)", name)
-        if (int(owner[1]) if owner else 0) % distributed.world_size() == distributed.rank() and damaged is None:
-            heartbeat()
-            try:
-                if sha256_file(path / name) != expected:
-                    damaged = f"{path / name} does not have its SHA-256 of {layout.COMPLETE_MARKER}"
-            except OSError as error:
-                damaged = f"{path / name} cannot be read ({error.strerror})"
-    return next((each for each in distributed.all_gather_object(damaged) if each is not None), None)
+        if (int(owner[1]) if owner else 0) % distributed.world_size() != distributed.rank():
+            continue
+        heartbeat()
+        try:
+            if sha256_file(path / name) != expected:
+                damage = f"{path / name} does not have its SHA-256 of {layout.COMPLETE_MARKER}"
+                break
+        except OSError as error:
+            failure = f"{distributed.rank_label()}: {read_error(path / name, error)}"
+            break
+    results = distributed.all_gather_object((damage, failure))
+    for _, failure in results:
+        if failure is not None:
+            raise AgreedError(failure, StorageError.status)
+    return next((damage for damage, _ in results if damage is not None), None)
 
 
 def load(path: Path, state: dict[str, Any], config: Config, engine: ZeroEngine) -> None:

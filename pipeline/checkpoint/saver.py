@@ -26,15 +26,13 @@ import torch
 from safetensors.torch import save
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, write_error, write_file
+from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, merge_records, write_error, write_rank_files
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file, write_atomically
-from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.errors import AgreedError, StorageError, UserError
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
-
-VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
 
 
 class SupportsSavePretrained(Protocol):
@@ -52,7 +50,10 @@ class Saver:
         model: Model identity, recorded in each checkpoint and compared before a run resumes from it.
         pretrained: Objects to store in each checkpoint for export, by folder name.
         engine: Engine to save.
-        saved_step: Step of the checkpoint that the run resumed from, 0 if it is a new run.
+        saved_state: Trainer state of the checkpoint that the run resumed from, or the initial state of a new run.
+
+    Attributes:
+        saved_step: Step of the newest checkpoint, finished or in progress.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class Saver:
         model: ModelIdentity,
         pretrained: Mapping[str, SupportsSavePretrained],
         engine: ZeroEngine,
-        saved_step: int = 0,
+        saved_state: dict[str, Any],
     ) -> None:
         self.config, self.model, self.pretrained, self.engine = config, model, pretrained, engine
         self.directory = Path(config.output_dir)
         self._copies = HostCopies() if config.training.save_in_background else None
-        self._saved_step = saved_step  # of the newest checkpoint, finished or in progress
+        self.saved_step: int = saved_state["step"]
+        self._saved_validation: dict[str, Any] = saved_state["validation"]
         self._best_step: int | None = None  # of the best checkpoint when this one was started
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
@@ -82,21 +84,23 @@ class Saver:
     def start(self, state: dict[str, Any], best_step: int | None = None) -> None:
         """Start saving `state`, the engine and this rank's random generators.
 
-        Collective: all ranks must call it, between two optimizer steps. Waits for the previous save first. Does nothing
-        if the step has already been saved.
+        Collective: all ranks must call it, between two optimizer steps. Waits for the previous save first. If the step
+        has already been saved, only adds a validation that has ended since.
 
         Args:
-            state: Trainer state, including `step`; must be JSON-serializable.
+            state: Trainer state, including `step` and `validation`; must be JSON-serializable.
             best_step: Step of the best checkpoint, which rotation keeps, or None.
 
         Raises:
             AgreedError: This or the previous checkpoint cannot be written.
         """
-        if state["step"] == self._saved_step:
+        if state["step"] == self.saved_step:
+            if state["validation"] != self._saved_validation:
+                self._store_validation(state)
             return
         started = time.perf_counter()
         self.finish()
-        self._saved_step, self._best_step = state["step"], best_step
+        self.saved_step, self._saved_validation, self._best_step = state["step"], state["validation"], best_step
         self._partial = self.directory / f".checkpoint-{state['step']}.partial"
         files = self.engine.checkpoint_files(self._partial, DEEPSPEED_TAG)
         if self._copies:
@@ -104,10 +108,23 @@ class Saver:
         files[f"rng-{distributed.rank()}.safetensors"] = save(_rng_state())
         if distributed.is_main_process():
             files |= self._shared_files(state)
-        self._job, self._writing = self._thread.submit(_write_files, self._partial, files), True
+        self._job, self._writing = self._thread.submit(write_rank_files, self._partial, distributed.rank(), files), True
         if self._copies is None:
             self.finish()
         self._wait_seconds += time.perf_counter() - started
+
+    def _store_validation(self, state: dict[str, Any]) -> None:
+        """Add the validation of a step to its finished checkpoint. On failure, print a warning and continue."""
+        self.finish()
+        self._saved_validation = state["validation"]
+        if not distributed.is_main_process():
+            return
+        for directory in map(Path, filter(None, (self.config.output_dir, self.config.training.copy_checkpoints_to))):
+            path = directory / f"checkpoint-{state['step']}"
+            try:
+                layout.store_validation(path, state["validation"])
+            except (OSError, StorageError) as error:
+                print(f"warning: {path}: the validation cannot be stored ({error}); training continues", flush=True)
 
     def pop_wait_seconds(self) -> float:
         """Return the seconds that training has waited for saves since the last call."""
@@ -195,7 +212,7 @@ class Saver:
         Raises:
             UserError: A file cannot be written, or the files of a rank do not appear on this host.
         """
-        files = _merge_records(partial, distributed.world_size())
+        files = merge_records(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
         limit = self.config.training.save_total_limit
         try:
@@ -214,63 +231,30 @@ class Saver:
     def _copy_to_second_directory(self, final: Path, limit: int) -> None:
         """Copy a checkpoint to training.copy_checkpoints_to. On failure, print a warning and continue."""
         directory = self.config.training.copy_checkpoints_to
-        if directory is None or layout.find_damage(target := Path(directory) / final.name) is None:
+        if directory is None:
             return
+        target = Path(directory) / final.name
         partial = target.with_name(f".{target.name}.partial")
         try:
+            if layout.find_damage(target) is None:
+                return
             shutil.rmtree(partial, ignore_errors=True)
             partial.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(final, partial)
             for file in partial.rglob("*"):
                 flush_to_disk(file)
             _publish(partial, target, limit, self._best_step)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            reason = error.strerror or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             print(f"warning: {final.name} not copied to {directory}: {reason}; training continues", flush=True)
-
-
-def _write_files(partial: Path, files: dict[str, Any]) -> None:
-    """Write this rank's files, then the list of their sizes and checksums.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
-    records = {name: write_file(partial / name, content) for name, content in files.items()}
-    write_file(_records_path(partial, distributed.rank()), json.dumps(records).encode())
-
-
-def _records_path(partial: Path, rank: int) -> Path:
-    """Return the path of the file that lists the files of a rank with their sizes and checksums."""
-    return partial / f"files-{rank}.json"
-
-
-def _merge_records(partial: Path, ranks: int) -> dict[str, tuple[int, str]]:
-    """Merge the file lists of all ranks, then delete them.
-
-    Raises:
-        UserError: The list of a rank does not appear on this host.
-    """
-    records: dict[str, tuple[int, str]] = {}
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    for rank in range(ranks):
-        path = _records_path(partial, rank)
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{partial}: the files of rank {rank} are not visible on this host; "
-                    "output_dir must be on a file system that all nodes share"
-                )
-            time.sleep(0.5)
-        records |= json.loads(path.read_text())
-        path.unlink()
-    return records
 
 
 def _publish(partial: Path, final: Path, limit: int, best_step: int | None) -> None:
     """Rename a complete checkpoint to its final name, and rotate old ones. Never replaces an intact checkpoint.
 
     Raises:
+        StorageError: An existing checkpoint of this step, or the directory, cannot be read.
         OSError: The rename, a deletion or a flush fails.
     """
     flush_to_disk(partial)

@@ -63,18 +63,18 @@ def broadcast_from_rank0(work: Callable[[], Any]) -> Any:
     """Call `work` on rank 0 and return its result on all ranks. Collective: all ranks must call it.
 
     Raises:
-        AgreedError: On all ranks, if `work` raises a UserError.
+        AgreedError: On all ranks, if `work` raises a UserError. It has the same exit status.
     """
-    message: list[Any] = [None, None]  # result, error
+    message: list[Any] = [None, None]  # result, (message, exit status) of the error
     if is_main_process():
         try:
             message[0] = work()
         except UserError as error:
-            message[1] = str(error)
+            message[1] = (str(error), error.status)
     if dist.is_initialized():
         dist.broadcast_object_list(message, src=0)
     if message[1] is not None:
-        raise AgreedError(message[1])
+        raise AgreedError(*message[1])
     return message[0]
 
 

@@ -3,10 +3,10 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.common.exit_codes import LOSS_FAILURE, USER_ERROR
+from pipeline.common.exit_codes import LOSS_FAILURE, READ_FAILURE, USER_ERROR
 
 USER_ERROR_FILE = "USER_ERROR_FILE"  # variable of slurm/lib.sh: file that a process with a user error creates
 
@@ -21,11 +21,44 @@ class UserError(Exception):
     status = USER_ERROR
 
 
+class StorageError(UserError):
+    """The file system failed to read a file. Unlike other user errors, it may be gone after a restart."""
+
+    status = READ_FAILURE
+
+
+def read_error(path: Path, error: OSError) -> StorageError:
+    """Return the StorageError for a failed read of a file or directory."""
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot read {error.filename or path}: {reason}; check the file system and restart")
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while `path` is read into a StorageError.
+
+    Raises:
+        StorageError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
 class AgreedError(UserError):
     """UserError that is raised on all ranks of a run with the same message.
 
     The ranks have exchanged the error in a collective, so no rank is left waiting for another. It is printed only once.
+
+    Args:
+        message: The message.
+        status: Exit status, if it differs from that of the class.
     """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = self.status if status is None else status
 
 
 class LossError(AgreedError):

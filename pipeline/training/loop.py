@@ -57,7 +57,7 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     record_start(run, checkpoint, guard)
     engine = setup_engine(run, checkpoint)
     state = resume(run, engine, checkpoint)
-    saver = Saver(config, run.identity, run.pretrained, engine, state.step)
+    saver = Saver(config, run.identity, run.pretrained, engine, asdict(state))
     first_step = state.step
     metrics = start_metrics(run, engine, state)
     stopping = validate_if_due(run, engine, state, guard, saver, metrics)
@@ -94,7 +94,11 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
             save_checkpoint(run, saver, state, guard)
 
     metrics.close()
-    return finish(run, saver, state, guard, stopping)
+    status = finish(run, saver, state, guard, stopping)
+    # Last, because W&B waits for its upload, and after a signal Slurm kills the job at the end of its grace time.
+    guard.enter_phase(state.step, "closing the experiment trackers")
+    metrics.finish_trackers()
+    return status
 
 
 def is_finished(run: PreparedRun, state: TrainState) -> bool:
@@ -187,6 +191,8 @@ def validate_if_due(
 ) -> bool:
     """Validate if due after this step. Save a checkpoint if the model is the best so far or training stops early.
 
+    After a restart, the checkpoint of this step may exist already. The result is then added to it.
+
     Collective: all ranks must call it.
 
     Returns:
@@ -215,7 +221,7 @@ def validate_if_due(
         metrics.log_validation(record)
     except OSError as error:
         saver.record_failure(metrics.path, error)
-    if improved or best_metric.stops_early(training, validation):
+    if improved or best_metric.stops_early(training, validation) or saver.saved_step == state.step:
         save_checkpoint(run, saver, state, guard)
     return False
 

@@ -164,9 +164,12 @@ class MetricsWriter:
         print(f"step {record['step']}/{self._max_steps}  {values}", flush=True)
 
     def close(self) -> None:
-        """Close all outputs."""
+        """Close metrics.jsonl and the progress bar."""
         if self.is_main:
             self._file.close()
             self._bar.close()
-            if self.trackers is not None:
-                self.trackers.finish()
+
+    def finish_trackers(self) -> None:
+        """Close the experiment trackers, which may wait for an upload."""
+        if self.trackers is not None:
+            self.trackers.finish()

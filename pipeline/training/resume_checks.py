@@ -71,14 +71,24 @@ class ResumePoint:
 
 
 def find_resume_point(run: PreparedRun) -> ResumePoint | None:
-    """Return the newest intact checkpoint of a run after comparing it with the run, or None if there is none.
+    """Find the newest checkpoint of a run without verifying its checksums, and compare it with the run.
+
+    Returns:
+        The checkpoint, or None if the run has not saved any.
+
+    Raises:
+        UserError: see `find_resumable` and `compare_with_checkpoint`.
+    """
+    path = find_resumable(run.config)
+    return None if path is None else compare_with_checkpoint(run, path)
+
+
+def compare_with_checkpoint(run: PreparedRun, path: Path) -> ResumePoint:
+    """Compare a run with a checkpoint.
 
     Raises:
         UserError: the run must not resume from it, or it is past the last step of the run.
     """
-    path = find_resumable(run.config)
-    if path is None:
-        return None
     state = check_resumable(path, run.identity)
     _check_model_config(path, run)
     with reading(path / "config.yaml"):

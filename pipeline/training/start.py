@@ -1,15 +1,12 @@
 """Start a run: find its checkpoint, build the engine and load the state."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint.file_io import write_error
-from pipeline.checkpoint.layout import mark_damaged
 from pipeline.checkpoint.reshard import convert_to_universal
-from pipeline.checkpoint.resume import find_corruption
+from pipeline.checkpoint.resume import find_verified
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.common import distributed
 from pipeline.fault_tolerance.guard import Guard
@@ -17,7 +14,7 @@ from pipeline.training import best_metric
 from pipeline.training.engine_setup import build_engine
 from pipeline.training.memory_check import memory_warning
 from pipeline.training.preflight import PreparedRun
-from pipeline.training.resume_checks import ResumePoint, find_resume_point
+from pipeline.training.resume_checks import ResumePoint, compare_with_checkpoint
 from pipeline.training.state import TrainState
 from pipeline.zero3.ds_config import deepspeed_config
 from pipeline.zero3.engine import ZeroEngine
@@ -27,34 +24,25 @@ def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
     """Find the newest intact checkpoint, and convert it if it was saved by a different number of ranks.
 
     Collective: all ranks must call it.
+
+    Raises:
+        AgreedError: a checkpoint cannot be read, all are damaged, the run must not resume from the newest intact one,
+            or it cannot be converted.
     """
 
     def heartbeat() -> None:
         guard.enter_phase(0, "checking or converting a checkpoint")
 
-    while (checkpoint := distributed.broadcast_from_rank0(lambda: find_resume_point(run))) is not None:
-        damage = find_corruption(checkpoint.path, heartbeat)
-        if damage is None:
-            break
-        distributed.broadcast_from_rank0(partial(skip_damaged, checkpoint.path, damage))
-    if checkpoint is not None and checkpoint.state["ranks"] != distributed.world_size():
+    # Verify the checksums before any file is parsed: an altered file must not end the run but lead to an older one.
+    path = find_verified(run.config, heartbeat)
+    if path is None:
+        return None
+    checkpoint: ResumePoint = distributed.broadcast_from_rank0(lambda: compare_with_checkpoint(run, path))
+    if checkpoint.state["ranks"] != distributed.world_size():
         # This takes minutes for a large model, which is longer than the watchdog or a collective may allow.
         output_dir = Path(run.config.output_dir)
         distributed.run_long_on_rank0(lambda: convert_to_universal(checkpoint.path, output_dir), heartbeat)
     return checkpoint
-
-
-def skip_damaged(path: Path, damage: str) -> None:
-    """Mark a checkpoint as damaged, so that the run resumes from an older one and may replace it.
-
-    Raises:
-        UserError: the marker cannot be written.
-    """
-    print(f"warning: {damage}; skipping {path.name}", flush=True)
-    try:
-        mark_damaged(path)
-    except OSError as error:
-        raise write_error(path, error) from error
 
 
 def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard) -> None:

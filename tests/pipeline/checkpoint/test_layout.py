@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_record import checkpoint_id
 from pipeline.checkpoint.layout import COMPLETE_MARKER, ModelIdentity
 from pipeline.checkpoint.resume import check_resumable
 from pipeline.common.errors import UserError
@@ -68,6 +69,30 @@ def test_rotate_checkpoints_keeps_best(tmp_path: Path, limit: int, best: int, ke
         make_checkpoint(tmp_path, step)
     layout.rotate_checkpoints(tmp_path, limit, best)
     assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == kept
+
+
+@pytest.mark.parametrize("damaged", [[6], [5, 6]])
+def test_rotate_checkpoints_ignores_damaged(tmp_path: Path, damaged: list[int]) -> None:
+    """A damaged checkpoint does not count as one of those to keep, even if it is the newest or cannot be read."""
+    for step in (2, 4, 5, 6):
+        path = make_checkpoint(tmp_path, step)
+        if step in damaged:
+            (path / "trainer_state.json").unlink()
+    if 5 in damaged:
+        (path / "trainer_state.json").symlink_to("trainer_state.json")  # ELOOP
+    layout.rotate_checkpoints(tmp_path, 2)
+    intact = [4, 5] if damaged == [6] else [2, 4]
+    assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == sorted(intact + damaged)
+
+
+def test_store_validation_keeps_checkpoint_intact(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 5)
+    state, validation = layout.read_state(path), {"step": 5, "best_step": 5, "best_metric": 1.5}
+    layout.store_validation(path, validation)
+    assert layout.read_state(path) == state | {"validation": validation}
+    assert layout.find_damage(path) is None and checkpoint_id(path) == "x"
+    layout.store_validation(tmp_path / "checkpoint-6", validation)
+    assert not (tmp_path / "checkpoint-6").exists()
 
 
 def test_check_resumable_refuses_other_model(tmp_path: Path) -> None:

@@ -192,22 +192,43 @@ def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path) 
         assert before and after and before[1] == after[1]
 
 
+# Trains, and prints the newest complete checkpoint when the trackers are closed.
+WATCH_TRACKERS = """
+import sys
+from pathlib import Path
+from pipeline import train
+from pipeline.checkpoint.layout import newest_checkpoint
+from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.training.trackers import Trackers
+
+finish, run = Trackers.finish, Path(sys.argv.pop(1))
+
+def watched(trackers):
+    print("trackers close after", getattr(newest_checkpoint(run), "name", None), flush=True)
+    finish(trackers)
+
+Trackers.finish = watched
+sys.exit(train.main(sys.argv[1:], StopSignal()))
+"""
+
+
 def test_train_signal_to_one_rank(prepared: Prepared, tmp_path: Path) -> None:
+    """All ranks save at once. Trackers, which may wait for an upload until Slurm kills the job, are closed later."""
     settings = {"training__max_steps": 400}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
-    processes = start_ranks(2, "--config", recipe)
+    processes = start_ranks(2, WATCH_TRACKERS, tmp_path / "run", "--config", recipe, script="-c")
     wait_for_step(tmp_path / "run", 3, processes)
     processes[1].send_signal(signal.SIGUSR1)
-    for process in processes:
-        process.communicate(timeout=120)
+    outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [STOPPED_BY_SIGNAL] * 2
     done = len(losses(tmp_path / "run"))
     assert 3 <= done < 400
     assert (tmp_path / "run" / f"checkpoint-{done}" / "COMPLETE").is_file()
+    assert f"trackers close after checkpoint-{done}" in outputs[0]
 
 
 def test_train_signal_during_validation(prepared: Prepared, tmp_path: Path) -> None:
-    """A validation that would take minutes ends at once. The run has saved, so that the restart can repeat it."""
+    """A validation that would take minutes ends at once. The run has saved, and the restart validates this step."""
     shards = select_rows(prepared.shards, tmp_path / "eval", slice(None), times=200)
     settings = {"data__eval_shards": str(shards), "training__eval_steps": 2}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
@@ -220,7 +241,12 @@ def test_train_signal_during_validation(prepared: Prepared, tmp_path: Path) -> N
     assert time.monotonic() - began < 20
     assert processes[0].returncode == STOPPED_BY_SIGNAL and "stopped by SIGTERM after step 2" in output
     assert not validations(tmp_path / "run")
-    assert layout.read_state(tmp_path / "run" / "checkpoint-2")["validation"]["step"] == 0
+    path = tmp_path / "run" / "checkpoint-2"
+    assert layout.read_state(path)["validation"]["step"] == 0
+    eval_shards = select_rows(prepared.shards, tmp_path / "fewer", slice(3))
+    train(1, "--config", recipe, "--training.max_steps", 2, "--data.eval_shards", eval_shards)
+    assert [record["step"] for record in validations(tmp_path / "run")] == [2]
+    assert layout.read_state(path)["validation"]["step"] == 2 and layout.find_damage(path) is None
 
 
 def wait_for(path: Path, processes: list) -> None:

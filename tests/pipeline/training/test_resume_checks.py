@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from pipeline.checkpoint import layout
 from pipeline.common.errors import UserError
 from pipeline.config.changes import VALUES_BEFORE, changed_settings, saved_config
 from pipeline.config.recipe import load_config
@@ -116,6 +117,8 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
         (4, 3),
         (5, 3),
     ]
+    # The checkpoint had been saved before this validation, and now has its result.
+    assert layout.read_state(tmp_path / "run" / "checkpoint-3")["validation"]["best_step"] == 3
     assert "stopped early after step 5: eval_ce has not improved for 2 validations; best: " in output
     assert "done, stopped early" in status(tmp_path / "run")[0]
     # DeepSpeed loads the weight decay of the checkpoint, but the optimizer has used the new one.
