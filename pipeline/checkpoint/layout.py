@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import AutoConfig, PreTrainedConfig
 
 from data_prep.readers import first_line
 from pipeline.common.atomic_io import write_atomically
@@ -37,6 +36,7 @@ from pipeline.common.errors import StorageError, UserError, read_error, storage_
 if TYPE_CHECKING:
     # `pipeline.status` lists checkpoints without these imports, which take seconds.
     import torch
+    from transformers import PreTrainedConfig
 
     from pipeline.config.settings import Config
 
@@ -275,11 +275,13 @@ def read_state(path: Path) -> dict[str, Any]:
     return state | {key: value for key, value in read_marker(path).items() if key == "validation"}
 
 
-def read_model_config(path: Path) -> PreTrainedConfig:
+def read_model_config(path: Path) -> "PreTrainedConfig":
     """Read the Hugging Face configuration in a checkpoint.
 
     Raises:
         UserError: It is unreadable.
     """
+    from transformers import AutoConfig
+
     with reading(path / "model_config"):
         return AutoConfig.from_pretrained(path / "model_config")
