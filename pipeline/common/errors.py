@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """The file system failed to read a file. Unlike other user errors, it may be gone after a restart."""
+    """The file system failed to read a file. Unlike after other user errors, a restart may succeed."""
 
     status = READ_FAILURE
 

@@ -60,6 +60,7 @@ def write_steps(directory: Path, first_step: int, last_step: int, *names: str) -
     for step in range(first_step + 1, last_step + 1):
         writer.log({"step": step, "ce_loss": 1.0 / step, "align_cos": None}, 100.0)
     writer.close()
+    writer.finish_trackers()
 
 
 def test_trackers_log_config_and_steps(tmp_path: Path, lists: list[tuple]) -> None:
