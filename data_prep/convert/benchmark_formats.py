@@ -7,7 +7,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from data_prep.convert.examples import RawExample, Source, last_number, list_files, pivot_first, read_objects
+from data_prep.convert.examples import (
+    RawExample,
+    Source,
+    file_of_each,
+    last_number,
+    list_files,
+    pivot_first,
+    read_objects,
+)
 from data_prep.readers import InputRow, read_lines
 from data_prep.records import number_text
 from pipeline.common.errors import UserError
@@ -23,7 +31,7 @@ def read_mgsm(source: Source) -> Iterator[RawExample]:
 
     The answer is only the number.
     """
-    files = {path.stem.removeprefix("mgsm_"): path for path in list_files(source.inputs, "mgsm_*.tsv")}
+    files = file_of_each((path.stem.removeprefix("mgsm_"), path) for path in list_files(source.inputs, "mgsm_*.tsv"))
     for index, lang, row in _read_aligned(files, read_lines, source.pivot):
         question, answer = row.apply(_split_at_last_tab)
         yield RawExample(f"mgsm-{index:06d}", lang, {"question": question, "answer": answer}, number_text(answer))
@@ -38,12 +46,8 @@ def _split_at_last_tab(line: str) -> tuple[str, str]:
 
 def read_msvamp(source: Source) -> Iterator[RawExample]:
     """Read MSVAMP: JSON Lines files test_{Language}.json. Rows are paired by the English question in each row."""
-    files = {}
-    for path in list_files(source.inputs, "test_*.json"):
-        name = path.stem.removeprefix("test_")
-        if name not in LANGUAGE_NAMES:
-            raise UserError(f"{path}: unknown language {name!r}; known: {', '.join(LANGUAGE_NAMES)}")
-        files[LANGUAGE_NAMES[name]] = path
+    paths = list_files(source.inputs, "test_*.json")
+    files = file_of_each((_language_of(path.stem.removeprefix("test_"), path), path) for path in paths)
     english_questions: dict[int, str] = {}
     for index, lang, row in _read_aligned(files, read_objects, source.pivot):
         question, gold = row.apply(lambda columns: _get_strings(columns, "m_query", "response"))
@@ -54,12 +58,18 @@ def read_msvamp(source: Source) -> Iterator[RawExample]:
         yield RawExample(f"msvamp-{index:06d}", lang, {"question": question, "answer": answer}, answer, drop_reason)
 
 
+def _language_of(name: str, path: Path) -> str:
+    if name not in LANGUAGE_NAMES:
+        raise UserError(f"{path}: unknown language {name!r}; known: {', '.join(LANGUAGE_NAMES)}")
+    return LANGUAGE_NAMES[name]
+
+
 def read_mcot(source: Source) -> Iterator[RawExample]:
     """Read mCoT outputs: files {lang}.jsonl with rows in the same order.
 
     If a row has a `result` that is not null, it must be true for the row to be kept.
     """
-    files = {path.stem: path for path in list_files(source.inputs, "*.jsonl")}
+    files = file_of_each((path.stem, path) for path in list_files(source.inputs, "*.jsonl"))
     for index, lang, row in _read_aligned(files, read_objects, source.pivot):
         prompt, response = row.apply(lambda columns: _get_strings(columns, "question", "response"))
         question = prompt.split("Question:\n", 1)[-1].rsplit("\nAnswer:", 1)[0].strip()
@@ -70,10 +80,11 @@ def read_mcot(source: Source) -> Iterator[RawExample]:
 
 def read_parallel(source: Source) -> Iterator[RawExample]:
     """Read line-aligned text files NAME.{lang}. Each line becomes the answer to an empty question."""
-    stems: dict[str, dict[str, Path]] = {}
+    stems: dict[str, list[Path]] = {}
     for path in list_files(source.inputs, "*.*"):
-        stems.setdefault(path.stem, {})[path.suffix[1:]] = path
-    for stem, files in stems.items():
+        stems.setdefault(path.stem, []).append(path)
+    for stem, paths in stems.items():
+        files = file_of_each((path.suffix[1:], path) for path in paths)
         for index, lang, row in _read_aligned(files, read_lines, source.pivot):
             yield RawExample(f"{stem}-{index:09d}", lang, {"question": "", "answer": row.value.strip()}, None)
 

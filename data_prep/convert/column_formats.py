@@ -144,7 +144,7 @@ def _read_rows(rows: Iterable[_Row], source: Source) -> Iterator[RawExample]:
     for row in rows:
         for lang in _row_languages(row, source):
             try:
-                yield _map_columns(row, lang, source)
+                yield _map_columns(row, lang, source)._replace(location=row.location)
                 well_formed = True
             except UserError as error:
                 first_error = first_error or f"{row.location}: {error}"

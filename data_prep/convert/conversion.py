@@ -122,6 +122,7 @@ def _keep_consistent(group: list[RawExample], source: Source, report: Conversion
     for example in group:
         reason = example.drop_reason or _find_error(example)
         if not reason and example.lang in members:
+            _check_same_example(members[example.lang], example)
             reason = "language_twice"
         if reason:
             report.drops[reason, example.lang] += 1
@@ -141,6 +142,20 @@ def _keep_consistent(group: list[RawExample], source: Source, report: Conversion
     report.groups += 1
     report.kept.update(list(members))
     return [members[lang] for lang in pivot_first(members, pivot)]
+
+
+def _check_same_example(first: RawExample, second: RawExample) -> None:
+    """Check that two examples of one `pair_id` and language do not come from files that use the id for different ones.
+
+    Raises:
+        UserError: they are in different files and differ.
+    """
+    files = {example.location.rsplit(" ", 2)[0] for example in (first, second)}
+    if len(files) == 2 and first.fields != second.fields:
+        raise UserError(
+            f"{second.location}: pair_id {second.pair_id!r} is another example in {first.location}; pair_ids must be "
+            "unique across files, except for translations of the same example"
+        )
 
 
 def _find_error(example: RawExample) -> str:

@@ -19,6 +19,7 @@ class RawExample(NamedTuple):
         fields: `question` and `answer`, or `messages`, and optionally `system`.
         gold: Final answer, or None if absent.
         drop_reason: Why the format marks the example as unusable, or an empty string.
+        location: File and row, if `pair_id` is the file's own.
     """
 
     pair_id: str
@@ -26,6 +27,7 @@ class RawExample(NamedTuple):
     fields: dict[str, Any]
     gold: str | None
     drop_reason: str = ""
+    location: str = ""
 
 
 class Source(NamedTuple):
@@ -80,6 +82,20 @@ def list_files(inputs: list[str], *patterns: str) -> list[Path]:
             files.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")
+    return files
+
+
+def file_of_each(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Return the file of each name, which is a language.
+
+    Raises:
+        UserError: two files have the same name, so that one would replace the other.
+    """
+    files: dict[str, Path] = {}
+    for name, path in named:
+        if name in files:
+            raise UserError(f"{path}: same name as {files[name]}; convert one folder at a time")
+        files[name] = path
     return files
 
 

@@ -29,6 +29,8 @@ def test_commands_prepare_demo_data(tmp_path):
         assert result.returncode == 0, result.stderr
         if step[0] == "inspect":
             assert "⟦<s><|user|>" in result.stdout and "The answer is" in result.stdout.split("⟧")[1]
+        if step[0] in ("pack", "verify", "stats"):
+            assert "repeated pivots: none" in result.stdout
         if step[0] == "pack":
             assert "packing efficiency" in result.stdout and "supervised" in result.stdout
     assert (tmp_path / "train.test.jsonl").is_file()

@@ -160,12 +160,13 @@ def _check_kept(run: Path, output: Path, record: ExportRecord) -> None:
     own = shutil.copytree(run / "checkpoint-2", run.parent / "own" / "checkpoint-2")
     fields = json.loads((own / "model_config" / "config.json").read_text())
     auto_map = {"AutoConfig": "configuration_own.OwnConfig"}
-    write_own_config(own / "model_config", **fields | {"model_type": "own", "auto_map": auto_map})
+    write_own_config(own / "model_config", **fields | {"model_type": "own", "auto_map": auto_map, "dtype": "bfloat16"})
     recipe = own / "config.yaml"
     recipe.write_text(recipe.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
     marker = json.loads((own / "COMPLETE").read_text())
     write_json(own / "COMPLETE", marker | {"files": {name: (own / name).stat().st_size for name in marker["files"]}})
-    assert getattr(export(own, run.parent / "own" / "hf"), "step", None) == 2
+    exported = export(own, run.parent / "own" / "hf")
+    assert exported and (exported.step, exported.dtype) == (2, "bf16")  # the run's precision is fp32
     assert (run.parent / "own" / "hf" / "configuration_own.py").is_file()
 
 

@@ -348,3 +348,36 @@ def test_number_text_normalizes_numbers(text, number):
 )
 def test_last_number_reads_digits_of_any_script(text, number):
     assert last_number(text) == number
+
+
+@pytest.mark.parametrize("format_name", ["parallel", "mcot", "mgsm", "msvamp"])
+def test_benchmark_folders_with_equal_file_names_are_refused(format_name, tmp_path, out):
+    """The files of the second folder must not replace those of the first without a word."""
+    row = json.dumps({"question": "q", "m_query": "q", "response": "8", "answer": 8.0})
+    name, line = {
+        "parallel": ("train.{}", "one"),
+        "mcot": ("{}.jsonl", row),
+        "mgsm": ("mgsm_{}.tsv", "q\t3"),
+        "msvamp": ("test_{}.json", row),
+    }[format_name]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for lang in ("English", "German") if format_name == "msvamp" else ("en", "de"):
+            (tmp_path / folder / name.format(lang)).write_text(line + "\n")
+    with pytest.raises(UserError, match=r"b/.*: same name as .*a/.*; convert one folder at a time"):
+        run(format_name, tmp_path / "a", tmp_path / "b", output=out)
+
+
+def test_canonical_refuses_ids_that_mean_different_examples_in_two_files(tmp_path, out):
+    """The same pivot in a file per language is one example. Another text with its id is not."""
+
+    def write(name, *answers):
+        rows = [{"pair_id": "p", "lang": lang, "question": "q", "answer": answer} for lang, answer in answers]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / name
+
+    first, same = write("a.jsonl", ("en", "one"), ("sw", "moja")), write("b.jsonl", ("en", "one"), ("fr", "un"))
+    assert run("canonical", first, same, output=out)[0].kept == {"en": 1, "fr": 1, "sw": 1}
+    other = write("c.jsonl", ("en", "two"), ("fr", "deux"))
+    with pytest.raises(UserError, match=r"c\.jsonl row 1: pair_id 'p' is another .*a\.jsonl row 1; .*unique"):
+        run("canonical", first, other, output=tmp_path / "other.jsonl")
