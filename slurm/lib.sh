@@ -37,10 +37,8 @@ MASTER_ADDR=${MASTER_ADDR%%$'\n'*}
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 
-# The steps below set their number of tasks explicitly, and each rank selects its GPU among all GPUs of the node.
+# The steps below set their number of tasks explicitly, and each rank selects its GPU among those that it sees.
 unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK
-gpu_bind=()
-if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then gpu_bind=(--gpu-bind=none); fi
 
 step() { # srun with the common flags: a rank that exits first after saving must not get the others killed
   srun --kill-on-bad-exit=0 --wait=60 "${SRUN_ARGS[@]}" "$@"
@@ -48,8 +46,7 @@ step() { # srun with the common flags: a rank that exits first after saving must
 
 on_all_ranks() { # COMMAND: one task per rank, so that signals and exit statuses pass through no launcher
   step --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) \
-    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label \
-    "${gpu_bind[@]}" "${overcommit[@]}" "$@"
+    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --mpi=none --label "${overcommit[@]}" "$@"
 }
 
 on_one_rank() { # COMMAND
