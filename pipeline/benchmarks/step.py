@@ -35,6 +35,7 @@ from pipeline.benchmarks.common import (
 from pipeline.benchmarks.gpu_profile import profile_step
 from pipeline.benchmarks.shapes import SHAPES, published_fields, training_flops
 from pipeline.benchmarks.step_variants import (
+    INSTALLED,
     LEARNING_RATE,
     SOLAR,
     STEP_VARIANTS,
@@ -209,7 +210,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--arm", dest="variant", choices=STEP_VARIANTS, help=argparse.SUPPRESS
     )  # set in child processes
     parser.add_argument(
-        "--arms", nargs="+", choices=STEP_VARIANTS, default=STEP_VARIANTS, help="variants to compare SOLAR with"
+        "--arms", nargs="+", choices=STEP_VARIANTS, default=INSTALLED, help="default: those without other packages"
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--model", choices=sorted(SHAPES), help="shape of a published model, in place of sizes")

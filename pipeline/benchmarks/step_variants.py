@@ -20,6 +20,7 @@ from pipeline.models.loading import load_model_config
 SOLAR, WEIGHT_0, MASK, MODULES, ONE_BY_ONE, TIMER, LIGER, PLAIN, TRL = STEP_VARIANTS = (
     *("solar", "weight 0", "mask", "modules", "one by one", "timer", "liger", "plain", "trl"),
 )
+INSTALLED = tuple(variant for variant in STEP_VARIANTS if variant not in (LIGER, TRL))  # need no other packages
 LEARNING_RATE = 1e-5
 
 TrainOnBatches = Callable[[list[MicroBatch], LossNormalizers], object]
