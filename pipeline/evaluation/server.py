@@ -154,7 +154,7 @@ class _Client:
                 self._answers += 1
                 return generation
             except self._openai.APIConnectionError as error:
-                reason = str(error.__cause__ or error) or type(error.__cause__).__name__
+                reason = str(error.__cause__ or error).partition("\n")[0] or type(error.__cause__).__name__
             except self._openai.APIStatusError as error:
                 reason = f"HTTP status {error.status_code}: {_detail(error)}"
                 if error.status_code < 500 and error.status_code not in RETRIED:
