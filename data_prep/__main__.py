@@ -93,6 +93,7 @@ def _read_variables(text: str) -> dict[str, Any]:
 
     try:
         variables = json.loads(text, parse_constant=reject)
+        json.dumps(variables, ensure_ascii=False).encode()  # refuses lone surrogates
     except ValueError as error:
         raise UserError(f"--chat_template_kwargs: not JSON ({error})") from None
     if not isinstance(variables, dict):
