@@ -30,7 +30,7 @@ def load_for_generation(
     """Load a model in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
 
     Args:
-        path: directory, or Hub model ID.
+        path: directory, or Hub model ID as a string.
         dtype: data type, or "auto" for that of the model files.
         chat_template: Jinja template to use instead of the tokenizer's own.
         default_template: Jinja template of a tokenizer that has none.
@@ -38,7 +38,7 @@ def load_for_generation(
     Raises:
         UserError: the directory is missing, cannot be loaded, or has no chat template.
     """
-    if not Path(path).is_dir() and is_path(str(path)):
+    if not Path(path).is_dir() and (isinstance(path, Path) or is_path(path)):
         raise UserError(
             f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export) or a Hub ID"
         )

@@ -84,7 +84,6 @@ def _prepare_model(settings: EvaluationSettings, examples: Sequence[Example]) ->
     """
     template = read_chat_template(Path(settings.chat_template)) if settings.chat_template else None
     default = PLAIN_TEMPLATE if settings.few_shot else None
-    # A directory as a Path, since str would be a Hub ID
     path = Path(settings.model) if Path(settings.model).is_dir() else settings.model
     model, tokenizer = load_for_generation(path, settings.dtype, template, default)
     encoded = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
