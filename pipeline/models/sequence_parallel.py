@@ -13,11 +13,11 @@ Shape letters: P ranks, n tokens of each rank, T = P * n tokens, H heads of a te
 
 import math
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
 
 from pipeline.config.settings import TrainingSettings
 
@@ -32,7 +32,7 @@ class HeadExchange:
     """
 
     def __init__(self, size: int, group: dist.ProcessGroup | None) -> None:
-        self.size, self.group = size, group
+        self.size, self.group, self.splits_heads = size, group, group is not None
 
     @classmethod
     def of_ranks(cls, settings: TrainingSettings) -> "HeadExchange | None":
@@ -59,7 +59,7 @@ class HeadExchange:
         Returns:
             [T, H / P, D] each, or [T, H, D] without a process group.
         """
-        if self.group is None:
+        if not self.splits_heads:
             return [x.unflatten(0, (self.size, -1)).transpose(0, 1).flatten(0, 1) for x in tensors]
         parts, shapes = [], []
         for x in tensors:
@@ -75,10 +75,25 @@ class HeadExchange:
     def to_tokens(self, x: Tensor) -> Tensor:
         """Reverse `to_heads` for one [T, H / P, D] tensor, such as the output of attention."""
         by_rank = x.unflatten(0, (-1, self.size)).transpose(0, 1)
-        if self.group is None:
+        if not self.splits_heads:
             return by_rank.flatten(0, 1)
         return self._all_to_all(by_rank.contiguous()).transpose(0, 1).flatten(1, 2)
 
     def _all_to_all(self, x: Tensor) -> Tensor:
         """Send x[r] to rank r of the group, and receive as many elements from each."""
-        return all_to_all_single(torch.empty_like(x), x, group=self.group)
+        return _AllToAll.apply(x, self.group)
+
+
+class _AllToAll(torch.autograd.Function):
+    """All-to-all of equal parts. Its backward sends the gradients back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        out = torch.empty_like(x)
+        dist.all_to_all_single(out, x, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return _AllToAll.apply(grad_outputs[0].contiguous(), ctx.group), None

@@ -95,7 +95,7 @@ def show(prediction: Prediction, console: Console) -> None:
     run, cluster, device = prediction.run, prediction.cluster, prediction.cluster.device
     console.print(
         f"{run.stats.config.model_type}, {run.stats.parameters:,} parameters, on {cluster.nodes} x "
-        f"{cluster.per_node} {device.name}: {run.micro_batch_size} x {run.workload.padded_tokens} tokens per rank and "
+        f"{cluster.per_node} {device.name}: {run.micro_batch_size} x {run.row_tokens} tokens per rank and "
         f"micro-step, {run.gradient_accumulation_steps} micro-steps, head {run.head}"
     )
     console.print(memory_table(run, prediction.memory))
