@@ -9,8 +9,8 @@ then has the same number of target tokens on all P ranks, give or take a few, so
 on all of them at the same time.
 
 DeepSpeed's `UlyssesSPAttentionHF` is not used. It requires P blocks of consecutive tokens, so a chunk of the loss would
-be on one rank. It does not pass on the sequence boundaries, but gathers the position ids in each layer, from which flash
-attention derives the boundaries again. And it takes three all-to-alls where one suffices.
+be on one rank. It does not pass on the sequence boundaries: flash attention derives them from the position ids, which
+are gathered in each layer. And it takes three all-to-alls before attention where one suffices.
 
 Shape letters: P ranks, n tokens of each rank, T = P * n tokens, H heads of a tensor, D head size.
 """

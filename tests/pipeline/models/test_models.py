@@ -129,10 +129,10 @@ def test_load_model_pads_vocabulary(tmp_path: Any) -> None:
     ("settings", "message"),
     [
         (
-            ModelSettings(config={"model_type": "gemma3"}),
-            "'gemma3' is not supported: it has parts besides a",
+            ModelSettings(config={"model_type": "qwen2_5_omni"}),
+            "'qwen2_5_omni' is not supported: it has no text decoder",
         ),
-        (ModelSettings(config={"model_type": "t5"}), "'t5' is not supported: it has parts besides a text decoder"),
+        (ModelSettings(config={"model_type": "t5"}), "'t5' is not supported: it has no text decoder"),
         (ModelSettings(config={"model_type": "no_such"}), "cannot load the model configuration"),
         (ModelSettings(config={}), "cannot load the model configuration"),
         (ModelSettings(path="/no/such/directory"), "/no/such/directory: cannot load the model configuration"),
