@@ -54,7 +54,7 @@ class Case:
         bucket: size of DeepSpeed's reduce and prefetch buckets, in elements. Both `bucket` and `live` are so small that
             parameters are gathered and released.
         live: DeepSpeed's maximum of live parameters, in elements.
-        shared: whether all ranks share each row, or each has its own.
+        shared: whether up to four ranks, as many as the model has heads, share each row.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Case:
 
     def parts(self, ranks: int) -> int:
         """Return the number of ranks that share a row."""
-        return ranks if self.shared else 1
+        return min(ranks, 4) if self.shared else 1
 
     def config(self, ranks: int) -> Config:
         """Return the recipe of the case for a number of ranks."""
@@ -144,7 +144,7 @@ CASES = (
     Case("chunked", vocab=32768, rows=4, budget_mb=8),
     Case("cut", vocab=32768, layers=2, rows=2, budget_mb=1),
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
-    Case("shared row", hidden=256, vocab=2048, layers=2, row_tokens=16384, sequence_length=1024, shared=True),
+    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True),
 )
 
 

@@ -70,8 +70,8 @@ class PooledRepresentations:
         values: [S, d] pooled representations, not centered.
         distance_sum, cosine_sum: scalars, sums over the pairs aligned so far.
         requires_grad: for each chunk, [m] indices within the chunk of the sequences that require a gradient.
-        of_part: for each chunk, the index in `requires_grad` of each part that requires a gradient; None if no rows are
-            shared.
+        of_part: for each chunk, the index in `requires_grad` of each part that requires a gradient. An empty list if no
+            rows are shared.
         grad_index_of_all: [S] on the host, index of the sequence among those of its chunk that require a gradient, or
             -1. With shared rows, the parts are counted.
         aligned: [S] bool on the host, whether the sequence is part of a pair.
@@ -107,11 +107,10 @@ class PooledRepresentations:
         self.grad_index_of_all = torch.where(with_grad, local_index, -1)
         self.requires_grad_of_rank = [before[chunk.sequence_bounds].diff() for chunk in chunks]
         is_first = torch.ones_like(is_pivot) if layout.first_part is None else layout.first_part == own
-        pairs, requires_grad, parts_with_grad = (
-            _by_chunk(selected.nonzero().squeeze(1), firsts, ends)
-            for selected in (paired & is_first, with_grad & is_first, with_grad)
+        pairs, requires_grad = (
+            _by_chunk((selected & is_first).nonzero().squeeze(1), firsts, ends) for selected in (paired, with_grad)
         )
-        members, of_part = _parts(layout.first_part, chunks, requires_grad, parts_with_grad)
+        members, of_part = _parts(layout.first_part, chunks, requires_grad, with_grad)
 
         sequence_fields = [layout.pivot, layout.problem_id, layout.language, lengths, lengths * is_first]
         uploaded = upload([*sequence_fields, *pairs, *requires_grad, *members, *of_part], device)
@@ -207,25 +206,25 @@ def _by_chunk(sequences: Tensor, firsts: Tensor, ends: Tensor) -> list[Tensor]:
 
 
 def _parts(
-    first_part: Tensor | None, chunks: list[Chunk], requires_grad: list[Tensor], parts_with_grad: list[Tensor]
+    first_part: Tensor | None, chunks: list[Chunk], requires_grad: list[Tensor], with_grad: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return, for each chunk, the parts of its sequences, and the `of_part` of `PooledRepresentations`.
+    """Return tables of the parts of sequences for each chunk, or two empty lists if no rows are shared.
 
     Args:
-        first_part: see `GlobalLayout`. If it is None, both lists are empty.
-        chunks: the chunks of the micro-step.
-        requires_grad: for each chunk, the first parts that require a gradient.
-        parts_with_grad: for each chunk, all parts that require a gradient.
+        first_part: see `GlobalLayout`.
+        requires_grad: see `PooledRepresentations`.
+        with_grad: [S] bool, whether the sequence of each part requires a gradient.
 
     Returns:
-        For each chunk, [number of ranks that share a row, n'] indices of all parts of its n' sequences, and [number of
-        parts with a gradient] indices among its `requires_grad`.
+        For each chunk, [number of ranks that share a row, sequences] indices of all parts within the chunk, and
+        `PooledRepresentations.of_part`.
     """
     members: list[Tensor] = []
     of_part: list[Tensor] = []
-    if first_part is not None:
-        for chunk, sequences, parts in zip(chunks, requires_grad, parts_with_grad, strict=False):
-            first = first_part[chunk.sequences] - chunk.first
-            members.append(first.argsort(stable=True).view(len(first.unique()), -1).T)
-            of_part.append(torch.searchsorted(sequences, first[parts]))
+    if first_part is None:
+        return members, of_part
+    for chunk, sequences in zip(chunks, requires_grad, strict=False):
+        first = first_part[chunk.sequences] - chunk.first
+        members.append(first.argsort(stable=True).view(len(first.unique()), -1).T)
+        of_part.append(torch.searchsorted(sequences, first[with_grad[chunk.sequences]]))
     return members, of_part
