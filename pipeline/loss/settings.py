@@ -60,3 +60,8 @@ class LossSettings:
     token_weights: str | None = field(default=None, metadata={"on_resume": "same content"})
     head: Head = field(default="auto", metadata={"on_resume": "may change"})
     memory_budget_mb: float | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+
+    @property
+    def needs_second_softmax(self) -> bool:
+        """Whether the soft tokens need a second buffer, for the softmax of all logits at their temperature."""
+        return self.top_k is None and self.softmax_temperature != 1

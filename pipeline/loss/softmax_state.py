@@ -84,7 +84,9 @@ class SoftGradient:
     Attributes:
         pooled: [m, v] pooled probabilities.
         grad_u: [m, d] gradient of the pooled representations.
+        grad_u_of_parts: `grad_u` of each part of a sequence that requires a gradient, if ranks share rows, or `grad_u`.
     """
 
     pooled: Tensor
     grad_u: Tensor
+    grad_u_of_parts: Tensor

@@ -186,8 +186,11 @@ class _Step:
             pooled, states = self._forward(softmax, chunk, tokens[index], stream, rows)
             soft = None
             if pooled is not None:
+                table.sum_parts(index, pooled)
                 grad_u = table.align(index, softmax.pooled_representations(pooled), running_means, factor)
-                soft = None if grad_u is None else SoftGradient(pooled[table.requires_grad[index]], grad_u)
+                if grad_u is not None:
+                    grad_u_of_parts = grad_u[table.of_part[index]] if table.of_part else grad_u
+                    soft = SoftGradient(pooled[table.requires_grad[index]], grad_u, grad_u_of_parts)
             if grad is not None:
                 self._backward(softmax, chunk, states, soft, table.requires_grad_of_rank[index], stream, exchange)
         exchange.finish()
@@ -195,7 +198,7 @@ class _Step:
         if not gather_rows:
             all_reduce(rows, self.group)
         if running_means is not None and pairs and grad is not None:
-            running_means.update(table.values, table.language, table.lengths > 0, settings.centring_momentum)
+            running_means.update(table.values, table.language, table.counted, settings.centring_momentum)
         return self._result(tables, table, rows, alignment_weight, languages)
 
     def _softmax(self, gather_rows: bool) -> ShardedSoftmax:
@@ -244,7 +247,7 @@ class _Step:
         """Compute all gradients of a chunk. `soft` is None if the chunk has no pairs."""
         grad_probs = None
         if soft is not None and "probabilities" not in self.settings.detach:
-            grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u), requires_grad_of_rank)
+            grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u_of_parts), requires_grad_of_rank)
         if "embeddings" in self.settings.detach:
             soft = None
         for subchunk, state in zip(chunk.subchunks, states, strict=True):

@@ -11,7 +11,7 @@ m sequences with a gradient.
 import math
 from dataclasses import dataclass
 
-from pipeline.loss.chunking import needs_second_softmax, row_stride
+from pipeline.loss.chunking import row_stride
 from pipeline.loss.kernels import CACHE_BYTES
 from pipeline.loss.top_k import BLOCK
 from pipeline.plan.workload import PlannedRun
@@ -104,7 +104,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     columns = run.stats.vocab_size / ranks if vocab_parallel else run.stats.vocab_size
     sequences = c.chunk_sequences * (ranks if vocab_parallel else 1)
     with_gradient = run.workload.pairs / max(1e-9, run.workload.sequences) if "pivot" in run.config.loss.detach else 1.0
-    buffers = 1 + needs_second_softmax(run.config.loss) + run.stats.softcap
+    buffers = 1 + run.config.loss.needs_second_softmax + run.stats.softcap
     extra_rows = sequences if run.stats.tied and vocab_parallel else 0
     # Weighted hidden states of a subchunk, and their gradient. The ring head sums its gradient in fp32.
     temporary = rows * d * (2 * e if vocab_parallel else e + accumulation_size)

@@ -92,9 +92,8 @@ def estimate_flops(run: PlannedRun) -> Flops:
         # Kernels that read the sequence boundaries compute half of the score matrix of each sequence (causal).
         keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
-    target_tokens = run.micro_batch_size * run.workload.target_tokens
     product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
-    loss = 3 * product * target_tokens + (product * target_tokens if run.chunking.recomputed else 0)
+    loss = (4 if run.chunking.recomputed else 3) * product * run.target_tokens
     backward = 2.0 if run.attention == "eager" else 2.5
     layers = 2.0 * run.stats.decoder_matrix_elements * tokens * (3 + recomputed)
     return Flops(layers, scores * (1 + backward + recomputed), loss)
@@ -142,7 +141,7 @@ def estimate_loss_bytes(run: PlannedRun) -> float:
     their gradients.
     """
     matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
-    logits = loss_passes(run) * run.micro_batch_size * run.workload.target_tokens * run.stats.vocab_size * e
+    logits = loss_passes(run) * run.target_tokens * run.stats.vocab_size * e
     head_shards = 1 if run.head == "gathered" else run.ranks
     head = matrix / head_shards * (c.subchunks * (2 * e + 8) + c.recomputed * e)
     return logits + head + matrix / run.ranks * c.chunks * 2 * e

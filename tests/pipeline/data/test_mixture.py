@@ -100,7 +100,7 @@ def test_mixture_epoch_follows_source_weights(prepared: Prepared, instructions: 
     both = run.shards.sampling_weights([3.0, 1.0], {"de": 2.0})
     assert both is not None and both[-1] == pytest.approx(2 * weights[-1])
     assert run.shards.sampling_weights(None, {}) is None
-    assert workload_summary(run, 1)["rows"] == sum(sizes)
+    assert workload_summary(run)["rows"] == sum(sizes)
     single = prepare_run(recipe(tmp_path, prepared, [prepared.shards]), 0, 1)
     assert run.fingerprints["data.shards"] != single.fingerprints["data.shards"]
 

@@ -53,11 +53,11 @@ SETTINGS = {
 
 
 def check(workers: Workers, ranks: int, case: Case, bound: float) -> None:
-    """Assert that the errors of a case on its first `ranks` ranks are within the bound.
+    """Assert that the errors of a case on the first `ranks` ranks are within the bound.
 
     The kept mass is an exponential of a difference of logits divided by the temperature, so it loses a few digits.
     """
-    case = replace(case, lengths=case.lengths[:ranks])
+    case = replace(case, lengths=case.lengths[: ranks // case.parts])
     parts, reference = workers.run(sharded_results, ranks, case), reference_results(case)
     relative, metrics = errors(case, parts, reference), metric_errors(parts, reference)
     assert all(error <= bound for error in relative.values()), relative
@@ -107,6 +107,16 @@ def test_loss_families_weights_and_centering(workers: Workers, extra: dict[str, 
             check(workers, ranks, case.with_rows(5), FP32)
 
 
+@pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_loss_rows_shared_by_ranks(workers: Workers, name: str, ranks: int, parts: int) -> None:
+    """Divide the target tokens of each sequence between ranks, so that parts of many sequences are empty."""
+    centered, weighted = name in ("default", "infonce attached"), name in ("mse", "cold")
+    for head, lengths, rows in ((HEADS[0], UNEVEN, 1), (HEADS[1], EMPTY_SEQUENCES, 3), (HEADS[0], NOTHING, 100)):
+        case = Case(lengths, replace(SETTINGS[name], head=head), parts=parts, centered=centered, ce_weights=weighted)
+        check(workers, ranks, case.with_rows(rows), bound_of(case))
+
+
 @pytest.mark.parametrize("vocab_size", [12, 13, 5])
 def test_loss_uneven_vocabulary(workers: Workers, vocab_size: int) -> None:
     """Use vocabularies of which the last ranks have fewer rows, or none at all."""
@@ -122,8 +132,10 @@ groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple)
 def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None:
     """Compare in float64, so that errors beyond rounding exceed the bound."""
     ranks = data.draw(st.integers(1, 4))
+    parts = data.draw(st.sampled_from([n for n in (1, 2, 3, 4) if ranks % n == 0]))
     case = Case(
-        lengths=data.draw(st.lists(groups, min_size=ranks, max_size=ranks).map(tuple)),
+        lengths=data.draw(st.lists(groups, min_size=ranks // parts, max_size=ranks // parts).map(tuple)),
+        parts=parts,
         settings=LossSettings(
             distance=data.draw(st.sampled_from(["cosine", "mse", "infonce"])),
             softmax_temperature=data.draw(st.sampled_from([1.0, 0.1, 0.7, 3.0, 10.0])),
