@@ -135,6 +135,15 @@ def run_comparisons(plan: ExperimentPlan, results: Results) -> list[Comparison]:
     return comparisons
 
 
+def detectable_difference(comparison: Comparison, power: float = 0.8) -> float:
+    """Return the mean difference that the test finds with the given power, if its seeds vary as they do."""
+    if comparison.seeds < 2:
+        return math.nan
+    quantile, freedom = import_optional("scipy.stats").t.ppf, comparison.seeds - 1
+    half = comparison.interval.high - comparison.interval.mean
+    return float(half * (1 + quantile(power, freedom) / quantile(0.975, freedom)))
+
+
 def seeds_needed(deviation: float, effect: float = 0.05, power: float = 0.8) -> int:
     """Return the number of seeds for which a paired t-test at 5 % finds a mean difference with the given power.
 

@@ -14,6 +14,7 @@ from pipeline.experiments.analysis import (
     PRIMARY,
     Comparison,
     Results,
+    detectable_difference,
     differences,
     interval,
     read_results,
@@ -77,8 +78,8 @@ def primary_table(comparisons: list[Comparison]) -> str:
     lines = [
         f"Primary: {FRACTION_HEADINGS[PRIMARY]}, points; p after Holm's correction over these rows",
         "",
-        "| contrast | world | seeds | difference | p |",
-        "|---|---|---:|---:|---:|",
+        "| contrast | world | seeds | difference | found with 80 % power | p |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for comparison in comparisons:
         if comparison.primary:
@@ -86,7 +87,7 @@ def primary_table(comparisons: list[Comparison]) -> str:
             difference = _difference(comparison, 1)
             lines.append(
                 f"| {contrast.variant} - {contrast.baseline} | {contrast.world} | {comparison.seeds} | {difference} | "
-                f"{comparison.p_holm:.4f} |"
+                f"{100 * detectable_difference(comparison):.1f} | {comparison.p_holm:.4f} |"
             )
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ def test_write_results_lists_primary_contrasts_first(tmp_path):
     plan.primary.append(Contrast("ours", "sft", "main"))
     text = write_experiment_results(plan, tmp_path)
     assert text.startswith("Primary: held-out combinations")
-    assert "| ours - sft | main | 3 | +2.0 [-0.5, +4.5] | 0.0742 |" in text
+    assert "| ours - sft | main | 3 | +2.0 [-0.5, +4.5] | 3.1 | 0.0742 |" in text
 
 
 def test_write_results_reports_failed_sanity_check(tmp_path):
