@@ -11,6 +11,8 @@ PACKAGES = {
     "scipy": ("scikit-learn", "evaluation"),
     "lingua": ("lingua-language-detector", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
+    "babel": ("babel", "evaluation"),
+    "math_verify": ("math-verify", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
     "trl": ("trl", "bench"),
 }

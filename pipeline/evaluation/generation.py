@@ -177,5 +177,8 @@ def _generate_batch(
         end = next((i for i, token in enumerate(row) if token in (config.eos_token_id or [])), None)
         text = tokenizer.decode(row[:end], skip_special_tokens=True)
         stops = [text.index(stop) for stop in config.stop_strings or [] if stop in text]
-        generations.append(Generation(text[: min(stops, default=None)], finished=end is not None or bool(stops)))
+        finished = end is not None or bool(stops)
+        while end is None and row and row[-1] == config.pad_token_id:  # a stop string ended it before the others
+            row.pop()
+        generations.append(Generation(text[: min(stops, default=None)], finished, len(row[:end])))
     return generations

@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent, versions
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, extract_answer, parse_gold
+from pipeline.evaluation.answers.language_rules import ANSWER_LANGUAGES
+from pipeline.evaluation.answers.number import equal, extract_answer, parse_gold
 from pipeline.evaluation.significance import wilson_interval
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
@@ -235,7 +235,7 @@ def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str,
             "output": response,
             "answer": None if answer is None else str(answer),
             "gold": str(gold),
-            "correct": answers_equal(answer, Decimal(gold)),
+            "correct": equal(answer, gold),
         }
     return [rows[doc_id] for doc_id in sorted(rows)]
 

@@ -23,10 +23,12 @@ class Generation(NamedTuple):
     Attributes:
         text: the response without special tokens.
         finished: whether the model generated a stop token. If not, the response was truncated at max_new_tokens.
+        tokens: number of generated tokens without the stop token.
     """
 
     text: str
     finished: bool
+    tokens: int | None = None
 
 
 class GenerationLog:
@@ -143,4 +145,4 @@ def _read_log(path: Path) -> list[tuple[int, Generation]]:
     """Read all complete lines. An incomplete last line, left by a killed process, is skipped."""
     text = path.read_text(encoding="utf-8")
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
-    return [(index, Generation(text, finished)) for index, text, finished in rows]
+    return [(index, Generation(*generation)) for index, *generation in rows]

@@ -22,12 +22,14 @@ from pipeline.evaluation.accuracy import (
     unfinished_warning,
     versions,
 )
-from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
+from pipeline.evaluation.answers.answer_types import TYPES
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example, read_examples
 from pipeline.evaluation.generation import encode_prompts, generate_batches, load_for_generation, plan_batches
 from pipeline.evaluation.progress import Generation, GenerationLog, protect_export, read_inputs
+from pipeline.evaluation.readings import reading_metrics, readings_table
 from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.evaluation.truncation import truncation_metrics, truncation_table, truncation_warning
 from pipeline.fault_tolerance.signals import StopSignal
 from pipeline.models.fingerprint import model_fingerprint
 
@@ -160,21 +162,25 @@ def _write_results(
     examples: list[Example],
     generations: list[Generation],
 ) -> None:
-    answers = [
-        extract_answer(generation.text, example.lang, generation.finished)
+    readings = [
+        TYPES[example.answer_type].extract(generation.text, example.lang, generation.finished, example.choices)
         for example, generation in zip(examples, generations, strict=True)
     ]
+    answers = [reading.answer for reading in readings]
     rows = [
         {
             "pair_id": example.pair_id,
             "lang": example.lang,
             "output": generation.text,
             "finished": generation.finished,
-            "answer": None if answer is None else str(answer),
+            "tokens": generation.tokens,
+            "answer": None if reading.answer is None else str(reading.answer),
+            "read_by": reading.read_by,
+            "answer_type": example.answer_type,
             "gold": str(example.gold),
-            "correct": answers_equal(answer, example.gold),
+            "correct": TYPES[example.answer_type].equal(reading.answer, example.gold),
         }
-        for example, generation, answer in zip(examples, generations, answers, strict=True)
+        for example, generation, reading in zip(examples, generations, readings, strict=True)
     ]
     finished = [generation.finished for generation in generations]
     result = {
@@ -183,16 +189,20 @@ def _write_results(
         "model": model,
         "versions": versions(),
         **score_by_language(examples, answers, finished, settings.pivot),
-        **consistency_metrics(rows),
+        **consistency_metrics(rows, settings.pivot),
+        "truncation": truncation_metrics(rows),
+        "readings": reading_metrics(rows),
     }
     text = f"{unfinished_sentence(result)} The model ran in {model['dtype']}."
     text += f"\n\n{accuracy_table(result)}\n\n{consistency_tables(result)}"
+    text += f"\n\n{truncation_table(result)}\n\n{readings_table(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
-    if warning := unfinished_warning(result):
-        print(warning, flush=True)
+    for warning in (truncation_warning(result), unfinished_warning(result)):
+        if warning:
+            print(warning, flush=True)
 
 
 def _write(path: Path, text: str) -> None:
