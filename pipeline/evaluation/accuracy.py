@@ -55,13 +55,13 @@ def score_by_language(
     """
     by_lang: dict[str, dict[str, tuple[Answer | None, bool, str]]] = {}
     for example, answer in zip(examples, answers, strict=True):
-        correct = answers_equal(answer, example.gold, example.answer_type)
-        by_lang.setdefault(example.lang, {})[example.pair_id] = (answer, correct, example.answer_type)
+        is_right = answers_equal(answer, example.gold, example.answer_type)
+        by_lang.setdefault(example.lang, {})[example.pair_id] = (answer, is_right, example.answer_type)
     pivot = find_pivot(by_lang, pivot)
     unfinished = Counter(example.lang for example, done in zip(examples, finished, strict=True) if not done)
     scores = {}
     for lang, results in sorted(by_lang.items()):
-        correct = sum(is_correct for _, is_correct, _ in results.values())
+        correct = sum(is_right for _, is_right, _ in results.values())
         common = [] if lang == pivot else sorted(results.keys() & by_lang.get(pivot, {}).keys())
         agrees = [answers_agree(results[pair_id], by_lang[pivot][pair_id]) for pair_id in common]
         low, high = wilson_interval(correct, len(results))

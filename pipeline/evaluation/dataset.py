@@ -70,7 +70,7 @@ def _with_placeholder_response(raw: dict[str, Any]) -> dict[str, Any]:
 
     Leave out what `parse_gold` checks.
     """
-    raw = {key: value for key, value in raw.items() if key not in ("answer_type", "choices", "gold")}
+    raw = {key: value for key, value in raw.items() if key not in ("answer_type", "choices")}
     messages = raw.get("messages")
     if not isinstance(messages, list):
         return {**raw, "answer": "-"}

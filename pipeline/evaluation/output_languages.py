@@ -38,7 +38,7 @@ class Word(NamedTuple):
     script: str
 
     @property
-    def count(self) -> int:
+    def num_words(self) -> int:
         """Number of words that the run is counted as."""
         return max(1, len(self.text) // LETTERS_PER_WORD) if self.script in UNSPACED else 1
 
@@ -129,7 +129,7 @@ def _language_metrics(lang: str, texts: Sequence[str], pivot: str, identifier: I
     line_errors = [_has_line_error(text, lang, identifier) for text in texts]
     passed = [text for text, has_error in zip(texts, line_errors, strict=True) if has_error is False]
     words = [word for text in texts for word in split_words(text) if len(word.text) >= MIN_WORD_LETTERS]
-    other_words = sum(word.count for word in words if word.script not in expected_scripts(lang))
+    other_words = sum(word.num_words for word in words if word.script not in expected_scripts(lang))
     judged = len(line_errors) - line_errors.count(None)
     return {
         "judged_by": "lingua" if by_lingua else "script",
@@ -140,7 +140,7 @@ def _language_metrics(lang: str, texts: Sequence[str], pivot: str, identifier: I
         "other_share": _divide(identified - counts[base] - (counts[pivot] if apart else 0), identified),
         "line_pass_rate": _divide(len(passed), judged),
         "word_pass_rate": _divide(sum(not _has_word_error(text, lang) for text in passed), len(passed)),
-        "other_script_words": _divide(other_words, sum(word.count for word in words)),
+        "other_script_words": _divide(other_words, sum(word.num_words for word in words)),
         "found": dict(counts.most_common()),
     }
 
@@ -151,7 +151,7 @@ def _divide(part: float, whole: float) -> float | None:
 
 def _has_line_error(text: str, lang: str, identifier: Identifier) -> bool | None:
     """Return whether a line is in another language, or None if no line is long enough to be judged."""
-    lines = [line for line in text.splitlines() if sum(word.count for word in split_words(line)) >= MIN_LINE_WORDS]
+    lines = [line for line in text.splitlines() if sum(word.num_words for word in split_words(line)) >= MIN_LINE_WORDS]
     base = base_language(lang)
     return any(identifier.identify(line, lang) != base for line in lines) if lines else None
 

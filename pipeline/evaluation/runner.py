@@ -25,11 +25,11 @@ from pipeline.evaluation.accuracy import (
 from pipeline.evaluation.answers.answer_types import TYPES
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example, read_examples
+from pipeline.evaluation.details import detail_metrics, detail_tables
 from pipeline.evaluation.generation import encode_prompts, generate_batches, load_for_generation, plan_batches
 from pipeline.evaluation.progress import Generation, GenerationLog, protect_export, read_inputs
-from pipeline.evaluation.readings import reading_metrics, readings_table
 from pipeline.evaluation.settings import EvaluationSettings
-from pipeline.evaluation.truncation import truncation_metrics, truncation_table, truncation_warning
+from pipeline.evaluation.truncation import truncation_warning
 from pipeline.fault_tolerance.signals import StopSignal
 from pipeline.models.fingerprint import model_fingerprint
 
@@ -190,12 +190,11 @@ def _write_results(
         "versions": versions(),
         **score_by_language(examples, answers, finished, settings.pivot),
         **consistency_metrics(rows, settings.pivot),
-        "truncation": truncation_metrics(rows),
-        "readings": reading_metrics(rows),
+        **detail_metrics(rows),
     }
     text = f"{unfinished_sentence(result)} The model ran in {model['dtype']}."
     text += f"\n\n{accuracy_table(result)}\n\n{consistency_tables(result)}"
-    text += f"\n\n{truncation_table(result)}\n\n{readings_table(result)}"
+    text += f"\n\n{detail_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")

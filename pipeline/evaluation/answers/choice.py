@@ -21,16 +21,19 @@ NAME = "choice"
 EXPECTED = "the letter of one of the `choices` (A for the first) or its exact text"
 # "Option B", in the languages whose benchmarks have options.
 NOUNS = (
-    r"\b(?:option|choice|opción|opció|opção|alternativa|opzione|Option|Antwort|variant[ae]?|вариант|варіант|chaguo|pilihan"
-    r"|opsi|seçenek|şık|lựa chọn|phương án|zaɓi|àṣàyàn|nhọrọ|inketho|ukhetho|filannoo)\b"
-    r"|الخيار|الاختيار|گزینه|آپشن|विकल्प|বিকল্প|ఎంపిక|விருப்பம்|વિકલ્પ|ਵਿਕਲਪ|ಆಯ್ಕೆ|ตัวเลือก|ข้อ|选项|選項|選択肢|선택지|보기|ምርጫ"
+    r"\b(?:option|choice|letter|opción|opció|letra|opção|alternativa|opzione|lettre|lettera|Buchstabe|variant[ae]?|вариант"
+    r"|варіант|буква|chaguo|herufi|pilihan|opsi|huruf|seçenek|şık|lựa chọn|phương án|zaɓi|àṣàyàn|nhọrọ|inketho|ukhetho"
+    r"|filannoo)\b|الخيار|الاختيار|الحرف|گزینه|آپشن|विकल्प|বিকল্প|ఎంపిక|விருப்பம்|વિકલ્પ|ਵਿਕਲਪ|ಆಯ್ಕೆ|ตัวเลือก|ข้อ|选项|選項|选择"
+    r"|選択肢|선택지|보기|ምርጫ"
 )
-OPEN, CLOSE = r"[\s*_(（\[{<«\"'“「『`$]*", r"[)）\]}>.:：,;、。।۔።»\"'”」』`*_$]"
+ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|{NOUNS})\s+)?"
+OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。।۔።»\"'”」』`*_$]"
 
 # Vowel signs and tones, which are not letters to regular expressions.
 MARKS = "\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b82-\u0bcd"
 MARKS += "\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d4d\u0d82-\u0ddf\u0e31-\u0e3a\u0e47-\u0e4e\u17b6-\u17d3"
-LETTER_END = rf"(?={SUFFIXES}|[^\w{MARKS}]|$)"
+LETTER_END = rf"(?:(?={SUFFIXES}|[^\w{MARKS}]|$)|(?<=[A-J])(?![\dA-Za-zÀ-ɏ{MARKS}]))"
+TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
 
 
 def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
@@ -99,7 +102,9 @@ class _Options:
         begins = [index for index, option in enumerate(self.texts) if option and _begins(text, option)]
         if found := exact or begins:
             return self._name(max(found, key=lambda index: len(self.texts[index])))
-        match = re.match(rf"{OPEN}({self.letter}){LETTER_END}", span)
+        match = re.match(rf"{OPEN}{ARTICLE}{OPEN}({self.letter}){LETTER_END}", span)
+        if match and re.match(TWO, span):
+            return None
         if match and not re.match(r"[a-z]\s+\w", match[0].strip() + span[match.end() :][:3]):  # "a cat" is no answer
             return self._name(self.indices[match[1]])
         digit = re.match(rf"{OPEN}(\d+){CLOSE}*\s*$", span)

@@ -16,6 +16,7 @@ from pipeline.evaluation.answers.expression_worker import Comparer
 from pipeline.evaluation.answers.language_rules import LanguageRules, rules_for
 from pipeline.evaluation.answers.number_parsing import ETHIOPIC_NUMERAL, ethiopic_value, find_numbers, fold, normalise
 from pipeline.evaluation.answers.number_rules import NumberRules
+from pipeline.evaluation.answers.text import TEXT_COMMAND
 
 NAME = "expression"
 EXPECTED = r"a mathematical expression, for instance \frac{1}{2} or (1, 2)"
@@ -23,7 +24,11 @@ MAX_LENGTH = 400  # characters; longer texts are no answer, and slow to parse
 BEFORE_EXPRESSION = r"[\s*]*(?:\$|\\[(\[]|[-+]?\d)"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 COMMAND = re.compile(r"\\[A-Za-z]+|[\^_{}]")
-PLAIN = re.compile(r"(?=.*[\d∞π√])(?=.*[-+*/^=(\[,<>≤≥√π∞%∪×÷])[\d\s+\-*/^=().,\[\]<>≤≥√π∞%∪×÷a-zA-Z]+")
+FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "inf", "oo", "or", "and")
+PLAIN = re.compile(
+    rf"(?=.*[\d∞π√]|(?:{'|'.join(FUNCTIONS)})\()(?=.*[-+*/^=(\[,<>≤≥√π∞%∪×÷])[\d\s+\-*/^=().,\[\]<>≤≥√π∞%∪×÷a-zA-Z]+"
+)
+PROSE = re.compile(r"[^\W\d_]{5,}")
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 SPACED_LIST = re.compile(r"\d\s*,\s+-?\d|[()\[\]{}].*,")
 
@@ -36,8 +41,7 @@ def looks_like_expression(gold: str) -> bool:
         return True
     text = fold(gold).strip()
     names = re.findall(r"[A-Za-z]{2,}", text)
-    functions = ("sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "inf", "oo", "or", "and")
-    return bool(PLAIN.fullmatch(text)) and not DATE.fullmatch(text) and all(name in functions for name in names)
+    return bool(PLAIN.fullmatch(text)) and not DATE.fullmatch(text) and all(name in FUNCTIONS for name in names)
 
 
 def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
@@ -49,6 +53,8 @@ def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
     if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
         return None
     text = _strip(_fold_digits(str(gold)))
+    if PROSE.search(COMMAND.sub(" ", TEXT_COMMAND.sub(" ", text))):
+        return None  # math-verify reads words as products of letters
     return text if 0 < len(text) <= MAX_LENGTH and _parses(text) else None
 
 

@@ -57,7 +57,7 @@ class Comparer:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         self._owner = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__ if __name__ != "__main__" else "expression_worker"],
+            [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -87,7 +87,8 @@ class Comparer:
 
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> list:
-    return import_optional("math_verify").parse(f"${text}$", parsing_timeout=SECONDS_PER_OPERATION)
+    parse = import_optional("math_verify").parse
+    return parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=SECONDS_PER_OPERATION)
 
 
 def answer_question(texts: list[str]) -> bool:

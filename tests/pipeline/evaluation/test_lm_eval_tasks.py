@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
 from pipeline.common.launcher import free_port
-from pipeline.evaluation.answer_extraction import extract_answer
+from pipeline.evaluation.answers.number import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import generate, load_for_generation
 from pipeline.evaluation.lm_eval_tasks import (

@@ -21,7 +21,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.common.launcher import free_port
 from pipeline.evaluation.accuracy import accuracy_table
-from pipeline.evaluation.answer_extraction import extract_answer
+from pipeline.evaluation.answers.number import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, load_for_generation
 from pipeline.evaluation.progress import find_evaluation

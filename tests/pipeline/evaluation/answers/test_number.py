@@ -1,4 +1,4 @@
-"""Answer extraction on hand-written solutions in eleven languages, on random integers and on degenerate text."""
+"""Numeric answers: hand-written solutions in more than 50 languages, random integers, degenerate text."""
 
 from decimal import Decimal
 
@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from pipeline.evaluation.answers.language_rules import ANSWER_LANGUAGES
 from pipeline.evaluation.answers.number import equal, extract_answer, parse_gold
+from pipeline.evaluation.answers.number_parsing import fold
 from pipeline.evaluation.answers.phrases import HAND_WRITTEN
 from tests.pipeline.evaluation.answer_cases import CASES, MINUS
+from tests.pipeline.evaluation.answers.more_number_cases import CASES as MORE_CASES
 
 TABLE = [(lang, text, answer) for lang, cases in CASES.items() for text, answer in cases]
 
@@ -18,6 +20,14 @@ TABLE = [(lang, text, answer) for lang, cases in CASES.items() for text, answer 
 def test_extract_answer_hand_written_solution(lang, text, answer):
     expected = None if answer is None else Decimal(answer)
     assert extract_answer(text, lang) == expected
+
+
+MORE = [(lang, text, answer) for lang, cases in MORE_CASES.items() for text, answer in cases]
+
+
+@pytest.mark.parametrize(("lang", "text", "answer"), MORE)
+def test_extract_answer_of_further_languages(lang, text, answer):
+    assert extract_answer(text, lang) == (None if answer is None else Decimal(answer))
 
 
 def test_cases_cover_every_language():
@@ -132,6 +142,28 @@ def test_parse_gold_english_notation(gold, value):
     assert parse_gold(gold) == Decimal(value)
 
 
-@pytest.mark.parametrize("gold", ["", "eight", "1,2", None, True, [8], float("nan"), "inf", "1e999999999"])
+@pytest.mark.parametrize(
+    "gold", ["", "eight", "1,2", "2^10", "1/2", None, True, [8], float("nan"), "inf", "1e999999999"]
+)
 def test_parse_gold_not_a_number_is_none(gold):
     assert parse_gold(gold) is None
+
+
+@pytest.mark.parametrize(
+    ("numeral", "value"),
+    [
+        ("፱", 9),
+        ("፲፩", 11),
+        ("፻", 100),
+        ("፻፳፫", 123),
+        ("፲፻", 1000),
+        ("፲፱፻፺፱", 1999),
+        ("፼", 10_000),
+        ("፼፻", 10_100),
+        ("፲፪፼፴፬፻፶፮", 123_456),
+        ("፻፼", 1_000_000),
+        ("፼፼", 100_000_000),
+    ],
+)
+def test_fold_reads_ethiopic_numeral(numeral, value):
+    assert fold(f"{numeral} ብር").split() == [str(value), "ብር"]
