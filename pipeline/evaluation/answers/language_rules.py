@@ -130,6 +130,19 @@ def rules_for(lang: str) -> LanguageRules:
     return rules_for("en")._replace(name="neutral")
 
 
+def language_in_name(name: str) -> str | None:
+    """Return the last language code in a name such as afrimgsm_cot_amh, or None.
+
+    Codes of two letters other than those of `ANSWER_LANGUAGES` may be English words, so they count only at the end.
+    """
+    *parts, last = re.split("[-_]", name)
+    hand_written = [part for part in (*parts, last) if part in HAND_WRITTEN]
+    three_letters = [part for part in parts if re.fullmatch("[a-z]{3}", part)]
+    others = [*three_letters, *([last] if re.fullmatch("[a-z]{2,3}", last) else [])]
+    codes = hand_written or [part for part in others if rules_for(part).name.startswith(("rules of", "CLDR"))]
+    return codes[-1] if codes else None
+
+
 def _phrases(language: str) -> tuple[Phrase, ...]:
     return tuple(PHRASES[name] for name in dict.fromkeys((language, "en")) if name in PHRASES)
 

@@ -54,7 +54,11 @@ TEXTS = ["Die Antwort ist 70.000.", "keine Zahl"]
         ("mgsm_en_cot_sw", "en"),
         ("mgsm_direct_zh", "zh"),
         ("mine-de", "de"),
-        ("belebele_swh_Latn", None),
+        ("belebele_swh_Latn", "swh"),
+        ("afrimgsm_cot_amh_prompt_1", "amh"),
+        ("mgsm_native_cot_ha", "ha"),
+        ("hendrycks_math_algebra", None),
+        ("truthfulqa_is_hard", None),
         ("gsm8k", None),
     ],
 )
