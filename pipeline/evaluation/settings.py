@@ -12,7 +12,7 @@ class EvaluationSettings:
 
     Args:
         model: directory of a Hugging Face causal LM with its tokenizer and chat template.
-        data: JSON Lines or Parquet of records {pair_id, lang, messages or question, gold}, optionally with answer_type, choices.
+        data: JSON Lines or Parquet of records {pair_id, lang, messages or question, gold}; see docs/evaluation.md.
         output: directory for the three result files; default: the model directory.
         pivot: language to compare the answers in other languages with.
         batch_size: number of sequences per batch on each rank.

@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from babel.localedata import locale_identifiers
 
 from pipeline.evaluation.answers.language_rules import base_language, parse_tag, rules_for, script_names
+from pipeline.evaluation.answers.number import extract_answer
+from pipeline.evaluation.answers.phrases import PHRASES
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,16 @@ def test_script_names_of_unicode():
         assert script_names(script) == (letter_name,)
     assert script_names("Jpan") == ("HIRAGANA", "KATAKANA", "CJK")
     assert script_names("") == ()
+
+
+def test_every_language_of_cldr_reads_plain_numbers():
+    for lang in sorted({name.split("_")[0] for name in locale_identifiers()}):
+        assert rules_for(lang).name.startswith(("rules of", "CLDR")), lang
+        for text, answer in (("1 + 2 = 3 x", 3), (r"so \boxed{8}", 8), ("#### 12", 12)):
+            assert extract_answer(text, lang) == answer, lang
+
+
+@pytest.mark.parametrize("lang", PHRASES)
+def test_phrases_are_of_cldr_languages(lang):
+    """A phrase under another code than the one that `parse_tag` returns would never be used."""
+    assert base_language(lang) == lang
