@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from pipeline.evaluation.answers.language_rules import LanguageRules
 from pipeline.evaluation.answers.number_parsing import fold
-from pipeline.evaluation.answers.phrases import Phrase
+from pipeline.evaluation.answers.phrases import HAND_WRITTEN, Phrase
 
 Answer = Decimal | str  # a number, or the canonical text of another type
 ReadBy = Literal["box", "phrase", "####", "end", "none"]
@@ -96,8 +96,9 @@ def _phrase_pattern(phrases: tuple[Phrase, ...], direct: str) -> re.Pattern[str]
     joined = []
     for phrase in phrases:
         gap = r"[^\n.,:=。!?।\dをに]{0,40}?"  # "to answer that, …" and 答えを求めるには state no answer
+        colon = r"\W{0,3}" if phrase in HAND_WRITTEN.values() else gap  # "Igisubizo cya nyuma: 8"
         # The text may be in compatibility form or not.
         for noun, copula in dict.fromkeys([(fold(phrase.noun), fold(phrase.copula)), (phrase.noun, phrase.copula)]):
             # A noun without copula counts only next to an answer. A spaced dash is a copula ("Ответ - 8").
-            joined.append(rf"(?:{noun})(?:(?={direct})|{gap}(?:{copula})|\W{{0,3}}[:=：፡፦]|\s*[-–—](?=\s))")
+            joined.append(rf"(?:{noun})(?:(?={direct})|{gap}(?:{copula})|{colon}[:=：፡፦]|\s*[-–—](?=\s))")
     return re.compile("|".join([*joined, "####"]), re.IGNORECASE)

@@ -144,7 +144,7 @@ def _groups(rules: NumberRules, head: str, mark: str, tail: str, dollars: bool) 
         return mark == ","
     if mark == ".":
         return rules.period_groups or tail == "000"
-    return (rules.american_commas and (dollars or len(head) > 1)) or (rules.zeros_after_comma and tail == "000")
+    return (rules.american_commas and (dollars or len(head) > 1)) or (rules.comma_before_zero and tail[-1] == "0")
 
 
 def _with_sign(text: str, number: Number, currency: str) -> Number:

@@ -21,7 +21,8 @@ class NumberRules(NamedTuple):
             000.
         american_commas: with `decimal_comma`, whether a comma before three digits groups if a dollar sign precedes or
             the number has more than one digit before the comma (22,800).
-        zeros_after_comma: with `decimal_comma`, whether a comma before 000 groups (2,000).
+        comma_before_zero: with `decimal_comma`, whether a comma before three digits groups if the last is 0 (2,500), as
+            decimal fractions rarely end in 0.
         joins: whether a smaller number without a scale word continues a scaled one: adjacent (3万5000) or also after a
             space.
         currencies: further currency names or symbols that precede a number, upper and lower case as given.
@@ -33,7 +34,7 @@ class NumberRules(NamedTuple):
     spaced_groups: bool = False
     period_groups: bool = False
     american_commas: bool = False
-    zeros_after_comma: bool = False
+    comma_before_zero: bool = False
     joins: Literal["", "adjacent", "spaced"] = ""
     currencies: tuple[str, ...] = ()
 
@@ -110,7 +111,7 @@ def cldr_number_rules(locale: Any, script: str, territory: str) -> NumberRules:
         spaced_groups=decimal_comma and group.isspace(),
         period_groups=decimal_comma and group == ".",
         american_commas=decimal_comma,
-        zeros_after_comma=decimal_comma,
+        comma_before_zero=decimal_comma,
         joins="spaced" if script == "Kore" else "adjacent" if script in UNSPACED else "",
         currencies=_currencies(locale, territory),
     )
