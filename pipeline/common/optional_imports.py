@@ -12,6 +12,8 @@ PACKAGES = {
     "lingua": ("lingua-language-detector", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
     "openai": ("openai", "evaluation"),
+    "babel": ("babel", "evaluation"),
+    "math_verify": ("math-verify", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
     "trl": ("trl", "bench"),
 }

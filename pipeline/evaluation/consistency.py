@@ -1,31 +1,30 @@
-"""Consistency across languages: do the answers to a question agree, and is each output in the requested language?
+"""Consistency across languages: do the answers to a question agree?
 
 The functions take the rows of `generations.jsonl` or the content of `evaluation.json`, which includes these metrics.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from decimal import Decimal
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, base_language
+from pipeline.evaluation.answers.answer_types import answer_from_text, answers_agree
+from pipeline.evaluation.answers.candidates import Answer
+from pipeline.evaluation.output_languages import language_metrics, output_languages_table
 from pipeline.evaluation.significance import wilson_interval
 
 GenerationRow = dict[str, Any]  # row of generations.jsonl: pair_id, lang, output, answer, correct, ...
 
 
-def consistency_metrics(rows: Sequence[GenerationRow]) -> dict[str, Any]:
-    """Compute `agreement` and `output_languages`.
+def consistency_metrics(rows: Sequence[GenerationRow], pivot: str = "en") -> dict[str, Any]:
+    """Compute `agreement` and `output_languages`, the latter with the fraction of outputs in the pivot's language.
 
     If lingua is not installed, print a note and set `output_languages` to None.
     """
     try:
-        languages = output_languages(rows)
+        languages = language_metrics(rows, pivot)
     except UserError as error:
         print(f"the languages of the outputs were not checked: {error}", flush=True)
         languages = None
@@ -43,17 +42,19 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
         asked in every language. `same` is the number with the same answer in all languages (as a fraction: `share`,
         with its 95 % Wilson interval `low` to `high`), and `correct` the number with the correct answer in all.
     """
-    answers: dict[str, dict[str, Decimal | None]] = {}
+    answers: dict[str, dict[str, tuple[Answer | None, bool, str]]] = {}
     wrong = set()
     for row in rows:
-        answers.setdefault(row["lang"], {})[row["pair_id"]] = None if row["answer"] is None else Decimal(row["answer"])
+        answer_type = row.get("answer_type", "number")
+        answer = answer_from_text(row["answer"], answer_type)
+        answers.setdefault(row["lang"], {})[row["pair_id"]] = (answer, row["correct"], answer_type)
         if not row["correct"]:
             wrong.add(row["pair_id"])
     languages = sorted(answers)
     pairwise: dict[str, dict[str, float | None]] = {}
     for a, b in combinations(languages, 2):
         common = answers[a].keys() & answers[b].keys()
-        equal = sum(answers_equal(answers[a][pair_id], answers[b][pair_id]) for pair_id in common)
+        equal = sum(answers_agree(answers[a][pair_id], answers[b][pair_id]) for pair_id in common)
         pairwise.setdefault(a, {})[b] = equal / len(common) if common else None
     fractions = [fraction for row in pairwise.values() for fraction in row.values() if fraction is not None]
     complete = set.intersection(*map(set, answers.values())) if len(languages) > 1 else set()
@@ -73,39 +74,8 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
     }
 
 
-def _all_equal(answers: Sequence[Decimal | None]) -> bool:
-    return all(answers_equal(answers[0], other) for other in answers[1:])
-
-
-def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]:
-    """Identify the language of each output with lingua, among `ANSWER_LANGUAGES`.
-
-    Returns:
-        For each requested language: `found` counts the outputs by identified language, where `none` means that the
-        output has no identifiable language (for example a bare number). `share` is the fraction of all other outputs
-        that are in the requested language, with its 95 % Wilson interval `low` to `high`. All three are None if every
-        output is `none`.
-
-    Raises:
-        UserError: lingua is not installed.
-    """
-    lingua = import_optional("lingua")
-    codes = {lang: getattr(lingua.IsoCode639_1, lang.upper()) for lang in ANSWER_LANGUAGES}
-    detector = lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes.values()).build()
-    names = {code: lang for lang, code in codes.items()}
-    counts: dict[str, Counter[str]] = {}
-    for row in rows:
-        language = detector.detect_language_of(row["output"])
-        name = "none" if language is None else names[language.iso_code_639_1]
-        counts.setdefault(row["lang"], Counter())[name] += 1
-    metrics = {}
-    for lang, count in sorted(counts.items()):
-        identified = count.total() - count["none"]
-        matching = count[base_language(lang) or lang]
-        low, high = wilson_interval(matching, identified) if identified else (None, None)
-        fraction = matching / identified if identified else None
-        metrics[lang] = {"share": fraction, "low": low, "high": high, "found": dict(count.most_common())}
-    return metrics
+def _all_equal(answers: Sequence[tuple[Answer | None, bool, str]]) -> bool:
+    return all(answers_agree(answers[0], other) for other in answers[1:])
 
 
 def consistency_tables(evaluation: dict[str, Any]) -> str:
@@ -153,16 +123,3 @@ def agreement_matrix(evaluation: dict[str, Any]) -> list[list[float | None]]:
         return []
     pairwise = metrics["pairwise"]
     return [[pairwise.get(a, {}).get(b, pairwise.get(b, {}).get(a)) for b in languages] for a in languages]
-
-
-def output_languages_table(evaluation: dict[str, Any]) -> str:
-    """Format the output languages as a Markdown table. Return an empty string if they were not identified."""
-    metrics = evaluation.get("output_languages")
-    if not metrics:
-        return ""
-    lines = ["| asked in | answered in it % | 95 % interval | other languages |", "|---|---:|---:|---|"]
-    for lang, score in metrics.items():
-        others = ", ".join(f"{name} {n}" for name, n in score["found"].items() if name != (base_language(lang) or lang))
-        interval = f"{percent(score['low'])} to {percent(score['high'])}"
-        lines.append(f"| {lang} | {percent(score['share'])} | {interval} | {others or '–'} |")
-    return "\n".join(lines)

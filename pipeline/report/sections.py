@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.compare import unfinished_totals
 from pipeline.evaluation.accuracy import accuracy_table, count_unfinished, unfinished_sentence
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
+from pipeline.evaluation.details import detail_tables
 from pipeline.report import plots
 from pipeline.report.overview_table import ABSENT, overview_rows
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
@@ -111,6 +112,10 @@ def _accuracy(runs: Sequence[RunResults]) -> Section:
     elif evaluated:
         blocks.append(_accuracy_of_runs(evaluated))
     blocks += [MarkdownBlock(_evaluated_model(run)) for run in evaluated]
+    for run in evaluated:
+        title = "what the token limit cut, and how answers were read" + (f": {run.name}" if len(evaluated) > 1 else "")
+        if tables := detail_tables(run.evaluation or {}):
+            blocks.append(MarkdownBlock(tables, summary=title))
     return Section("Accuracy per language", blocks)
 
 

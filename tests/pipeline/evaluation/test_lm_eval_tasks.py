@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
 from pipeline.common.launcher import free_port
-from pipeline.evaluation.answer_extraction import extract_answer
+from pipeline.evaluation.answers.number import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import generate, load_for_generation
 from pipeline.evaluation.lm_eval_tasks import (
@@ -54,7 +54,11 @@ TEXTS = ["Die Antwort ist 70.000.", "keine Zahl"]
         ("mgsm_en_cot_sw", "en"),
         ("mgsm_direct_zh", "zh"),
         ("mine-de", "de"),
-        ("belebele_swh_Latn", None),
+        ("belebele_swh_Latn", "swh"),
+        ("afrimgsm_cot_amh_prompt_1", "amh"),
+        ("mgsm_native_cot_ha", "ha"),
+        ("hendrycks_math_algebra", None),
+        ("truthfulqa_is_hard", None),
         ("gsm8k", None),
     ],
 )
