@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.packing.bin_packing import pack_bins
+from data_prep.records import is_number
 from pipeline.common.errors import UserError
 
 TOO_LONG, TRUNCATED = "too_long", "truncated"
@@ -120,7 +120,7 @@ class Window:
             if self._gold[reference] is None:
                 reference = member
             golds = {self._gold[member], self._gold[reference]}
-            if len(golds) == 1 or not all(map(_is_number, golds)):
+            if len(golds) == 1 or not all(map(is_number, golds)):
                 equal.append(member)
             elif skip:
                 self.drops[self._lang[member], GOLD_DIFFERS] += 1
@@ -205,10 +205,3 @@ class Window:
         for name, column in (("length", truncated_lengths), ("copies", copies), ("row", numbers)):
             table = table.append_column(name, pa.array(column))
         return table
-
-
-def _is_number(gold: str | None) -> bool:
-    try:
-        return gold is not None and Decimal(gold).is_finite()
-    except InvalidOperation:
-        return False
