@@ -55,7 +55,7 @@ def _read_keyed(name: str, benchmark: Benchmark, files: list[_File]) -> Iterator
     for file in files:
         for number, (location, row) in enumerate(file.rows):
             lang = file.lang or _language_code(str(row.get("lang")), benchmark, location)
-            row = benchmark.prepare(row, lang)
+            row = _prepare(row, lang, benchmark, location)
             with_key = benchmark.key or f"{lang}-{file.split}{number:06d}"
             key = _fill(with_key, row, location)
             if key is None:
@@ -79,12 +79,21 @@ def _read_aligned(name: str, benchmark: Benchmark, files: list[_File], pivot: st
                         f"{by_lang[lang].name}: ends at row {index}, other files do not; rows must correspond"
                     )
                 location, row = located
-                example = _example(f"{name}-{index:06d}", lang, benchmark.prepare(row, lang), benchmark, location)
+                example = _example(
+                    f"{name}-{index:06d}", lang, _prepare(row, lang, benchmark, location), benchmark, location
+                )
                 text = row.get(benchmark.pivot_text, example.fields.get("question"))
                 pivot_text = text if pivot_text is None else pivot_text
                 if benchmark.pivot_text and text not in (pivot_text, example.fields.get("question")):
                     example = example._replace(drop_reason="other_english_question")
                 yield example
+
+
+def _prepare(row: Row, lang: str, benchmark: Benchmark, location: str) -> Row:
+    try:
+        return benchmark.prepare(row, lang)
+    except UserError as error:
+        raise UserError(f"{location}: {error}") from None
 
 
 def _example(pair_id: str, lang: str, row: Row, benchmark: Benchmark, location: str) -> RawExample:

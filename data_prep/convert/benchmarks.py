@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pipeline.common.errors import UserError
+
 Row = dict[str, Any]
 
 
@@ -108,17 +110,24 @@ def _prepare_xwinograd(row: Row, lang: str) -> Row:
 
     The table has the tokens of the sentence, the pronoun as [text, [first token, end], tokens], and the candidates as
     [text, [first token, end], tokens, whether it is the referent].
+
+    Raises UserError if a row has another form.
     """
     if "candidates" not in row:
         return row
-    (first, second), (pronoun, (start, _), _) = row["candidates"], row["pronoun"]
-    position = 0
-    for token in row["tokens"][:start]:
-        position = row["text"].index(token, position) + len(token)
-    position = row["text"].index(pronoun, position)
-    sentence = f"{row['text'][:position]}_{row['text'][position + len(pronoun) :]}"
-    answer = "1" if first[3] else "2"
-    return {"sentence": sentence, "option1": first[0], "option2": second[0], "answer": answer}
+    try:
+        ((first, *_, answer), (second, *_)), (pronoun, (start, _), _) = row["candidates"], row["pronoun"]
+        text, position = row["text"], 0
+        for token in row["tokens"][:start]:
+            if (found := text.find(token, position)) >= 0:  # the tokenizer has split some words, such as du
+                position = found + len(token)
+        position = text.find(pronoun, position)
+    except (TypeError, ValueError):
+        raise UserError("not a sentence with tokens, a pronoun and two candidates") from None
+    if position < 0:
+        raise UserError(f"the pronoun {pronoun!r} is not at its place in the sentence")
+    sentence = f"{text[:position]}_{text[position + len(pronoun) :]}"
+    return {"sentence": sentence, "option1": first, "option2": second, "answer": "1" if answer else "2"}
 
 
 BENCHMARKS = {
