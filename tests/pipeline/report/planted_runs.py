@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.evaluation.accuracy import score_by_language
 from pipeline.evaluation.consistency import consistency_metrics
 from pipeline.evaluation.dataset import Example
-from pipeline.representations.__main__ import representation_metrics
+from pipeline.representations.metrics import representation_metrics
 
 LANGUAGES = ["en", "de", "sw"]
 PROBLEMS = 20

@@ -11,7 +11,8 @@ from data_prep.records import Record
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.errors import UserError
 from pipeline.representations import states
-from pipeline.representations.__main__ import choose_layers, read_parallel_records
+from pipeline.representations.__main__ import choose_layers
+from pipeline.representations.inputs import read_parallel_records
 from pipeline.representations.states import encode, pooled_states
 from tests.runs import TINY, python, refuses
 
@@ -79,11 +80,10 @@ def record(pair_id, lang):
 
 def test_read_parallel_records_only_complete_groups(tmp_path):
     records = [record(str(i), lang) for lang in ("sw", "en") for i in range(7) if (lang, i) != ("sw", 3)]
-    kept, languages, left_out = read_parallel_records(write(tmp_path / "x.jsonl", records), None)
-    assert (languages, left_out) == (["en", "sw"], 1)
-    assert [(r.lang, r.pair_id) for r in kept] == [(lang, i) for lang in languages for i in "012456"]
-    limited, _, _ = read_parallel_records(tmp_path / "x.jsonl", 5)
-    assert [r.pair_id for r in limited] == [*"01245"] * 2
+    parallel = read_parallel_records(write(tmp_path / "x.jsonl", records), None)
+    assert (parallel.languages, parallel.left_out, parallel.pair_ids) == (["en", "sw"], 1, [*"012456"])
+    assert [(r.lang, r.pair_id) for r in parallel.records] == [(lang, i) for lang in ("en", "sw") for i in "012456"]
+    assert [r.pair_id for r in read_parallel_records(tmp_path / "x.jsonl", 5).records] == [*"01245"] * 2
 
 
 def test_too_little_data_and_missing_layers_are_refused(tmp_path):
