@@ -57,7 +57,9 @@ def measure_model(args: argparse.Namespace) -> None:
 
     def measure(records: ParallelRecords, at: str, main: bool) -> dict[str, Any]:
         encoded = select_positions(encode(tokenizer, records.records), at)
-        states = pooled_states(model, encoded, layers, args.batch_size)
+        # The embedding of the last token is the same in all prompts.
+        chosen = [layer for layer in layers if layer or at != "prompt_end"]
+        states = pooled_states(model, encoded, chosen, args.batch_size)
         return representation_metrics(states, records.languages, args.pivot, scattered if main else set(), main)
 
     positions = args.at or default_positions(parallel)

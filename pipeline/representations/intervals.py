@@ -33,8 +33,9 @@ class Bootstrap:
         # Resampling G of G values gives the standard deviation of a mean with divisor G instead of G - 1.
         self._weights = (counts / groups - 1 / groups) * np.sqrt(groups / max(1, groups - 1))
 
-    def interval(self, values: np.ndarray) -> tuple[float, float]:
-        """Return the bounds of the 95 % interval of the mean of [G] values."""
+    def interval(self, values: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
+        """Return the 95 % interval of the mean of [G] values, clipped to the range of the metric."""
         deviations = self._weights @ values
-        low, high = np.quantile(deviations, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return float(values.mean() + low), float(values.mean() + high)
+        quantiles = np.quantile(deviations, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = np.clip(values.mean() + quantiles, *bounds)
+        return float(low), float(high)

@@ -17,6 +17,7 @@ from pipeline.representations.similarity import Metric, similarity_metrics, stan
 from pipeline.representations.variance import variance_split
 
 StateMetrics = dict[str, Any]
+FRACTIONS = ("retrieval", "xsim_error")  # metrics from 0 to 1, whose intervals are clipped to that range
 DIGITS = 6  # significant digits of the per-example values in the results
 
 
@@ -69,7 +70,7 @@ def _measure(points: np.ndarray, languages: list[str], pivot: str, bootstrap: Bo
     return {
         "similarity": {"all": similarity, "with_pivot": with_pivot},
         "variance": {
-            part: {"value": share.value, "interval": bootstrap.interval(share.examples)}
+            part: {"value": share.value, "interval": bootstrap.interval(share.examples, (0, 1))}
             for part, share in split.items()
         },
         "pairs": _nested_values(pairs),
@@ -101,7 +102,7 @@ def _mean_metrics(
         values = [values for pair in pairs if (values := pair[name].examples) is not None]
         if values:
             mean = np.mean(values, axis=0)
-            means[name]["interval"] = bootstrap.interval(mean)
+            means[name]["interval"] = bootstrap.interval(mean, (0, 1) if name in FRACTIONS else (-np.inf, np.inf))
             examples[name] = _rounded(mean)
     return means, examples
 

@@ -119,7 +119,30 @@ def debiased_cka(x: np.ndarray, y: np.ndarray) -> Metric:
         np.where((a > 0) & (b > 0), c / np.sqrt(np.where((a > 0) & (b > 0), a * b, 1)), 0)
         for c, a, b in ((cross, own_x, own_y), (cross_without, x_without, y_without))
     )
-    return Metric(float(value), 0.0, influence_values(float(value), without))
+    examples = influence_values(float(value), without)
+    if value:
+        scale = _variance_ratio(k * el / np.sqrt(own_x * own_y) - value / 2 * (k * k / own_x + el * el / own_y))
+        examples = value + np.sqrt(scale) * (examples - value)
+    return Metric(float(value), 0.0, examples)
+
+
+def _variance_ratio(terms: np.ndarray) -> float:
+    """Return the variance of a sum over pairs of examples, as a fraction of its jackknife estimate.
+
+    The jackknife counts the part of the variance that is due to pairs, and not to single examples, twice (Efron and
+    Stein 1981), which matters if there are few examples and the states are wide.
+
+    Args:
+        terms: [G, G] terms of the sum (first-order terms of CKA); the diagonal is ignored.
+    """
+    groups = len(terms)
+    off_diagonal = ~np.eye(groups, dtype=bool)
+    rows = terms[off_diagonal].reshape(groups, groups - 1)
+    jackknife = rows.mean(1).var(ddof=1)
+    noise = rows.var(1, ddof=1).mean() / (groups - 1)  # of the mean of a row, due to its partners
+    single = max(0.0, jackknife - noise)
+    pairs = max(0.0, (groups - 1) * noise - single)
+    return min(1.0, (4 * single / groups + 2 * pairs / groups**2) / (4 * jackknife / groups)) if jackknife > 0 else 1.0
 
 
 def _hsic(k: np.ndarray, el: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -71,9 +71,7 @@ def select_positions(encoded: Sequence[EncodedRecord], at: str) -> list[EncodedR
     first = _common_length(prompts)
     last = _common_length([prompt[first:][::-1] for prompt in prompts])
     if any(len(prompt) <= first + last for prompt in prompts):
-        raise UserError(
-            "a question is empty or the beginning of another, so there is no prompt to measure; --at answer"
-        )
+        raise UserError("a question is empty or the beginning of another, so it cannot be measured; give --at answer")
     if at == "prompt_end":
         return [(prompt, [len(prompt) - 1]) for prompt in prompts]
     return [(prompt, list(range(first, len(prompt) - last))) for prompt in prompts]

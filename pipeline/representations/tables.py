@@ -52,7 +52,7 @@ def metrics_tables(result: dict[str, Any]) -> str:
 
 def _main_table(states: dict[str, Any]) -> str:
     def cells(metrics: dict[str, Any]) -> list[str]:
-        return [_with_interval(_entry(metrics, group, metric)) for group, metric, _ in MAIN_METRICS]
+        return [with_interval(_entry(metrics, group, metric)) for group, metric, _ in MAIN_METRICS]
 
     return _table([heading for _, _, heading in MAIN_METRICS], states, cells)
 
@@ -85,7 +85,7 @@ def _difference_table(differences: dict[str, Any]) -> str:
         texts = []
         for group, metric, _ in MAIN_METRICS:
             entry = metrics[group][metric]
-            text = _with_interval(entry, "+.3f")
+            text = with_interval(entry, "+.3f")
             texts.append(f"**{text}**" if entry["interval"][0] > 0 or entry["interval"][1] < 0 else text)
         return texts
 
@@ -96,7 +96,8 @@ def _entry(metrics: dict[str, Any], group: str, metric: str) -> dict[str, Any]:
     return metrics[group][metric] if group == "variance" else metrics[group]["all"][metric]
 
 
-def _with_interval(entry: dict[str, Any], spec: str = ".3f") -> str:
+def with_interval(entry: dict[str, Any], spec: str = ".3f") -> str:
+    """Format a value and its interval."""
     low, high = entry["interval"]
     return f"{entry['value']:{spec}} [{low:{spec}}, {high:{spec}}]"
 

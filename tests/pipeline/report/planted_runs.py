@@ -55,6 +55,7 @@ def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -
     states = {name: points + i for i, name in enumerate(("layer_0", "layer_1", "final", "soft_tokens"))}
     described = representation_metrics(states, sorted(LANGUAGES), "en", {"layer_1", "final", "soft_tokens"})
     result = {"pivot": "en", "languages": sorted(LANGUAGES), "problems": PROBLEMS, "representations": described}
+    result |= {"position": "answer", "other_positions": {}, "pair_ids": [f"p{i}" for i in range(PROBLEMS)]}
     (path / "representations.json").write_text(json.dumps(result))
 
     steps = [
