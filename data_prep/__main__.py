@@ -220,7 +220,9 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
     )
     convert.add_argument("--split", help="split of datasets input (train by default) or a benchmark (its test split)")
     convert.add_argument("--config", help="configuration of Hub input; {lang} as in --columns")
-    convert.add_argument("--languages", nargs="*", default=[], help="languages that {lang} stands for")
+    convert.add_argument(
+        "--languages", nargs="*", default=[], help="languages that {lang} stands for, or those of a benchmark to read"
+    )
     convert.add_argument(
         "--unpaired",
         action="store_true",

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,16 +45,18 @@ def reader(name: str, benchmark: Benchmark) -> Reader:
             known = ", ".join(sorted(map(str, languages)))
             raise UserError(f"{name}: no file of the pivot {source.pivot}; choose with --pivot one of {known}")
         if benchmark.key or benchmark.unpaired:
-            return _read_keyed(name, benchmark, files)
+            return _read_keyed(name, benchmark, files, source.languages)
         return _read_aligned(name, benchmark, files, source.pivot)
 
     return read
 
 
-def _read_keyed(name: str, benchmark: Benchmark, files: list[_File]) -> Iterator[RawExample]:
+def _read_keyed(name: str, benchmark: Benchmark, files: list[_File], languages: Sequence[str]) -> Iterator[RawExample]:
     for file in files:
         for number, (location, row) in enumerate(file.rows):
             lang = file.lang or _language_code(str(row.get("lang")), benchmark, location)
+            if file.lang is None and languages and lang not in languages:
+                continue
             row = _prepare(row, lang, benchmark, location)
             with_key = benchmark.key or f"{lang}-{file.split}{number:06d}"
             key = _fill(with_key, row, location)
@@ -114,7 +116,8 @@ def _example(pair_id: str, lang: str, row: Row, benchmark: Benchmark, location: 
     if gold in (None, "", -1, "-1"):
         return RawExample(pair_id, lang, {}, None, "answer_missing")
     if not choices:
-        answer = number_text(gold) or ""
+        # PolyMath writes numbers as they are and other answers as $...$, MMATH both without dollars.
+        answer = number_text(re.sub(r"^\$([^$]+)\$$", r"\1", str(gold).strip())) or ""
         answer_type = benchmark.answer_type or ("number" if is_number(answer) else "expression")
         fields = {"question": question, "answer": answer, "answer_type": answer_type}
         return RawExample(pair_id, lang, fields, answer)
@@ -163,7 +166,9 @@ def _find_files(name: str, benchmark: Benchmark, source: Source) -> list[_File]:
         if not found:
             expected = " or ".join(benchmark.files).replace("{split}", "|".join(splits))
             raise UserError(f"{entry}: no file of {name}, which are named {expected}")
-        files += found
+        if missing := set(source.languages) - {file.lang for file in found if file.lang}:
+            raise UserError(f"{entry}: no file of {name} in {min(missing)}, which --languages names")
+        files += [file for file in found if not source.languages or file.lang in (None, *source.languages)]
     seen: dict[tuple[str | None, str], _File] = {}
     for file in files:
         other = seen.setdefault((file.lang, file.split), file)

@@ -40,7 +40,7 @@ class Source(NamedTuple):
         pivot: Language that the others are translations of.
         split: Split of a dataset or benchmark, or None for the default: train, or the test split of a benchmark.
         config: Configuration of a dataset, or None. A name with `{lang}` stands for one configuration per language.
-        languages: Languages that `{lang}` stands for.
+        languages: Languages that `{lang}` stands for, or of a benchmark's files, those to read if not all.
         unpaired: Whether groups without a translation are kept. If so, a table needs no `pair_id` and no `lang` column:
             the row number and the pivot are used instead.
     """

@@ -127,11 +127,13 @@ CASES = {
     ),
     "polymath": (
         {
-            f"{lang}/{split}.parquet": [{"id": f"{split}-{lang}-0", "question": f"{lang} {split}?", "answer": "$3$"}]
+            f"{lang}/{split}.parquet": [
+                {"id": f"{split}-{lang}-0", "question": f"{lang} {split}?", "answer": "$2 \\sqrt{2}$"}
+            ]
             for lang in ("en", "te")
             for split in ("low", "medium", "high", "top")
         },
-        [(lang, f"{lang} high?", "$3$", "$3$", "expression", None) for lang in ("en", "te")],
+        [(lang, f"{lang} high?", "2 \\sqrt{2}", "2 \\sqrt{2}", "expression", None) for lang in ("en", "te")],
     ),
     "xcopa": (
         {
@@ -219,6 +221,10 @@ def test_benchmarks_keep_pairs_and_levels(tmp_path):
     assert {row["pair_id"] for row in rows} == {f"polymath-{split}-0" for split in ("low", "medium", "high", "top")}
     _, rows = run("polymath", tmp_path / "in", split="top")
     assert [(row["lang"], row["pair_id"]) for row in rows] == [("en", "polymath-top-0"), ("te", "polymath-top-0")]
+    _, rows = run("polymath", tmp_path / "in", split="top", languages=["te"], pivot="te", unpaired=True)
+    assert [(row["lang"], row["gold"]) for row in rows] == [("te", "2 \\sqrt{2}")]
+    with pytest.raises(UserError, match="no file of polymath in xx, which --languages names"):
+        run("polymath", tmp_path / "in", languages=["te", "xx"])
     _, rows = run("flores", write(tmp_path / "flores", CASES["flores"][0]))
     assert [(row["lang"], row["pair_id"][-1]) for row in rows] == [
         (lang, i) for i in "01" for lang in ("eng_Latn", "amh_Ethi")
@@ -228,6 +234,7 @@ def test_benchmarks_keep_pairs_and_levels(tmp_path):
 def test_xwinograd_keeps_examples_of_all_languages(tmp_path):
     """Its languages are not translations of each other. The Hub dataset gives the same examples as the table."""
     _, table = run("xwinograd", write(tmp_path / "table", CASES["xwinograd"][0]))
+    assert run("xwinograd", tmp_path / "table", languages=["fr"])[1] == table[1:]
     hub = [
         {"sentence": "The cup doesn't fit into its box because _ is big.", "option1": "The cup", "option2": "box",
          "answer": "1"},
