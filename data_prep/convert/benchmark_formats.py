@@ -166,7 +166,8 @@ def _find_files(name: str, benchmark: Benchmark, source: Source) -> list[_File]:
         if not found:
             expected = " or ".join(benchmark.files).replace("{split}", "|".join(splits))
             raise UserError(f"{entry}: no file of {name}, which are named {expected}")
-        if missing := set(source.languages) - {file.lang for file in found if file.lang}:
+        there = {file.lang for file in found}
+        if None not in there and (missing := set(source.languages) - there):
             raise UserError(f"{entry}: no file of {name} in {min(missing)}, which --languages names")
         files += [file for file in found if not source.languages or file.lang in (None, *source.languages)]
     seen: dict[tuple[str | None, str], _File] = {}
