@@ -211,7 +211,7 @@ def _hub_files(entry: str, benchmark: Benchmark, source: Source, splits: tuple[s
 
 
 def _hub_rows(name: str, config: str, split: str, label: str) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(load_dataset(name, config, split), start=1):
+    for number, row in enumerate(load_dataset(name, config, split, label), start=1):
         yield f"{label} row {number}", row
 
 

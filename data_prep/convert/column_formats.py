@@ -67,7 +67,7 @@ def read_datasets(source: Source) -> Iterator[RawExample]:
             name, _, config = name.partition(":")
         langs: list[str | None] = [*languages_of(source)] if LANG in config else [None]
         for lang in langs:
-            rows = load_dataset(name, config.replace(LANG, lang or "") or None, source.split or "train")
+            rows = load_dataset(name, config.replace(LANG, lang or "") or None, source.split or "train", full_name)
             numbered = (
                 _Row(f"{full_name} row {number}", values, f"{label}-{number:09d}", lang)
                 for number, values in enumerate(rows, start=1)
@@ -85,11 +85,21 @@ def _distinct_names(paths: list[Path], names: list[str]) -> list[str]:
     return names
 
 
-def load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
-    """Load a split of a dataset from a folder or the Hub.
+def load_dataset(name: str, config: str | None, split: str, label: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split of a dataset from a folder or the Hub. `label` names it in error messages.
 
-    Raises UserError if the `datasets` library cannot load it or it has no such split.
+    Raises UserError if the `datasets` library cannot load it, it has no such split, or a text is not valid UTF-8.
     """
+    number = 0
+    try:
+        for row in _load_dataset(name, config, split):
+            yield row
+            number += 1
+    except UnicodeDecodeError as error:  # the library does not check texts before they are read
+        raise UserError(f"{label} row {number + 1}: not valid UTF-8 ({error.reason})") from None
+
+
+def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
     import datasets  # slow to import, only needed for this format
 
     on_disk = any((Path(name) / file).is_file() for file in _DISK_FILES)
