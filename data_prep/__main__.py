@@ -49,12 +49,14 @@ def _tokenizer(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from data_prep.convert.column_formats import FIELDS
     from data_prep.convert.examples import Source
+    from data_prep.convert.input_formats import default_pivot
 
     columns = dict(column.partition("=")[::2] for column in args.columns)
     for name, theirs in columns.items():
         if name not in FIELDS or not theirs:
             raise UserError(f"--columns: {name}={theirs} is not OURS=THEIRS with OURS one of {', '.join(FIELDS)}")
-    source = Source(args.input, columns, args.pivot, args.split, args.config, args.languages, args.unpaired)
+    pivot = args.pivot or default_pivot(args.format)
+    source = Source(args.input, columns, pivot, args.split, args.config, args.languages, args.unpaired)
     report = convert(args.format, source, args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
 
@@ -209,7 +211,7 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
         "--input", nargs="+", required=True, help="files or folders in that format, or a Hub dataset ID"
     )
     convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines file to write")
-    convert.add_argument("--pivot", default="en", help="language that the others are translations of")
+    convert.add_argument("--pivot", help="language that the others are translations of; English by default")
     convert.add_argument(
         "--columns",
         nargs="*",
@@ -217,9 +219,11 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
         metavar="OURS=THEIRS",
         help="column names of canonical or datasets input; {lang} stands for each of --languages",
     )
-    convert.add_argument("--split", default="train", help="split of datasets input")
-    convert.add_argument("--config", help="configuration of datasets input; {lang} as in --columns")
-    convert.add_argument("--languages", nargs="*", default=[], help="languages that {lang} stands for")
+    convert.add_argument("--split", help="split of datasets input (train by default) or a benchmark (its test split)")
+    convert.add_argument("--config", help="configuration of Hub input; {lang} as in --columns")
+    convert.add_argument(
+        "--languages", nargs="*", default=[], help="languages that {lang} stands for, or those of a benchmark to read"
+    )
     convert.add_argument(
         "--unpaired",
         action="store_true",

@@ -19,7 +19,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep.convert.benchmark_formats import LANGUAGE_NAMES
+from data_prep.convert.benchmarks import LANGUAGE_NAMES
 from data_prep.records import parse_record
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.launcher import free_port

@@ -129,9 +129,11 @@ def _check_representations(result: dict[str, Any]) -> None:
     layers_of(result)
     for name in ("final", "soft_tokens"):
         state = result["representations"][name]
-        for metric in state["similarity"]["all"].values():
-            _ = metric["value"] + metric["floor"]
-        _ = state["scatter"]["points"], state["separability"]["silhouette"], result["languages"][0]
+        for group in ("similarity", "similarity_zscored"):
+            for metric in state[group]["all"].values():
+                _ = metric["value"] + metric["floor"]
+        _ = state["similarity"]["all"]["debiased_cka"]["interval"], state["variance"]["language"]["interval"]
+        _ = state["scatter"]["points"], state["separability"]["silhouette"], result["languages"][0], result["position"]
 
 
 def series(metrics: MetricHistory, key: str) -> tuple[list[int], list[float]]:

@@ -15,6 +15,7 @@ from pipeline.report import plots
 from pipeline.report.overview_table import ABSENT, overview_rows
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
 from pipeline.representations.plots import label
+from pipeline.representations.tables import POSITIONS, with_interval
 
 
 @dataclass(frozen=True)
@@ -203,24 +204,29 @@ def _representations(runs: Sequence[RunResults]) -> Section:
     measured = [(run.name, run.representations) for run in runs if run.representations]
     _, first = measured[0]
     explanation = (
-        f"{first['problems']} problems in {len(first['languages'])} languages; states are averaged over the tokens of "
-        "each reference answer. Dotted lines and numbers in parentheses show the value for shuffled pairs."
+        f"{first['problems']} problems in {len(first['languages'])} languages; states at "
+        f"{POSITIONS[first['position']]}. Dotted lines and numbers in parentheses show the value for shuffled pairs, "
+        "brackets 95 % intervals over problems. z: states standardized by dimension."
     )
     blocks: list[ReportBlock] = [
         PlotBlock(figure, "First two principal components of the final state and of the soft-token representation."),
         PlotBlock(by_layer, "Centered cosine, retrieval and silhouette by layer, with values for shuffled pairs."),
         MarkdownBlock(explanation),
     ]
-    metrics = ["cosine", "centered cosine", "linear CKA", "P@1", "silhouette", "Davies-Bouldin", "k-means NMI", "probe"]
+    metrics = ["P@1", "debiased CKA", "centered cosine", "cosine", "z cosine", "variance by language", "by example"]
+    metrics += ["silhouette", "k-means NMI", "probe"]
     rows = []
     for name, result in measured:
         for state in ("final", "soft_tokens"):
             values = result["representations"][state]
-            similarity, separability = values["similarity"]["all"], values["separability"]
-            pairs = [similarity[metric] for metric in ("cosine", "centred_cosine", "cka", "retrieval")]
-            separations = [separability[metric] for metric in ("silhouette", "davies_bouldin", "kmeans_nmi", "probe")]
-            cells = [f"{pair['value']:.3f} ({pair['floor']:.3f})" for pair in pairs]
-            rows.append([f"{name}: {label(state)}", *cells, *(f"{value:.3f}" for value in separations)])
+            similarity, zscored = values["similarity"]["all"], values["similarity_zscored"]["all"]
+            cells = [with_interval(similarity[metric]) for metric in ("retrieval", "debiased_cka", "centred_cosine")]
+            cells += [
+                f"{pair['value']:.3f} ({pair['floor']:.3f})" for pair in (similarity["cosine"], zscored["cosine"])
+            ]
+            cells += [with_interval(values["variance"][part]) for part in ("language", "example")]
+            cells += [f"{values['separability'][metric]:.3f}" for metric in ("silhouette", "kmeans_nmi", "probe")]
+            rows.append([f"{name}: {label(state)}", *cells])
     return Section("Representations", [*blocks, ReportTable(["", *metrics], rows)])
 
 

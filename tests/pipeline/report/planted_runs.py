@@ -10,7 +10,7 @@ from pipeline.evaluation.accuracy import score_by_language
 from pipeline.evaluation.consistency import consistency_metrics
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.details import detail_metrics
-from pipeline.representations.__main__ import representation_metrics
+from pipeline.representations.metrics import representation_metrics
 
 LANGUAGES = ["en", "de", "sw"]
 PROBLEMS = 20
@@ -58,6 +58,7 @@ def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -
     states = {name: points + i for i, name in enumerate(("layer_0", "layer_1", "final", "soft_tokens"))}
     described = representation_metrics(states, sorted(LANGUAGES), "en", {"layer_1", "final", "soft_tokens"})
     result = {"pivot": "en", "languages": sorted(LANGUAGES), "problems": PROBLEMS, "representations": described}
+    result |= {"position": "answer", "other_positions": {}, "pair_ids": [f"p{i}" for i in range(PROBLEMS)]}
     (path / "representations.json").write_text(json.dumps(result))
 
     steps = [
