@@ -39,11 +39,12 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
 
     Returns:
         `pairwise`: for each pair of languages, the fraction of equal answers to the questions asked in both; None if
-        there are no such questions. `mean_pairwise`: mean over the pairs. `wrong`: counts over all
-        `pairs` of wrong answers to one question in two languages, without missing answers: `same` is the number of
-        equal pairs, and `share` their fraction, None without pairs. Agreement on correct answers rises with accuracy
-        alone, that on wrong ones does not. `all_languages`: counts over the `problems` asked in every language. `same` is the number with the same answer in all languages (as a fraction: `share`,
-        with its 95 % Wilson interval `low` to `high`), and `correct` the number with the correct answer in all.
+        there are no such questions. `mean_pairwise`: mean over the pairs. `wrong`: counts over all `pairs` of wrong
+        answers to one question in two languages, without missing answers: `same` is the number of equal pairs, and
+        `share` their fraction, None without pairs. Agreement on correct answers rises with accuracy alone, that on
+        wrong ones does not. `all_languages`: counts over the `problems` asked in every language. `same` is the number
+        with the same answer in all languages (as a fraction: `share`, with its 95 % Wilson interval `low` to `high`),
+        and `correct` the number with the correct answer in all.
     """
     answers: dict[str, dict[str, Decimal | None]] = {}
     wrong: dict[str, set[str]] = {}
@@ -135,7 +136,9 @@ def agreement_sentences(evaluation: dict[str, Any]) -> str:
     text = f"Two languages give the same answer to a problem in {percent(metrics['mean_pairwise'])} % on average."
     if "wrong" in metrics and metrics["wrong"]["pairs"]:  # absent in results of older versions
         wrong = metrics["wrong"]
-        text += f" Two wrong answers to a problem are the same in {percent(wrong['share'])} % of {wrong['pairs']} pairs."
+        text += (
+            f" Two wrong answers to a problem are the same in {percent(wrong['share'])} % of {wrong['pairs']} pairs."
+        )
     total = metrics["all_languages"]
     if total["problems"]:
         text += (

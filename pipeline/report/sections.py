@@ -150,7 +150,7 @@ def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, An
     explanation = (
         f"Each run is compared with {runs[0].name} on the same problems. The intervals come from a paired bootstrap "
         "over problems. Gained and lost problems are those that only the run or only the baseline solves; p is the "
-        "p-value of McNemar's exact test on these two counts, and Holm p the same adjusted for the number of languages. "
+        "p-value of McNemar's exact test on these two counts, and Holm p is adjusted for the number of languages. "
         "Unfinished responses (baseline, run) were cut at the token limit."
     )
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."

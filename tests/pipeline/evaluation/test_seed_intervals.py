@@ -1,10 +1,10 @@
-"""Intervals over seeds and examples: coverage by simulation, beside those of the bootstrap, and independent formulas."""
+"""Intervals over seeds and examples: their coverage by simulation, and independent formulas."""
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from pipeline.evaluation.seed_intervals import mean_squares, reduce_languages, seed_interval
+from pipeline.evaluation.seed_intervals import half_width, mean_squares, reduce_languages, seed_interval
 
 MEAN = 0.04
 
@@ -28,23 +28,32 @@ def hierarchical_bootstrap(rng: np.random.Generator, values: np.ndarray) -> tupl
     return float(low), float(high)
 
 
+def simulate_intervals(
+    rng: np.random.Generator, times: int, seeds: int, examples: int, seed_sd: float, correlation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean differences and half-widths of simulated tables."""
+    tables = [simulate(rng, seeds, examples, seed_sd, correlation) for _ in range(times)]
+    columns = zip(*map(mean_squares, tables), strict=True)
+    between_seeds, between_examples, rest = (np.array(column) for column in columns)
+    half = half_width(between_seeds, between_examples, rest, (seeds, examples), 0.05)
+    return np.array([table.mean() for table in tables]), half
+
+
 @pytest.mark.parametrize(
     # With three seeds or fewer and little spread between them, the interval is wider than it has to be.
     ("seeds", "seed_sd", "most"),
-    [(2, 0.0, 99.5), (2, 0.05, 98.0), (3, 0.0, 98.5), (3, 0.03, 97.7), (4, 0.05, 97.0), (5, 0.02, 97.5), (10, 0.02, 97)],
+    [(2, 0.0, 99.5), (2, 0.05, 98.0), (3, 0.0, 98.5), (3, 0.03, 98.0), (4, 0.0, 97.7), (4, 0.05, 97), (10, 0.02, 97)],
 )
 def test_interval_covers_mean(seeds: int, seed_sd: float, most: float) -> None:
-    rng, covered, bootstrap = np.random.default_rng(seeds), [], []
-    for _ in range(1000):
-        values = simulate(rng, seeds, 250, seed_sd, correlation=0.3)
-        shape_low_high = seed_interval(values)
-        covered.append(shape_low_high.low <= MEAN <= shape_low_high.high)
-        if seeds < 4 and seed_sd >= 0.03 and len(bootstrap) < 300:
-            low, high = hierarchical_bootstrap(rng, values)
-            bootstrap.append(low <= MEAN <= high)
-    assert 93.0 <= 100 * np.mean(covered) <= most
-    if seed_sd == 0.05:
-        assert not bootstrap or np.mean(bootstrap) < 0.91  # why it is not used
+    means, half = simulate_intervals(np.random.default_rng(seeds), 2000, seeds, 250, seed_sd, correlation=0.3)
+    assert 93.5 <= 100 * np.mean(np.abs(means - MEAN) <= half) <= most
+
+
+def test_bootstrap_over_few_seeds_covers_too_little() -> None:
+    """Why the intervals of several seeds are no bootstrap."""
+    rng = np.random.default_rng(7)
+    bounds = [hierarchical_bootstrap(rng, simulate(rng, 3, 100, 0.08, 0.3)) for _ in range(200)]
+    assert np.mean([low <= MEAN <= high for low, high in bounds]) < 0.9
 
 
 def test_interval_of_one_seed_is_students_t():
@@ -81,7 +90,7 @@ def test_standard_deviations_of_planted_effects():
 
 def test_p_value_agrees_with_interval():
     rng = np.random.default_rng(3)
-    for _ in range(200):
+    for _ in range(60):
         interval = seed_interval(simulate(rng, 3, 60, 0.02, 0.3))
         assert (interval.p < 0.05) == (interval.low > 0 or interval.high < 0)
     assert seed_interval(np.zeros((2, 5))).p == 1 and seed_interval(np.ones((2, 5))).p == 0

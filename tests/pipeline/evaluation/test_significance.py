@@ -42,7 +42,7 @@ def test_bootstrap_keeps_translations_together():
 
 
 def test_holm_equals_step_down_procedure():
-    """Holm's procedure: reject in the order of p while p <= alpha / (tests left); an adjusted p is the smallest alpha."""
+    """It rejects in the order of p while p <= alpha / (tests left); the adjusted p is the smallest such alpha."""
     rng = np.random.default_rng(6)
     for _ in range(20):
         p = rng.random(6) ** 3
