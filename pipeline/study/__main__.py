@@ -3,14 +3,16 @@
     python -m pipeline.study run --model models/Qwen2.5-0.5B-Instruct --recipe pipeline/recipes/qwen2.5-0.5b.yaml \
         --train train.jsonl --dev dev.jsonl --test test.jsonl --seeds 1 2 3 --output runs/qwen
 
-`run` does all of it on this machine and resumes where it was interrupted. `jobs` prints the jobs that remain as calls of
-a shell function, for slurm/experiment.sh; `choose` and `compare` are steps of these jobs. variants.yaml has the variants.
+`run` does all of it on this machine and resumes where it was interrupted. `jobs` prints the jobs that remain as calls
+of a shell function, for slurm/experiment.sh; `choose` and `compare` are steps of these jobs. The variants are in
+variants.yaml.
 """
 
 import argparse
 import shlex
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.common.errors import UserError, exit_cleanly
@@ -30,11 +32,8 @@ def print_jobs(study: StudySettings) -> None:
     done = {job.name for job in jobs if job.done}
     for job in jobs:
         if not job.done:
-            print(
-                shell_call(
-                    Job(job.kind, job.name, tuple(n for n in job.after if n not in done), job.variables, job.arguments)
-                )
-            )
+            after = tuple(name for name in job.after if name not in done)
+            print(shell_call(replace(job, after=after)))
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +46,7 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", help="records with worked answers, on which representations are measured")
     parser.add_argument("--variants", nargs="+", default=list(variants), help="default: all of variants.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="training seeds")
-    parser.add_argument(
-        "--primary", nargs="+", default=["mean"], help="deciding measure: mean, or languages to average"
-    )
+    parser.add_argument("--primary", nargs="+", default=["mean"], help="measure that decides: mean, or languages")
     parser.add_argument("--output", required=True, help="directory of the study")
     for name, program in (("prepare", "data_prep pack"), ("train", "train.py"), ("evaluate", "pipeline.evaluation")):
         parser.add_argument(f"--{name}_args", default="", help=f"arguments of {program}, as one word")

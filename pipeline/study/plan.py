@@ -21,7 +21,7 @@ VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
 SETTINGS_FILE = "study.json"  # in the output directory
 CHOICES = "choices"  # directory of the settings that the trials have selected
 # What may differ when a study is continued. Everything else, the primary measure in particular, is fixed at its start.
-MAY_GROW = ("variants", "seeds", "evaluate_args", "answers")
+MAY_GROW = ("variants", "seeds", "answers")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
     """Return the arguments that a variant changes in the recipe."""
     arguments = []
     for key, value in variant.settings.items():
-        text = value if isinstance(value, str) else json.dumps(value)
+        # No spaces, at which the Slurm scripts split arguments.
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         arguments += [f"--{key}", text.replace("{weights}", str(study.root / "weights.safetensors"))]
     return arguments
 

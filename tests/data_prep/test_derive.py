@@ -49,7 +49,9 @@ def test_shuffled_pairs_keep_texts_but_no_pair(prepared: Prepared, tmp_path: Pat
 def test_shuffled_pairs_refuse_single_translation(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(
-        "".join(json.dumps({"pair_id": "1", "lang": l, "question": "?", "answer": "!"}) + "\n" for l in ["en", "sw"])
+        "".join(
+            json.dumps({"pair_id": "1", "lang": lang, "question": "?", "answer": "!"}) + "\n" for lang in ["en", "sw"]
+        )
     )
     with pytest.raises(UserError, match=r"x\.jsonl: a single translation in sw; shuffling pairs takes two or more"):
         derive("shuffled_pairs", [path], tmp_path / "y.jsonl")
