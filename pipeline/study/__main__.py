@@ -56,7 +56,7 @@ def _settings(args: argparse.Namespace) -> StudySettings:
     if len(set(args.seeds)) < len(args.seeds):
         raise UserError("--seeds: a seed is given twice")
     values = {name: getattr(args, name) for name in StudySettings.__dataclass_fields__}
-    return begin_study(StudySettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+    return begin_study(StudySettings.from_values(values))
 
 
 def _run(args: argparse.Namespace) -> int:

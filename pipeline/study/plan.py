@@ -5,6 +5,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ class StudySettings:
     prepare_args: str = ""
     train_args: str = ""
     evaluate_args: str = ""
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "StudySettings":
+        """Return settings whose lists are tuples."""
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**fields)
 
     @property
     def root(self) -> Path:
@@ -184,7 +191,7 @@ def read_study(output: Path) -> StudySettings:
     if recorded is None:
         raise UserError(f"{output}: no {SETTINGS_FILE}; python -m pipeline.study or slurm/experiment.sh begins a study")
     recorded.pop("sha256")
-    return StudySettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()})
+    return StudySettings.from_values(recorded)
 
 
 def common_arguments(study: StudySettings, run: Path, data: str = "records") -> list[str]:
