@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(power_table(difference, spread, args.seeds, args.examples, args.power / 100)))
     if spread.seed_sd and 1 in args.seeds:
         print(
-            "\nWith one seed, the test does not cover the seed: chance alone makes it significant more often than 5 %."
+            "\nWith one seed, the test does not cover the seed, so chance makes it significant more often than 5 %."
         )
     if args.discordance:
         powers = (mcnemar_power(difference, args.discordance / 100, count) for count in args.examples)

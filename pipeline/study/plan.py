@@ -14,8 +14,6 @@ import yaml
 
 from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
 from pipeline.common.errors import UserError
-from pipeline.config.fields import value_of
-from pipeline.config.recipe import load_config
 from pipeline.fault_tolerance.restarts import read_restart_log
 
 VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
@@ -142,7 +140,7 @@ def begin_study(study: StudySettings) -> StudySettings:
             raise UserError(f"{path}: no such file")
     if study.dev:
         _check_splits(study.dev, study.test)
-        recipe_seed = load_config(study.recipe, common_arguments(study, study.root)).seed
+        recipe_seed = _recipe_value(study, [], "seed")
         if recipe_seed in study.seeds:
             raise UserError(f"--seeds: {recipe_seed} is the seed of the trials (that of the recipe); choose others")
     hashes = {name: sha256_file(Path(path)) for name, path in (("test", study.test), ("dev", study.dev)) if path}
@@ -213,9 +211,16 @@ def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
 
 def trial_arguments(study: StudySettings, variant: Variant, factor: float) -> list[str]:
     """Return the arguments of a trial: the tuned setting, its value multiplied by `factor`."""
-    overrides = common_arguments(study, study.root) + variant_arguments(study, variant)
-    value = value_of(load_config(study.recipe, overrides), variant.tuned)
+    value = _recipe_value(study, variant_arguments(study, variant), variant.tuned)
     return [f"--{variant.tuned}", f"{value * factor:.6g}"]
+
+
+def _recipe_value(study: StudySettings, arguments: list[str], key: str) -> Any:
+    """Return a setting of the recipe as changed by the arguments of all variants and by `arguments`."""
+    from pipeline.config.fields import value_of  # these import torch, which takes seconds
+    from pipeline.config.recipe import load_config
+
+    return value_of(load_config(study.recipe, common_arguments(study, study.root) + arguments), key)
 
 
 def plan_jobs(study: StudySettings) -> list[Job]:
