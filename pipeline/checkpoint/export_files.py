@@ -19,6 +19,7 @@ from pipeline.checkpoint.model_card import MODEL_CARD
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
 from pipeline.models.loading import DTYPES
+from pipeline.models.multimodal import PROCESSOR_FILES, copy_processor_files, multimodal_tensors
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 
@@ -41,7 +42,16 @@ def write_files(
     dtype = DTYPES[record.dtype]
     config = layout.read_model_config(source, settings.trust_remote_code)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
-    config.save_pretrained(directory)
+    tensors = file_tensors(config, merged_tensors(source, state, dtype))
+    if (source / "multimodal_config").exists():
+        assert settings.path is not None  # otherwise it is a text model
+        whole = layout.read_model_config(source, settings.trust_remote_code, "multimodal_config")
+        whole.dtype = dtype
+        whole.save_pretrained(directory)
+        copy_processor_files(settings.path, directory)
+        tensors = multimodal_tensors(tensors, settings.path, dtype)
+    else:
+        config.save_pretrained(directory)
     shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
     # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
     # template is one of them, and may differ from the model's own.
@@ -51,7 +61,7 @@ def write_files(
         eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
     )
     generation.save_pretrained(directory)
-    write_weights(file_tensors(config, merged_tensors(source, state, dtype)), directory)
+    write_weights(tensors, directory)
     write_export_record(directory, record)
 
 
@@ -61,7 +71,7 @@ def check_no_other_files(output: Path, source: Path) -> None:
     Raises:
         UserError: It has files of another origin, such as evaluation results.
     """
-    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD}
+    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, *PROCESSOR_FILES}
     written |= {path.name for folder in ("model_config", "tokenizer") for path in (source / folder).iterdir()}
     others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
     if others:

@@ -21,6 +21,7 @@ from pipeline.data.mixture import ShardMixture, shard_directories
 from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.models.multimodal import load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
 from pipeline.training.trackers import select_trackers
@@ -88,7 +89,10 @@ class PreparedRun:
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
         """Objects to store in each checkpoint for export, by folder name."""
-        return {"model_config": self.model_config, "tokenizer": self.tokenizer}
+        model = self.config.model
+        multimodal = load_multimodal_config(model.path, model.trust_remote_code)
+        objects = {"model_config": self.model_config, "tokenizer": self.tokenizer}
+        return objects if multimodal is None else objects | {"multimodal_config": multimodal}
 
 
 def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
