@@ -152,9 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spread = spread_of_discordance(difference, args.discordance / 100, args.seed_sd / 100, args.correlation)
     print("\n".join(power_table(difference, spread, args.seeds, args.examples, args.power / 100)))
     if spread.seed_sd and 1 in args.seeds:
-        print(
-            "\nWith one seed, the test does not cover the seed, so chance makes it significant more often than 5 %."
-        )
+        print("\nWith one seed, the test does not cover the seed, so chance makes it significant more often than 5 %.")
     if args.discordance:
         powers = (mcnemar_power(difference, args.discordance / 100, count) for count in args.examples)
         exact = ", ".join(f"{100 * power:.0f} %" for power in powers)

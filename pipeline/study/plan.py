@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from data_prep.readers import read_file
 from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
 from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import read_restart_log
@@ -138,8 +139,8 @@ def begin_study(study: StudySettings) -> StudySettings:
     for path in (study.recipe, *study.train, study.test, study.dev, study.answers):
         if path is not None and not Path(path).is_file():
             raise UserError(f"{path}: no such file")
+    _check_splits(study)
     if study.dev:
-        _check_splits(study.dev, study.test)
         recipe_seed = _recipe_value(study, [], "seed")
         if recipe_seed in study.seeds:
             raise UserError(f"--seeds: {recipe_seed} is the seed of the trials (that of the recipe); choose others")
@@ -167,16 +168,18 @@ def _continue(study: StudySettings, recorded: dict[str, Any], hashes: dict[str, 
     return replace(study, variants=names, seeds=tuple(dict.fromkeys([*recorded["seeds"], *study.seeds])))
 
 
-def _check_splits(dev: str, test: str) -> None:
-    """Check that no question of the development split is in the test split."""
-    from data_prep.readers import read_file
-
-    def questions(path: str) -> set[str]:
-        rows = (row.value for row in read_file(Path(path)) if isinstance(row.value, dict))
-        return {json.dumps([row.get("lang"), row.get("question"), row.get("messages")], default=str) for row in rows}
-
-    if common := len(questions(dev) & questions(test)):
-        raise UserError(f"{dev}: {common} questions are in {test} too; settings must be chosen on other questions")
+def _check_splits(study: StudySettings) -> None:
+    """Check that both splits have the primary languages, and that they share no question."""
+    questions = []
+    for path in filter(None, (study.test, study.dev)):
+        rows = [row.value for row in read_file(Path(path)) if isinstance(row.value, dict)]
+        languages = {row.get("lang") for row in rows}
+        if missing := [lang for lang in study.primary if lang not in ("mean", *languages)]:
+            raise UserError(f"{path}: no records in {missing[0]}, which --primary names")
+        keys = ("lang", "question", "messages")
+        questions.append({json.dumps([row.get(key) for key in keys], default=str) for row in rows})
+    if common := len(set.intersection(*questions)) if len(questions) > 1 else 0:
+        raise UserError(f"{study.dev}: {common} questions are in {study.test} too; settings must be chosen on others")
 
 
 def read_study(output: Path) -> StudySettings:

@@ -29,7 +29,8 @@ from tests.pipeline.test_compare import write_run
 @pytest.fixture
 def with_trials(study: StudySettings, tmp_path: Path) -> StudySettings:
     dev = tmp_path / "dev.jsonl"
-    dev.write_text(json.dumps({"pair_id": "d", "lang": "en", "question": "1 + 1?", "gold": "2"}) + "\n")
+    records = [{"pair_id": "d", "lang": lang, "question": "1 + 1?", "gold": "2"} for lang in ("en", "sw")]
+    dev.write_text("".join(json.dumps(record) + "\n" for record in records))
     return replace(study, dev=str(dev), variants=("sft", "solar", "shuffled_pairs"))
 
 
@@ -156,7 +157,9 @@ def test_study_refuses_bad_settings(study: StudySettings, with_trials: StudySett
         ({"variants": ("solar",)}, "must include the baseline sft"),
         ({"model": "none"}, "none: no model there"),
         ({"train": ("none.jsonl",)}, r"none\.jsonl: no such file"),
-        ({"dev": study.test}, "questions are in .* too; settings must be chosen on other questions"),
+        ({"dev": study.test}, "questions are in .* too; settings must be chosen on others"),
+        ({"primary": ("sw", "am")}, "no records in am, which --primary names"),
+        ({"dev": with_trials.dev, "primary": ("th",)}, r"dev\.jsonl: no records in th, which --primary names"),
         ({"dev": with_trials.dev, "seeds": (3,)}, "--seeds: 3 is the seed of the trials"),
     ):
         with pytest.raises(UserError, match=message):
