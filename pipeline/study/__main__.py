@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.study.plan import Job, StudySettings, begin_study, plan_jobs, read_study, read_variants
+from pipeline.study.plan import Job, begin_study, plan_jobs, read_variants
+from pipeline.study.settings import StudySettings, read_study
 
 
 def shell_call(job: Job) -> str:

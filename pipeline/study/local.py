@@ -13,8 +13,9 @@ from types import FrameType
 import pipeline
 from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
-from pipeline.study.plan import Job, StudySettings, plan_jobs, read_variants
+from pipeline.study.plan import Job, plan_jobs, read_variants
 from pipeline.study.results import choose_settings, compare_variants
+from pipeline.study.settings import StudySettings
 
 TRAINER = Path(pipeline.__file__).with_name("train.py")
 MODULE = (sys.executable, "-m")

@@ -5,7 +5,6 @@
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from data_prep.readers import read_file
 from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
 from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.study.settings import CHOICES, SETTINGS_FILE, StudySettings
 
 VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
-SETTINGS_FILE = "study.json"  # in the output directory
-CHOICES = "choices"  # directory of the settings that the trials have selected
 # What may differ when a study is continued. Everything else, the primary measure in particular, is fixed at its start.
 MAY_GROW = ("variants", "seeds", "answers")
 
@@ -32,62 +30,6 @@ class Variant:
     tuned: str
     settings: dict[str, Any] = field(default_factory=dict)
     data: str = "records"
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """Everything that defines a study. Paths are those of the command line.
-
-    Attributes:
-        output: directory of the study.
-        model: Hugging Face directory of the model that all variants start from.
-        recipe: the recipe that the variants change.
-        train: canonical records to train on.
-        test: records of the test split.
-        dev: records of the development split, on which trials choose one setting of each variant; None: no trials.
-        answers: records with worked answers, on which representations are measured; None: they are not.
-        variants: names in variants.yaml.
-        seeds: training seeds.
-        primary: the measure that decides, for `pipeline.compare`.
-        prepare_args, train_args, evaluate_args: arguments for all variants.
-    """
-
-    output: str
-    model: str
-    recipe: str
-    train: tuple[str, ...]
-    test: str
-    dev: str | None
-    answers: str | None
-    variants: tuple[str, ...]
-    seeds: tuple[int, ...]
-    primary: tuple[str, ...]
-    prepare_args: str = ""
-    train_args: str = ""
-    evaluate_args: str = ""
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> "StudySettings":
-        """Return settings whose lists are tuples."""
-        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**fields)
-
-    @property
-    def root(self) -> Path:
-        """The output directory."""
-        return Path(self.output)
-
-    def run(self, variant: str, seed: int) -> Path:
-        """Return the output directory of a training run."""
-        return self.root / f"{variant}-seed{seed}"
-
-    def trial(self, variant: str, number: int) -> Path:
-        """Return the output directory of a trial, from 1."""
-        return self.root / f"{variant}-trial{number}"
-
-    def choice(self, variant: str) -> Path:
-        """Return the file of further arguments of a variant, one a line, which `choose` writes."""
-        return self.root / CHOICES / f"{variant}.args"
 
 
 @dataclass(frozen=True)
@@ -180,19 +122,6 @@ def _check_splits(study: StudySettings) -> None:
         questions.append({json.dumps([row.get(key) for key in keys], default=str) for row in rows})
     if common := len(set.intersection(*questions)) if len(questions) > 1 else 0:
         raise UserError(f"{study.dev}: {common} questions are in {study.test} too; settings must be chosen on others")
-
-
-def read_study(output: Path) -> StudySettings:
-    """Return the recorded settings of a study.
-
-    Raises:
-        UserError: the directory has none.
-    """
-    recorded = read_json_or_none(output / SETTINGS_FILE)
-    if recorded is None:
-        raise UserError(f"{output}: no {SETTINGS_FILE}; python -m pipeline.study or slurm/experiment.sh begins a study")
-    recorded.pop("sha256")
-    return StudySettings.from_values(recorded)
 
 
 def common_arguments(study: StudySettings, run: Path, data: str = "records") -> list[str]:

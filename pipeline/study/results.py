@@ -10,7 +10,8 @@ from pipeline.common.errors import UserError
 from pipeline.compare import MEAN, compare_runs, write_comparison
 from pipeline.evaluation.accuracy import percent
 from pipeline.evaluation.significance import holm
-from pipeline.study.plan import CHOICES, StudySettings, read_variants, trial_arguments
+from pipeline.study.plan import read_variants, trial_arguments
+from pipeline.study.settings import CHOICES, StudySettings
 
 CHOICES_FILE = "choices.json"
 

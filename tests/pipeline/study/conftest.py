@@ -8,7 +8,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.tokenization.tokenizer import load_tokenizer
-from pipeline.study.plan import StudySettings
+from pipeline.study.settings import StudySettings
 from tests.conftest import Prepared
 from tests.runs import TINY, write_recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.study.plan import StudySettings
+from pipeline.study.settings import StudySettings
 from tests.runs import ENVIRONMENT, Fork, metrics
 
 

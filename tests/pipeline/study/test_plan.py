@@ -13,16 +13,15 @@ from pipeline.config.fields import value_of
 from pipeline.config.recipe import load_config
 from pipeline.loss.settings import LossSettings
 from pipeline.study.plan import (
-    StudySettings,
     begin_study,
     common_arguments,
     plan_jobs,
-    read_study,
     read_variants,
     trial_arguments,
     variant_arguments,
 )
 from pipeline.study.results import choose_settings, compare_variants
+from pipeline.study.settings import StudySettings, read_study
 from tests.pipeline.test_compare import write_run
 
 
