@@ -12,6 +12,7 @@ PACKAGES = {
     "lingua": ("lingua-language-detector", "evaluation"),
     "babel": ("babel", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
+    "openai": ("openai", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
     "trl": ("trl", "bench"),
 }

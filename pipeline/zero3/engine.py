@@ -38,6 +38,7 @@ from pipeline.loss import (
 )
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
+from pipeline.models.sequence_parallel import HeadExchange
 from pipeline.models.solar_model import SolarModel
 from pipeline.zero3.initialize import import_muon_uncompiled
 from pipeline.zero3.model_state import StateCollector, collect_state, load_state
@@ -73,7 +74,8 @@ class ZeroEngine:
         self.padded_size, hidden_size = int(shape[0]), int(shape[1])
         self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
         self.group = dist.group.WORLD if self.ranks > 1 else None
-        module = SolarModel(model, config.loss, self.padded_size, num_languages, distributed.ranks_per_node())
+        exchange = HeadExchange.of_ranks(config.training)
+        module = SolarModel(model, config.loss, self.padded_size, num_languages, distributed.ranks_per_node(), exchange)
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.
         set_z3_leaf_modules(module, list({type(layer) for layer in model.get_decoder().layers}))
