@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.convert.conversion import FORMATS, convert
 from data_prep.demo.languages import DEMO_LANGUAGES
+from data_prep.derive import KINDS
 from data_prep.packing.settings import ON_BAD_RECORD, SUPERVISE
 from pipeline.common.errors import UserError, exit_cleanly
 
@@ -59,6 +60,14 @@ def _convert(args: argparse.Namespace) -> None:
     source = Source(args.input, columns, pivot, args.split, args.config, args.languages, args.unpaired)
     report = convert(args.format, source, args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
+
+
+def _derive(args: argparse.Namespace) -> None:
+    from data_prep.derive import derive
+
+    counts = derive(args.kind, args.input, args.output, args.pivot, args.seed)
+    what = "paired with another example" if args.kind == "shuffled_pairs" else "added"
+    print(f"{args.output}: {counts['written']} records, {counts['changed']} of them {what}")
 
 
 def _pack(args: argparse.Namespace) -> None:
@@ -159,6 +168,7 @@ def _build_parser() -> argparse.ArgumentParser:
         add_command("tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template, or convert one.")
     )
     _add_convert_options(add_command("convert", _convert, "Convert another format to canonical JSON Lines."))
+    _add_derive_options(add_command("derive", _derive, "Derive the training data of an ablation or a baseline."))
     _add_pack_options(add_command("pack", _pack, "Tokenize, pack and write shards; also under mpirun or srun."))
 
     verify = add_command("verify", _verify, "Check every hash and invariant of a shard directory.")
@@ -229,6 +239,14 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep examples without a translation; rows without a language are in that of --pivot",
     )
+
+
+def _add_derive_options(derive: argparse.ArgumentParser) -> None:
+    derive.add_argument("kind", choices=KINDS, help="pairs of different examples, or questions to translate as well")
+    derive.add_argument("--input", type=Path, nargs="+", required=True, help="canonical records")
+    derive.add_argument("--output", type=Path, required=True, help="JSON Lines file that replaces them")
+    derive.add_argument("--pivot", default="en", help="language that the others are translations of")
+    derive.add_argument("--seed", type=int, default=0, help="determines the pairs of shuffled_pairs")
 
 
 def _add_pack_options(pack: argparse.ArgumentParser) -> None:

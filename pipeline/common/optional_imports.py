@@ -10,6 +10,7 @@ PACKAGES = {
     "sklearn": ("scikit-learn", "evaluation"),
     "scipy": ("scikit-learn", "evaluation"),
     "lingua": ("lingua-language-detector", "evaluation"),
+    "babel": ("babel", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
     "openai": ("openai", "evaluation"),
     "babel": ("babel", "evaluation"),

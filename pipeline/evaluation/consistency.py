@@ -38,24 +38,30 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
 
     Returns:
         `pairwise`: for each pair of languages, the fraction of equal answers to the questions asked in both; None if
-        there are no such questions. `mean_pairwise`: mean over the pairs. `all_languages`: counts over the `problems`
-        asked in every language. `same` is the number with the same answer in all languages (as a fraction: `share`,
-        with its 95 % Wilson interval `low` to `high`), and `correct` the number with the correct answer in all.
+        there are no such questions. `mean_pairwise`: mean over the pairs. `wrong`: counts over all `pairs` of wrong
+        answers to one question in two languages, without missing answers: `same` is the number of equal pairs, and
+        `share` their fraction, None without pairs. Agreement on correct answers rises with accuracy alone, that on
+        wrong ones does not. `all_languages`: counts over the `problems` asked in every language. `same` is the number
+        with the same answer in all languages (as a fraction: `share`, with its 95 % Wilson interval `low` to `high`),
+        and `correct` the number with the correct answer in all.
     """
     answers: dict[str, dict[str, tuple[Answer | None, bool, str]]] = {}
-    wrong = set()
+    wrong: dict[str, set[str]] = {}
     for row in rows:
         answer_type = row.get("answer_type", "number")
         answer = answer_from_text(row["answer"], answer_type)
         answers.setdefault(row["lang"], {})[row["pair_id"]] = (answer, row["correct"], answer_type)
         if not row["correct"]:
-            wrong.add(row["pair_id"])
+            wrong.setdefault(row["lang"], set()).add(row["pair_id"])
     languages = sorted(answers)
     pairwise: dict[str, dict[str, float | None]] = {}
+    wrong_pairs: list[bool] = []
     for a, b in combinations(languages, 2):
         common = answers[a].keys() & answers[b].keys()
         equal = sum(answers_agree(answers[a][pair_id], answers[b][pair_id]) for pair_id in common)
         pairwise.setdefault(a, {})[b] = equal / len(common) if common else None
+        answered = [(answers[a][i], answers[b][i]) for i in wrong.get(a, set()) & wrong.get(b, set())]
+        wrong_pairs += [answers_agree(x, y) for x, y in answered if x[0] is not None and y[0] is not None]
     fractions = [fraction for row in pairwise.values() for fraction in row.values() if fraction is not None]
     complete = set.intersection(*map(set, answers.values())) if len(languages) > 1 else set()
     same = sum(_all_equal([answers[lang][pair_id] for lang in languages]) for pair_id in complete)
@@ -63,10 +69,15 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
     return {
         "pairwise": pairwise,
         "mean_pairwise": fmean(fractions) if fractions else None,
+        "wrong": {
+            "pairs": len(wrong_pairs),
+            "same": sum(wrong_pairs),
+            "share": fmean(wrong_pairs) if wrong_pairs else None,
+        },
         "all_languages": {
             "problems": len(complete),
             "same": same,
-            "correct": len(complete - wrong),
+            "correct": len(complete.difference(*wrong.values())),
             "share": same / len(complete) if complete else None,
             "low": low,
             "high": high,
@@ -93,6 +104,11 @@ def agreement_sentences(evaluation: dict[str, Any]) -> str:
     if not metrics or metrics["mean_pairwise"] is None:
         return ""
     text = f"Two languages give the same answer to a problem in {percent(metrics['mean_pairwise'])} % on average."
+    if "wrong" in metrics and metrics["wrong"]["pairs"]:  # absent in results of older versions
+        wrong = metrics["wrong"]
+        text += (
+            f" Two wrong answers to a problem are the same in {percent(wrong['share'])} % of {wrong['pairs']} pairs."
+        )
     total = metrics["all_languages"]
     if total["problems"]:
         text += (

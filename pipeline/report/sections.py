@@ -159,20 +159,22 @@ def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, An
     explanation = (
         f"Each run is compared with {runs[0].name} on the same problems. The intervals come from a paired bootstrap "
         "over problems. Gained and lost problems are those that only the run or only the baseline solves; p is the "
-        "p-value of McNemar's exact test on these two counts. Unfinished responses (baseline, run) were cut at the "
-        "token limit."
+        "p-value of McNemar's exact test on these two counts, and Holm p is adjusted for the number of languages. "
+        "Unfinished responses (baseline, run) were cut at the token limit."
     )
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
     figure = plots.plot_differences(runs, comparisons)
     blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
-    header = ["", "unfinished", "difference, points", "95 % interval", "gained, lost", "McNemar p"]
+    header = ["", "unfinished", "difference, points", "95 % interval", "gained, lost", "p", "Holm p"]
     for name, comparison in comparisons.items():
         cut = ", ".join(map(str, unfinished_totals(comparison)))
-        rows = [[f"{name}: mean of languages", cut, *_difference_cells(comparison["mean"]), "", ""]]
+        p = f"{comparison['mean']['p']:.3g}"
+        rows = [[f"{name}: mean of languages", cut, *_difference_cells(comparison["mean"]), "", p, ""]]
         for lang, entry in comparison["languages"].items():
             cut = ", ".join(map(str, comparison["unfinished"][lang]))
-            counts = f"{entry['gained']}, {entry['lost']}"
-            rows.append([lang, cut, *_difference_cells(entry), counts, f"{entry['mcnemar_p']:.3g}"])
+            counts = f"{entry['gained']}, {entry['lost']}" if "gained" in entry else ABSENT
+            tests = [f"{entry[key]:.3g}" for key in ("p", "p_holm")]
+            rows.append([lang, cut, *_difference_cells(entry), counts, *tests])
         blocks.append(ReportTable(header, rows))
     return Section(f"Differences from {runs[0].name}", blocks)
 

@@ -41,6 +41,9 @@ def test_agreement_counts_planted_answers():
     metrics = agreement(rows)
     assert metrics["pairwise"] == {"de": {"en": 0.75, "sw": 0.5}, "en": {"sw": 0.5}}
     assert metrics["mean_pairwise"] == pytest.approx(1.75 / 3)
+    assert metrics["wrong"] == {"pairs": 3, "same": 3, "share": 1.0}  # missing answers are not pairs
+    two_wrong = agreement([row("a", "en", "7"), row("a", "de", "8"), row("b", "en", "3"), row("b", "de", "3")])
+    assert two_wrong["wrong"] == {"pairs": 2, "same": 1, "share": 0.5}
     total = metrics["all_languages"]
     assert (total["problems"], total["same"], total["correct"], total["share"]) == (4, 2, 1, 0.5)
     assert total["low"] < 0.5 < total["high"]
@@ -65,6 +68,7 @@ def test_agreement_without_common_questions():
     metrics = agreement([row("a", "en", "1"), row("b", "de", "1")])
     assert metrics["pairwise"] == {"de": {"en": None}}
     assert metrics["mean_pairwise"] is None and metrics["all_languages"]["share"] is None
+    assert metrics["wrong"] == {"pairs": 0, "same": 0, "share": None}
     assert agreement([row("a", "en", "1")])["all_languages"]["problems"] == 0
 
 
