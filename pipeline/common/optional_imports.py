@@ -13,7 +13,6 @@ PACKAGES = {
     "babel": ("babel", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
     "openai": ("openai", "evaluation"),
-    "babel": ("babel", "evaluation"),
     "math_verify": ("math-verify", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
     "trl": ("trl", "bench"),
