@@ -16,6 +16,7 @@ LANGUAGE_COLORS = (
     *("#e07b39", "#777777", "#1a1a1a"),
 )
 DPI = 130
+MAX_NUMBERED_ROWS = 16  # of a heat map
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -53,14 +54,22 @@ def png(figure: Figure) -> bytes:
 
 
 def heat_map(axes: Axes, names: list[str], values: list[list[float | None]], vmin: float, vmax: float) -> None:
-    """Draw a square matrix as a heat map, with its values as text. Cells with None stay blank."""
+    """Draw a square matrix as a heat map. Cells with None stay blank.
+
+    The values are shown as text, or by a color bar if there are too many.
+    """
     cells = [[float("nan") if value is None else value for value in row] for row in values]
-    axes.imshow(cells, cmap="Blues", vmin=vmin, vmax=vmax)
+    image = axes.imshow(cells, cmap="Blues", vmin=vmin, vmax=vmax)
+    crowded = len(names) > MAX_NUMBERED_ROWS
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if crowded else 0)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
+    if crowded:
+        axes.tick_params(labelsize=7.5)
+        axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02).outline.set_visible(False)
+        return
     middle = (vmin + vmax) / 2
     for y, row in enumerate(values):
         for x, value in enumerate(row):

@@ -14,6 +14,7 @@ from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.significance import wilson_interval
 
 UNFINISHED_WARNING = 0.03  # fraction of unfinished responses above which the scores say little
+BY_SCRIPT = " †"  # marks a language of which only the script is identified
 
 
 class LanguageScore(NamedTuple):
@@ -89,20 +90,32 @@ def percent(fraction: float | None) -> str:
 
 def accuracy_table(evaluation: dict[str, Any]) -> str:
     """Format an evaluation (the content of `evaluation.json`) as a Markdown table, in percent."""
+    outputs = evaluation.get("output_languages") or {}
     lines = [
-        f"| language | problems | unfinished | accuracy % | 95 % interval | same answer as {evaluation['pivot']} % |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| language | problems | unfinished | accuracy % | 95 % interval | same answer as {evaluation['pivot']} % |"
+        + (" in the language % |" if outputs else ""),
+        "|---|---:|---:|---:|---:|---:|" + ("---:|" if outputs else ""),
     ]
     for lang, score in evaluation["languages"].items():
         interval = f"{percent(score['low'])} to {percent(score['high'])}"
         consistency = percent(score["consistency_with_pivot"])
         counts = f"{score['n']} | {score['unfinished']}"
         lines.append(f"| {lang} | {counts} | {percent(score['accuracy'])} | {interval} | {consistency} |")
+        lines[-1] += f" {in_language_cell(evaluation, lang)} |" if outputs else ""
     macro = evaluation["macro"]
     unfinished, total = count_unfinished(evaluation)
     average, consistency = percent(macro["accuracy"]), percent(macro["consistency_with_pivot"])
     lines.append(f"| **mean of languages** | {total} | {unfinished} | **{average}** | | **{consistency}** |")
+    if outputs:
+        known = [score["share"] for score in outputs.values() if score["share"] is not None]
+        lines[-1] += f" **{percent(fmean(known) if known else None)}** |"
     return "\n".join(lines)
+
+
+def in_language_cell(evaluation: dict[str, Any], lang: str) -> str:
+    """Format the fraction of responses in the language of the question, marked if it is judged by script alone."""
+    score = (evaluation.get("output_languages") or {}).get(lang, {})
+    return percent(score.get("share")) + (BY_SCRIPT if score.get("judged_by") == "script" else "")
 
 
 def count_unfinished(evaluation: dict[str, Any]) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from pipeline.evaluation.answers.candidates import Answer
 from pipeline.evaluation.output_languages import language_metrics, output_languages_table
 from pipeline.evaluation.significance import wilson_interval
 
+MAX_MATRIX = 16  # languages in the table of all pairs
+
 GenerationRow = dict[str, Any]  # row of generations.jsonl: pair_id, lang, output, answer, correct, ...
 
 
@@ -120,15 +122,31 @@ def agreement_sentences(evaluation: dict[str, Any]) -> str:
 
 
 def agreement_table(evaluation: dict[str, Any]) -> str:
-    """Format the pairwise agreement as a Markdown table, in percent. Return an empty string if there is none."""
+    """Format the pairwise agreement as a Markdown table, in percent. Return an empty string if there is none.
+
+    With many languages, the table has only the mean, the highest and the lowest agreement of each with the others.
+    """
     matrix = agreement_matrix(evaluation)
     if not matrix:
         return ""
     languages = list(evaluation["languages"])
+    if len(languages) > MAX_MATRIX:
+        return _agreement_summary(languages, matrix)
     lines = [f"| same answer % | {' | '.join(languages)} |", "|---|" + "---:|" * len(languages)]
     for a, row in zip(languages, matrix, strict=True):
         cells = ["" if a == b else percent(fraction) for b, fraction in zip(languages, row, strict=True)]
         lines.append(f"| {a} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _agreement_summary(languages: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> str:
+    lines = ["| same answer as | the others, mean % | most often | least often |", "|---|---:|---|---|"]
+    for lang, row in zip(languages, matrix, strict=True):
+        pairs = [(fraction, other) for fraction, other in zip(row, languages, strict=True) if fraction is not None]
+        if pairs:
+            mean, ends = fmean(fraction for fraction, _ in pairs), (max(pairs), min(pairs))
+            most, least = (f"{other} {percent(fraction)}" for fraction, other in ends)
+            lines.append(f"| {lang} | {percent(mean)} | {most} | {least} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pipeline.common.optional_imports import import_optional
-from pipeline.evaluation.accuracy import percent
+from pipeline.evaluation.accuracy import BY_SCRIPT, percent
 from pipeline.evaluation.answers.language_rules import base_language, parse_tag, script_names
 from pipeline.evaluation.significance import wilson_interval
 
@@ -219,6 +219,7 @@ def output_languages_table(evaluation: dict[str, Any]) -> str:
         return ""
     pivot = evaluation.get("pivot", "the pivot")
     lines = [
+        "Languages of the responses:\n",
         f"| asked in | judged by | answered in it % | 95 % interval | in {pivot} % | in others % | other languages | "
         "lines pass (LPR) % | words pass (WPR) % | words in another script % |",
         "|---|---|---:|---:|---:|---:|---|---:|---:|---:|",
@@ -235,6 +236,7 @@ def output_languages_table(evaluation: dict[str, Any]) -> str:
     if any(score.get("judged_by") == "script" for score in metrics.values()):
         lines += [
             "",
-            "Judged by script: lingua lacks the language, so an answer in another language of its script passes.",
+            f"Judged by script{BY_SCRIPT}: lingua lacks the language, so an answer in another language of its script "
+            "passes.",
         ]
     return "\n".join(lines)

@@ -41,7 +41,8 @@ def readings_table(evaluation: dict[str, Any]) -> str:
     if not metrics:
         return ""
     lines = [
-        f"| language | read by | answer types | {' | '.join(HEADINGS.values())} |",
+        "Rules that read the answers, and what announced the answers:\n",
+        f"| language | rules | answer types | {' | '.join(HEADINGS.values())} |",
         "|---|---|---|" + "---:|" * len(HEADINGS),
     ]
     for lang, score in metrics.items():

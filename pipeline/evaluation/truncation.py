@@ -46,6 +46,7 @@ def truncation_table(evaluation: dict[str, Any]) -> str:
         return ""
     limit = evaluation["settings"]["max_new_tokens"]
     lines = [
+        "Length of the responses, and what the token limit cut:\n",
         f"| language | unfinished % | tokens per response | tokens per character | characters in {limit} tokens |",
         "|---|---:|---:|---:|---:|",
     ]

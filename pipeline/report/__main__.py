@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.plotting import png
-from pipeline.compare import compare_runs
+from pipeline.compare import MEAN, compare_runs, primary_sentence
 from pipeline.evaluation.accuracy import unfinished_sentence
 from pipeline.report.plots import plot_overview, run_color
 from pipeline.report.render import to_html, to_markdown
@@ -24,12 +24,13 @@ from pipeline.report.runs import RunResults, read_runs, series
 from pipeline.report.sections import build_sections
 
 
-def write_report(paths: Sequence[Path], output: Path | None = None) -> None:
+def write_report(paths: Sequence[Path], output: Path | None = None, primary: Sequence[str] = (MEAN,)) -> None:
     """Write the three files of a report.
 
     Args:
         paths: output directories of the runs, the baseline first.
         output: directory for the report; default: the run directory; required for several runs.
+        primary: the primary measure of several runs; see `compare_runs`.
 
     Raises:
         UserError: there is nothing to report, a file is damaged, `output` is missing for several runs, or the runs were
@@ -41,12 +42,13 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> None:
         output = paths[0]
     runs = read_runs(list(paths))
     heading = f"Run `{runs[0].name}`" if len(runs) == 1 else " and ".join(run.name for run in runs)
-    summary, sections = summarize_runs(runs), build_sections(runs, compare_with_first(runs))
+    comparisons = compare_with_first(runs, primary)
+    summary, sections = summarize_runs(runs, comparisons), build_sections(runs, comparisons)
     colors = {run.name: run_color(runs, run) for run in runs} if len(runs) > 1 else {}
     page, text = to_html(heading.replace("`", ""), summary, sections, colors), to_markdown(heading, summary, sections)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / "report.png", png(plot_overview(runs)))
+        write_atomically(output / "report.png", png(plot_overview(runs, primary)))
         write_atomically(output / "report.html", page.encode())
         write_atomically(output / "report.md", text.encode())
     except OSError as error:
@@ -54,18 +56,19 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> None:
     print(f"written: {output}/report.html, report.md, report.png", flush=True)
 
 
-def compare_with_first(runs: Sequence[RunResults]) -> dict[str, dict[str, Any]]:
+def compare_with_first(runs: Sequence[RunResults], primary: Sequence[str] = (MEAN,)) -> dict[str, dict[str, Any]]:
     """Compare all runs with generations with the first run. Return {} if the first run has no generations."""
     evaluated = [run for run in runs if (run.path / "generations.jsonl").is_file()]
     if not evaluated or evaluated[0] is not runs[0]:
         return {}
-    return {run.name: compare_runs(runs[0].path, run.path) for run in evaluated[1:]}
+    return {run.name: compare_runs(runs[0].path, run.path, primary) for run in evaluated[1:]}
 
 
-def summarize_runs(runs: Sequence[RunResults]) -> str:
-    """Summarize a single run in a few sentences, or name the baseline of several runs."""
+def summarize_runs(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> str:
+    """Summarize a single run in a few sentences, or name the baseline of several runs and state the differences."""
     if len(runs) > 1:
-        return f"Comparison of {len(runs)} runs; {runs[0].name} is the baseline."
+        about = f"Comparison of {len(runs)} runs; {runs[0].name} is the baseline."
+        return " ".join([about, *(f"{name}: {primary_sentence(result)}" for name, result in comparisons.items())])
     (run,) = runs
     sentences = []
     if run.metrics:
@@ -100,8 +103,10 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="directory for the report; default: the run directory; required for several runs"
     )
+    about = "primary measure of several runs, named beforehand: mean (default), or languages to average"
+    parser.add_argument("--primary", nargs="+", default=[MEAN], help=about)
     args = parser.parse_args()
-    write_report(args.run, args.output)
+    write_report(args.run, args.output, args.primary)
 
 
 if __name__ == "__main__":

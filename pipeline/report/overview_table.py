@@ -55,8 +55,9 @@ def _last(values: list[float]) -> float:
     return values[-1]
 
 
-def _mean_in_language(evaluation: dict[str, Any]) -> float | None:
-    languages = evaluation["output_languages"].values()
+def mean_in_language(evaluation: dict[str, Any]) -> float | None:
+    """Return the mean fraction of outputs in the language of the question, or None if it was not measured."""
+    languages = (evaluation.get("output_languages") or {}).values()
     fractions = [language["share"] for language in languages if language["share"] is not None]
     return sum(fractions) / len(fractions) if fractions else None
 
@@ -79,7 +80,7 @@ OVERVIEW_METRICS: dict[str, MetricReader] = {
     "same answer as the pivot, %": _from_evaluation(lambda result: result["macro"]["consistency_with_pivot"]),
     "same answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["mean_pairwise"]),
     "same wrong answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["wrong"]["share"]),
-    "answers in the language of the question, %": _from_evaluation(_mean_in_language),
+    "answers in the language of the question, %": _from_evaluation(mean_in_language),
     "centered cosine of pairs, final state": _from_representations("similarity", "centred_cosine"),
     "retrieval P@1, final state": _from_representations("similarity", "retrieval"),
     "silhouette by language, final state": _from_representations("separability", "silhouette"),

@@ -1,11 +1,10 @@
-"""Plots of a report: training curves, accuracy, differences, agreement and representations."""
+"""Plots of a report: training curves, accuracy, differences and agreement."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pipeline.common.plotting import (
@@ -24,7 +23,6 @@ from pipeline.common.plotting import (
 )
 from pipeline.evaluation.consistency import agreement_matrix
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
-from pipeline.representations.plots import color_of, draw_scatter, label, layers_of
 
 CURVES = {  # training metric: heading, validation metric, color for a single run
     "ce_loss": ("Cross-entropy", "eval_ce", BLUE),
@@ -33,7 +31,10 @@ CURVES = {  # training metric: heading, validation metric, color for a single ru
 }
 
 
-def plot_overview(runs: Sequence[RunResults]) -> Figure:
+MAX_LABEL_CHARACTERS = 60  # more would overlap below an axis
+
+
+def plot_overview(runs: Sequence[RunResults], primary: Sequence[str] = ()) -> Figure:
     """Plot the recorded training curves in the upper row and the accuracy per language below."""
     recorded = _recorded(runs)
     evaluated = [run for run in runs if run.evaluation]
@@ -43,7 +44,7 @@ def plot_overview(runs: Sequence[RunResults]) -> Figure:
     for column, key in enumerate(recorded):
         _draw_curve(add_axes(figure, grid[0, column]), runs, key)
     if evaluated:
-        _draw_accuracy(add_axes(figure, grid[-1, :]), runs)
+        _draw_accuracy(add_axes(figure, grid[-1, :]), runs, primary)
     return figure
 
 
@@ -59,12 +60,12 @@ def plot_curves(runs: Sequence[RunResults]) -> Figure | None:
     return figure
 
 
-def plot_accuracy(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot the accuracy per language. Return None if no run was evaluated."""
+def plot_accuracy(runs: Sequence[RunResults], primary: Sequence[str] = ()) -> Figure | None:
+    """Plot the accuracy per language, the primary languages first. Return None if no run was evaluated."""
     if not any(run.evaluation for run in runs):
         return None
     figure = new_figure(13.8, 4.2)
-    _draw_accuracy(add_axes(figure, figure.add_gridspec(1, 1)[0]), runs)
+    _draw_accuracy(add_axes(figure, figure.add_gridspec(1, 1)[0]), runs, primary)
     return figure
 
 
@@ -122,10 +123,11 @@ def _draw_languages(axes: Axes, metrics: MetricHistory) -> None:
         axes.plot([], [], color=GREY, linewidth=0.8, label=f"each of {len(languages)} languages")
 
 
-def ordered_languages(runs: Sequence[RunResults]) -> tuple[list[str], str]:
+def ordered_languages(runs: Sequence[RunResults], primary: Sequence[str] = ()) -> tuple[list[str], str]:
     """Return the languages of all evaluations, and the pivot.
 
-    The pivot is first. The others are sorted by decreasing accuracy in the first run that has the language.
+    The primary languages are first, then the pivot. The languages of each part are sorted by decreasing accuracy in the
+    first run that has the language.
     """
     evaluations = [run.evaluation for run in runs if run.evaluation]
     pivot = evaluations[0]["pivot"]
@@ -133,12 +135,12 @@ def ordered_languages(runs: Sequence[RunResults]) -> tuple[list[str], str]:
     for evaluation in evaluations:
         for lang, score in evaluation["languages"].items():
             best.setdefault(lang, score["accuracy"])
-    return sorted(best, key=lambda lang: (lang != pivot, -best[lang], lang)), pivot
+    return sorted(best, key=lambda lang: (lang not in primary, lang != pivot, -best[lang], lang)), pivot
 
 
-def _draw_accuracy(axes: Axes, runs: Sequence[RunResults]) -> None:
+def _draw_accuracy(axes: Axes, runs: Sequence[RunResults], primary: Sequence[str]) -> None:
     """Draw accuracy bars with intervals, side by side for several runs. A single run also shows pivot agreement."""
-    order, pivot = ordered_languages(runs)
+    order, pivot = ordered_languages(runs, primary)
     evaluated = [run for run in runs if run.evaluation]
     width = 0.62 if len(evaluated) == 1 else 0.8 / len(evaluated)
     highest = 0.0
@@ -153,7 +155,8 @@ def _draw_accuracy(axes: Axes, runs: Sequence[RunResults]) -> None:
         highest = max([highest, *(score["high"] for score in scores.values())])
         if len(evaluated) == 1:
             highest = max(highest, _draw_agreement(axes, positions, run.evaluation, pivot))
-    axes.set_xticks(range(len(order)), order)
+    crowded = len(order) * max(map(len, order)) > MAX_LABEL_CHARACTERS
+    axes.set_xticks(range(len(order)), order, rotation=90 if crowded else 0)
     axes.set_ylim(0, min(1.12, max(0.1, 1.18 * highest)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(-0.6, max(len(order), 4) - 0.4)
@@ -190,9 +193,12 @@ def _draw_agreement(axes: Axes, positions: dict[str, float], evaluation: dict[st
     return max([0.0, *(fraction for _, fraction in points)])
 
 
-def plot_differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> Figure:
-    """Plot the accuracy difference from the first run with 95 % intervals, per language and for the mean."""
-    names = ["mean of languages", *next(iter(comparisons.values()))["languages"]]
+def plot_differences(
+    runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]], order: Sequence[str]
+) -> Figure:
+    """Plot the accuracy difference from the first run with 95 % intervals, for the mean and each language in order."""
+    compared = {lang for comparison in comparisons.values() for lang in comparison["languages"]}
+    names = ["mean of languages", *(lang for lang in order if lang in compared)]
     figure = new_figure(13.8, 1.1 + 0.16 * len(names) * (1 + len(comparisons)))
     axes = add_axes(figure, figure.add_gridspec(1, 1)[0])
     axes.grid(axis="x", color="#e8e8e8", linewidth=0.8)
@@ -225,75 +231,11 @@ def plot_agreement(runs: Sequence[RunResults]) -> Figure | None:
     shown = [(run, matrix) for run in runs if run.evaluation and (matrix := agreement_matrix(run.evaluation))]
     if not shown:
         return None
-    figure = new_figure(4.8 * len(shown), 4.8)
+    size = max(4.8, 0.24 * max(len(matrix) for _, matrix in shown))
+    figure = new_figure(size * len(shown), size)
     grid = figure.add_gridspec(1, len(shown))
     for column, (run, matrix) in enumerate(shown):
         axes = add_axes(figure, grid[0, column])
         heat_map(axes, list((run.evaluation or {})["languages"]), matrix, 0.0, 1.0)
         title(axes, f"{run.name}: fraction of same answers")
     return figure
-
-
-def plot_states(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot the principal components of the final state and the soft tokens of each run.
-
-    Return None if no run has representations.
-    """
-    shown = [(run.name, run.representations) for run in runs if run.representations]
-    if not shown:
-        return None
-    names = ["final", "soft_tokens"]
-    if len(shown) == 1:
-        figure = new_figure(9.2, 4.6)
-        panels = [(shown[0][1], name, label(name)) for name in names]
-        grid = figure.add_gridspec(1, 2)
-    else:
-        figure = new_figure(4.3 * len(shown), 8.4)
-        panels = [(result, name, f"{run}: {label(name)}") for name in names for run, result in shown]
-        grid = figure.add_gridspec(2, len(shown))
-    for i, (result, name, heading) in enumerate(panels):
-        draw_scatter(add_axes(figure, grid[i]), result, name, heading)
-    first = shown[0][1]
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=color_of(first, lang), label=lang)
-        for lang in first["languages"]
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
-    return figure
-
-
-def plot_layers(runs: Sequence[RunResults]) -> Figure | None:
-    """Plot centered cosine, P@1 and silhouette by layer.
-
-    Dotted lines are the values for shuffled pairs. Return None if no run has representations.
-    """
-    shown = [(run, run.representations) for run in runs if run.representations]
-    if not shown:
-        return None
-    figure = new_figure(13.8, 3.9)
-    grid = figure.add_gridspec(1, 3)
-    panels = {"centred_cosine": "Centered cosine of pairs", "retrieval": "Retrieval P@1", "silhouette": "Silhouette"}
-    for column, (metric, heading) in enumerate(panels.items()):
-        axes = add_axes(figure, grid[0, column])
-        for run, result in shown:
-            _draw_by_layer(axes, result, metric, run_color(runs, run), run.name)
-        depth = max(layers_of(shown[0][1]))
-        axes.set_xlabel(f"layer, then the final norm (of {depth} layers)", fontsize=9, color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        if len(shown) > 1:
-            axes.legend(frameon=False, fontsize=8.5)
-        title(axes, heading)
-    return figure
-
-
-def _draw_by_layer(axes: Axes, result: dict[str, Any], metric: str, color: str, name: str) -> None:
-    layers = layers_of(result)
-    states = [result["representations"][key] for key in [*(f"layer_{i}" for i in layers), "final"]]
-    xs = [*layers, layers[-1] + 1]
-    if metric == "silhouette":
-        values = [state["separability"][metric] for state in states]
-    else:
-        values = [state["similarity"]["all"][metric]["value"] for state in states]
-        floors = [state["similarity"]["all"][metric]["floor"] for state in states]
-        axes.plot(xs, floors, color=color, linewidth=1, linestyle=(0, (2, 2)))
-    axes.plot(xs, values, color=color, linewidth=1.9, marker="o", markersize=4, label=name)

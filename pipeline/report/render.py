@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline.report.sections import CodeBlock, PlotBlock, ReportBlock, ReportTable, Section
+from pipeline.report.blocks import CodeBlock, PlotBlock, ReportBlock, ReportTable, Section
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 # Only tables, code and emphasis: run names and paths must not become links, images or HTML.
@@ -35,8 +35,10 @@ def _block_markdown(block: ReportBlock) -> str:
         return f"{block.heading}:\n\n```yaml\n{block.text}\n```"
     if isinstance(block, ReportTable):
         rule = "|---|" + ("---|" if block.text_cells else "---:|") * (len(block.header) - 1)
-        return "\n".join([_markdown_row(block.header), rule, *map(_markdown_row, block.rows)])
-    return block.text
+        means = [[f"**{cell}**" if cell else "" for cell in row] for row in block.rows[: block.num_means]]
+        rows = means + block.rows[block.num_means :]
+        return "\n".join([_markdown_row(block.header), rule, *map(_markdown_row, rows)])
+    return f"**{block.summary}**\n\n{block.text}" if block.summary else block.text
 
 
 def _markdown_row(cells: list[str]) -> str:

@@ -1,77 +1,20 @@
-"""Content of a report: sections of paragraphs, tables, plots and code, independent of the output format."""
+"""Content of a report: what each section says about the runs."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from matplotlib.figure import Figure
-
-from pipeline.compare import unfinished_totals
-from pipeline.evaluation.accuracy import accuracy_table, count_unfinished, unfinished_sentence
-from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
+from pipeline.compare import MEAN
+from pipeline.evaluation.accuracy import BY_SCRIPT, accuracy_table, unfinished_sentence
+from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table
 from pipeline.evaluation.details import detail_tables
-from pipeline.report import plots
+from pipeline.report import plots, representation_plots
+from pipeline.report.blocks import CodeBlock, MarkdownBlock, PlotBlock, ReportBlock, ReportTable, Section
+from pipeline.report.main_table import difference_cell, main_table
 from pipeline.report.overview_table import ABSENT, overview_rows
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
 from pipeline.representations.plots import label
 from pipeline.representations.tables import POSITIONS, with_interval
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """Table of text cells.
-
-    Attributes:
-        header: cells of the header row.
-        rows: cells of the other rows. The first cell is the row heading.
-        text_cells: whether the other cells are left-aligned text instead of numbers.
-        tiles: whether HTML shows each row of two cells as a tile.
-    """
-
-    kind: ClassVar = "table"
-    header: list[str]
-    rows: list[list[str]]
-    text_cells: bool = False
-    tiles: bool = False
-
-
-@dataclass(frozen=True)
-class PlotBlock:
-    """Plot with its alt text. Only shown in HTML."""
-
-    kind: ClassVar = "plot"
-    figure: Figure
-    alt_text: str
-
-
-@dataclass(frozen=True)
-class CodeBlock:
-    """Preformatted text. HTML folds it under its heading."""
-
-    kind: ClassVar = "code"
-    heading: str
-    text: str
-
-
-@dataclass(frozen=True)
-class MarkdownBlock:
-    """Paragraphs and tables in Markdown. HTML folds them under `summary` if it is not empty."""
-
-    kind: ClassVar = "markdown"
-    text: str
-    summary: str = ""
-
-
-ReportBlock = ReportTable | PlotBlock | CodeBlock | MarkdownBlock
-
-
-@dataclass(frozen=True)
-class Section:
-    """Heading and content of a section."""
-
-    heading: str
-    blocks: list[ReportBlock]
 
 
 def build_sections(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> list[Section]:
@@ -82,8 +25,8 @@ def build_sections(runs: Sequence[RunResults], comparisons: dict[str, dict[str, 
         comparisons: comparison of each run with the baseline (`pipeline.compare`), by run name.
     """
     built = [
+        _accuracy(runs, comparisons),
         _overview(runs),
-        _accuracy(runs),
         _differences(runs, comparisons),
         _consistency(runs),
         _representations(runs),
@@ -99,25 +42,48 @@ def _overview(runs: Sequence[RunResults]) -> Section:
     return Section("Overview", [table] if table.rows else [])
 
 
-def _accuracy(runs: Sequence[RunResults]) -> Section:
+def _accuracy(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> Section:
     evaluated = [run for run in runs if run.evaluation]
     blocks: list[ReportBlock] = []
-    for run in evaluated:
-        prefix = f"{run.name}: " if len(evaluated) > 1 else ""
-        blocks.append(MarkdownBlock(prefix + unfinished_sentence(run.evaluation or {})))
-    if figure := plots.plot_accuracy(runs):
-        alt_text = "Bar chart of the accuracy per language with 95 % intervals; the table has the values."
-        blocks.append(PlotBlock(figure, alt_text))
     if len(evaluated) == 1 and evaluated[0].evaluation:
         blocks.append(MarkdownBlock(accuracy_table(evaluated[0].evaluation)))
     elif evaluated:
-        blocks.append(_accuracy_of_runs(evaluated))
+        order, _ = plots.ordered_languages(runs, _primary_languages(comparisons))
+        header, rows = main_table(evaluated, comparisons, order)
+        blocks += [ReportTable(header, rows, num_means=len(rows) - len(order)), MarkdownBlock(_main_note(comparisons))]
+    if figure := plots.plot_accuracy(runs, _primary_languages(comparisons)):
+        alt_text = "Bar chart of the accuracy per language with 95 % intervals; the table has the values."
+        blocks.append(PlotBlock(figure, alt_text))
+    for run in evaluated:
+        prefix = f"{run.name}: " if len(evaluated) > 1 else ""
+        blocks.append(MarkdownBlock(prefix + unfinished_sentence(run.evaluation or {})))
     blocks += [MarkdownBlock(_evaluated_model(run)) for run in evaluated]
     for run in evaluated:
         title = "what the token limit cut, and how answers were read" + (f": {run.name}" if len(evaluated) > 1 else "")
         if tables := detail_tables(run.evaluation or {}):
             blocks.append(MarkdownBlock(tables, summary=title))
     return Section("Accuracy per language", blocks)
+
+
+def _primary_languages(comparisons: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the languages of the primary measure, or [] if it is the mean of all languages."""
+    measures = [comparison["primary"] for comparison in comparisons.values()]
+    return measures[0]["languages"] if measures and measures[0]["measure"] != MEAN else []
+
+
+def _main_note(comparisons: dict[str, dict[str, Any]]) -> str:
+    """Explain the columns of the main table."""
+    note = "n: number of problems. Accuracy in percent, with its 95 % interval. "
+    if comparisons:
+        note += (
+            "Differences in percentage points, with the 95 % interval of a paired bootstrap over problems. Holm p: "
+            "p-value of the difference, adjusted for the number of languages; p-values of means are not adjusted. "
+        )
+    return note + (
+        "Unfinished: responses that were cut at the token limit. In the language: responses in the language of the "
+        f"question, among those whose language was identified.{BY_SCRIPT}: judged by script alone, so responses in "
+        "another language of the same script count too."
+    )
 
 
 def _evaluated_model(run: RunResults) -> str:
@@ -133,54 +99,33 @@ def _evaluated_model(run: RunResults) -> str:
         f"{run.name}: model `{settings['model']}`{step}, data `{settings['data']}`, {decoding} of at most "
         f"{settings['max_new_tokens']} tokens in {model['dtype']}"
         + (f", chat template with `{json.dumps(variables)}`" if variables else "")
-        + ". The intervals are Wilson score intervals."
+        + "."
     )
-
-
-def _accuracy_of_runs(runs: Sequence[RunResults]) -> ReportTable:
-    order, _ = plots.ordered_languages(runs)
-    rows = []
-    for lang in order:
-        scores = [(run.evaluation or {})["languages"].get(lang) for run in runs]
-        cells = [
-            f"{percent(score['accuracy'])} ({percent(score['low'])} to {percent(score['high'])})" if score else ABSENT
-            for score in scores
-        ]
-        rows.append([lang, *cells])
-    unfinished = [f"{cut} of {n}" for cut, n in (count_unfinished(run.evaluation or {}) for run in runs)]
-    means = [percent((run.evaluation or {})["macro"]["accuracy"]) for run in runs]
-    rows = [["unfinished responses", *unfinished], *rows, ["mean of languages", *means]]
-    return ReportTable(["accuracy %", *(run.name for run in runs)], rows)
 
 
 def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> Section:
     if not comparisons:
         return Section("", [])
     explanation = (
-        f"Each run is compared with {runs[0].name} on the same problems. The intervals come from a paired bootstrap "
-        "over problems. Gained and lost problems are those that only the run or only the baseline solves; p is the "
-        "p-value of McNemar's exact test on these two counts, and Holm p is adjusted for the number of languages. "
-        "Unfinished responses (baseline, run) were cut at the token limit."
+        f"Each run is compared with {runs[0].name} on the same problems. Gained and lost problems are those that only "
+        "the run or only the baseline solves. The p-value is that of McNemar's exact test on these two counts, or of a "
+        "paired t test for means over languages or samples. Holm p is adjusted for the number of languages."
     )
+    order, _ = plots.ordered_languages(runs, _primary_languages(comparisons))
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
-    figure = plots.plot_differences(runs, comparisons)
+    figure = plots.plot_differences(runs, comparisons, order)
     blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
-    header = ["", "unfinished", "difference, points", "95 % interval", "gained, lost", "p", "Holm p"]
+    header = ["language", "difference, points", "gained", "lost", "p", "Holm p"]
     for name, comparison in comparisons.items():
-        cut = ", ".join(map(str, unfinished_totals(comparison)))
-        p = f"{comparison['mean']['p']:.3g}"
-        rows = [[f"{name}: mean of languages", cut, *_difference_cells(comparison["mean"]), "", p, ""]]
-        for lang, entry in comparison["languages"].items():
-            cut = ", ".join(map(str, comparison["unfinished"][lang]))
-            counts = f"{entry['gained']}, {entry['lost']}" if "gained" in entry else ABSENT
-            tests = [f"{entry[key]:.3g}" for key in ("p", "p_holm")]
-            rows.append([lang, cut, *_difference_cells(entry), counts, *tests])
-        blocks.append(ReportTable(header, rows))
+        mean = comparison["mean"]
+        rows = [[f"{name}: mean of languages", difference_cell(mean), "", "", f"{mean['p']:.3g}", ""]]
+        for lang in order:
+            if entry := comparison["languages"].get(lang):
+                counts = [str(entry.get(key, ABSENT)) for key in ("gained", "lost")]
+                tests = [f"{entry[key]:.3g}" for key in ("p", "p_holm")]
+                rows.append([lang, difference_cell(entry), *counts, *tests])
+        blocks.append(ReportTable(header, rows, num_means=1))
     return Section(f"Differences from {runs[0].name}", blocks)
-
-
-def _difference_cells(entry: dict[str, float]) -> list[str]:
-    return [f"{100 * entry['difference']:+.1f}", f"{100 * entry['low']:+.1f} to {100 * entry['high']:+.1f}"]
 
 
 def _consistency(runs: Sequence[RunResults]) -> Section:
@@ -191,16 +136,19 @@ def _consistency(runs: Sequence[RunResults]) -> Section:
     for run in runs:
         if not run.evaluation:
             continue
-        texts = [agreement_sentences(run.evaluation), output_languages_table(run.evaluation)]
-        if text := "\n\n".join(filter(None, texts)):
+        text, languages = agreement_sentences(run.evaluation), output_languages_table(run.evaluation)
+        if text:
             blocks.append(MarkdownBlock(f"**{run.name}**\n\n{text}" if len(runs) > 1 else text))
+        suffix = f": {run.name}" if len(runs) > 1 else ""
+        if languages:
+            blocks.append(MarkdownBlock(languages, summary=f"languages of the responses{suffix}" if suffix else ""))
         if matrix := agreement_table(run.evaluation):
-            blocks.append(MarkdownBlock(matrix, summary="same answers, as a table"))
+            blocks.append(MarkdownBlock(matrix, summary=f"same answers, as a table{suffix}"))
     return Section("Agreement across languages, languages of the outputs", blocks)
 
 
 def _representations(runs: Sequence[RunResults]) -> Section:
-    figure, by_layer = plots.plot_states(runs), plots.plot_layers(runs)
+    figure, by_layer = representation_plots.plot_states(runs), representation_plots.plot_layers(runs)
     if not figure or not by_layer:
         return Section("", [])
     measured = [(run.name, run.representations) for run in runs if run.representations]

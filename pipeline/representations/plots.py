@@ -22,6 +22,7 @@ from pipeline.common.plotting import (
 )
 
 TITLES = {"final": "after the final norm", "soft_tokens": "soft-token summaries"}
+MARKERS = ("o", "^", "s", "D", "v", "P")  # one for each repetition of the colors
 LAYER_CURVES = {"cosine": GREY, "centred_cosine": BLUE, "debiased_cka": ORANGE, "retrieval": GREEN}
 METRIC_LABELS = {
     "cosine": "cosine",
@@ -50,11 +51,7 @@ def draw(result: dict[str, Any]) -> Figure:
         draw_scatter(add_axes(figure, grid[0, column]), result, name, label(name))
     draw_layers(add_axes(figure, grid[1, :2]), result)
     draw_languages(add_axes(figure, grid[1, 2]), result, "final")
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=color_of(result, lang), label=lang)
-        for lang in result["languages"]
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    draw_legend(figure, result)
     return figure
 
 
@@ -63,12 +60,29 @@ def color_of(result: dict[str, Any], lang: str) -> str:
     return LANGUAGE_COLORS[result["languages"].index(lang) % len(LANGUAGE_COLORS)]
 
 
+def marker_of(result: dict[str, Any], lang: str) -> str:
+    """Return the marker of a language in all plots of a result. It differs between languages of the same color."""
+    return MARKERS[result["languages"].index(lang) // len(LANGUAGE_COLORS) % len(MARKERS)]
+
+
+def draw_legend(figure: Figure, result: dict[str, Any]) -> None:
+    """Draw the legend of all languages above a figure, in as many columns as fit."""
+    handles = [
+        Line2D([], [], color=color_of(result, lang), marker=marker_of(result, lang), ls="", markersize=5, label=lang)
+        for lang in result["languages"]
+    ]
+    entry_width = 0.5 + 0.08 * max(map(len, result["languages"]))  # inches
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / entry_width)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+
+
 def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) -> None:
     """Plot the first two principal components, with one color per language."""
     scatter = result["representations"][name]["scatter"]
     for lang, points in scatter["points"].items():
         xs, ys = zip(*points, strict=True)
-        axes.scatter(xs, ys, s=11, color=color_of(result, lang), alpha=0.75, linewidths=0)
+        style: dict[str, Any] = {"color": color_of(result, lang), "marker": marker_of(result, lang)}
+        axes.scatter(xs, ys, s=11, alpha=0.75, linewidths=0, **style)
     first, second = scatter["variance"]
     axes.set_xlabel(f"1st component, {first:.0%} of variance", fontsize=8.5, color=INK)
     axes.set_ylabel(f"2nd, {second:.0%}", fontsize=8.5, color=INK)

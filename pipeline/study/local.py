@@ -150,8 +150,8 @@ def report_command(study: StudySettings) -> list[str]:
     baseline, _, _ = read_variants()
     names = [baseline, *(name for name in study.variants if name != baseline)]
     runs = [str(study.run(name, study.seeds[0])) for name in names]
-    base = str(study.root / "base")
-    return [*MODULE, "pipeline.report", "--run", *runs, base, "--output", str(study.root / "report")]
+    base, output = str(study.root / "base"), str(study.root / "report")
+    return [*MODULE, "pipeline.report", "--run", *runs, base, "--output", output, "--primary", *study.primary]
 
 
 def machine_environment(gpus: int) -> dict[str, str]:

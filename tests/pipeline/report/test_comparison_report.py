@@ -44,18 +44,19 @@ def test_report_of_two_runs_has_all_sections(report: Path) -> None:
     text = (report / "report.md").read_text()
     for expected in [
         "# sft and solar",
-        "Comparison of 2 runs; sft is the baseline.",
+        "Comparison of 2 runs; sft is the baseline. solar: Primary measure, the mean of all languages: +11.7 points, ",
+        "| language | n | sft | solar | solar − sft | Holm p | unfinished %: sft, solar | in the language %: sft, ",
+        "| **mean of languages** | **60** | **48.3** | **60.0** | **+11.7 (",
         "| unfinished responses, % | 5.0 | 5.0 |",
         "sft: 3 of 60 responses are unfinished, cut at 64 tokens: sw 3.",
-        "| unfinished responses | 3 of 60 | 3 of 60 |",
         "| accuracy, mean of languages, % | 48.3 | 60.0 |",
         "| step of the evaluated model | – | 40 |",
         "| steps trained | 59 | 59 |",
         "solar: model `solar/hf` (step 40), data `test.jsonl`, greedy decoding of at most 64 tokens in bfloat16.",
-        "| sw | 20.0 (8.1 to 41.6) | 60.0 (38.7 to 78.1) |",
-        "| sw | 3, 3 | +40.0 |",
-        "| 8, 0 | 0.00781 |",
-        "| 0, 1 | 1 |",
+        "| sw | 20 | 20.0 (8.1 to 41.6) | 60.0 (38.7 to 78.1) | +40.0 (",
+        " | 0.0234 | 15.0, 15.0 | 0.0, 0.0 |",
+        "| 8 | 0 | 0.00781 | 0.0234 |",
+        "| 0 | 1 | 1 | 1 |",
         "| loss.alignment_weight | 0.0 | 1.0 |",
         "Two languages give the same answer",
         "| sw | lingua | 0.0 | 0.0 to 16.1 | 0.0 | 100.0 | de 20 | – | – | 0.0 |",
@@ -95,8 +96,8 @@ def test_report_html_renders_in_browser(report: Path, tmp_path: Path, width: int
     assert facts["images"] == facts["drawn"] == facts["withAltText"] == 6
     assert facts["requests"] == 0 and facts["overflow"] <= 0 and facts["anchors"] and facts["closed"]
     assert facts["sections"] == [
-        "Overview",
         "Accuracy per language",
+        "Overview",
         "Differences from sft",
         "Agreement across languages, languages of the outputs",
         "Representations",

@@ -10,10 +10,11 @@ from pipeline.common.errors import UserError
 from pipeline.evaluation.accuracy import accuracy_table
 from pipeline.fault_tolerance.restarts import RestartLog
 from pipeline.report.__main__ import compare_with_first, write_report
+from pipeline.report.blocks import MarkdownBlock, Section
 from pipeline.report.plots import plot_overview, smooth
 from pipeline.report.render import to_html, to_markdown
 from pipeline.report.runs import RunResults, read_run, series
-from pipeline.report.sections import MarkdownBlock, Section, build_sections
+from pipeline.report.sections import build_sections
 from pipeline.status import status
 from pipeline.training.metrics_reader import read_metrics
 
