@@ -58,6 +58,8 @@ def _accuracy(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]
         prefix = f"{run.name}: " if len(evaluated) > 1 else ""
         blocks.append(MarkdownBlock(prefix + unfinished_sentence(run.evaluation or {})))
     blocks += [MarkdownBlock(_evaluated_model(run)) for run in evaluated]
+    if evaluated:
+        blocks.append(MarkdownBlock("The intervals of the accuracies are Wilson score intervals."))
     for run in evaluated:
         title = "what the token limit cut, and how answers were read" + (f": {run.name}" if len(evaluated) > 1 else "")
         if tables := detail_tables(run.evaluation or {}):
