@@ -144,7 +144,7 @@ CASES = (
     Case("chunked", vocab=32768, rows=4, budget_mb=8),
     Case("cut", vocab=32768, layers=2, rows=2, budget_mb=1),
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
-    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True),
+    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True, budget_mb=4),
 )
 
 
