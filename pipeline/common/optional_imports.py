@@ -10,7 +10,10 @@ PACKAGES = {
     "sklearn": ("scikit-learn", "evaluation"),
     "scipy": ("scikit-learn", "evaluation"),
     "lingua": ("lingua-language-detector", "evaluation"),
+    "babel": ("babel", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
+    "openai": ("openai", "evaluation"),
+    "math_verify": ("math-verify", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
     "trl": ("trl", "bench"),
 }

@@ -1,8 +1,9 @@
-"""Confidence intervals and tests for accuracies: Wilson's interval, McNemar's test, the paired bootstrap.
+"""Confidence intervals and tests for accuracies: Wilson's interval, McNemar's and Holm's tests, the bootstrap.
 
 Shape letters: G example groups (one question in all its languages), L languages.
 """
 
+from collections.abc import Sequence
 from math import comb
 from statistics import NormalDist
 
@@ -12,7 +13,7 @@ RESAMPLES = 10_000
 MAX_ELEMENTS = 10_000_000  # maximum number of elements drawn at once; bounds the memory of the bootstrap
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval (Wilson 1927) of the proportion `correct` / `n`, for `n` > 0.
 
     Unlike the normal approximation, it has correct coverage near 0 and 1 and for small `n`.
@@ -58,3 +59,12 @@ def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[np.ndarray
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     mean_low, mean_high = np.quantile(means.mean(1), [0.025, 0.975])
     return low, high, float(mean_low), float(mean_high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the adjusted p-values of Holm's method (Holm 1979), which control the family-wise error rate."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -188,9 +188,9 @@ def top_k_bytes(settings: LossSettings, vocab_size: int, element_size: int, rank
     Each target token is a row on all R ranks. For a row, a rank holds the logits that it selects among its columns
     twice, with three int64 indices, and three copies of the list of k logits that the ranks exchange.
     """
-    if settings.top_k is None:
+    if settings.num_selected is None:
         return 0
-    k = min(settings.top_k, vocab_size)
+    k = min(settings.num_selected, vocab_size)
     selected = min(k, -(-vocab_size // ranks))
     return ranks * (selected * (2 * element_size + 3 * 8) + 3 * k * element_size)
 

@@ -64,7 +64,8 @@ class SoftmaxState:
         tempered: [C, v] proportional to exp(z / temperature); `e` itself if the temperature is 1 or with top-k.
         cap_derivative: [C, v] derivative of the soft cap, or None.
         statistics: statistics of the rows.
-        top_k: probabilities of the k largest logits, or None if soft tokens mix the whole vocabulary.
+        top_k: probabilities of the k largest logits or, with hard tokens, of the targets. None if soft tokens mix the
+            whole vocabulary.
     """
 
     tokens: SubchunkTokens

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
@@ -40,8 +41,11 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
             fields = dict(settings.config or {})
             config = AutoConfig.for_model(fields.pop("model_type", ""), **({"vocab_size": tokenizer_size} | fields))
             config = text_decoder_config(config, name)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        lines = str(error).strip().splitlines()
+        reason = " ".join(map(str.strip, lines if isinstance(error, StrictDataclassError) else lines[:1]))
+        # transformers lists all model types that it knows.
+        reason = reason if len(reason) < 300 else f"{reason[:300]} ..."
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
     if config.vocab_size < tokenizer_size:
         raise UserError(

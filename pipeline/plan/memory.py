@@ -123,9 +123,9 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         "hidden states": 2 * c.target_tokens * d * e,  # of this rank, with their gradient
         "passing": temporary,
     }
-    if run.config.loss.top_k is not None:
+    if run.config.loss.num_selected is not None:
         # Block maxima and candidates of the selection, their order, and the k largest with their columns.
-        selected = min(run.config.loss.top_k, columns)
+        selected = min(run.config.loss.num_selected, columns)
         per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
         parts["top-k"] = rows * per_row
     if vocab_parallel and ranks > 1:

@@ -120,7 +120,7 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     single = c.chunk_sequences <= 1 and "pivot" in run.config.loss.detach
     with_gradient = c.subchunks * (run.workload.pairs / run.workload.sequences if single else 1.0)
     # Top-k: two all-to-alls of each subchunk.
-    all_to_alls = 0 if run.config.loss.top_k is None else 2 * c.subchunks
+    all_to_alls = 0 if run.config.loss.num_selected is None else 2 * c.subchunks
     gathers, sums = 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
     received = steps * run.loss_traffic.vocab_parallel
     return Transfer(

@@ -189,7 +189,7 @@ class PlannedRun:
         c, sequences = Chunking.from_run(self, head), self.micro_batch_size * self.workload.sequences
         pairs = self.micro_batch_size * self.workload.pairs
         with_gradient = pairs if "pivot" in self.config.loss.detach else sequences
-        top_k = self.config.loss.top_k
+        top_k = self.config.loss.num_selected
         return Traffic(
             ranks=self.ranks,
             vocab=self.stats.vocab_size,

@@ -187,7 +187,7 @@ def _top_k_metrics(case: Case, t: Tensors, loss_batch: LossBatch) -> dict[str, T
         for row, sequence in enumerate(loss_batch.sequence_of_token().tolist())
         if sequence in members and pooling_weights[row] > 0
     ]
-    if case.settings.top_k is None or not rows:
+    if case.settings.num_selected is None or not rows:
         return {name: torch.zeros(()) for name in METRICS}
     bias = t.bias if case.bias else None
     z = head_logits(t.hidden[rows], t.head, bias, case.logit_scale, case.softcap)

@@ -48,6 +48,7 @@ SETTINGS = {
     "attached": LossSettings(detach=(), top_k=1),
     "embeddings detached": LossSettings(detach=("embeddings",)),
     "probabilities detached": LossSettings(detach=("pivot", "probabilities")),
+    "hard": LossSettings(pooling_tokens="hard", softmax_temperature=2.5, detach=()),
     "infonce attached": replace(FULL, distance="infonce", detach=(), softmax_temperature=1.5),
 }
 
@@ -127,7 +128,7 @@ def test_loss_uneven_vocabulary(workers: Workers, vocab_size: int) -> None:
 groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple), max_size=3).map(tuple)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None:
     """Compare in float64, so that errors beyond rounding exceed the bound."""
@@ -141,6 +142,7 @@ def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None
             softmax_temperature=data.draw(st.sampled_from([1.0, 0.1, 0.7, 3.0, 10.0])),
             top_k=data.draw(st.sampled_from([None, 1, 2, 3, 5, 20, 24, 1000])),
             soft_token_embeddings=data.draw(st.sampled_from(["input", "output"])),
+            pooling_tokens=data.draw(st.sampled_from(["soft", "hard"])),
             pooling=data.draw(st.sampled_from(["mean", "last", "weights"])),
             head=data.draw(st.sampled_from(HEADS)),
             detach=tuple(data.draw(st.sets(st.sampled_from(["pivot", "embeddings", "probabilities"])))),
@@ -160,6 +162,17 @@ def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None
         ties=data.draw(st.booleans()),
     ).with_rows(data.draw(st.integers(1, 12)))
     check(workers, ranks, case, 1e-9 if case.settings.distance == "infonce" else 1e-10)
+
+
+def test_hard_tokens_depend_on_targets_only() -> None:
+    """Check that no setting of the probabilities changes anything, and that all of the alignment gradient is in E."""
+    case = Case(UNEVEN[:1], LossSettings(pooling_tokens="hard"), tied=False)
+    expected, plain = sharded_results(None, case), sharded_results(None, replace(case, weight=0.0))
+    for changes in ({"detach": ("pivot", "probabilities")}, {"top_k": None, "softmax_temperature": 3.0}):
+        actual = sharded_results(None, replace(case, settings=replace(case.settings, **changes)))
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert all(torch.equal(plain[name], expected[name]) for name in ("hidden", "head"))
+    assert not torch.equal(plain["embedding"], expected["embedding"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
