@@ -51,8 +51,11 @@ def export(
     update: bool = False,
     best: bool = False,
     keep_if_evaluated: bool = False,
+    merge: bool = False,
 ) -> ExportRecord | None:
     """Write safetensors, config, tokenizer, chat template and model card of a checkpoint.
+
+    If the run trains an adapter, the export is the adapter, or the base model with the adapter merged into it.
 
     Args:
         source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
@@ -63,6 +66,7 @@ def export(
             asked for and it was made for a named or the best one, or else replace it.
         best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
         keep_if_evaluated: Keep `output` also if an evaluation of it is in progress.
+        merge: Merge the adapter into its base model. An update of a merged model merges too.
 
     Returns:
         The record of `output`, or None if it has none and was kept; see `_is_newer_export_without_record`.
@@ -84,10 +88,13 @@ def export(
     with layout.reading(source / "config.yaml"):
         recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
     record = _record(source, output, recipe, state, dtype, newest)
+    if merge and recipe.model.adapter.r is None:
+        raise UserError(f"{source}: has no adapter to merge; export it without --merge")
+    record = dataclasses.replace(record, adapter=recipe.model.adapter.r is not None and not merge)
     existing = _existing_export(output, source, record, update)
     if existing:
-        record = dataclasses.replace(record, dtype=dtype or existing.dtype)
-        if existing.checkpoint == record.checkpoint and existing.dtype == record.dtype:
+        record = dataclasses.replace(record, dtype=dtype or existing.dtype, adapter=record.adapter and existing.adapter)
+        if [existing.checkpoint, existing.dtype, existing.adapter] == [record.checkpoint, record.dtype, record.adapter]:
             record = dataclasses.replace(record, newest=record.newest and existing.newest)
             if existing != record:  # the run or the export has been moved, or now this checkpoint is asked for
                 write_export_record(output, record)
@@ -284,10 +291,11 @@ def main() -> None:
     parser.add_argument(
         "--best", action="store_true", help="export the best checkpoint of the run by training.metric_for_best_model"
     )
+    parser.add_argument("--merge", action="store_true", help="merge the adapter into its base model")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the export to the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", default=None, help="create a private Hub repository")
     args = parser.parse_args()
-    record = export(args.checkpoint, args.output, args.dtype, args.update, args.best)
+    record = export(args.checkpoint, args.output, args.dtype, args.update, args.best, merge=args.merge)
     if record is not None:
         print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}", flush=True)
     if args.push_to_hub and record is not None:

@@ -7,17 +7,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from data_prep.readers import first_line
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.adapter_files import write_adapter, write_merged_model
 from pipeline.checkpoint.export_record import EXPORT_FILE, ExportRecord, write_export_record
 from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
 from pipeline.checkpoint.model_card import MODEL_CARD
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
+from pipeline.models.adapters import ADAPTER_CONFIG
 from pipeline.models.loading import DTYPES
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
@@ -41,7 +44,14 @@ def write_files(
     dtype = DTYPES[record.dtype]
     config = layout.read_model_config(source, settings.trust_remote_code)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
-    config.save_pretrained(directory)
+    tensors = merged_tensors(source, state, dtype)
+    if record.adapter:
+        write_adapter(tensors, config, settings, directory)
+    elif settings.adapter.r is not None:
+        write_merged_model(merged_tensors(source, state, torch.float32), config, settings, state, directory)
+    else:
+        config.save_pretrained(directory)
+        write_weights(file_tensors(config, tensors), directory)
     shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
     # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
     # template is one of them, and may differ from the model's own.
@@ -51,7 +61,6 @@ def write_files(
         eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
     )
     generation.save_pretrained(directory)
-    write_weights(file_tensors(config, merged_tensors(source, state, dtype)), directory)
     write_export_record(directory, record)
 
 
@@ -61,7 +70,7 @@ def check_no_other_files(output: Path, source: Path) -> None:
     Raises:
         UserError: It has files of another origin, such as evaluation results.
     """
-    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD}
+    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, ADAPTER_CONFIG}
     written |= {path.name for folder in ("model_config", "tokenizer") for path in (source / folder).iterdir()}
     others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
     if others:

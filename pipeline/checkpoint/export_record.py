@@ -23,6 +23,7 @@ class ExportRecord:
         checkpoints: Directory of the run's checkpoints, relative to the export, so that both can be moved together.
         newest: Whether the newest checkpoint was asked for. If so, the export is stale once there is a newer one.
         run_id: Random id of the run. Empty if an older version saved the checkpoint or wrote the export.
+        adapter: Whether it is an adapter without its base model.
     """
 
     run: str
@@ -32,6 +33,7 @@ class ExportRecord:
     checkpoints: str
     newest: bool
     run_id: str = ""
+    adapter: bool = False
 
     def is_same_run(self, run_id: str, checkpoints: str) -> bool:
         """Return whether the export is of the run with these values of `run_id` and `checkpoints`.

@@ -12,6 +12,7 @@ PACKAGES = {
     "lingua": ("lingua-language-detector", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
+    "peft": ("peft", "adapters"),
     "trl": ("trl", "bench"),
 }
 

@@ -131,7 +131,7 @@ class BufferSizes:
     Attributes:
         ranks: R. shard_rows: v, including padding. hidden: d. element_size: bytes of a weight.
         softcap: whether the logits are soft-capped.
-        gpu: whether to use the default budget of a GPU.
+        gpu: whether to use the default budget of a GPU. frozen_head: whether the head has no gradient in training.
     """
 
     ranks: int
@@ -140,12 +140,14 @@ class BufferSizes:
     element_size: int
     softcap: bool
     gpu: bool
+    frozen_head: bool = False
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, ranks: int) -> "BufferSizes":
         """Return the sizes of a vocabulary on that many ranks."""
         weight, softcap = vocabulary.head.weight, vocabulary.softcap is not None
-        return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], weight.element_size(), softcap, weight.is_cuda)
+        size, frozen = weight.element_size(), torch.is_grad_enabled() and vocabulary.head.grad is None
+        return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], size, softcap, weight.is_cuda, frozen)
 
     def rows_that_fit(self, settings: LossSettings, gather_rows: bool) -> int:
         """Return the number of target tokens per rank that fit in one subchunk, which is equal on all ranks.

@@ -40,6 +40,11 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{name}: has quantized weights, which ZeRO-3 cannot partition (QLoRA is not supported); use the model "
+            "in bf16, whose memory ZeRO-3 divides by the number of GPUs"
+        )
     if config.is_encoder_decoder or config.get_text_config() is not config:
         raise UserError(
             f"{name}: model_type {config.model_type!r} is not supported: it has parts besides a text decoder; "

@@ -67,7 +67,9 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
 
     gathered = steps * fraction * run.gathers.gathered_elements(run.ranks) * e
     distinct_ids = expected_distinct_ids(run.stats.vocab_size, run.micro_batch_tokens)
-    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + 4) + 8) * fraction
+    gradient = 0 if run.frozen_head else 4
+    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * fraction
+    lookup_calls = steps * (2 if run.frozen_head else 3)
     return [
         ring("parameters", gathered, steps * run.gathers.calls, "layers"),
         ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
@@ -75,7 +77,7 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
         Transfer("sums", 0.0, SCALAR_ALL_REDUCES, 2 * others * SCALAR_ALL_REDUCES, "ring", "alone"),
         _loss_transfer(run),
         # Ids, rows and their gradients. The counts are exchanged with the layout.
-        Transfer("input embeddings", looked_up, 3 * steps, 3 * steps * others, "all-to-all", "alone"),
+        Transfer("input embeddings", looked_up, lookup_calls, lookup_calls * others, "all-to-all", "alone"),
     ]
 
 

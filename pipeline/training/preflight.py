@@ -20,6 +20,8 @@ from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.mixture import ShardMixture, shard_directories
 from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
+from pipeline.models.adapters import adapted_meta_model
+from pipeline.models.fingerprint import base_fingerprint
 from pipeline.models.loading import load_model_config, padded_vocab_size
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
@@ -74,13 +76,20 @@ class PreparedRun:
         """
         loss = self.config.loss
         weights = {"loss.vocabulary_weights": loss.vocabulary_weights, "loss.token_weights": loss.token_weights}
-        return {
+        base = {}
+        if self.config.model.adapter.r is not None and distributed.is_main_process():  # only rank 0 compares them
+            base = {"model.path": base_fingerprint(str(self.config.model.path), self.model_config)}
+        return base | {
             "data.shards": rows_fingerprint(self.shards.manifest),
             **{key: None if path is None else sha256_file(Path(path)) for key, path in weights.items()},
         }
 
     def check_hashes(self) -> None:
-        """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed."""
+        """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed.
+
+        With an adapter, also hash the base model, which `fingerprints` keeps.
+        """
+        _ = self.fingerprints
         validation = [] if self.eval_shards is None else [self.eval_shards]
         for shards in [*self.shards.sources, *validation]:
             shards.check_hashes()
@@ -107,6 +116,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     _check_same_tokenizer(tokenizer, shards.sources)
     model_config = load_model_config(config.model, len(tokenizer))
     if rank == 0:
+        if config.model.adapter.r is not None:
+            adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
         check_model(model_config, config.model)
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
