@@ -24,6 +24,7 @@ from pipeline.checkpoint.export_record import (
     EXPORT_FILE,
     ExportRecord,
     checkpoint_id,
+    is_newer_without_record,
     read_export_record,
     relative_directory,
     run_id,
@@ -69,7 +70,7 @@ def export(
         merge: Merge the adapter into its base model. An update of a merged model merges too.
 
     Returns:
-        The record of `output`, or None if it has none and was kept; see `_is_newer_export_without_record`.
+        The record of `output`, or None if it has none and was kept; see `is_newer_without_record`.
 
     Raises:
         UserError: There is no complete checkpoint, there is no best one and `best` is set, or `output` is not empty or
@@ -82,14 +83,14 @@ def export(
     elif newest:
         source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
-    if update and _is_newer_export_without_record(output, source):
+    if update and is_newer_without_record(output, source):
         print(f"note: {output}: has no {EXPORT_FILE}; kept, because its weights are newer than {source.name}")
         return None
     with layout.reading(source / "config.yaml"):
         recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
-    record = _record(source, output, recipe, state, dtype, newest)
     if merge and recipe.model.adapter.r is None:
         raise UserError(f"{source}: has no adapter to merge; export it without --merge")
+    record = _record(source, output, recipe, state, dtype, newest)
     record = dataclasses.replace(record, adapter=recipe.model.adapter.r is not None and not merge)
     existing = _existing_export(output, source, record, update)
     if existing:
@@ -236,16 +237,6 @@ def base_dtype(source: Path, trust_remote_code: bool = False) -> str | None:
 def _metrics_at(run: Path, step: int) -> dict[str, Any]:
     """Return the metrics of a step, or an empty dictionary if the run's directory has none."""
     return next((record for record in read_metrics(run) if record["step"] == step), {})
-
-
-def _is_newer_export_without_record(output: Path, source: Path) -> bool:
-    """Return whether a directory has weights that are newer than a checkpoint, and no record.
-
-    Earlier versions wrote no record. The weights cannot be of an older checkpoint then, unless they were copied.
-    """
-    weights = [path.stat().st_mtime for path in output.glob("*.safetensors")]
-    marker = source / layout.COMPLETE_MARKER
-    return bool(weights) and not (output / EXPORT_FILE).exists() and min(weights) > marker.stat().st_mtime
 
 
 def _existing_export(output: Path, source: Path, record: ExportRecord, update: bool) -> ExportRecord | None:

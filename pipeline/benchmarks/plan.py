@@ -27,11 +27,12 @@ from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, random_b
 from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
-from pipeline.config.settings import Config, ModelSettings, TrainingSettings
+from pipeline.config.settings import AdapterSettings, Config, ModelSettings, TrainingSettings
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossNormalizers, LossSettings
 from pipeline.loss.settings import Head
 from pipeline.models.loading import load_model_config
+from pipeline.plan.activations import NO_ADAPTER
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.memory import estimate_memory
 from pipeline.plan.model_facts import model_stats
@@ -72,6 +73,7 @@ class Case:
     bucket: int = 300_000
     live: int = 1_000_000
     budget_mb: float | None = None
+    adapter: AdapterSettings = NO_ADAPTER
 
     def config(self, ranks: int) -> Config:
         """Return the recipe of the case for a number of ranks."""
@@ -90,7 +92,10 @@ class Case:
         }
         return Config(
             model=ModelSettings(
-                config=fields, attn_implementation=self.attention, activation_checkpointing=self.checkpointing
+                config=fields,
+                attn_implementation=self.attention,
+                activation_checkpointing=self.checkpointing,
+                adapter=self.adapter,
             ),
             loss=LossSettings(head=self.head, memory_budget_mb=self.budget_mb),
             training=TrainingSettings(
@@ -135,6 +140,10 @@ CASES = (
     Case("chunked", vocab=32768, rows=4, budget_mb=8),
     Case("cut", vocab=32768, layers=2, rows=2, budget_mb=1),
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
+    Case("lora", tied=False, rows=2, adapter=AdapterSettings(r=16)),
+    Case("lora checkpointed", checkpointing=True, layers=8, rows=4, adapter=AdapterSettings(r=8)),
+    Case("lora bf16", precision="bf16", head="gathered", rows=2, adapter=AdapterSettings(r=16)),
+    Case("dora with embeddings", layers=6, adapter=AdapterSettings(r=8, use_dora=True, train_embeddings=True)),
 )
 
 
@@ -145,7 +154,7 @@ def case_named(name: str) -> Case:
 def planned_run(case: Case, ranks: int) -> PlannedRun:
     """Return the planner's input for a case and a number of ranks."""
     config = case.config(ranks)
-    stats = model_stats(load_model_config(config.model, 1))
+    stats = model_stats(load_model_config(config.model, 1), case.adapter)
     target_tokens = int((np.arange(ROW_TOKENS) % SEQUENCE_LENGTH >= SEQUENCE_LENGTH // 3).sum())
     sequences = ROW_TOKENS // SEQUENCE_LENGTH
     workload = Workload(ROW_TOKENS, ROW_TOKENS, target_tokens, sequences, sequences / 2, 1000)

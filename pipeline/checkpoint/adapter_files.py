@@ -38,8 +38,8 @@ def write_adapter(
     names = [name for name, module in model.named_modules() if any(module is end for end in ends)]
     tied, fields = head_config(model).tied, {}
     if settings.adapter.train_embeddings:
-        names = names[:1] if tied else names
-        fields = {"modules_to_save": [name.rpartition(".")[2] for name in names], "ensure_weight_tying": tied}
+        saved = [name.rpartition(".")[2] for name in names]
+        fields = {"modules_to_save": saved[:1] if tied else saved, "ensure_weight_tying": tied}
     with torch.random.fork_rng(devices=[]):
         model = import_optional("peft").get_peft_model(model, lora_config(settings.adapter, **fields))
     base = str(settings.path)
@@ -47,7 +47,11 @@ def write_adapter(
     state = {}
     for name, tensor in tensors:
         module, _, leaf = name.rpartition(".")
-        state[f"{PREFIX}{module}.modules_to_save.default.{leaf}" if module in names else PREFIX + name] = tensor
+        if module in names:  # peft stores a tied head, too
+            modules = names if tied and leaf == "weight" else [module]
+            state |= {f"{PREFIX}{each}.modules_to_save.default.{leaf}": tensor for each in modules}
+        else:
+            state[PREFIX + name] = tensor
     model.save_pretrained(directory, state_dict=state, save_embedding_layers=False)
 
 

@@ -82,6 +82,16 @@ def read_export_record(directory: Path) -> ExportRecord | None:
         raise UserError(f"{path}: damaged record of an export; remove {directory} and export again") from None
 
 
+def is_newer_without_record(output: Path, source: Path) -> bool:
+    """Return whether a directory has weights that are newer than a checkpoint, and no record.
+
+    Earlier versions wrote no record. The weights cannot be of an older checkpoint then, unless they were copied.
+    """
+    weights = [path.stat().st_mtime for path in output.glob("*.safetensors")]
+    marker = source / COMPLETE_MARKER
+    return bool(weights) and not (output / EXPORT_FILE).exists() and min(weights) > marker.stat().st_mtime
+
+
 def newer_checkpoint(directory: Path, record: ExportRecord) -> Path | None:
     """Return the run's newest checkpoint if it is newer than the exported one, or None. Ignores `record.newest`.
 

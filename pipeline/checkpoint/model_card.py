@@ -94,8 +94,8 @@ def _method(recipe: dict[str, Any], record: ExportRecord, state: dict[str, Any])
     )
     return (
         f"{kind} causal language model, {start} by SOLAR-train. It minimizes {objective}. It was trained for "
-        f"{record.step} steps of {training['train_batch_size']} packed rows ({state['num_tokens']:,} tokens in total) in "
-        f"{training['precision']} on {state['ranks']} ranks. The weights are stored in {record.dtype}."
+        f"{record.step} steps of {training['train_batch_size']} packed rows ({state['num_tokens']:,} tokens in total) "
+        f"in {training['precision']} on {state['ranks']} ranks. The weights are stored in {record.dtype}."
     )
 
 

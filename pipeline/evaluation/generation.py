@@ -8,7 +8,7 @@ import torch
 from jinja2 import TemplateError
 from jinja2.meta import find_undeclared_variables
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.tokenization.tokenizer import load_tokenizer
@@ -16,6 +16,7 @@ from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
+from pipeline.models.adapters import load_exported
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 # The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
@@ -24,7 +25,7 @@ Tokenizer = Any
 
 
 def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
-    """Load a model in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
+    """Load a model or adapter in evaluation mode onto this rank's device, and its tokenizer with a padding token.
 
     Raises:
         UserError: the directory is missing, cannot be loaded, or has no chat template.
@@ -33,7 +34,7 @@ def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
         raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
     tokenizer: Tokenizer = load_tokenizer(path, for_training=False)
     try:
-        model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model: Model = load_exported(path, dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
     if not tokenizer.chat_template:

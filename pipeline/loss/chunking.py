@@ -146,7 +146,7 @@ class BufferSizes:
     def of(cls, vocabulary: Vocabulary, ranks: int) -> "BufferSizes":
         """Return the sizes of a vocabulary on that many ranks."""
         weight, softcap = vocabulary.head.weight, vocabulary.softcap is not None
-        size, frozen = weight.element_size(), torch.is_grad_enabled() and vocabulary.head.grad is None
+        frozen, size = torch.is_grad_enabled() and vocabulary.head.grad is None, weight.element_size()
         return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], size, softcap, weight.is_cuda, frozen)
 
     def rows_that_fit(self, settings: LossSettings, gather_rows: bool) -> int:
@@ -162,8 +162,7 @@ class BufferSizes:
         ranks, size = self.ranks, self.element_size
         if gather_rows:
             hidden = ranks * (HIDDEN_TENSORS if ranks > 1 else HIDDEN_TENSORS_OF_ONE_RANK) * self.hidden * size
-            row_bytes = ranks * row_stride(self.shard_rows) * size
-            rows = rows_in_budget(settings, row_bytes, self.softcap, self.gpu, hidden)
+            rows = rows_in_budget(settings, ranks * row_stride(self.shard_rows) * size, self.softcap, self.gpu, hidden)
             lists = top_k_bytes(settings, ranks * self.shard_rows, size, ranks)
             return min(rows, max(1, int(budget_bytes(settings, self.gpu) / lists))) if lists else rows
         # A block of logits is copied into the buffer, and a block of their gradients out of it.
@@ -264,9 +263,8 @@ def schedule(
         edges = rows_before[at : end + 1] - rows_before[at]
         subchunks.append(Subchunk(local_starts[k], token_counts[k], done[k], edges, skipped[at:end]))
     chunks = []
-    sequence_bounds = (
-        torch.cat([torch.zeros_like(chunk_bounds[:-1, None]), counts.cumsum(1)], 1) + chunk_bounds[:-1, None]
-    )
+    before = chunk_bounds[:-1, None]
+    sequence_bounds = torch.cat([torch.zeros_like(before), counts.cumsum(1)], 1) + before
     for j, (at, end) in enumerate(itertools.pairwise(bounds(in_chunk).tolist())):
         if end > at:
             chunks.append(Chunk(tuple(subchunks[at:end]), sequence_bounds[j]))

@@ -49,7 +49,6 @@ class ShardedSoftmax:
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
-        # Whether the embedding's gradient is added with product 3, from extra rows of the buffer.
         self._tied = vocabulary.embedding is vocabulary.head and vocabulary.head.grad is not None
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}

@@ -5,10 +5,11 @@ replaced: they stay vocabulary shards, trained as a whole or frozen.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
@@ -16,8 +17,7 @@ from pipeline.config.settings import AdapterSettings
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.loading import meta_model
 
-ADAPTER_CONFIG = "adapter_config.json"  # peft's file names
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"  # peft's file name
 
 
 def lora_config(settings: AdapterSettings, **fields: Any) -> Any:
@@ -72,6 +72,23 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
         if parameter is not None:
             parameter.requires_grad_(settings.train_embeddings)
     return model
+
+
+def load_exported(path: Path, dtype: Any) -> PreTrainedModel:
+    """Load a Hugging Face model directory, or a `peft` adapter into its base model.
+
+    transformers can load adapters too, but with version 5.23 it leaves DoRA's magnitudes at their initial values.
+
+    Raises:
+        OSError, ValueError, KeyError: it cannot be loaded.
+    """
+    if not (path / ADAPTER_CONFIG).is_file():
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    peft = import_optional("peft")
+    base = peft.PeftConfig.from_pretrained(path).base_model_name_or_path
+    return peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=dtype), path
+    ).get_base_model()
 
 
 def adapted_meta_model(config: PreTrainedConfig, settings: AdapterSettings) -> PreTrainedModel:

@@ -73,6 +73,18 @@ def padded_vocab_size(vocab_size: int, multiple: int) -> int:
     return math.ceil(vocab_size / multiple) * multiple
 
 
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of positions of a model, or None if its configuration does not limit them.
+
+    A rotary embedding that is scaled by a factor has that many times its original positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)  # families with two kinds of attention layers
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(positions, int(original * factor)) if positions and original and factor else positions
+
+
 def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Load or build the model in training mode, with its vocabulary padded to a multiple of `vocab_multiple`.
 

@@ -22,7 +22,7 @@ from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
 from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.fingerprint import base_fingerprint
-from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.models.loading import load_model_config, max_positions, padded_vocab_size
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
 from pipeline.training.trackers import select_trackers
@@ -295,15 +295,3 @@ def _check_sequence_lengths(sources: Sequence[ShardSet], config: PreTrainedConfi
                 f"{source.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
                 f"(max_position_embeddings); pack again with --max_seq_length {limit}"
             )
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of positions of a model, or None if its configuration does not limit them.
-
-    A rotary embedding that is scaled by a factor has that many times its original positions.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope = rope.get("full_attention", rope)  # families with two kinds of attention layers
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    return max(positions, int(original * factor)) if positions and original and factor else positions
