@@ -20,8 +20,7 @@ from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_w
 from pipeline.checkpoint.model_card import MODEL_CARD
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
-from pipeline.models.adapters import ADAPTER_CONFIG
-from pipeline.models.loading import DTYPES
+from pipeline.models.loading import ADAPTER_CONFIG, DTYPES
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 

@@ -15,9 +15,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import AdapterSettings
 from pipeline.models.families import head_config, vocabulary_parameter
-from pipeline.models.loading import meta_model
-
-ADAPTER_CONFIG = "adapter_config.json"  # peft's file name
+from pipeline.models.loading import ADAPTER_CONFIG, meta_model
 
 
 def lora_config(settings: AdapterSettings, **fields: Any) -> Any:
@@ -47,11 +45,18 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
         return model
     peft = import_optional("peft")
     dtype = vocabulary_parameter(model.get_input_embeddings()).dtype
+    plain = list(model.get_decoder().named_modules())
     torch.manual_seed(seed)
     try:
         peft.inject_adapter_in_model(lora_config(settings), model)
     except ValueError as error:
         raise UserError(f"model.adapter.target_modules: {str(error).strip().splitlines()[0]}") from None
+    adapted = [f".{name}" for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    targets = [] if isinstance(settings.target_modules, str) else settings.target_modules
+    if unknown := [target for target in targets if not any(name.endswith(f".{target}") for name in adapted)]:
+        linear = (name for name, module in plain if isinstance(module, torch.nn.Linear))
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise UserError(f"model.adapter.target_modules: the model has no layer {unknown[0]!r}; it has {known}")
     if any(isinstance(module, peft.tuners.lora.layer.ParamWrapper) for module in model.modules()):
         raise UserError(
             "model.adapter.target_modules: includes experts, which adapters do not support; name other layers, such as "
@@ -85,10 +90,9 @@ def load_exported(path: Path, dtype: Any) -> PreTrainedModel:
     if not (path / ADAPTER_CONFIG).is_file():
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     peft = import_optional("peft")
-    base = peft.PeftConfig.from_pretrained(path).base_model_name_or_path
-    return peft.PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=dtype), path
-    ).get_base_model()
+    name = peft.PeftConfig.from_pretrained(path).base_model_name_or_path
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    return peft.PeftModel.from_pretrained(base, path).get_base_model()
 
 
 def adapted_meta_model(config: PreTrainedConfig, settings: AdapterSettings) -> PreTrainedModel:

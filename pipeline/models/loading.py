@@ -1,6 +1,7 @@
 """Load a Hugging Face causal language model, or build one with random weights."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import ModelSettings
 from pipeline.models.packed_attention import resolve_attention
 
+ADAPTER_CONFIG = "adapter_config.json"  # peft's file name
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,6 +32,8 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
             attention implementation is not supported, or its vocabulary is smaller than the tokenizer's.
     """
     name = settings.path or "model.config"
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{name}: is an adapter; merge it into its base model first (pipeline.export --merge)")
     try:
         if settings.path is not None:
             config = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
