@@ -131,6 +131,7 @@ def _check_values(config: Config, recipe: Path) -> None:
     """Check the ranges and combinations that the types cannot express."""
     loss = config.loss
     check_ranges(config, recipe)
+    _check_adapter(config, recipe)
     if (loss.pooling == "weights") != (loss.token_weights is not None):
         raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights must be set together")
     if (config.model.path is None) == (config.model.config is None):
@@ -139,7 +140,6 @@ def _check_values(config: Config, recipe: Path) -> None:
         )
     if config.model.path is None and config.data.tokenizer is None:
         raise UserError(f"{recipe}: set data.tokenizer; a model built from model.config has no tokenizer")
-    _check_adapter(config, recipe)
     for key, required in REQUIRED_SETTINGS.items():
         if value_of(config, key) is not None and value_of(config, required) is None:
             raise UserError(f"{recipe}: {key} requires {required}; set it too")

@@ -57,7 +57,7 @@ def test_load_config_overrides(tmp_path: Path) -> None:
             "lora_dropout is 1.0; it must be at least 0",
         ),
         (
-            "model: {adapter: {r: 8}}",
+            "model: {path: here, adapter: {r: 8}}",
             ["--training.embedding_learning_rate", "1e-5"],
             "training.embedding_learning_rate is set, but the adapter freezes the embeddings",
         ),
