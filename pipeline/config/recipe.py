@@ -169,3 +169,8 @@ def _check_adapter(config: Config, recipe: Path) -> None:
             f"{recipe}: training.embedding_learning_rate is set, but the adapter freezes the embeddings; remove it or "
             "set model.adapter.train_embeddings"
         )
+    if adapter.freezes_embeddings and "probabilities" in config.loss.detach and config.loss.alignment_weight > 0:
+        raise UserError(
+            f"{recipe}: loss.detach has probabilities, but the adapter freezes the embeddings, so the alignment loss has "
+            "no gradient; set model.adapter.train_embeddings or remove it"
+        )

@@ -61,6 +61,11 @@ def test_load_config_overrides(tmp_path: Path) -> None:
             ["--training.embedding_learning_rate", "1e-5"],
             "training.embedding_learning_rate is set, but the adapter freezes the embeddings",
         ),
+        (
+            "model: {path: here, adapter: {r: 8}}",
+            ["--loss.detach", "[probabilities]"],
+            "loss.detach has probabilities, but the adapter freezes the embeddings",
+        ),
         ("training: {max_steps: 0}", [], "training.max_steps is 0; it must be greater than 0"),
         ("training: {embedding_learning_rate: 0}", [], "training.embedding_learning_rate is 0.0; it must be greater"),
         ("training: {log_gradients_steps: 0}", [], "training.log_gradients_steps is 0; it must be greater than 0"),
