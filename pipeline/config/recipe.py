@@ -171,6 +171,6 @@ def _check_adapter(config: Config, recipe: Path) -> None:
         )
     if adapter.freezes_embeddings and "probabilities" in config.loss.detach and config.loss.alignment_weight > 0:
         raise UserError(
-            f"{recipe}: loss.detach has probabilities, but the adapter freezes the embeddings, so nothing can be aligned; "
+            f"{recipe}: loss.detach has probabilities, but the adapter freezes the embeddings, so nothing is aligned; "
             "set model.adapter.train_embeddings or remove it"
         )

@@ -64,7 +64,7 @@ def test_load_config_overrides(tmp_path: Path) -> None:
         (
             "model: {path: here, adapter: {r: 8}}",
             ["--loss.detach", "[probabilities]"],
-            "loss.detach has probabilities, but the adapter freezes the embeddings, so nothing",
+            "loss.detach has probabilities, but the adapter freezes the embeddings, so nothing is",
         ),
         ("training: {max_steps: 0}", [], "training.max_steps is 0; it must be greater than 0"),
         ("training: {embedding_learning_rate: 0}", [], "training.embedding_learning_rate is 0.0; it must be greater"),
