@@ -24,7 +24,6 @@ def run_rank(recipes: list[str]) -> None:
     for recipe in recipes:
         run = prepare_run(load_config(recipe, []), distributed.rank(), distributed.world_size())
         engine, state, records = setup_engine(run), TrainState(), []
-        names = sorted(name for name, p in engine.ds_engine.module.named_parameters() if p.requires_grad)
         for step in range(run.max_steps):
             micro_batches = run.loader.next()
             local = local_normalizers(micro_batches)
@@ -35,7 +34,7 @@ def run_rank(recipes: list[str]) -> None:
             records.append([sum(float(result.loss.detach()) for result in results), engine.grad_norm()])
         engine.ds_engine.destroy()
         if distributed.is_main_process():
-            print(json.dumps({"recipe": recipe, "records": records, "trained": names}), flush=True)
+            print(json.dumps({"recipe": recipe, "records": records}), flush=True)
     distributed.shut_down()
 
 

@@ -24,6 +24,7 @@ from tests.pipeline.training.dense_validation import assert_matches_dense, dense
 from tests.runs import (
     TINY,
     losses,
+    metrics,
     python,
     refuses,
     run_forked_ranks,
@@ -116,20 +117,20 @@ def test_adapters_match_dense_peft(prepared: Prepared, tmp_path: Path) -> None:
                 "path": str(base), "vocab_multiple": 24, "adapter": adapter, "activation_checkpointing": number % 2 == 1
             },
             training__train_batch_size=12,
-            training__max_steps=4,
+            training__max_steps=3,
             training__max_grad_norm=0.5,
         )  # fmt: skip
         recipes.append(recipe)
     expected = [dense_records(recipe) for recipe in recipes]
     assert any(norm > 0.5 for records in expected for _, norm in records)
-    for ranks in (1, 2, 3, 4):
-        script = "tests/pipeline/training/adapter_ranks.py"
-        results = run_forked_ranks(ranks, [script, *map(str, recipes)])
-        assert len(results) == len(recipes)
-        for name, result, dense in zip(CASES, results, expected, strict=True):
-            for (loss, norm), (dense_loss, dense_norm) in zip(result["records"], dense, strict=True):
-                assert loss == pytest.approx(dense_loss, rel=1e-6), (name, ranks, result, dense)
-                assert norm == pytest.approx(dense_norm, rel=1e-5), (name, ranks, result, dense)
+    script = "tests/pipeline/training/adapter_ranks.py"
+    for ranks, cases in ((1, [1, 2]), (2, [0, 1, 2, 3]), (3, [1, 3]), (4, [0, 2])):
+        results = run_forked_ranks(ranks, [script, *(str(recipes[number]) for number in cases)])
+        assert len(results) == len(cases)
+        for number, result in zip(cases, results, strict=True):
+            for (loss, norm), (dense_loss, dense_norm) in zip(result["records"], expected[number], strict=True):
+                assert loss == pytest.approx(dense_loss, rel=1e-6), (number, ranks, result)
+                assert norm == pytest.approx(dense_norm, rel=1e-5), (number, ranks, result)
 
 
 def keep_up_to(directory: Path, step: int) -> None:
@@ -169,6 +170,7 @@ def test_adapter_run_resumes_and_exports(prepared: Prepared, tmp_path: Path, tie
         training__save_steps=2,
         training__learning_rate=0.01,
         training__export_at_end=tied,
+        training__log_gradients_steps=4,
     )
     run = tmp_path / "run"
     train(2, "--config", recipe)
@@ -178,6 +180,7 @@ def test_adapter_run_resumes_and_exports(prepared: Prepared, tmp_path: Path, tie
     trained = sum(group.numel() for group in weights["fp32_flat_groups"])
     assert trained == (601 // 24 + 1) * 24 * 32 // 2 * tied + ADAPTER_PARAMETERS[tied] // 2
     assert sum(file.stat().st_size for file in run.glob("checkpoint-2/zero/*")) < 2 * (12 * 2 * trained + 60_000)
+    assert metrics(run)[3]["align_grad_norm"] > 0
     output = train(2 if tied else 1, "--config", recipe)
     assert f"resumed from {run}/checkpoint-2" in output
     if tied:
