@@ -44,7 +44,7 @@ def write_adapter(
         model = import_optional("peft").get_peft_model(model, lora_config(settings.adapter, **fields))
     base = str(settings.path)
     model.peft_config["default"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, tensor in tensors:
         module, _, leaf = name.rpartition(".")
         if module in names:  # peft stores a tied head, too
