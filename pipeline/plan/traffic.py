@@ -18,10 +18,6 @@ from pipeline.plan.workload import PlannedRun
 Pattern = Literal["ring", "all-to-all"]
 Phase = Literal["layers", "loss", "alone"]
 
-# Scalar all-reduces per step: the loss normalizers, and a norm for each of the two optimizer groups. fp16 has another
-# one, which is not counted.
-SCALAR_ALL_REDUCES = 3
-
 
 @dataclass(frozen=True)
 class Transfer:
@@ -60,6 +56,8 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
     reductions = reduce_scatters(run)
     reduced = run.partition_elements(tuple(size for _, sizes in reductions for size in sizes)) * run.ranks
     persistent = run.partition_elements(run.persistent_sizes) * run.ranks
+    # Scalar all-reduces: the loss normalizers, and a norm for each optimizer group. fp16 has another one.
+    sums = 1 + bool(run.stats.matrices) + bool(run.stats.vectors)
     persistent_calls = min(1, len(run.persistent_sizes))  # one collective gathers all of them after the update
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
@@ -74,7 +72,7 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
         ring("parameters", gathered, steps * run.gathers.calls, "layers"),
         ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
         ring("persistent parameters", fraction * persistent * e, persistent_calls, "alone"),
-        Transfer("sums", 0.0, SCALAR_ALL_REDUCES, 2 * others * SCALAR_ALL_REDUCES, "ring", "alone"),
+        Transfer("sums", 0.0, sums, 2 * others * sums, "ring", "alone"),
         _loss_transfer(run),
         # Ids, rows and their gradients. The counts are exchanged with the layout.
         Transfer("input embeddings", looked_up, lookup_calls, lookup_calls * others, "all-to-all", "alone"),
