@@ -93,6 +93,7 @@ def _read_variables(text: str) -> dict[str, Any]:
 
     try:
         variables = json.loads(text, parse_constant=reject)
+        json.dumps(variables, ensure_ascii=False).encode()  # refuses lone surrogates
     except ValueError as error:
         raise UserError(f"--chat_template_kwargs: not JSON ({error})") from None
     if not isinstance(variables, dict):
@@ -236,6 +237,10 @@ def _add_pack_options(pack: argparse.ArgumentParser) -> None:
     pack.add_argument("--pivot", default="en", help="language that every group must have")
     pack.add_argument("--seed", type=int, default=0, help="determines the order of groups and rows")
     pack.add_argument("--max_sequences_per_row", type=int, default=0, help="0 for no limit")
+    pack.add_argument(
+        "--translations_per_row", type=int, default=0, help="of one example, whose pivot is repeated; 0 for no limit"
+    )
+    pack.add_argument("--pairs_only", action="store_true", help="drop examples of which no translation is left")
     pack.add_argument(
         "--truncate", action="store_true", help="truncate pairs that are too long for a row instead of dropping them"
     )

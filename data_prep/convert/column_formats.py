@@ -66,7 +66,7 @@ def read_datasets(source: Source) -> Iterator[RawExample]:
             name, _, config = name.partition(":")
         langs: list[str | None] = [*_languages(source)] if LANG in config else [None]
         for lang in langs:
-            rows = _load_dataset(name, config.replace(LANG, lang or "") or None, source.split)
+            rows = _decoded(_load_dataset(name, config.replace(LANG, lang or "") or None, source.split), full_name)
             numbered = (
                 _Row(f"{full_name} row {number}", values, f"{label}-{number:09d}", lang)
                 for number, values in enumerate(rows, start=1)
@@ -82,6 +82,17 @@ def _distinct_names(paths: list[Path], names: list[str]) -> list[str]:
         names = ["/".join(path.parts[-length:]) for path in paths]
         length += 1
     return names
+
+
+def _decoded(rows: Iterable[dict[str, Any]], label: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset. Raises UserError at a text that is not valid UTF-8, which readers do not check."""
+    number = 0
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except UnicodeDecodeError as error:
+        raise UserError(f"{label} row {number + 1}: not valid UTF-8 ({error.reason})") from None
 
 
 def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:

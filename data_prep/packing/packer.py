@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.packing.row_plans import build_rows, count_languages, plan_file, read_row_plan, write_row_plan
-from data_prep.packing.settings import PackSettings
+from data_prep.packing.settings import PackSettings, check_same_settings
 from data_prep.packing.token_files import (
     UNKNOWN_LANGUAGE,
     TokenReader,
@@ -95,7 +95,7 @@ class Packer:
 
     def __init__(self, inputs: list[Path], output: Path, settings: PackSettings, ranks: Ranks):
         self.inputs, self.output, self.settings, self.ranks = inputs, output, settings, ranks
-        self.limits = Limits(settings.max_seq_length, settings.max_sequences_per_row, settings.truncate)
+        self.limits = Limits.from_settings(settings)
         self.work = output.with_name(output.name + ".partial")
         self.splits: list[InputSplit] = []
         self.windows = 0
@@ -155,7 +155,9 @@ class Packer:
         """Return whether the output exists. Raises UserError if it was packed with different settings."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
-        _check_same_head(self.head, read_manifest(self.output), self.output)
+        check_same_settings(
+            self.head, asdict(PackSettings()) | read_manifest(self.output), self.output
+        )  # has no newer settings
         return True
 
     def remove_leftovers(self) -> None:
@@ -282,14 +284,6 @@ class Packer:
         write_manifest(self.work / "shards", self.head, entries, per_language, _group_by_reason(drops))
         os.rename(self.work / "shards", self.output)
         shutil.rmtree(self.work)
-
-
-def _check_same_head(head: dict[str, Any], manifest: dict[str, Any], path: Path) -> None:
-    for key, value in head.items():
-        if manifest.get(key) != value:
-            raise UserError(
-                f"{path}: made with a different `{key}`; remove it, restore that setting, or give another --output"
-            )
 
 
 def _group_by_reason(drops: Counter) -> dict[str, dict[str, int]]:

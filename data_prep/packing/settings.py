@@ -1,6 +1,7 @@
 """Settings of a packing run."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
@@ -13,7 +14,14 @@ WINDOWS = 16  # default number of packing windows, if their size is within those
 SUPERVISE = ("all", "last")
 ON_BAD_RECORD = ("error", "skip")
 
-_MINIMUMS = {"max_seq_length": 1, "rows_per_shard": 1, "max_sequences_per_row": 0, "window_bytes": 0, "seed": 0}
+_MINIMUMS = {
+    "max_seq_length": 1,
+    "rows_per_shard": 1,
+    "max_sequences_per_row": 0,
+    "translations_per_row": 0,
+    "window_bytes": 0,
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,9 @@ class PackSettings:
         pivot: Language that every group is aligned to.
         seed: Determines the order of groups and rows.
         max_sequences_per_row: Maximum number of sequences in a row, 0 for no limit.
+        translations_per_row: Maximum number of translations of one example in a row, 0 for no limit. The pivot is
+            repeated in each of the rows that hold its other translations.
+        pairs_only: Whether to drop examples of which no translation is left.
         truncate: Whether to truncate pairs that are too long for a row instead of dropping them.
         rows_per_shard: Number of rows in every shard except the last.
         window_bytes: Input bytes in a packing window. Only groups of the same window are packed together, and the
@@ -42,6 +53,8 @@ class PackSettings:
     pivot: str = "en"
     seed: int = 0
     max_sequences_per_row: int = 0
+    translations_per_row: int = 0
+    pairs_only: bool = False
     truncate: bool = False
     rows_per_shard: int = 1024
     window_bytes: int = 0
@@ -62,3 +75,22 @@ class PackSettings:
         smallest, largest = WINDOW_BYTES
         window_bytes = self.window_bytes or min(max(input_bytes // WINDOWS, smallest), largest)
         return -(-input_bytes // window_bytes)
+
+
+def check_same_settings(head: dict[str, Any], manifest: dict[str, Any], path: Path) -> None:
+    """Check that a finished output was packed with the same settings, tokenizer and sources.
+
+    Args:
+        head: The head of the manifest that a packing run would write.
+        manifest: The manifest of the output. Settings that it lacks are newer, and had their defaults.
+        path: The output, for the error message.
+
+    Raises:
+        UserError: Something differs.
+    """
+    defaults = asdict(PackSettings())
+    for key, value in head.items():
+        if manifest.get(key, defaults.get(key)) != value:
+            raise UserError(
+                f"{path}: made with a different `{key}`; remove it, restore that setting, or give another --output"
+            )

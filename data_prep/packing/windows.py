@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_prep.packing.bin_packing import pack_bins
+from data_prep.packing.bin_packing import Bins, pack_bins
+from data_prep.packing.settings import PackSettings
 from pipeline.common.errors import UserError
 
-TOO_LONG, TRUNCATED = "too_long", "truncated"
+TOO_LONG, TRUNCATED, NO_TRANSLATION = "too_long", "truncated", "no_translation"
 NO_PIVOT, LANGUAGE_TWICE, GOLD_DIFFERS = "no_pivot", "language_twice", "gold_differs"  # as in `convert`
 
 # Indices of sequences in the table of the window: the pivot first, then the translations by language. A subgroup is the
@@ -28,11 +29,26 @@ class Limits(NamedTuple):
         tokens: Maximum number of tokens.
         sequences: Maximum number of sequences, 0 for no limit.
         truncate: Whether pairs that are too long are truncated instead of dropped.
+        translations: Maximum number of translations of one example, 0 for no limit.
+        pairs_only: Whether pivots without a translation are dropped.
     """
 
     tokens: int
     sequences: int = 0
     truncate: bool = False
+    translations: int = 0
+    pairs_only: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: PackSettings) -> "Limits":
+        """Return the limits of a packing run."""
+        return cls(
+            settings.max_seq_length,
+            settings.max_sequences_per_row,
+            settings.truncate,
+            settings.translations_per_row,
+            settings.pairs_only,
+        )
 
 
 class Window:
@@ -141,14 +157,18 @@ class Window:
     def fit(self, group: ExampleGroup, limits: Limits) -> list[ExampleGroup]:
         """Split a group into subgroups that each fit in one row and start with the pivot.
 
-        A group that fits in one row is returned unchanged. The translations of a longer group are distributed over
-        subgroups by first fit. If a pivot and a translation together do not fit in a row, the translation is dropped
-        or, with `truncate`, both are truncated. `drops` counts both cases.
+        A group that fits in one row is returned unchanged. The translations of a longer group, or of one with more
+        than `limits.translations`, are distributed over subgroups by first fit. If a pivot and a translation together
+        do not fit in a row, the translation is dropped or, with `truncate`, both are truncated. With `pairs_only`, a
+        pivot without translations is dropped. `drops` counts these cases.
         """
         length = self._length
-        if sum(length[i] for i in group) <= limits.tokens and not 0 < limits.sequences < len(group):
-            return [group]
         pivot, *translations = group
+        most = min((n for n in (limits.sequences - 1, limits.translations) if n > 0), default=len(translations))
+        if limits.sequences == 1:
+            most = 0
+        if sum(length[i] for i in group) <= limits.tokens and len(translations) <= most:
+            return self._pairs([group], limits)
         if limits.truncate:
             longest = max((length[i] for i in translations), default=0)
             self._truncate(pivot, max(limits.tokens // 2, limits.tokens - longest))
@@ -159,18 +179,25 @@ class Window:
             return []
         subgroups: list[ExampleGroup] = []
         for member in translations:
-            fits_a_row = length[pivot] + length[member] <= limits.tokens and limits.sequences != 1
+            fits_a_row = length[pivot] + length[member] <= limits.tokens and most > 0
             if not fits_a_row or not self._supervised[member]:
                 self.drops[self._lang[member], TOO_LONG] += 1
                 continue
             for subgroup in subgroups:
                 fits = sum(length[i] for i in subgroup) + length[member] <= limits.tokens
-                if fits and not 0 < limits.sequences <= len(subgroup):
+                if fits and len(subgroup) <= most:
                     subgroup.append(member)
                     break
             else:
                 subgroups.append([pivot, member])
-        return subgroups or [[pivot]]
+        return self._pairs(subgroups or [[pivot]], limits)
+
+    def _pairs(self, subgroups: list[ExampleGroup], limits: Limits) -> list[ExampleGroup]:
+        """Drop a pivot without translations if `pairs_only` is set."""
+        if limits.pairs_only and len(subgroups[0]) == 1:
+            self.drops[self._lang[subgroups[0][0]], NO_TRANSLATION] += 1
+            return []
+        return subgroups
 
     def _truncate(self, member: int, length: int) -> None:
         """Truncate a sequence to `length` tokens. It may have no target token left."""
@@ -195,6 +222,8 @@ class Window:
         """
         lengths = [sum(self._length[i] for i in subgroup) for subgroup in subgroups]
         bins = pack_bins(lengths, limits.tokens, [len(subgroup) for subgroup in subgroups], limits.sequences)
+        if limits.translations:
+            bins = separate(bins, [subgroup[0] for subgroup in subgroups])
         random.Random(seed).shuffle(bins)
         rows = [[i for item in sorted(items) for i in subgroups[item]] for items in bins]
         chosen = np.array([i for row in rows for i in row], np.int64)
@@ -205,6 +234,16 @@ class Window:
         for name, column in (("length", truncated_lengths), ("copies", copies), ("row", numbers)):
             table = table.append_column(name, pa.array(column))
         return table
+
+
+def separate(bins: Bins, pivots: list[int]) -> Bins:
+    """Move subgroups to rows of their own if an earlier subgroup of the same row has the same pivot."""
+    result, moved = [], []
+    for items in bins:
+        first = {pivots[item]: item for item in reversed(items)}
+        result.append([item for item in items if first[pivots[item]] == item])
+        moved += [[item] for item in items if first[pivots[item]] != item]
+    return result + moved
 
 
 def _is_number(gold: str | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from data_prep.readers import first_line
@@ -21,6 +21,7 @@ from pipeline.checkpoint.model_card import MODEL_CARD
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
 from pipeline.models.loading import ADAPTER_CONFIG, DTYPES
+from pipeline.models.multimodal import PROCESSOR_FILES, copy_processor_files, multimodal_tensors
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 
@@ -43,14 +44,14 @@ def write_files(
     dtype = DTYPES[record.dtype]
     config = layout.read_model_config(source, settings.trust_remote_code)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
-    tensors = merged_tensors(source, state, dtype)
-    if record.adapter:
-        write_adapter(tensors, config, settings, directory)
-    elif settings.adapter.r is not None:
-        write_merged_model(merged_tensors(source, state, torch.float32), config, settings, state, directory)
+    if settings.adapter.r is not None:
+        trained = merged_tensors(source, state, dtype if record.adapter else torch.float32)
+        if record.adapter:
+            write_adapter(trained, config, settings, directory)
+        else:
+            write_merged_model(trained, config, settings, state, directory)
     else:
-        config.save_pretrained(directory)
-        write_weights(file_tensors(config, tensors), directory)
+        _write_model(source, config, settings, state, directory)
     shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
     # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
     # template is one of them, and may differ from the model's own.
@@ -63,13 +64,33 @@ def write_files(
     write_export_record(directory, record)
 
 
+def _write_model(
+    source: Path, config: PreTrainedConfig, settings: ModelSettings, state: dict[str, Any], directory: Path
+) -> None:
+    """Write the configuration and weights of a model of which all weights were trained.
+
+    The other parts of a multimodal model are those that it had before.
+    """
+    tensors = file_tensors(config, merged_tensors(source, state, config.dtype))
+    if (source / "multimodal_config").exists():
+        assert settings.path is not None  # otherwise it is a text model
+        whole = layout.read_model_config(source, settings.trust_remote_code, "multimodal_config")
+        whole.dtype = config.dtype
+        whole.save_pretrained(directory)
+        copy_processor_files(settings.path, directory)
+        tensors = multimodal_tensors(tensors, settings.path, config.dtype)
+    else:
+        config.save_pretrained(directory)
+    write_weights(tensors, directory)
+
+
 def check_no_other_files(output: Path, source: Path) -> None:
     """Check that a directory has no files but those that an export of a checkpoint writes.
 
     Raises:
         UserError: It has files of another origin, such as evaluation results.
     """
-    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, ADAPTER_CONFIG}
+    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, ADAPTER_CONFIG, *PROCESSOR_FILES}
     written |= {path.name for folder in ("model_config", "tokenizer") for path in (source / folder).iterdir()}
     others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
     if others:

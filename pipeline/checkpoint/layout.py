@@ -3,7 +3,7 @@
 checkpoint-N/zero/               DeepSpeed's files, one set per rank
 checkpoint-N/trainer_state.json  step, loader position, tokens seen, hashes of model and data, number of ranks
 checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, running means)
-checkpoint-N/model_config/, tokenizer/  for export
+checkpoint-N/model_config/, tokenizer/  for export; multimodal_config/ if the model is the text decoder of a larger one
 checkpoint-N/config.yaml         the recipe
 checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last. `validation`, if
                                  present, replaces that of trainer_state.json: its step was validated after the save
@@ -275,17 +275,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return state | {key: value for key, value in read_marker(path).items() if key == "validation"}
 
 
-def read_model_config(path: Path, trust_remote_code: bool) -> "PreTrainedConfig":
+def read_model_config(path: Path, trust_remote_code: bool, folder: str = "model_config") -> "PreTrainedConfig":
     """Read the Hugging Face configuration in a checkpoint.
 
     Args:
         path: Checkpoint directory.
         trust_remote_code: `model.trust_remote_code` of the recipe: whether code of the model's repository may run.
+        folder: `model_config`, or `multimodal_config` for the whole model of which the text decoder is trained.
 
     Raises:
         UserError: It is unreadable.
     """
     from transformers import AutoConfig  # takes seconds
 
-    with reading(path / "model_config"):
-        return AutoConfig.from_pretrained(path / "model_config", trust_remote_code=trust_remote_code)
+    with reading(path / folder):
+        return AutoConfig.from_pretrained(path / folder, trust_remote_code=trust_remote_code)

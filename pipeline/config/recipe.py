@@ -143,9 +143,9 @@ def _check_values(config: Config, recipe: Path) -> None:
     for key, required in REQUIRED_SETTINGS.items():
         if value_of(config, key) is not None and value_of(config, required) is None:
             raise UserError(f"{recipe}: {key} requires {required}; set it too")
-    sources = 1 if isinstance(config.data.shards, str) else len(config.data.shards)
-    if sources == 0:
-        raise UserError(f"{recipe}: data.shards is an empty list; name at least one shard directory")
+    sources = 1 if isinstance(config.data.shards, str) else len(config.data.shards or [])
+    if not config.data.shards:
+        raise UserError(f"{recipe}: data.shards is empty; name at least one shard directory")
     if isinstance(config.data.shards, list) and len(set(config.data.shards)) < sources:
         raise UserError(f"{recipe}: data.shards names a directory twice; use data.source_weights to repeat its rows")
     if config.data.source_weights is not None and len(config.data.source_weights) != sources:

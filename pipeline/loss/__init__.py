@@ -3,6 +3,7 @@
 from pipeline.loss.alignment import RunningMeans
 from pipeline.loss.embedding import DistinctIds, LookupRoute, embedding_lookup
 from pipeline.loss.layout import LayoutExchange
+from pipeline.loss.library import alignment_sft_loss, target_tokens
 from pipeline.loss.loss_batch import LossBatch, LossNormalizers
 from pipeline.loss.reference import solar_loss_reference
 from pipeline.loss.settings import LossSettings
@@ -20,8 +21,10 @@ __all__ = [
     "SolarLoss",
     "Vocabulary",
     "VocabularyShard",
+    "alignment_sft_loss",
     "embedding_lookup",
     "solar_loss",
     "solar_loss_reference",
+    "target_tokens",
     "vocabulary_range",
 ]

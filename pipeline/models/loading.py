@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import ModelSettings
+from pipeline.models.multimodal import TEXT_KEY_MAPPING, text_decoder_config
 from pipeline.models.packed_attention import resolve_attention
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's file name
@@ -18,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTrainedConfig:
-    """Load the model's configuration; `vocab_size` is not padded yet.
+    """Load the model's configuration, or its text decoder's; `vocab_size` is not padded yet.
 
     `eos_token_id` lists all stop tokens of the model. The generation config often has more of them than config.json,
     and a checkpoint stores this configuration only.
@@ -28,7 +30,7 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         tokenizer_size: number of tokens in the tokenizer; the default `vocab_size` when building from `model.config`.
 
     Raises:
-        UserError: the model does not exist, its configuration is invalid, it is not a decoder-only text model, its
+        UserError: the model does not exist, its configuration is invalid, it has no decoder-only text model, its
             attention implementation is not supported, or its vocabulary is smaller than the tokenizer's.
     """
     name = settings.path or "model.config"
@@ -36,24 +38,20 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         raise UserError(f"{name}: is an adapter; merge it into its base model first (pipeline.export --merge)")
     try:
         if settings.path is not None:
-            config = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+            whole = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+            config = text_decoder_config(whole, name)
+            _check_weights(name, whole, settings)
             config.eos_token_id = _stop_tokens_of(settings.path, config)
         else:
             fields = dict(settings.config or {})
             config = AutoConfig.for_model(fields.pop("model_type", ""), **({"vocab_size": tokenizer_size} | fields))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+            config = text_decoder_config(config, name)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        lines = str(error).strip().splitlines()
+        reason = " ".join(map(str.strip, lines if isinstance(error, StrictDataclassError) else lines[:1]))
+        # transformers lists all model types that it knows.
+        reason = reason if len(reason) < 300 else f"{reason[:300]} ..."
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"{name}: has quantized weights, which ZeRO-3 cannot partition (QLoRA is not supported); use the model "
-            "in bf16, whose memory ZeRO-3 divides by the number of GPUs"
-        )
-    if config.is_encoder_decoder or config.get_text_config() is not config:
-        raise UserError(
-            f"{name}: model_type {config.model_type!r} is not supported: it has parts besides a text decoder; "
-            "save its text decoder as a model of its own"
-        )
     if config.vocab_size < tokenizer_size:
         raise UserError(
             f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "
@@ -61,6 +59,23 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         )
     resolve_attention(settings.attn_implementation, config)  # refuses what cannot run before anything is loaded
     return config
+
+
+def _check_weights(name: str, config: PreTrainedConfig, settings: ModelSettings) -> None:
+    """Check that the weights of a model are not quantized, and that an adapter's base is a text model.
+
+    Raises:
+        UserError: they are, or it is not.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{name}: has quantized weights, which ZeRO-3 cannot partition (QLoRA is not supported); use the model "
+            "in bf16, whose memory ZeRO-3 divides by the number of GPUs"
+        )
+    if settings.adapter.r is not None and config.get_text_config() is not config:
+        raise UserError(
+            f"{name}: model.adapter is not supported for multimodal models; save the text decoder as a model of its own"
+        )
 
 
 def _stop_tokens_of(path: str, config: PreTrainedConfig) -> int | list[int] | None:
@@ -109,6 +124,7 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
                 settings.path,
                 config=config,
                 trust_remote_code=settings.trust_remote_code,
+                key_mapping=TEXT_KEY_MAPPING,
                 output_loading_info=True,
                 **options,
             )

@@ -85,7 +85,7 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     layout = 1  # one gather for all micro-steps
     if run.head == "gathered":
         blocks = -(-run.buffer_sizes.shard_rows // run.buffer_sizes.block_rows(run.config.loss))
-        # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of its gradient, if any.
+        # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of a gradient.
         collectives = blocks * ((2 if run.frozen_head else 3) * c.subchunks + c.recomputed)
         all_reduces, all_to_alls = c.chunks + 1, 2 * c.chunks
         calls = layout + steps * (collectives + all_reduces + all_to_alls)

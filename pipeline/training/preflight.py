@@ -23,6 +23,7 @@ from pipeline.data.token_weights import load_token_weights
 from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.fingerprint import base_fingerprint
 from pipeline.models.loading import load_model_config, max_positions, padded_vocab_size
+from pipeline.models.multimodal import load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
 from pipeline.training.trackers import select_trackers
@@ -85,11 +86,8 @@ class PreparedRun:
         }
 
     def check_hashes(self) -> None:
-        """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed.
-
-        With an adapter, also hash the base model, which `fingerprints` keeps.
-        """
-        _ = self.fingerprints
+        """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed."""
+        _ = self.fingerprints  # hashes the base of an adapter, too
         validation = [] if self.eval_shards is None else [self.eval_shards]
         for shards in [*self.shards.sources, *validation]:
             shards.check_hashes()
@@ -97,7 +95,10 @@ class PreparedRun:
     @property
     def pretrained(self) -> dict[str, PreTrainedConfig | PreTrainedTokenizerBase]:
         """Objects to store in each checkpoint for export, by folder name."""
-        return {"model_config": self.model_config, "tokenizer": self.tokenizer}
+        model = self.config.model
+        multimodal = load_multimodal_config(model.path, model.trust_remote_code)
+        objects = {"model_config": self.model_config, "tokenizer": self.tokenizer}
+        return objects if multimodal is None else objects | {"multimodal_config": multimodal}
 
 
 def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:

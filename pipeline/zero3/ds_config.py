@@ -35,6 +35,8 @@ RECIPE_KEYS = {
     "scheduler.params.warmup_num_steps": "training.warmup_ratio",
     "scheduler.params.total_num_steps": "training.max_steps or num_train_epochs",
 }
+SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types", "timers", "checkpoint")
+OFFLOAD = ("offload_param", "offload_optimizer")
 # Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
 OPTIMIZER_PARAMS = {"adam_w_mode": True, "torch_adam": True, "bias_correction": True}
 SCHEDULER_PARAMS = {"warmup_min_lr": 0, "warmup_type": "linear"}
@@ -115,6 +117,12 @@ def _read(name: str) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(ds, dict):
         raise UserError(f"{path}: not a JSON object of DeepSpeed's keys")
+    zero = ds.get("zero_optimization", {})
+    sections = {key: ds[key] for key in SECTIONS if key in ds}
+    sections |= {f"zero_optimization.{key}": zero[key] for key in OFFLOAD if isinstance(zero, dict) and key in zero}
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: {key} is {section!r}, not a JSON object of DeepSpeed's keys")
     return path, ds
 
 

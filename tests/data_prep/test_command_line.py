@@ -50,6 +50,7 @@ def test_commands_prepare_demo_data(tmp_path):
         (("convert", "--format", "mcot", "--input", "none", "--output", "x"), "none: no such file"),
         (("convert", "--format", "nope", "--input", "none", "--output", "x"), "nope"),
         (("pack", "--inputs", "x"), "--input"),
+        (("pack", "--chat_template_kwargs", '{"a": "\\ud800"}'), "--chat_template_kwargs: not JSON"),
     ],
 )
 def test_commands_report_user_errors_in_one_line(arguments, message, tmp_path, monkeypatch):

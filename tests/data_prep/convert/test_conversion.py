@@ -381,3 +381,12 @@ def test_canonical_refuses_ids_that_mean_different_examples_in_two_files(tmp_pat
     other = write("c.jsonl", ("en", "two"), ("fr", "deux"))
     with pytest.raises(UserError, match=r"c\.jsonl row 1: pair_id 'p' is another .*a\.jsonl row 1; .*unique"):
         run("canonical", first, other, output=tmp_path / "other.jsonl")
+
+
+def test_datasets_names_row_that_is_not_utf8(tmp_path, out):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_bytes(
+        b'{"pair_id": "1", "lang": "en", "question": "q", "answer": "\xe0"}\n'
+    )
+    with pytest.raises(UserError, match=r"data row 1: not valid UTF-8"):
+        convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)

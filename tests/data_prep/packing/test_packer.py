@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from data_prep.readers import split_inputs
 from data_prep.shards.format import COPIES, IGNORE, SCHEMA, ShardSet
 from data_prep.shards.verification import verify
 from data_prep.tokenization.tokenizer import load_packed_tokenizer, load_tokenizer
+from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
-from tests.data_prep.packing.helpers import EN, FR, contents, run, write_records
+from tests.data_prep.packing.helpers import EN, FR, SMALL, contents, run, write_records
 
 STEPS = ["tokenize_split", "write_row_plan", "write_shard"]  # functions that finish a part of each step
 
@@ -142,6 +144,27 @@ def test_pack_limits_sequences_per_row(demo_file, tokenizer_dir, tmp_path):
     rows = list(verify(tmp_path / "out"))
     assert max(len(row.seq_lens) for row in rows) == 3
     assert sum("sw" in row.lang for row in rows) == 10
+
+
+def test_pack_pairs_repeats_the_pivot(demo_file, tokenizer_dir, tmp_path):
+    settings = PackSettings(max_seq_length=2048, translations_per_row=1, pairs_only=True)
+    run([demo_file], tokenizer_dir, tmp_path / "out", settings)
+    rows = list(verify(tmp_path / "out"))
+    for row in rows:
+        assert row.role == ["pivot", "translation"] * (len(row.role) // 2)
+        assert len(set(row.pair_id)) == len(row.pair_id) // 2
+    copies = [n for row in rows for n, role in zip(row.copies.tolist(), row.role, strict=True) if role == "pivot"]
+    assert max(copies) > 1 and sum(1 / n for n in copies) == pytest.approx(len({i for r in rows for i in r.pair_id}))
+
+
+def test_pack_rerun_accepts_manifest_without_newer_settings(tokenizer_dir, tmp_path):
+    source = write_records(tmp_path / "a.jsonl", EN, FR)
+    manifest = run([source], tokenizer_dir, tmp_path / "out")
+    older = {key: value for key, value in manifest.items() if key not in ("translations_per_row", "pairs_only")}
+    write_json(tmp_path / "out" / "manifest.json", older)
+    assert run([source], tokenizer_dir, tmp_path / "out") == older
+    with pytest.raises(UserError, match="different `pairs_only`"):
+        run([source], tokenizer_dir, tmp_path / "out", replace(SMALL, pairs_only=True))
 
 
 @pytest.mark.parametrize(

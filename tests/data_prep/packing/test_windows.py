@@ -7,12 +7,17 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.packing.windows import TOO_LONG, TRUNCATED, Limits, Window
+from data_prep.packing.windows import NO_TRANSLATION, TOO_LONG, TRUNCATED, Limits, Window
 
 LANGS = ["de", "en", "sw", "th", "zh"]  # sorted, as in a window, with the pivot in the middle
 GROUPS = st.lists(st.dictionaries(st.sampled_from(LANGS), st.integers(2, 80), min_size=1), min_size=1, max_size=25)
 LIMITS = st.builds(
-    Limits, tokens=st.integers(40, 120), sequences=st.sampled_from([0, 0, 1, 2, 3]), truncate=st.booleans()
+    Limits,
+    tokens=st.integers(40, 120),
+    sequences=st.sampled_from([0, 0, 1, 2, 3]),
+    truncate=st.booleans(),
+    translations=st.sampled_from([0, 0, 1, 2]),
+    pairs_only=st.booleans(),
 )
 
 
@@ -61,7 +66,9 @@ def test_window_rows_contain_all_that_fits(groups, limits):
         rows.setdefault(member["row"], []).append(member)
 
     packed = Counter((member["pair_id"], member["lang"]) for row in rows.values() for member in row)
-    dropped = Counter({lang: number for (lang, reason), number in packing_window.drops.items() if reason == TOO_LONG})
+    dropped: Counter = Counter()
+    for (lang_, reason), number in packing_window.drops.items():
+        dropped[lang_] += number * (reason in (TOO_LONG, NO_TRANSLATION))
     missing = Counter(lang for _, lang in before.keys() - packed.keys())
     assert missing == dropped  # every sequence is packed or counted as dropped
     assert all(number == 1 or lang == "en" for (_, lang), number in packed.items())  # pivots alone may repeat
@@ -76,6 +83,9 @@ def test_window_rows_contain_all_that_fits(groups, limits):
         for member in row:
             assert count_in_second_half(before[member["pair_id"], member["lang"]], member["length"]) >= 1
         current = None
+        translations = Counter(member["pair_id"] for member in row if member["lang"] != "en")
+        assert not limits.translations or max(translations.values(), default=0) <= limits.translations
+        assert not limits.pairs_only or translations.keys() == {member["pair_id"] for member in row}
         for member in row:  # groups are contiguous and start with their pivot
             if member["lang"] == "en":
                 current = member["pair_id"]

@@ -137,7 +137,8 @@ def test_prepare_run_refuses_sources_of_different_templates(prepared: Prepared, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.shards", "[]"], "data.shards is an empty list"),
+        (["--data.shards", "[]"], "data.shards is empty"),
+        (["--data.shards", "null"], "data.shards is empty"),
         (["--data.shards", "[a, a]"], "data.shards names a directory twice"),
         (["--data.shards", "[a, b]", "--data.source_weights", "[1.0]"], "1 numbers, but data.shards names 2"),
         (["--data.source_weights", "[0.5, 0.5]"], "2 numbers, but data.shards names 1 directories"),

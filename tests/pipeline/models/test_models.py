@@ -129,12 +129,13 @@ def test_load_model_pads_vocabulary(tmp_path: Any) -> None:
     ("settings", "message"),
     [
         (
-            ModelSettings(config={"model_type": "gemma3"}),
-            "'gemma3' is not supported: it has parts besides a",
+            ModelSettings(config={"model_type": "qwen2_5_omni"}),
+            "'qwen2_5_omni' is not supported: it has no text decoder",
         ),
-        (ModelSettings(config={"model_type": "t5"}), "'t5' is not supported: it has parts besides a text decoder"),
+        (ModelSettings(config={"model_type": "t5"}), "'t5' is not supported: it has no text decoder"),
         (ModelSettings(config={"model_type": "no_such"}), "cannot load the model configuration"),
         (ModelSettings(config={}), "cannot load the model configuration"),
+        (ModelSettings(config={**TINY, "num_hidden_layers": "auto"}), "'num_hidden_layers': .* expected int, got str"),
         (ModelSettings(path="/no/such/directory"), "/no/such/directory: cannot load the model configuration"),
         (ModelSettings(config={**TINY, "vocab_size": 50}), "vocab_size 50 is smaller than the tokenizer's 61"),
     ],

@@ -1,17 +1,21 @@
 """The command line of the planner."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
+from pipeline.benchmarks.scale import published_models
 from pipeline.common.errors import UserError
 from pipeline.plan.__main__ import parse
 from pipeline.plan.command import make_suggestion, predict, recipe_tree
+from pipeline.plan.prediction import GIB
 from tests.conftest import Prepared
 from tests.pipeline.plan.cases import MODELS
-from tests.runs import python, refuses, write_recipe
+from tests.runs import ROOT, python, refuses, write_recipe
 
 NO_SHARDS = ["--max_seq_length", "4096", "--rows", "1000"]
 
@@ -40,6 +44,22 @@ def test_suggested_recipe_gives_suggested_prediction(recipe: Path, tmp_path: Pat
     assert again.fits and again.as_json()["seconds"] == suggestion["plan"]["seconds"]
     assert again.time.overlapped <= prediction.time.overlapped or not prediction.fits
     assert {key for key, _, _ in suggestion["reasons"]} >= {"loss.head", "model.activation_checkpointing"}
+
+
+@pytest.mark.parametrize(("name", "model"), [("qwen3-0.6b", "Qwen3-0.6B"), ("gemma-3-4b", "Gemma-3-4B")])
+def test_first_run_page_quotes_predictions(name: str, model: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
+    cells = rf"\| \[{name}\]\S+ \| (\d+) (.+?) \| ([\d.]+) GiB \| ([\d.]+) h \| (\d+) GB \| (\d+) GB"
+    ((gpus, gpu, memory, hours, checkpoint, disk),) = re.findall(cells, page)
+    AutoConfig.for_model(**published_models()[model]).save_pretrained(tmp_path)
+    cluster = ["--gpu", gpu.lower().replace(" ", ""), "--gpus_per_node", gpus]
+    data = ["--max_seq_length", "8192", "--rows", "2335", "--languages", "10"]
+    recipe = ["--config", f"pipeline/recipes/{name}.yaml", "--model.path", str(tmp_path)]
+    prediction, _ = predict(*parse([*recipe, *cluster, *data]))
+    assert f"{prediction.memory.peak / GIB:.1f}" == memory
+    assert f"{438 * prediction.time.overlapped / 3600:.2f}" == hours
+    size = 12e-9 * prediction.run.stats.parameters
+    assert [f"{size:.0f}", f"{3 * size:.0f}"] == [checkpoint, disk]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,186 @@
+"""The SOLAR loss as a function of plain tensors, for training loops other than this project's.
+
+Shape letters: N tokens, S sequences, T target tokens of this rank, V vocabulary, d hidden size, R ranks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from pipeline.loss.comm import Group, rank_and_size
+from pipeline.loss.loss_batch import LossBatch, LossNormalizers
+from pipeline.loss.settings import LossSettings
+from pipeline.loss.softmax_state import accumulation_dtype
+from pipeline.loss.vocab_parallel import SolarLoss, solar_loss
+from pipeline.loss.vocabulary import Vocabulary, VocabularyShard, vocabulary_range
+
+Matrix = Tensor | VocabularyShard
+
+
+def target_tokens(labels: Tensor, seq_lens: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the target tokens of packed sequences.
+
+    Args:
+        labels: [N] token ids, unshifted, as in Hugging Face's models. `ignore_index` if not a target.
+        seq_lens: [S] lengths of the sequences, which sum to N.
+
+    Returns:
+        (positions, targets, lengths): [T] indices of the hidden states that predict the targets, [T] targets, and [S]
+        number of targets of each sequence; the last two are fields of `LossBatch`. The first token of a sequence is
+        never a target.
+    """
+    first = torch.zeros_like(labels, dtype=torch.bool)
+    first[(seq_lens.cumsum(0) - seq_lens)[seq_lens > 0]] = True
+    indices = ((labels != ignore_index) & ~first).nonzero().flatten()
+    sequence = torch.repeat_interleave(torch.arange(len(seq_lens), device=labels.device), seq_lens)
+    return indices - 1, labels[indices], torch.bincount(sequence[indices], minlength=len(seq_lens))
+
+
+def alignment_sft_loss(
+    hidden: Tensor,
+    loss_batch: LossBatch,
+    head: Matrix,
+    embedding: Matrix,
+    settings: LossSettings | None = None,
+    *,
+    vocab_size: int | None = None,
+    alignment_weight: float | None = None,
+    normalizers: LossNormalizers | None = None,
+    languages: int = 1,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocabulary_weights: Tensor | None = None,
+    group: Group = None,
+    averaged_gradients: bool = True,
+) -> tuple[Tensor, SolarLoss]:
+    """Compute cross entropy plus soft-token alignment over all ranks. Collective: all ranks must call it.
+
+    Logits of the whole batch are never stored, and with several ranks each computes those of its vocabulary rows only.
+    `backward()` fills the gradients of `hidden`, `head` and `embedding`, if they require any.
+
+    Args:
+        hidden: [T, d] final hidden states that predict this rank's target tokens.
+        loss_batch: their sequences and pairs; it should be on the host.
+        head: LM head: [V, d], equal on all ranks; a `DTensor` of that shape with placement `Shard(0)` over `group`
+            (FSDP2); or a `VocabularyShard`, such as a ZeRO-3 partition, with the rows of `vocabulary_range`.
+        embedding: input embedding in the same form; the same object if the model ties them.
+        settings: settings of the loss; None for the defaults.
+        vocab_size: V without padding rows, which are never predicted. Required with a `VocabularyShard`; None for the
+            number of rows.
+        alignment_weight: overrides `settings.alignment_weight`, for example during its warm-up.
+        normalizers: counts of the global batch, if it has several micro-batches; None for those of this one.
+        languages: number of languages, for `SolarLoss.language_ce`.
+        logit_scale, softcap: factor of the logits, then z -> softcap * tanh(z / softcap).
+        vocabulary_weights: [V] weights of the soft tokens, or None.
+        group: process group, or None for a single process (not the default group).
+        averaged_gradients: whether gradients of `hidden` and of full matrices are averaged over ranks afterwards, as
+            DDP, FSDP and ZeRO do. They are then multiplied by R. Those of shards are never averaged.
+
+    Returns:
+        The scalar to call `backward()` on, equal on all ranks, and the parts of the loss.
+
+    Raises:
+        ValueError: the two matrices have different forms, or a `DTensor` has another placement.
+    """
+    settings = settings or LossSettings()
+    rank, ranks = rank_and_size(group)
+    matrices = [_Rows.of(head, vocab_size, rank, ranks)]
+    if embedding is not head:
+        matrices.append(_Rows.of(embedding, vocab_size, rank, ranks))
+    first, last = matrices[0], matrices[-1]
+    if (first.vocab_size, first.padded_size) != (last.vocab_size, last.padded_size):
+        raise ValueError("head and embedding must have the same number of rows and the same sharding")
+    start, end = vocabulary_range(first.vocab_size, first.padded_size, rank, ranks)
+    weights = None if vocabulary_weights is None else vocabulary_weights[start:end]
+    vocabulary = Vocabulary(
+        size=first.vocab_size,
+        head=first.shard,
+        embedding=last.shard,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        weights=weights,
+        padded_size=first.padded_size,
+    )
+    weight = settings.alignment_weight if alignment_weight is None else alignment_weight
+    counts = normalizers or _count(loss_batch, hidden.device, group)
+    result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
+    factor = ranks if averaged_gradients else 1
+    loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
+    return loss, result
+
+
+def _count(loss_batch: LossBatch, device: torch.device, group: Group) -> LossNormalizers:
+    local = loss_batch.normalizers()
+    counts = torch.tensor([local.tokens, local.pairs], dtype=torch.float64, device=device)
+    if group is not None:
+        dist.all_reduce(counts, group=group)
+    return LossNormalizers(*counts.tolist())
+
+
+@dataclass
+class _Rows:
+    """A vocabulary matrix in one of the accepted forms.
+
+    Attributes:
+        leaf: the tensor that autograd fills.
+        shard: this rank's rows of it, without padding, with an accumulator if `leaf` requires a gradient.
+        vocab_size, padded_size: number of rows of the whole matrix.
+        full: whether `leaf` has the rows of all ranks.
+    """
+
+    leaf: Tensor
+    shard: VocabularyShard
+    vocab_size: int
+    padded_size: int
+    full: bool
+
+    @classmethod
+    def of(cls, matrix: Matrix, vocab_size: int | None, rank: int, ranks: int) -> "_Rows":
+        leaf = matrix.weight if isinstance(matrix, VocabularyShard) else matrix
+        if isinstance(matrix, VocabularyShard) and vocab_size is None:
+            raise ValueError("a VocabularyShard requires vocab_size")
+        if isinstance(leaf, DTensor) and leaf.placements != (Shard(0),):
+            raise ValueError(f"a DTensor must have the placement (Shard(0),), not {leaf.placements}")
+        full = not isinstance(leaf, DTensor) and not isinstance(matrix, VocabularyShard)
+        size = vocab_size or len(leaf)
+        # Shard(0) and ZeRO-3 give every rank the same number of rows, except for the last ones.
+        rows = len(leaf) if isinstance(matrix, VocabularyShard) else -(-len(leaf) // ranks)
+        start, end = vocabulary_range(size, rows * ranks, rank, ranks)
+        local = leaf.to_local() if isinstance(leaf, DTensor) else leaf
+        local = local.detach()[start:end] if full else local.detach()[: end - start]
+        grad = torch.zeros(local.shape, dtype=accumulation_dtype(local.dtype), device=local.device)
+        shard = VocabularyShard(local, start, grad if leaf.requires_grad and torch.is_grad_enabled() else None)
+        return cls(leaf, shard, size, rows * ranks, full)
+
+    def gradient(self, factor: Tensor) -> Tensor | None:
+        """Return the gradient of `leaf` times a factor, or None if it requires none."""
+        if self.shard.grad is None:
+            return None
+        local = (self.shard.grad * factor).to(self.leaf.dtype)
+        leaf = self.leaf.to_local() if isinstance(self.leaf, DTensor) else self.leaf
+        grad = torch.zeros_like(leaf)
+        start = self.shard.start if self.full else 0
+        grad[start : start + len(local)] = local
+        if isinstance(self.leaf, DTensor):
+            mesh, shape, stride = self.leaf.device_mesh, self.leaf.shape, self.leaf.stride()
+            return DTensor.from_local(grad, mesh, self.leaf.placements, shape=shape, stride=stride, run_check=False)
+        return grad
+
+
+class _WithVocabularyGradients(torch.autograd.Function):
+    """Identity on the loss whose backward also returns the gradients of the vocabulary matrices."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, factor: int, matrices: list[_Rows], *leaves: Tensor) -> Tensor:
+        ctx.factor, ctx.matrices = factor, matrices
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (grad,) = grad_outputs
+        vocabulary = [rows.gradient(grad * ctx.factor if rows.full else grad) for rows in ctx.matrices]
+        return grad * ctx.factor, None, None, *vocabulary

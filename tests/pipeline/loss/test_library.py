@@ -1,0 +1,122 @@
+"""The loss as a function of tensors: every form of the vocabulary matrices, compared with the dense reference."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor
+
+from data_prep.shards.format import TRANSLATION, PackedRow
+from pipeline.data.micro_batch import collate
+from pipeline.loss import LossSettings, VocabularyShard, alignment_sft_loss, target_tokens, vocabulary_range
+from pipeline.loss.comm import Group, rank_and_size
+from pipeline.loss.library import Matrix
+from tests.pipeline.loss.cases import LANGUAGES, Case, errors, layout, reference_results, tensors
+from tests.workers import Workers
+
+UNEVEN = (((3, 2, 5), (4,), (1, 3)), ((7, 1),), ())
+LOSS_SCALE = 8.0  # multiplies the loss before backward
+
+
+def library_results(group: Group, case: Case, form: str) -> dict[str, Tensor]:
+    """Compute the loss, and the gradients of this rank's target tokens and rows, in fp32."""
+    rank, ranks = rank_and_size(group)
+    generator = torch.Generator().manual_seed(case.seed)
+    _, counts = layout(case, None, generator)
+    t = tensors(case, generator)
+    local, _ = layout(case, rank, torch.Generator().manual_seed(case.seed))
+    first = sum(counts[:rank])
+    hidden = t.hidden[first : first + counts[rank]].float().requires_grad_()
+    padded = case.padded_size if form == "shards" else ranks * -(-case.vocab_size // ranks)
+    start, end = vocabulary_range(case.vocab_size, padded, rank, ranks)
+
+    def matrix(full: Tensor) -> Matrix:
+        full = full.float()
+        if form == "full":
+            return full.requires_grad_()
+        if form == "DTensors":
+            mesh = DeviceMesh.from_group(group, "cpu")  # type: ignore[arg-type]
+            return distribute_tensor(full, mesh, [Shard(0)]).requires_grad_()
+        rows = torch.zeros(padded // ranks, full.shape[1])  # with padding
+        rows[: end - start] = full[start:end]
+        return VocabularyShard(rows.requires_grad_(), start)
+
+    def gradient(matrix: Matrix) -> Tensor:
+        leaf = matrix.weight if isinstance(matrix, VocabularyShard) else matrix
+        grad = leaf.grad
+        assert grad is not None
+        if isinstance(grad, DTensor):
+            return grad.to_local() / LOSS_SCALE
+        return grad[start:end] / LOSS_SCALE / ranks if form == "full" else grad[: end - start] / LOSS_SCALE
+
+    head = matrix(t.head)
+    embedding = head if case.tied else matrix(t.embedding)
+    loss, _ = alignment_sft_loss(
+        hidden,
+        local,
+        head,
+        embedding,
+        case.settings,
+        vocab_size=case.vocab_size,
+        alignment_weight=case.weight,
+        languages=LANGUAGES,
+        logit_scale=case.logit_scale,
+        softcap=case.softcap,
+        vocabulary_weights=t.weights.float() if case.vocabulary_weights else None,
+        group=group,
+    )
+    (LOSS_SCALE * loss).backward()
+    assert hidden.grad is not None
+    results = {"loss": loss.detach(), "hidden": hidden.grad / LOSS_SCALE / ranks, "head": gradient(head)}
+    return results | {"embedding": gradient(embedding)}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("form", ["full", "shards", "DTensors"])
+def test_alignment_sft_loss_fills_all_gradients(workers: Workers, form: str, ranks: int) -> None:
+    for tied, extra in ((True, {"softcap": 3.0}), (False, {"vocabulary_weights": True, "logit_scale": 0.5})):
+        case = Case(UNEVEN[:ranks], LossSettings(detach=(), top_k=7), tied=tied, **extra)  # type: ignore[arg-type]
+        relative = errors(case, workers.run(library_results, ranks, case, form), reference_results(case))
+        assert max(relative.values()) <= 1e-6, relative
+        wrong = errors(
+            case, workers.run(library_results, ranks, replace(case, weight=0.71), form), reference_results(case)
+        )
+        assert min(wrong[name] for name in ("loss", "hidden", "head")) > 1e-5
+
+
+def test_alignment_sft_loss_frozen_embedding_gets_no_gradient() -> None:
+    case = Case(UNEVEN[:1], tied=False)
+    t = tensors(case, generator := torch.Generator().manual_seed(0))
+    batch, _ = layout(case, None, generator)
+    hidden, head, embedding = t.hidden.float().requires_grad_(), t.head.float().requires_grad_(), t.embedding.float()
+    loss, _ = alignment_sft_loss(hidden, batch, head, embedding, languages=LANGUAGES)
+    loss.backward()
+    assert hidden.grad is not None and head.grad is not None and embedding.grad is None
+
+
+def test_alignment_sft_loss_rejects_other_placements(workers: Workers) -> None:
+    assert all("placement" in message for message in workers.run(_replicated, 2))
+
+
+def _replicated(group: Group) -> str:
+    case = Case(UNEVEN[:1])
+    batch, _ = layout(case, 0, torch.Generator().manual_seed(0))
+    matrix = distribute_tensor(torch.zeros(6, 8), DeviceMesh.from_group(group, "cpu"), [Replicate()])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="placement") as caught:
+        alignment_sft_loss(torch.zeros(len(batch.targets), 8), batch, matrix, matrix, group=group)
+    return str(caught.value)
+
+
+def test_target_tokens_equal_those_of_collate() -> None:
+    labels = np.array([-100, 5, 6, -100, -100, 8, 9, -100], np.int32)
+    lengths = np.array([3, 4, 1], np.int32)
+    row = PackedRow(np.arange(8, dtype=np.int32), labels, lengths, ["a"] * 3, ["en"] * 3, [TRANSLATION] * 3)
+    expected = collate([row], ["en"], 0)
+    found = target_tokens(torch.from_numpy(labels).long(), torch.from_numpy(lengths).long())
+    wanted = [expected.positions, expected.loss_batch.targets, expected.loss_batch.lengths]
+    assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
+    labels[3] = 7  # the first token of a sequence
+    again = target_tokens(torch.from_numpy(labels).long(), torch.from_numpy(lengths).long())
+    assert [part.tolist() for part in again] == [part.tolist() for part in wanted]
