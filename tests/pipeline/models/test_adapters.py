@@ -65,6 +65,12 @@ def test_unsupported_target_modules_are_refused(model_type: str, adapter: dict[s
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_adapters_of_multimodal_models_are_refused(tmp_path: Path) -> None:
+    AutoConfig.for_model("gemma3").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.adapter is not supported for multimodal models"):
+        load_model_config(ModelSettings(path=str(tmp_path), adapter=AdapterSettings(r=4)), 64)
+
+
 def test_quantized_bases_and_adapters_are_refused_as_models(tmp_path: Path) -> None:
     config = tiny_config().to_dict() | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     (tmp_path / "config.json").write_text(json.dumps(config))
