@@ -142,7 +142,6 @@ CASES = (
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
     Case("lora", tied=False, rows=2, adapter=AdapterSettings(r=16)),
     Case("lora checkpointed", checkpointing=True, layers=8, rows=4, adapter=AdapterSettings(r=8)),
-    Case("lora bf16", precision="bf16", head="gathered", rows=2, adapter=AdapterSettings(r=16)),
     Case("dora with embeddings", layers=6, adapter=AdapterSettings(r=8, use_dora=True, train_embeddings=True)),
 )
 

@@ -128,6 +128,8 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         selected = min(run.config.loss.top_k, columns)
         per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
         parts["top-k"] = rows * per_row
+        if run.frozen_head and not run.gpu:  # tiles and the selection do not coincide without product 3
+            parts["passing"] = max(0, parts["passing"] - parts["top-k"])
     if vocab_parallel and ranks > 1:
         # Hidden states and the partial gradients from all ranks, each for two subchunks if there are several.
         parts["exchange buffers"] = rows * d * e * (2 if c.subchunks == 1 else 4)
