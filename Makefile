@@ -6,7 +6,7 @@ RUN := source $(VENV)/bin/activate &&
 # Packages are compiled when first imported (pip --no-compile); without bytecode on disk every process would do it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo demo-clean experiment test test-fast lint format clean
+.PHONY: install demo demo-clean experiment screening test test-fast lint format clean
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,9 +22,14 @@ demo: $(VENV)/.installed
 demo-clean:
 	rm -rf runs/demo
 
-# Takes more than an hour on two cores and resumes when interrupted. Runs one seed per GPU or core at a time.
+# Takes about five hours on two cores and resumes when interrupted. Runs one seed per GPU or core at a time.
+# It needs pipeline/experiments/chosen.yaml, which `make screening` writes.
 experiment: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments
+
+screening: $(VENV)/.installed
+	$(RUN) python -m pipeline.experiments --plan pipeline/experiments/screening.yaml --output runs/screening
+	cp runs/screening/chosen.yaml pipeline/experiments/chosen.yaml
 
 # For a machine of two cores: the Slurm tests, in one of the processes, mostly wait.
 test: $(VENV)/.installed

@@ -52,7 +52,8 @@ def main(args: list[str], stop: StopSignal) -> int:
     recipe, dry_run, overrides = split_args(args)
     config = load_config(recipe, overrides)
 
-    from pipeline.training.preflight import check_process_group, prepare_run
+    from pipeline.training.preflight import prepare_run
+    from pipeline.training.rank_checks import check_process_group
 
     run = prepare_run(config, distributed.rank(), distributed.world_size())
     from pipeline.zero3.ds_config import deepspeed_config

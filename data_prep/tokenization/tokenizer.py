@@ -50,7 +50,7 @@ def load_tokenizer(
             tokenizer: PreTrainedTokenizerBase = from_sentencepiece(Path(name).read_bytes(), str(name))
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from None
-    elif not Path(name).is_dir() and _is_path(str(name)):
+    elif not Path(name).is_dir() and is_path(str(name)):
         raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
     else:
         try:
@@ -160,7 +160,7 @@ def _check_for_training(tokenizer: PreTrainedTokenizerBase) -> None:
         raise UserError("the tokenizer lacks an eos token; set eos_token in tokenizer_config.json")
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Return whether a name that is no directory is a path rather than a Hub model ID (NAME or ORGANIZATION/NAME)."""
     return name.startswith((".", os.sep)) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 

@@ -19,7 +19,7 @@ import torch
 from data_prep.shards.format import IGNORE, PIVOT, TRANSLATION, PackedRow
 from pipeline.common import distributed
 from pipeline.common.launcher import free_port
-from pipeline.data.micro_batch import MicroBatch, collate
+from pipeline.data.micro_batch import MicroBatch, collate, take_part
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "runs" / "bench"  # default folder for results
@@ -75,7 +75,9 @@ def memory_in_use_gb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, step: int) -> MicroBatch:
+def random_batch(
+    vocab_size: int, rows: int, tokens: int, sequence_length: int, step: int, parts: int = 1
+) -> MicroBatch:
     """Return a micro-batch of random sequence pairs that differs on each rank and step.
 
     Two thirds of its tokens are target tokens.
@@ -83,8 +85,10 @@ def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, 
     Args:
         rows: number of packed rows.
         tokens: length of a row, rounded down to whole sequences.
+        parts: number of consecutive ranks that share the rows.
     """
-    generator = np.random.default_rng([step, distributed.rank()])
+    group, index = divmod(distributed.rank(), parts)
+    generator = np.random.default_rng([step, group])
     count = tokens // sequence_length
     ids = generator.integers(0, vocab_size, (rows, count * sequence_length)).astype(np.int32)
     is_target = np.arange(count * sequence_length) % sequence_length >= sequence_length // 3
@@ -99,7 +103,7 @@ def random_batch(vocab_size: int, rows: int, tokens: int, sequence_length: int, 
         )
         for b, row in enumerate(ids)
     ]
-    return collate(packed, ["en", "sw"], 0)
+    return take_part(collate(packed, ["en", "sw"], 0, None, parts), index, parts)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def measure(ranks: int, repeats: int) -> Row:
     def all_gather(message: Tensor, _: object) -> Tensor:
         """Return the messages of all ranks, which are built once for each size."""
         if len(message) not in gathered:
-            parts = [message_parts([random_batch(rank)[0]], "mean") for rank in range(1, ranks)]
+            parts = [message_parts([random_batch(rank)[0]], "mean", False) for rank in range(1, ranks)]
             nothing, capacity = torch.zeros(ranks, dtype=torch.int64), exchange.capacity.tolist()
             others = [pad_message(nothing, torch.cat([h, table]), tokens, capacity) for h, table, tokens in parts]
             gathered[len(message)] = torch.stack([message, *others])

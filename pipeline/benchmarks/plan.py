@@ -5,8 +5,7 @@
 Tiny models of several shapes train with ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
 collective. Memory is the peak of all live storages after each operation, so temporary allocations within an operation
 are not included. Time is the median wall-clock time of a step, so the machine must be idle. Matmul throughput and
-memory bandwidth are measured first. Then two constants, the host time per module and the time per hop, are fitted to
-all rows together.
+memory bandwidth are measured first. Then the host time per module and the time per hop are fitted to all rows together.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
 from pipeline.config.settings import AdapterSettings, Config, ModelSettings, TrainingSettings
-from pipeline.data.micro_batch import MicroBatch
+from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.loss import LossNormalizers, LossSettings
 from pipeline.loss.settings import Head
 from pipeline.models.loading import load_model_config
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from pipeline.zero3.engine import ZeroEngine
 
 RANKS = (1, 2, 4, 8)
-ROW_TOKENS, SEQUENCE_LENGTH = 256, 32
 COUNTED_STEPS, TIMED_STEPS = 3, 7
 
 
@@ -56,6 +54,7 @@ class Case:
         bucket: size of DeepSpeed's reduce and prefetch buckets, in elements. Both `bucket` and `live` are so small that
             parameters are gathered and released.
         live: DeepSpeed's maximum of live parameters, in elements.
+        shared: whether up to four ranks, as many as the model has heads, share each row.
     """
 
     name: str
@@ -74,6 +73,13 @@ class Case:
     live: int = 1_000_000
     budget_mb: float | None = None
     adapter: AdapterSettings = NO_ADAPTER
+    row_tokens: int = 256
+    sequence_length: int = 32
+    shared: bool = False
+
+    def parts(self, ranks: int) -> int:
+        """Return the number of ranks that share a row."""
+        return min(ranks, 4) if self.shared else 1
 
     def config(self, ranks: int) -> Config:
         """Return the recipe of the case for a number of ranks."""
@@ -90,17 +96,15 @@ class Case:
             "tie_word_embeddings": self.tied,
             "pad_token_id": None,
         }
+        checkpointing, adapter = self.checkpointing, self.adapter
+        model = ModelSettings(None, fields, self.attention, activation_checkpointing=checkpointing, adapter=adapter)
         return Config(
-            model=ModelSettings(
-                config=fields,
-                attn_implementation=self.attention,
-                activation_checkpointing=self.checkpointing,
-                adapter=self.adapter,
-            ),
+            model=model,
             loss=LossSettings(head=self.head, memory_budget_mb=self.budget_mb),
             training=TrainingSettings(
-                train_batch_size=self.rows * self.accumulation * ranks,
+                train_batch_size=self.rows * self.accumulation * ranks // self.parts(ranks),
                 train_micro_batch_size_per_gpu=self.rows,
+                sequence_parallel_size=self.parts(ranks),
                 precision=self.precision,
             ),
         )
@@ -117,7 +121,8 @@ class Case:
                 "stage3_param_persistence_threshold": 1000,
             },
             "steps_per_print": 10**9,
-            "train_batch_size": self.rows * self.accumulation * ranks,
+            "train_batch_size": self.rows * self.accumulation * ranks // self.parts(ranks),
+            "sequence_parallel_size": self.parts(ranks),
             "train_micro_batch_size_per_gpu": self.rows,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": 1.0,
@@ -141,8 +146,8 @@ CASES = (
     Case("cut", vocab=32768, layers=2, rows=2, budget_mb=1),
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
     Case("lora", tied=False, rows=2, adapter=AdapterSettings(r=16)),
-    Case("lora checkpointed", checkpointing=True, layers=8, rows=4, adapter=AdapterSettings(r=8)),
     Case("dora with embeddings", layers=6, adapter=AdapterSettings(r=8, use_dora=True, train_embeddings=True)),
+    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True),
 )
 
 
@@ -154,9 +159,9 @@ def planned_run(case: Case, ranks: int) -> PlannedRun:
     """Return the planner's input for a case and a number of ranks."""
     config = case.config(ranks)
     stats = model_stats(load_model_config(config.model, 1), case.adapter)
-    target_tokens = int((np.arange(ROW_TOKENS) % SEQUENCE_LENGTH >= SEQUENCE_LENGTH // 3).sum())
-    sequences = ROW_TOKENS // SEQUENCE_LENGTH
-    workload = Workload(ROW_TOKENS, ROW_TOKENS, target_tokens, sequences, sequences / 2, 1000)
+    tokens, length = case.row_tokens, case.sequence_length
+    target_tokens = int((np.arange(tokens) % length >= length // 3).sum())
+    workload = Workload(tokens, tokens, target_tokens, tokens // length, tokens // length / 2, 1000)
     zero = ZeroSettings.from_config(case.deepspeed(ranks))
     return PlannedRun(config, stats, zero, workload, ranks, gpu=False, mask_copies=True)
 
@@ -174,14 +179,11 @@ def build_case_engine(case: Case) -> "ZeroEngine":
 
 
 def random_micro_batches(case: Case, step: int) -> tuple[list[MicroBatch], LossNormalizers]:
-    """Return this rank's micro-batches of a step, and the normalizers over all ranks. All ranks have equal counts."""
-    ranks = distributed.world_size()
-    batches = [
-        random_batch(case.vocab, case.rows, ROW_TOKENS, SEQUENCE_LENGTH, step * case.accumulation + m)
-        for m in range(case.accumulation)
-    ]
-    local = [batch.loss_batch.normalizers() for batch in batches]
-    return batches, LossNormalizers(sum(n.tokens for n in local) * ranks, sum(n.pairs for n in local) * ranks)
+    """Return this rank's micro-batches of a step, and the normalizers over all ranks."""
+    parts, steps = case.parts(distributed.world_size()), range(step * case.accumulation, (step + 1) * case.accumulation)
+    batches = [random_batch(case.vocab, case.rows, case.row_tokens, case.sequence_length, m, parts) for m in steps]
+    local = local_normalizers(batches)
+    return batches, LossNormalizers(*distributed.all_reduce_sum([local.tokens, local.pairs], torch.device("cpu")))
 
 
 def measure_case(case: Case, timed_steps: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.common.exit_codes import LOSS_FAILURE, READ_FAILURE, USER_ERROR
+from pipeline.common.exit_codes import LOSS_FAILURE, READ_FAILURE, SERVER_FAILURE, USER_ERROR
 
 USER_ERROR_FILE = "USER_ERROR_FILE"  # variable of slurm/lib.sh: file that a process with a user error creates
 
@@ -25,6 +25,12 @@ class StorageError(UserError):
     """The file system failed to read a file. Unlike after other user errors, a restart may succeed."""
 
     status = READ_FAILURE
+
+
+class ServerError(UserError):
+    """An inference server has not answered for a long time. A restart resumes once the server is up."""
+
+    status = SERVER_FAILURE
 
 
 def read_error(path: Path, error: OSError) -> StorageError:

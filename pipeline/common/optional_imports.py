@@ -11,6 +11,7 @@ PACKAGES = {
     "scipy": ("scikit-learn", "evaluation"),
     "lingua": ("lingua-language-detector", "evaluation"),
     "lm_eval": ("lm-eval", "evaluation"),
+    "openai": ("openai", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
     "peft": ("peft", "adapters"),
     "trl": ("trl", "bench"),

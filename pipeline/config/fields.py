@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
@@ -73,9 +73,11 @@ def check_ranges(config: Config, source: object) -> None:
         source: the recipe, for the error message.
 
     Raises:
-        UserError: a number is out of range, NaN or infinite.
+        UserError: a number is out of range, NaN or infinite, or a setting without that choice is null.
     """
     for key, field in leaf_fields():
+        if value_of(config, key) is None and type(None) not in get_args(field.type):
+            raise UserError(f"{source}: {key} is null; give it a value, or remove it for the default {field.default!r}")
         if "range" not in field.metadata:
             continue
         interval, value = Interval.parse(field.metadata["range"]), value_of(config, key)

@@ -143,7 +143,7 @@ def _check_values(config: Config, recipe: Path) -> None:
     for key, required in REQUIRED_SETTINGS.items():
         if value_of(config, key) is not None and value_of(config, required) is None:
             raise UserError(f"{recipe}: {key} requires {required}; set it too")
-    sources = 1 if isinstance(config.data.shards, str) else len(config.data.shards or [])
+    sources = 1 if isinstance(config.data.shards, str) else len(config.data.shards)
     if not config.data.shards:
         raise UserError(f"{recipe}: data.shards is empty; name at least one shard directory")
     if isinstance(config.data.shards, list) and len(set(config.data.shards)) < sources:

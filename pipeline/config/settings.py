@@ -100,6 +100,8 @@ class TrainingSettings:
         train_batch_size: packed rows per optimizer step, over all ranks and gradient accumulation steps.
         train_micro_batch_size_per_gpu: packed rows per rank and forward pass. The number of gradient accumulation
             steps is computed from both batch sizes and the number of ranks.
+        sequence_parallel_size: number of consecutive ranks that share each packed row, so that each has the activations
+            of only a part of it. The ranks that share rows count as one for `train_batch_size`.
         num_train_epochs: number of passes over the data; ignored if `max_steps` is set.
         max_steps: number of optimizer steps; null: computed from `num_train_epochs`.
         learning_rate: peak learning rate of AdamW.
@@ -140,6 +142,7 @@ class TrainingSettings:
 
     train_batch_size: int = field(default=8, metadata={"range": "(0, inf)"})
     train_micro_batch_size_per_gpu: int = field(default=1, metadata={"range": "(0, inf)", "on_resume": "may change"})
+    sequence_parallel_size: int = field(default=1, metadata={"range": "(0, inf)", "on_resume": "may change"})
     num_train_epochs: float = field(default=1.0, metadata={"range": "(0, 1000000]", "on_resume": "may change"})
     max_steps: int | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
     learning_rate: float = field(default=1e-5, metadata={"range": "(0, inf)", "on_resume": "may change"})

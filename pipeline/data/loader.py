@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from data_prep.shards.format import PackedRow
-from pipeline.data.micro_batch import MicroBatch, collate
+from pipeline.data.micro_batch import MicroBatch, collate, take_part
 
 
 class RowSource(Protocol):
@@ -28,22 +28,36 @@ class RowSource(Protocol):
 class BatchSplit:
     """Division of a global batch into micro-batches.
 
-    In micro-step m, rank r takes `micro_batch_size` rows, starting at row (m * world_size + r) * micro_batch_size.
+    P = `sequence_parallel_size` consecutive ranks share their rows. In micro-step m, rank r takes `micro_batch_size`
+    rows, starting at row (m * world_size // P + r // P) * micro_batch_size.
     """
 
     train_batch_size: int
     micro_batch_size: int
     rank: int
     world_size: int
+    sequence_parallel_size: int = 1
+
+    @property
+    def micro_step_rows(self) -> int:
+        """Number of rows of a micro-step, over all ranks."""
+        return self.micro_batch_size * (self.world_size // self.sequence_parallel_size)
 
     @property
     def accumulation_steps(self) -> int:
         """Number of micro-batches per rank and optimizer step."""
-        return self.train_batch_size // (self.micro_batch_size * self.world_size)
+        return self.train_batch_size // self.micro_step_rows
 
     def start(self, micro_step: int) -> int:
         """Return this rank's first row in a micro-step."""
-        return (micro_step * self.world_size + self.rank) * self.micro_batch_size
+        return micro_step * self.micro_step_rows + self.rank // self.sequence_parallel_size * self.micro_batch_size
+
+    def collate(
+        self, rows: list[PackedRow], languages: list[str], pad_token_id: int, token_weights: Tensor | None
+    ) -> MicroBatch:
+        """Collate rows, and take this rank's part if it shares them with other ranks. See `collate`."""
+        parts = self.sequence_parallel_size
+        return take_part(collate(rows, languages, pad_token_id, token_weights, parts), self.rank % parts, parts)
 
 
 class Loader:
@@ -99,7 +113,7 @@ class Loader:
         for micro_step in range(split.accumulation_steps):
             start = first + split.start(micro_step)
             rows = [self.rows[self._row_index(n)] for n in range(start, start + size)]
-            micro_batches.append(collate(rows, self.languages, self.pad_token_id, self.token_weights))
+            micro_batches.append(split.collate(rows, self.languages, self.pad_token_id, self.token_weights))
         return micro_batches
 
     def _row_index(self, n: int) -> int:

@@ -19,6 +19,9 @@ from pipeline.loss.indexing import upload
 class MicroBatch:
     """Input of one forward pass on one rank.
 
+    If ranks share rows, all fields describe this rank's tokens (see `take_part`), except for `seq_lens`, `cu_seq_lens`
+    and `pair_ids`.
+
     Attributes:
         input_ids: [B, N] int64 token ids.
         position_ids: [B, N] int64. Positions restart at 0 in every sequence, so sequences do not attend to each other.
@@ -26,7 +29,7 @@ class MicroBatch:
         seq_lens: length of each sequence of the flattened [B, N], on the host. The padding of a row is a sequence.
         cu_seq_lens: [number of sequences + 1] int32 cumulative sum of `seq_lens`, starting with 0.
         loss_batch: layout of the target tokens, with their sequences and pairs.
-        num_tokens: number of tokens without padding.
+        num_tokens: number of tokens without padding. The first of the ranks that share rows counts those of all.
         pair_ids: sorted pair ids of the rows, for error messages.
         distinct_ids: the distinct values of `input_ids`, on the host.
         route: which rank requests which of `distinct_ids` from which, if the ranks have exchanged this; otherwise None.
@@ -59,7 +62,11 @@ class MicroBatch:
 
 
 def collate(
-    rows: list[PackedRow], languages: list[str], pad_token_id: int, token_weights: Tensor | None = None
+    rows: list[PackedRow],
+    languages: list[str],
+    pad_token_id: int,
+    token_weights: Tensor | None = None,
+    width_multiple: int = 1,
 ) -> MicroBatch:
     """Pad and stack packed rows.
 
@@ -73,8 +80,10 @@ def collate(
         languages: all languages of the run; a language's id is its index in this list.
         pad_token_id: token id used to pad rows to the longest one.
         token_weights: [V] pooling weights by token id, or None.
+        width_multiple: pad rows to a multiple of this.
     """
     width = max(len(row.input_ids) for row in rows)
+    width += -width % width_multiple
     input_ids = np.full((len(rows), width), pad_token_id, np.int64)
     position_ids = np.tile(np.arange(width), (len(rows), 1))
     positions, targets, lengths, pivots, problem_ids, language_ids = [], [], [], [], [], []
@@ -117,6 +126,29 @@ def collate(
         sum(len(row.input_ids) for row in rows),
         sorted({pair_id for row in rows for pair_id in row.pair_id}),
         DistinctIds.of(torch.from_numpy(input_ids)),
+    )
+
+
+def take_part(batch: MicroBatch, index: int, count: int) -> MicroBatch:
+    """Return the tokens of rank `index` of `count` ranks that share the rows: token `index` and every `count`-th after.
+
+    A position and the target token that it predicts may be on different ranks, so the target is taken before.
+
+    Args:
+        batch: the whole rows, whose width is a multiple of `count`.
+    """
+    if count == 1:
+        return batch
+    targets = (batch.positions % count == index).nonzero().squeeze(1)
+    input_ids, position_ids = (x[:, index::count].contiguous() for x in (batch.input_ids, batch.position_ids))
+    return replace(
+        batch,
+        input_ids=input_ids,
+        position_ids=position_ids,
+        positions=batch.positions[targets] // count,
+        loss_batch=batch.loss_batch.take_part(targets, index, count),
+        num_tokens=batch.num_tokens if index == 0 else 0,
+        distinct_ids=DistinctIds.of(input_ids),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data_prep.shards.format import IGNORE, PIVOT, PackedRow
 from pipeline.data.loader import BatchSplit, RowSource
-from pipeline.data.micro_batch import MicroBatch, collate
+from pipeline.data.micro_batch import MicroBatch
 
 
 class SequentialLoader:
@@ -38,14 +38,14 @@ class SequentialLoader:
 
     def __len__(self) -> int:
         """Return the number of micro-steps, equal on all ranks."""
-        return math.ceil(len(self.rows) / (self.split.micro_batch_size * self.split.world_size))
+        return math.ceil(len(self.rows) / self.split.micro_step_rows)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for micro_step in range(len(self)):
             start = self.split.start(micro_step)
             rows = [self.rows[n] for n in range(start, min(start + self.split.micro_batch_size, len(self.rows)))]
             rows = rows or [self._row_without_targets()]
-            yield collate(rows, self.languages, self.pad_token_id, self.token_weights)
+            yield self.split.collate(rows, self.languages, self.pad_token_id, self.token_weights)
 
     def _row_without_targets(self) -> PackedRow:
         ids, labels = np.array([self.pad_token_id], np.int32), np.array([IGNORE], np.int32)

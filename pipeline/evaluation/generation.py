@@ -1,4 +1,4 @@
-"""Load a Hugging Face causal LM and generate responses greedily in batches."""
+"""Load a Hugging Face causal LM and generate responses in batches, greedily or by seeded sampling."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from jinja2.meta import find_undeclared_variables
 from tqdm import tqdm
 from transformers import GenerationConfig
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.readers import first_line
+from data_prep.tokenization.tokenizer import is_path, load_tokenizer
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
+from pipeline.evaluation.prompts import template_variables
+from pipeline.evaluation.sampling import Sampling, sampling_processors
 from pipeline.models.adapters import load_exported
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
@@ -24,21 +25,35 @@ Model = Any
 Tokenizer = Any
 
 
-def load_for_generation(path: Path, dtype: str) -> tuple[Model, Tokenizer]:
-    """Load a model or adapter in evaluation mode onto this rank's device, and its tokenizer with a padding token.
+def load_for_generation(
+    path: Path | str, dtype: str, chat_template: str | None = None, default_template: str | None = None
+) -> tuple[Model, Tokenizer]:
+    """Load a model or adapter in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
+
+    Args:
+        path: directory, or Hub model ID as a string.
+        dtype: data type, or "auto" for that of the model files.
+        chat_template: Jinja template to use instead of the tokenizer's own.
+        default_template: Jinja template of a tokenizer that has none.
 
     Raises:
         UserError: the directory is missing, cannot be loaded, or has no chat template.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export)")
-    tokenizer: Tokenizer = load_tokenizer(path, for_training=False)
+    if not Path(path).is_dir() and (isinstance(path, Path) or is_path(path)):
+        raise UserError(
+            f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export) or a Hub ID"
+        )
+    tokenizer: Tokenizer = load_tokenizer(path, for_training=False, chat_template=chat_template)
+    tokenizer.chat_template = tokenizer.chat_template or default_template
     try:
         model: Model = load_exported(path, dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be loaded as a model ({str(error).strip().splitlines()[0]})") from None
+    except Exception as error:  # an unreachable Hub can raise almost any exception
+        raise UserError(f"{path}: cannot be loaded as a model ({first_line(error)})") from None
     if not tokenizer.chat_template:
-        raise UserError(f"{path}: the tokenizer has no chat template; add chat_template.jinja to the directory")
+        raise UserError(
+            f"{path}: the tokenizer has no chat template; give one with --chat_template FILE, or examples with "
+            "--few_shot FILE"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return model.to(distributed.local_device()).eval(), tokenizer
@@ -82,9 +97,7 @@ def _check_template_variables(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> N
     """
     if not kwargs:
         return
-    template = tokenizer.get_chat_template()
-    variables = find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
-    variables -= {"messages", "add_generation_prompt"}
+    variables = template_variables(tokenizer.get_chat_template()) - {"messages", "add_generation_prompt"}
     if unknown := sorted(kwargs.keys() - variables):
         raise UserError(
             f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}; "
@@ -116,8 +129,9 @@ def generate_batches(
     prompts: Sequence[list[int]],
     batches: Sequence[Sequence[int]],
     max_new_tokens: int,
+    sampling: Sampling | None = None,
 ) -> Iterator[dict[int, Generation]]:
-    """Generate greedily, batch by batch. Yield the responses of each batch by index into `prompts`.
+    """Generate batch by batch, greedily or with `sampling`. Yield the responses of each batch by index into `prompts`.
 
     Raises:
         UserError: the GPU ran out of memory.
@@ -126,8 +140,9 @@ def generate_batches(
     quiet = not distributed.is_main_process()
     with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="record", disable=quiet) as progress:
         for batch in batches:
+            drawn = sampling and sampling._replace(seeds=[sampling.seeds[i] for i in batch])
             try:
-                generations = _generate_batch(model, tokenizer, [prompts[i] for i in batch], config)
+                generations = _generate_batch(model, tokenizer, [prompts[i] for i in batch], config, drawn)
             except torch.OutOfMemoryError:
                 raise UserError(f"out of GPU memory with {len(batch)} prompts; use a smaller --batch_size") from None
             progress.update(len(batch))
@@ -167,16 +182,25 @@ def _set_greedy_config(model: Model, tokenizer: Tokenizer, max_new_tokens: int) 
 
 @torch.inference_mode()
 def _generate_batch(
-    model: Model, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig
+    model: Model, tokenizer: Tokenizer, prompts: list[list[int]], config: GenerationConfig, sampling: Sampling | None
 ) -> list[Generation]:
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    length = padded["input_ids"].shape[1]
     tokens = model.generate(
-        padded["input_ids"], attention_mask=padded["attention_mask"], generation_config=config, tokenizer=tokenizer
+        padded["input_ids"],
+        attention_mask=padded["attention_mask"],
+        generation_config=config,
+        logits_processor=sampling and sampling_processors(*sampling, length, config.max_new_tokens),
+        tokenizer=tokenizer,
     )
     generations = []
-    for row in tokens[:, padded["input_ids"].shape[1] :].tolist():
+    for row in tokens[:, length:].tolist():
         end = next((i for i, token in enumerate(row) if token in (config.eos_token_id or [])), None)
-        text = tokenizer.decode(row[:end], skip_special_tokens=True)
+        row = row[:end]
+        text = tokenizer.decode(row, skip_special_tokens=True)
         stops = [text.index(stop) for stop in config.stop_strings or [] if stop in text]
-        generations.append(Generation(text[: min(stops, default=None)], finished=end is not None or bool(stops)))
+        while stops and row[-1] == config.pad_token_id:  # the sequence has waited for others of its batch
+            row.pop()
+        finished = end is not None or bool(stops)
+        generations.append(Generation(text[: min(stops, default=None)], finished, len(row)))
     return generations

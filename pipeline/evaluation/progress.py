@@ -23,10 +23,14 @@ class Generation(NamedTuple):
     Attributes:
         text: the response without special tokens.
         finished: whether the model generated a stop token. If not, the response was truncated at max_new_tokens.
+        tokens: number of generated tokens without the stop token, as far as a server reports it.
+        reasoning: reasoning that a server returns separately from the response, or None.
     """
 
     text: str
     finished: bool
+    tokens: int | None = None
+    reasoning: str | None = None
 
 
 class GenerationLog:
@@ -40,7 +44,7 @@ class GenerationLog:
             deleted.
 
     Attributes:
-        generations: generations of all ranks in earlier runs, by example index.
+        generations: generations of all ranks in earlier runs, by index of the response.
 
     Raises:
         UserError: the log cannot be written.
@@ -143,4 +147,4 @@ def _read_log(path: Path) -> list[tuple[int, Generation]]:
     """Read all complete lines. An incomplete last line, left by a killed process, is skipped."""
     text = path.read_text(encoding="utf-8")
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
-    return [(index, Generation(text, finished)) for index, text, finished in rows]
+    return [(index, Generation(*generation)) for index, *generation in rows]

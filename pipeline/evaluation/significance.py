@@ -12,7 +12,7 @@ RESAMPLES = 10_000
 MAX_ELEMENTS = 10_000_000  # maximum number of elements drawn at once; bounds the memory of the bootstrap
 
 
-def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval (Wilson 1927) of the proportion `correct` / `n`, for `n` > 0.
 
     Unlike the normal approximation, it has correct coverage near 0 and 1 and for small `n`.

@@ -22,8 +22,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.experiments.plan import ExperimentPlan, read_experiment_plan
+from pipeline.experiments.plan import ExperimentPlan, read_experiment_plan, resolve_plan
 from pipeline.experiments.results import write_experiment_results
+from pipeline.experiments.screening import read_chosen
 from pipeline.experiments.study import Study
 
 PLAN = Path(__file__).parent / "plan.yaml"
@@ -34,22 +35,22 @@ class ExperimentSettings:
     """Settings of an experiment run.
 
     Args:
-        plan: YAML file with the variants, amounts, seeds and sizes.
+        plan: YAML file with the variants, worlds, seeds and sizes.
         output: directory for base models, metrics and tables.
         seeds: subset of the plan's seeds; default: all.
-        amounts: subset of the plan's amounts of low-resource pairs; default: all.
+        worlds: subset of the plan's worlds; default: all.
         processes: number of seeds to run at once; default: the number of GPUs or, without GPUs, of CPU cores.
     """
 
     plan: str = str(PLAN)
     output: str = "runs/experiment"
     seeds: list[int] | None = None
-    amounts: list[int] | None = None
+    worlds: list[str] | None = None
     processes: PositiveInt | None = None
 
 
 def save_plan(plan: ExperimentPlan, output: Path) -> None:
-    """Write the plan next to its results. Seeds, amounts and variants may be added to a saved plan.
+    """Write the plan next to its results. Seeds, worlds and variants may be added to a saved plan.
 
     Raises:
         UserError: the directory has results of a plan that differs in any other way.
@@ -57,15 +58,16 @@ def save_plan(plan: ExperimentPlan, output: Path) -> None:
     ensure_writable(output)
     path, new = output / "plan.yaml", _to_plain(asdict(plan))
     saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else new
-    variants = saved["arms"] | new["arms"]
-    changed = {key for key in new if key not in ("arms", "seeds", "amounts") and new[key] != saved[key]}
-    changed |= {f"arms.{name}" for name in new["arms"] if variants[name] != saved["arms"].get(name, variants[name])}
+    merged = {key: saved[key] | new[key] for key in ("arms", "worlds")}
+    changed = {key for key in new if key not in ("arms", "worlds", "seeds", "primary") and new[key] != saved[key]}
+    for key in merged:
+        changed |= {f"{key}.{name}" for name in saved[key] if merged[key][name] != saved[key][name]}
     if changed:
         raise UserError(
             f"{output}: has results of a different plan, which differs in {', '.join(sorted(changed))}; "
             "give another --output"
         )
-    text = yaml.safe_dump(new | {"arms": variants}, sort_keys=False)
+    text = yaml.safe_dump(new | merged, sort_keys=False)
     if not path.exists() or path.read_text(encoding="utf-8") != text:  # avoid rewriting it in the process of each seed
         write_atomically(path, text.encode())
 
@@ -77,8 +79,8 @@ def _to_plain(value: Any) -> Any:
     return [_to_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def run_seeds(settings: ExperimentSettings, seeds: list[int], amount: int) -> None:
-    """Run each seed for one amount in a separate process.
+def run_seeds(settings: ExperimentSettings, seeds: list[int], world: str) -> None:
+    """Run each seed in one world in a separate process.
 
     Raises:
         UserError: a seed failed. The other seeds finish first.
@@ -93,7 +95,7 @@ def run_seeds(settings: ExperimentSettings, seeds: list[int], amount: int) -> No
             environment["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-        args = f"--seeds [{seed}] --amounts [{amount}]".split()
+        args = f"--seeds [{seed}] --worlds [{world}]".split()
         args += ["--plan", settings.plan, "--output", settings.output]
         return subprocess.run([sys.executable, "-m", "pipeline.experiments", *args], env=environment).returncode
 
@@ -109,16 +111,21 @@ def main() -> None:
     disable_progress_bar()  # for loading and saving small models
     settings: ExperimentSettings = auto_cli(ExperimentSettings, as_positional=False)
     plan, output = read_experiment_plan(Path(settings.plan)), Path(settings.output)
-    seeds, amounts = settings.seeds or plan.seeds, settings.amounts or plan.amounts
-    for name, requested, planned in (("seeds", seeds, plan.seeds), ("amounts", amounts, plan.amounts)):
-        if unknown := sorted(set(requested) - set(planned)):
+    if plan.chosen is not None:
+        chosen = read_chosen(Path(settings.plan).parent / plan.chosen)
+        plan = resolve_plan(plan, chosen.seeds, chosen.families)
+    seeds, worlds = settings.seeds or plan.seeds, settings.worlds or list(plan.worlds)
+    for name, requested, planned in (("seeds", seeds, plan.seeds), ("worlds", worlds, list(plan.worlds))):
+        if unknown := sorted(set(requested) - set(planned)):  # type: ignore[type-var]
             raise UserError(f"--{name} {unknown} are not in {settings.plan}, which has {planned}")
     save_plan(plan, output)
     if len(seeds) == 1:
-        Study(plan, seeds[0], output).run(amounts, lambda text: print(text, flush=True))
+        for world in worlds:
+            if seeds[0] in plan.seeds_of(world):
+                Study(plan, world, seeds[0], output).run(lambda text: print(text, flush=True))
         return
-    for amount in amounts:  # finish one amount for all seeds before the next one
-        run_seeds(settings, seeds, amount)
+    for world in worlds:  # finish one world for all seeds before the next one
+        run_seeds(settings, [seed for seed in seeds if seed in plan.seeds_of(world)], world)
     print(write_experiment_results(plan, output), flush=True)
 
 

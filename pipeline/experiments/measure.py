@@ -8,6 +8,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.dataset import Example
@@ -15,21 +17,23 @@ from pipeline.evaluation.generation import generate
 from pipeline.experiments.synthetic_benchmark import (
     LOW,
     MID,
+    MODULUS,
     SHARED_TOKENS,
     SYNTHETIC_LANGUAGES,
     SYNTHETIC_PIVOT,
     Combinations,
     SyntheticBenchmark,
     SyntheticProblem,
+    compute,
 )
 from pipeline.representations.similarity import similarity_metrics, unit_rows
-from pipeline.representations.states import encode, pooled_states
+from pipeline.representations.states import EncodedRecord, encode, pooled_states
 
 # The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
 Model = Any
 Tokenizer = Any
 
-MAX_NEW_TOKENS = 28
+MAX_NEW_TOKENS = {False: 28, True: 48}  # by whether tokens are syllables
 BATCH_SIZE = 400
 
 
@@ -57,7 +61,7 @@ def draw_questions(benchmark: SyntheticBenchmark, count: int, seed: str) -> list
     rng = random.Random(seed)
 
     def draw(lang: str, combinations: Combinations) -> list[BenchmarkQuestion]:
-        problems = [benchmark.draw_problem(rng, lang, combinations) for _ in range(count)]
+        problems = [benchmark.draw_problem(rng, lang, combinations, test=True) for _ in range(count)]
         return [BenchmarkQuestion(lang, combinations, problem) for problem in problems]
 
     low = [question for lang in LOW for question in (*draw(lang, "seen"), *draw(lang, "unseen"))]
@@ -65,13 +69,15 @@ def draw_questions(benchmark: SyntheticBenchmark, count: int, seed: str) -> list
     return [*low, *mid, *(BenchmarkQuestion(SYNTHETIC_PIVOT, "all", question.problem) for question in low)]
 
 
-def generate_answers(model: Model, tokenizer: Tokenizer, questions: Sequence[str]) -> list[list[str]]:
+def generate_answers(
+    model: Model, tokenizer: Tokenizer, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS[False]
+) -> list[list[str]]:
     """Generate a greedy response to each question and return its words."""
     examples = [
         Example(str(i), SYNTHETIC_PIVOT, [{"role": "user", "content": text}], Decimal(0))
         for i, text in enumerate(questions)
     ]
-    generations = generate(model, tokenizer, examples, BATCH_SIZE, MAX_NEW_TOKENS)
+    generations = generate(model, tokenizer, examples, BATCH_SIZE, max_new_tokens)
     return [generation.text.split() for generation in generations]
 
 
@@ -80,7 +86,9 @@ def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
 
     `pivot`, `mid` and `low` are the mean accuracies in these groups of languages. `consistency` is how often the answer
     in a low-resource language equals the answer in the pivot. `confusion` is how often an output contains words of
-    another language. All of these are fractions in [0, 1]. The metrics of `measure_representations` are included.
+    another language. `floor` is the accuracy on held-out combinations that results from always using the operator that
+    the language shows for a verb. All of these are fractions in [0, 1]. The metrics of `measure_representations` are
+    included.
 
     Args:
         model: model in evaluation mode.
@@ -90,7 +98,7 @@ def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
     """
     questions = draw_questions(benchmark, count, f"test {benchmark.seed}")
     texts = [benchmark.format_problem(question.problem, question.lang)[0] for question in questions]
-    answers = generate_answers(model, tokenizer, texts)
+    answers = generate_answers(model, tokenizer, texts, MAX_NEW_TOKENS[benchmark.options.subwords])
     final = [answer[-1] if answer else None for answer in answers]
     correct = [
         word == str(benchmark.results(question.problem)[-1]) for word, question in zip(final, questions, strict=True)
@@ -119,14 +127,24 @@ def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
         "consistency": fmean(same),
         "confusion": fmean(fraction(confused, lang) for lang in LOW),
         "confusion_pivot": fraction(confused, SYNTHETIC_PIVOT),
+        "floor": fmean(floor(benchmark, question) for question in questions if question.combinations == "unseen"),
         **measure_representations(model, tokenizer, benchmark),
     }
 
 
+def floor(benchmark: SyntheticBenchmark, question: BenchmarkQuestion) -> float:
+    """Return whether the seen operators give the right result, or the probability of a guess if verbs are held out."""
+    if benchmark.options.held_out == "verbs":
+        return 1 / MODULUS
+    result = question.problem.first
+    for verb, noun, number in question.problem.steps:
+        result = compute(benchmark.operator(verb, noun + 1), result, number)  # of the other class
+    return float(result == benchmark.results(question.problem)[-1])
+
+
 def _foreign_words(benchmark: SyntheticBenchmark, lang: str) -> set[str]:
-    return {
-        word for other in SYNTHETIC_LANGUAGES if other != lang for word in benchmark.languages[other].content_words()
-    }
+    words = {word for language in benchmark.languages.values() for word in language.content_words()}
+    return words - set(benchmark.languages[lang].content_words())
 
 
 def measure_representations(
@@ -136,7 +154,9 @@ def measure_representations(
 
     Representations are pooled over reference solutions: at a middle layer, after the final norm, and as soft tokens.
     Cosines are means over the low-resource languages. The silhouette uses the languages as clusters.
-    `word_centred_cosine` compares the input embeddings of translated words after subtracting the mean of each language.
+    `word_cosine` compares the input embeddings of translated words, which are means over the tokens of a word, and
+    `word_centred_cosine` does so after subtracting the mean of each language. `soft_token_entropy` is the mean entropy
+    in nats of the next-token distribution in the low-resource languages.
     """
     rng = random.Random(f"representations {benchmark.seed}")
     problems = [benchmark.draw_problem(rng, SYNTHETIC_PIVOT, "all") for _ in range(num_problems)]
@@ -144,7 +164,8 @@ def measure_representations(
         benchmark.record(str(i), lang, problem) for lang in SYNTHETIC_LANGUAGES for i, problem in enumerate(problems)
     ]
     layers = [len(model.get_decoder().layers) // 2 + 1]
-    states = pooled_states(model, encode(tokenizer, records), layers, BATCH_SIZE)
+    encoded = encode(tokenizer, records)
+    states = pooled_states(model, encoded, layers, BATCH_SIZE)
     langs = np.repeat(SYNTHETIC_LANGUAGES, num_problems)
     silhouette = import_optional("sklearn.metrics").silhouette_score
     metrics: dict[str, float] = {}
@@ -154,15 +175,35 @@ def measure_representations(
         metrics[f"{kind}_cosine"] = fmean(similarity["cosine"].value for similarity in similarities)
         metrics[f"{kind}_centred_cosine"] = fmean(similarity["centred_cosine"].value for similarity in similarities)
         metrics[f"{kind}_silhouette"] = float(silhouette(unit_rows(points.astype(np.float64)), langs, metric="cosine"))
-    matrix = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    matrix = model.get_input_embeddings().weight.detach().float()
     words = {
-        lang: matrix[tokenizer.convert_tokens_to_ids(list(benchmark.languages[lang].content_words()))]
+        lang: (word_averages(tokenizer, benchmark.languages[lang].content_words()).to(matrix.device) @ matrix).cpu()
         for lang in SYNTHETIC_LANGUAGES
     }
-    metrics["word_centred_cosine"] = fmean(
-        similarity_metrics(words[SYNTHETIC_PIVOT], words[lang])["centred_cosine"].value for lang in LOW
-    )
-    return metrics
+    similarities = [similarity_metrics(words[SYNTHETIC_PIVOT].numpy(), words[lang].numpy()) for lang in LOW]
+    metrics["word_cosine"] = fmean(similarity["cosine"].value for similarity in similarities)
+    metrics["word_centred_cosine"] = fmean(similarity["centred_cosine"].value for similarity in similarities)
+    low = [example for record, example in zip(records, encoded, strict=True) if record.lang in LOW]
+    return metrics | {"soft_token_entropy": mean_entropy(model, low)}
+
+
+def word_averages(tokenizer: Tokenizer, words: Sequence[str]) -> Tensor:
+    """Return the [words, V] matrix that averages the embeddings of each word's tokens."""
+    matrix = torch.zeros(len(words), len(tokenizer))
+    for row, word in zip(matrix, words, strict=True):
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        row.index_add_(0, torch.tensor(ids), torch.full((len(ids),), 1 / len(ids)))
+    return matrix
+
+
+@torch.inference_mode()
+def mean_entropy(model: Model, encoded: Sequence[EncodedRecord]) -> float:
+    """Return the mean entropy of the next-token distribution over all response positions, in nats."""
+    entropies = []
+    for ids, positions in encoded:
+        logits = model(torch.tensor([ids], device=model.device)).logits[0, positions].float()
+        entropies.append(torch.distributions.Categorical(logits=logits).entropy().cpu())
+    return float(torch.cat(entropies).mean())
 
 
 def copy_accuracy(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchmark, count: int) -> dict[str, float]:
@@ -171,7 +212,8 @@ def copy_accuracy(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
     fractions = {}
     for lang in SYNTHETIC_LANGUAGES:
         exercises = [benchmark.format_copy_task(benchmark.draw_problem(rng, lang, "all"), lang) for _ in range(count)]
-        answers = generate_answers(model, tokenizer, [question for question, _ in exercises])
+        questions = [question for question, _ in exercises]
+        answers = generate_answers(model, tokenizer, questions, MAX_NEW_TOKENS[benchmark.options.subwords])
         digits = [[word for word in answer if word in SHARED_TOKENS and word.isdigit()] for answer in answers]
         expected = [[word for word in answer.split() if word.isdigit()] for _, answer in exercises]
         fractions[lang] = fmean(a == b for a, b in zip(digits, expected, strict=True))

@@ -1,185 +1,191 @@
-"""Tables of an experiment: difference of each variant from plain fine-tuning, paired by seed, with 95 % intervals."""
+"""Tables and plot of an experiment: differences from plain fine-tuning, paired by seed, with 95 % intervals."""
 
-import json
 import math
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
-
-from matplotlib.axes import Axes
+from statistics import fmean
+from typing import Any
 
 from pipeline.common.atomic_io import write_atomically, write_json
 from pipeline.common.errors import UserError
-from pipeline.common.optional_imports import import_optional
-from pipeline.common.plotting import GREY, RUN_COLORS, add_axes, new_figure, png, title
+from pipeline.common.plotting import BLUE, GREY, INK, ORANGE, add_axes, new_figure, png, title
 from pipeline.evaluation.accuracy import versions
-from pipeline.experiments.plan import BASELINE, ExperimentPlan
+from pipeline.experiments.analysis import (
+    PRIMARY,
+    Comparison,
+    Results,
+    detectable_difference,
+    differences,
+    interval,
+    read_results,
+    run_comparisons,
+    values_csv,
+)
+from pipeline.experiments.plan import BASELINE, Contrast, ExperimentPlan
+from pipeline.experiments.screening import chosen_yaml, judge_trials, screening_table
 
-# Headings of the metrics that are shown in percent, and of the metrics that are shown unscaled.
+# Headings of the measures that are shown in percent, and of the measures that are shown unscaled.
 FRACTION_HEADINGS = {
-    "low": "low-resource",
-    "low_seen": "seen combinations",
     "low_unseen": "held-out combinations",
+    "low_seen": "seen combinations",
+    "low": "low-resource",
     "mid": "mid",
     "pivot": "pivot",
-    "consistency": "same answer as pivot",
     "confusion": "foreign words",
 }
-REPRESENTATION_HEADINGS = {
+MECHANISM_HEADINGS = {
+    "word_cosine": "words, cosine",
+    "word_centred_cosine": "words, centered cosine",
+    "final_cosine": "final layer, cosine",
     "final_centred_cosine": "final layer, centered cosine",
     "final_silhouette": "final layer, silhouette",
-    "soft_tokens_centred_cosine": "soft tokens, centered cosine",
-    "soft_tokens_silhouette": "soft tokens, silhouette",
-    "word_centred_cosine": "word embeddings, centered cosine",
+    "soft_token_entropy": "entropy of p",
 }
-# Sanity check: the baseline's mean low-resource accuracy (in percent) must leave room for differences.
-BASELINE_ACCURACY_RANGE = (0.25, 0.80)
-
+MIN_SEEN_ACCURACY = 0.95  # sanity check: the baseline must have learned the seen combinations with every seed
 MIN_SEEDS = 3  # minimum number of seeds to show an interval
-
-ModelMetrics = dict[str, Any]  # metrics of one model, as written by `Study`
-Results = dict[tuple[str, int], dict[int, ModelMetrics]]  # by variant and amount, then by seed
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and its 95 % confidence interval (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: list[float]) -> Interval:
-    """Compute the mean and its confidence interval. The bounds are NaN for a single value."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = import_optional("scipy.stats").t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
-
-
-def read_results(output: Path) -> Results:
-    """Read the metrics of all models in an output directory."""
-    results: Results = {}
-    for path in sorted(output.glob("seed-*/*-*.json")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        results.setdefault((metrics["arm"], metrics["amount"]), {})[metrics["seed"]] = metrics
-    return results
-
-
-def differences(results: Results, variant: str, amount: int, key: str) -> list[float]:
-    """Return the differences of a metric between a variant and the baseline, for the seeds that have both."""
-    models, baseline = results.get((variant, amount), {}), results.get((BASELINE, amount), {})
-    return [models[seed][key] - baseline[seed][key] for seed in sorted(models.keys() & baseline.keys())]
+SIGNIFICANT = 0.05
 
 
 def write_experiment_results(plan: ExperimentPlan, output: Path) -> str:
-    """Write results.md, results.json and results.png, and return the Markdown.
+    """Write results.csv, results.md, results.json and results.png, and return the Markdown.
+
+    In a screening, chosen.yaml is also written.
 
     Raises:
         UserError: the baseline has no results yet.
     """
     results = read_results(output)
-    amounts = [amount for amount in plan.amounts if results.get((BASELINE, amount))]
-    if not amounts:
+    worlds = [world for world in plan.worlds if results.get((BASELINE, world))]
+    if not worlds:
         raise UserError(f"{output}: no results of {BASELINE!r} yet; run python -m pipeline.experiments")
-    tables = []
-    for amount in amounts:
-        tables.append(markdown_table(plan, results, amount, FRACTION_HEADINGS, scale=100, digits=1))
-        tables.append(markdown_table(plan, results, amount, REPRESENTATION_HEADINGS, scale=1, digits=2))
+    comparisons = run_comparisons(plan, results)
+    tables = [primary_table(comparisons)] if plan.primary else []
+    for world in worlds:
+        tables += [accuracy_table(plan, results, comparisons, world), mechanism_table(plan, results, world)]
+    if plan.chosen is None and (trials := judge_trials(plan, results, worlds[0])):
+        tables.append(screening_table(trials))
+        write_atomically(output / "chosen.yaml", chosen_yaml(plan, trials).encode())
     text = "\n\n".join(tables)
+    write_atomically(output / "results.csv", values_csv(results).encode())
     write_atomically(output / "results.md", f"{text}\n".encode())
-    write_json(output / "results.json", summarize_results(plan, results, amounts))
-    write_atomically(output / "results.png", plot_results(plan, results, amounts))
+    write_json(output / "results.json", summarize_results(comparisons, results))
+    write_atomically(output / "results.png", plot_results(plan, results, worlds[0]))
     return text
 
 
-def markdown_table(
-    plan: ExperimentPlan, results: Results, amount: int, headings: dict[str, str], scale: float, digits: int
-) -> str:
-    """Format the means of the baseline, and the differences of each variant from it with intervals.
-
-    Args:
-        plan: the plan, which gives the order of the variants.
-        results: metrics of all models.
-        amount: pairs per low-resource language.
-        headings: column heading of each metric.
-        scale: factor that the metrics are multiplied by; 100 for percent.
-        digits: number of digits after the decimal point.
-    """
-    models = results[BASELINE, amount]
+def primary_table(comparisons: list[Comparison]) -> str:
+    """Format the primary contrasts."""
     lines = [
-        f"{amount} pairs per low-resource language, {len(models)} seeds" + (", percent" if scale == 100 else ""),
+        f"Primary: {FRACTION_HEADINGS[PRIMARY]}, points; p after Holm's correction over these rows",
         "",
-        f"| variant | {' | '.join(headings.values())} |",
-        "|---|" + "---|" * len(headings),
+        "| contrast | world | seeds | difference | found with 80 % power | p |",
+        "|---|---|---:|---:|---:|---:|",
     ]
-    means = {key: fmean(metrics[key] for metrics in models.values()) * scale for key in headings}
-    lines.append(f"| {BASELINE} | " + " | ".join(f"{mean:.{digits}f}" for mean in means.values()) + " |")
-    for variant in plan.variants:
-        cells = []
-        for key in headings:
-            if values := [scale * value for value in differences(results, variant, amount, key)]:
-                mean, low, high = interval(values)
-                bounds = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if len(values) >= MIN_SEEDS else ""
-                cells.append(f"{mean:+.{digits}f}{bounds}")
-        if variant != BASELINE and cells:
+    for comparison in comparisons:
+        if comparison.primary:
+            contrast = comparison.contrast
+            difference = _difference(comparison, 1)
+            lines.append(
+                f"| {contrast.variant} - {contrast.baseline} | {contrast.world} | {comparison.seeds} | {difference} | "
+                f"{100 * detectable_difference(comparison):.1f} | {comparison.p_holm:.4f} |"
+            )
+    return "\n".join(lines)
+
+
+def _difference(comparison: Comparison, digits: int) -> str:
+    """Format a difference in points, with its interval if there are enough seeds."""
+    mean, low, high = (100 * value for value in comparison.interval)
+    bounds = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if comparison.seeds >= MIN_SEEDS else ""
+    return f"{mean:+.{digits}f}{bounds}"
+
+
+def accuracy_table(plan: ExperimentPlan, results: Results, comparisons: list[Comparison], world: str) -> str:
+    """Format the accuracy of the baseline in one world, and the differences of each variant from it.
+
+    An asterisk marks a difference whose p-value after Holm's correction is below 5 %.
+    """
+    models = results[BASELINE, world]
+    means = {key: 100 * fmean(metrics[key] for metrics in models.values()) for key in FRACTION_HEADINGS}
+    floor = 100 * fmean(metrics["floor"] for metrics in models.values())
+    lines = [
+        f"World {world}: {plan.worlds[world].pairs} pairs per low-resource language, {len(models)} seeds, percent. "
+        f"Always using the seen sign gives {floor:.1f} on held-out combinations",
+        "",
+        f"| variant | {' | '.join(FRACTION_HEADINGS.values())} |",
+        "|---|" + "---|" * len(FRACTION_HEADINGS),
+        f"| {BASELINE} | " + " | ".join(f"{mean:.1f}" for mean in means.values()) + " |",
+    ]
+    for variant in plan.variants_of(world):
+        own = {c.measure: c for c in comparisons if c.contrast == Contrast(variant, BASELINE, world)}
+        if own:
+            cells = [
+                _difference(own[key], 1) + ("*" if own[key].p_holm < SIGNIFICANT else "") for key in FRACTION_HEADINGS
+            ]
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    low, high = (100 * bound for bound in BASELINE_ACCURACY_RANGE)
-    if "low" in means and not low <= means["low"] <= high:
+    failed = sorted(seed for seed, metrics in models.items() if metrics["low_seen"] < MIN_SEEN_ACCURACY)
+    if failed:
         lines += [
             "",
-            f"Sanity check failed: the low-resource accuracy of {BASELINE} is {means['low']:.1f} %. Outside "
-            f"{low:.0f} to {high:.0f} %, the variants differ little.",
+            f"Sanity check failed: {BASELINE} has not learned the seen combinations ({MIN_SEEN_ACCURACY:.0%}) with "
+            f"{len(failed)} of {len(models)} seeds: {', '.join(map(str, failed))}.",
         ]
     return "\n".join(lines)
 
 
-def summarize_results(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> dict[str, Any]:
-    """Compute the content of results.json: means, differences and intervals by amount and variant."""
-    keys = [*FRACTION_HEADINGS, *REPRESENTATION_HEADINGS]
-    summary: dict[str, Any] = {"versions": versions(), "amounts": {}}
-    for amount in amounts:
-        by_variant = summary["amounts"][str(amount)] = {}
-        for variant in plan.variants:
-            if (variant, amount) not in results:
-                continue
-            models = results[variant, amount]
-            by_variant[variant] = {
-                "seeds": sorted(models),
-                "mean": {key: fmean(metrics[key] for metrics in models.values()) for key in keys},
-                "minus_sft": {key: interval(differences(results, variant, amount, key))._asdict() for key in keys},
-            }
-    return summary
+def mechanism_table(plan: ExperimentPlan, results: Results, world: str) -> str:
+    """Format the mean of each measure of representations, of the entropy of p, and of the share of the gradient."""
+    lines = [
+        f"World {world}: representations after training, means over seeds",
+        "",
+        f"| variant | {' | '.join(MECHANISM_HEADINGS.values())} | share of the gradient |",
+        "|---|" + "---:|" * (len(MECHANISM_HEADINGS) + 1),
+    ]
+    for variant in plan.variants_of(world):
+        if models := results.get((variant, world)):
+            cells = [f"{fmean(metrics[key] for metrics in models.values()):.2f}" for key in MECHANISM_HEADINGS]
+            shares = [metrics["gradient_share"] for metrics in models.values() if "gradient_share" in metrics]
+            lines.append(f"| {variant} | {' | '.join(cells)} | {f'{fmean(shares):.2f}' if shares else ''} |")
+    return "\n".join(lines)
 
 
-def plot_results(plan: ExperimentPlan, results: Results, amounts: Sequence[int]) -> bytes:
-    """Plot the difference in low-resource accuracy from plain fine-tuning, by variant and amount, as PNG."""
-    figure = new_figure(9, 3.6)
-    grid = figure.add_gridspec(1, 2)
-    for column, (key, name) in enumerate({"low": "all problems", "low_unseen": "held-out combinations"}.items()):
-        axes = add_axes(figure, grid[0, column])
-        _draw_differences(axes, plan, results, amounts, key)
-        title(axes, f"Low-resource accuracy, {name}")
-        if column == 0:
-            axes.legend(frameon=False, fontsize=8)
+def summarize_results(comparisons: list[Comparison], results: Results) -> dict[str, Any]:
+    """Return the content of results.json: all comparisons, and the mean of each measure by world and variant."""
+    means: dict[str, Any] = {}
+    for (variant, world), models in results.items():
+        names = [name for name, value in next(iter(models.values())).items() if isinstance(value, float)]
+        means.setdefault(world, {})[variant] = {
+            name: fmean(metrics[name] for metrics in models.values()) for name in names
+        }
+    rows = [
+        {**asdict(c.contrast), **c.interval._asdict(), "measure": c.measure, "seeds": c.seeds, "p": c.p,
+         "p_holm": c.p_holm, "primary": c.primary}
+        for c in comparisons
+    ]  # fmt: skip
+    return {"versions": versions(), "comparisons": rows, "means": means}
+
+
+def plot_results(plan: ExperimentPlan, results: Results, world: str) -> bytes:
+    """Plot the accuracy on held-out combinations in one world, as PNG: a dot per seed, and the mean of each variant."""
+    variants = [variant for variant in plan.variants_of(world) if (variant, world) in results]
+    figure = new_figure(9, 0.32 * len(variants) + 1.6)
+    axes = add_axes(figure, figure.add_gridspec(1, 1)[0, 0])
+    baseline = results[BASELINE, world]
+    for row, variant in enumerate(reversed(variants)):
+        values = {seed: 100 * metrics[PRIMARY] for seed, metrics in results[variant, world].items()}
+        axes.scatter(list(values.values()), [row] * len(values), s=12, color=GREY, alpha=0.6, linewidths=0)
+        mean = fmean(values.values())
+        gains = [100 * value for value in differences(results, Contrast(variant, BASELINE, world), PRIMARY)]
+        above = len(gains) >= MIN_SEEDS and interval(gains).low > 0
+        axes.scatter([mean], [row], s=55, marker="D", color=ORANGE if above else BLUE, zorder=3)
+        axes.text(104, row, f"{mean:.0f}", va="center", fontsize=9, color=INK)
+    floor = 100 * fmean(metrics["floor"] for metrics in baseline.values())
+    for x, name in ((floor, "guess"), (100 * fmean(m[PRIMARY] for m in baseline.values()), BASELINE)):
+        if not math.isnan(x):
+            axes.axvline(x, color=GREY, linewidth=0.8, linestyle="--")
+            axes.text(x, len(variants) - 0.4, name, fontsize=8, color=GREY, ha="right" if name == "guess" else "left")
+    axes.set_xlim(-2, 110)
+    axes.set_ylim(-0.6, len(variants) - 0.1)
+    axes.set_yticks(range(len(variants)), list(reversed(variants)))
+    axes.set_xlabel(f"accuracy on held-out combinations, %; dots: seeds; orange: above {BASELINE}, interval above 0")
+    title(axes, f"World {world}: what is learned from the other languages")
     return png(figure)
-
-
-def _draw_differences(axes: Axes, plan: ExperimentPlan, results: Results, amounts: Sequence[int], key: str) -> None:
-    variants = [variant for variant in plan.variants if variant != BASELINE]
-    width = 0.8 / len(amounts)
-    for i, amount in enumerate(amounts):
-        for position, variant in enumerate(variants):
-            values = [100 * value for value in differences(results, variant, amount, key)]
-            if not values:
-                continue
-            mean, low, high = interval(values)
-            x = position + (i - (len(amounts) - 1) / 2) * width
-            axes.bar(x, mean, width * 0.92, color=RUN_COLORS[i], label=f"{amount} pairs" if position == 0 else None)
-            if len(values) >= MIN_SEEDS:
-                axes.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=2)
-    axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set_xticks(range(len(variants)), [variant.replace("_", "\n") for variant in variants], fontsize=7)
-    axes.set_ylabel("points over sft")

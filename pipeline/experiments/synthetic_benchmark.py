@@ -10,8 +10,9 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise, permutations
 from typing import Literal
+from zlib import crc32
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.records import Record, parse_record
@@ -25,11 +26,38 @@ MODULUS = 10
 OPERATORS = ("+", "-", "~", "*")  # plus, minus, minus with swapped operands, times (all modulo 10)
 NUM_VERBS, NUM_NOUNS, NUM_CLASSES = 12, 8, 2
 NUM_STEPS = (1, 2)
+TEST_FRACTION = 5  # one of this number of problems is never trained on, by a hash of the problem
+SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 SHARED_TOKENS = (*map(str, range(MODULUS)), *OPERATORS, "=", ".")
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", *ROLES)
 
 # Combinations of verb and class: all, those in the training data of a language, or those held out of it.
 Combinations = Literal["all", "seen", "unseen"]
+Task = Literal["solve", "copy", "translate"]
+WORD_START = "▁"  # begins the first syllable of a word
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Properties in which versions of the benchmark differ.
+
+    Attributes:
+        subwords: whether a token is a syllable, with a marker if it begins a word. A word then has three tokens, and
+            all languages share them. Otherwise each word is a token.
+        restate: whether the worked answer repeats the verb and noun of each step before computing it. Otherwise it
+            contains no word but the one that starts the result.
+        held_out: what the training data of a low-resource language lack: for each verb one of the two classes, or half
+            of the verbs (`verbs`), for which then no translation pair exists.
+        synonyms: number of words per verb and noun in each language. The n-th one is used with a frequency
+            proportional to 1/n, independently in each language, so that translation is many to many.
+        shared_nouns: number of nouns that are the same word in all languages, like names.
+    """
+
+    subwords: bool = False
+    restate: bool = True
+    held_out: Literal["classes", "verbs"] = "classes"
+    synonyms: int = 1
+    shared_nouns: int = 0
 
 
 def compute(operator: str, a: int, b: int) -> int:
@@ -43,7 +71,7 @@ class SyntheticLanguage:
     """Words and word orders of a language.
 
     Attributes:
-        verbs, nouns: the words, ordered by meaning.
+        verbs, nouns: the words, ordered by meaning. Synonyms follow each other.
         start, ask, copy, answer: words that start a problem, ask for its result, ask for a copy, and start the result.
         question_order: order of verb, noun and number in a question.
         solution_order: order of verb and noun in a solution.
@@ -63,7 +91,10 @@ class SyntheticLanguage:
         return (*self.verbs, *self.nouns, self.start, self.ask, self.copy, self.answer)
 
     def clause(self, verb: int, noun: int, number: int | None) -> str:
-        """Format one step, with its number (as in a question) or without (as in a solution)."""
+        """Format one step, with its number (as in a question) or without (as in a solution).
+
+        `verb` and `noun` are indices of words.
+        """
         parts = [self.verbs[verb], self.nouns[noun]] + ([] if number is None else [str(number)])
         order = self.question_order if number is not None else self.solution_order
         return " ".join(parts[i] for i in order)
@@ -81,6 +112,11 @@ class SyntheticProblem:
     noun: int
     steps: tuple[tuple[int, int, int], ...]
 
+    @property
+    def is_test(self) -> bool:
+        """Whether the problem is used for tests only. No training data contain it, in any language."""
+        return crc32(repr((self.first, self.noun, self.steps)).encode()) % TEST_FRACTION == 0
+
 
 class SyntheticBenchmark:
     """Languages, meanings and problems, all generated from one seed.
@@ -89,36 +125,49 @@ class SyntheticBenchmark:
         seed: the seed.
         languages: the languages by code.
         operators: operator of a step, indexed by [verb][class].
+        options: the options.
         seen_class: for each low-resource language, the class with which each verb occurs in its training data.
+        seen_verbs: for each low-resource language, half of the verbs. With `held_out: verbs`, its training data contain
+            only these.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, options: BenchmarkOptions | None = None) -> None:
+        self.seed, self.options = seed, options or BenchmarkOptions()
         self._rng = random.Random(f"world {seed}")
         words = self._draw_words()
+        self._shared_nouns: tuple[str, ...] = ()
         self.languages = {lang: self._draw_language(words) for lang in SYNTHETIC_LANGUAGES}
         # The operators of a verb differ between classes, so that the seen one does not reveal the unseen one.
         self.operators = [self._rng.sample(OPERATORS, NUM_CLASSES) for _ in range(NUM_VERBS)]
         self.seen_class = {lang: [self._rng.randrange(NUM_CLASSES) for _ in range(NUM_VERBS)] for lang in LOW}
+        self.seen_verbs = {lang: sorted(self._rng.sample(range(NUM_VERBS), NUM_VERBS // 2)) for lang in LOW}
 
     def _draw_words(self) -> list[str]:
         """Return pronounceable words for all languages, without duplicates."""
-        syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
-        per_language = NUM_VERBS + NUM_NOUNS + 4
+        number = self._num_words * len(SYNTHETIC_LANGUAGES)
         words: set[str] = set()
-        while len(words) < per_language * len(SYNTHETIC_LANGUAGES):
-            words.add("".join(self._rng.choices(syllables, k=3)))
+        while len(words) < number:
+            words.add("".join(self._rng.choices(SYLLABLES, k=3)))
         shuffled = sorted(words)
         self._rng.shuffle(shuffled)
         return shuffled
 
+    @property
+    def _num_words(self) -> int:
+        """Number of words of a language."""
+        return (NUM_VERBS + NUM_NOUNS) * self.options.synonyms + 4
+
     def _draw_language(self, words: list[str]) -> SyntheticLanguage:
         """Pop the words of one language from `words` and draw its word orders."""
-        own = [words.pop() for _ in range(NUM_VERBS + NUM_NOUNS + 4)]
-        verbs, nouns = tuple(own[:NUM_VERBS]), tuple(own[NUM_VERBS : NUM_VERBS + NUM_NOUNS])
-        start, ask, copy, answer = own[NUM_VERBS + NUM_NOUNS :]
+        own = [words.pop() for _ in range(self._num_words)]
+        num_verbs, num_nouns = NUM_VERBS * self.options.synonyms, NUM_NOUNS * self.options.synonyms
+        verbs, nouns = tuple(own[:num_verbs]), tuple(own[num_verbs : num_verbs + num_nouns])
+        shared = self.options.shared_nouns * self.options.synonyms
+        self._shared_nouns = self._shared_nouns or nouns[:shared]
+        start, ask, copy, answer = own[num_verbs + num_nouns :]
         question_order = self._rng.choice(list(permutations(range(3))))
         solution_order = self._rng.choice(list(permutations(range(2))))
+        nouns = (*self._shared_nouns, *nouns[shared:])
         return SyntheticLanguage(verbs, nouns, start, ask, copy, answer, question_order, solution_order)
 
     def operator(self, verb: int, noun: int) -> str:
@@ -132,63 +181,106 @@ class SyntheticBenchmark:
             results.append(compute(self.operator(verb, noun), results[-1], number))
         return results
 
-    def draw_problem(self, rng: random.Random, lang: str, combinations: Combinations) -> SyntheticProblem:
+    def draw_problem(
+        self, rng: random.Random, lang: str, combinations: Combinations, test: bool = False
+    ) -> SyntheticProblem:
         """Draw a problem.
 
         Args:
             rng: random number generator.
             lang: language whose training data determine which combinations are seen.
             combinations: combinations of verb and class that the problem may use. Ignored for languages not in `LOW`.
+            test: whether to draw a test problem or a training problem. No problem is both.
         """
-        steps = []
-        for _ in range(rng.choice(NUM_STEPS)):
-            verb, noun = rng.randrange(NUM_VERBS), rng.randrange(NUM_NOUNS)
-            if combinations != "all" and lang in LOW:
+        while True:
+            steps = tuple(self._draw_step(rng, lang, combinations) for _ in range(rng.choice(NUM_STEPS)))
+            problem = SyntheticProblem(rng.randrange(MODULUS), rng.randrange(NUM_NOUNS), steps)
+            if problem.is_test is test:
+                return problem
+
+    def _draw_step(self, rng: random.Random, lang: str, combinations: Combinations) -> tuple[int, int, int]:
+        verb, noun = rng.randrange(NUM_VERBS), rng.randrange(NUM_NOUNS)
+        if combinations != "all" and lang in LOW:
+            if self.options.held_out == "verbs":
+                verbs = [v for v in range(NUM_VERBS) if (v in self.seen_verbs[lang]) is (combinations == "seen")]
+                verb = verbs[verb % len(verbs)]
+            else:
                 seen = self.seen_class[lang][verb]
                 noun = noun - noun % NUM_CLASSES + (seen if combinations == "seen" else 1 - seen)
-            steps.append((verb, noun, rng.randrange(MODULUS)))
-        return SyntheticProblem(rng.randrange(MODULUS), rng.randrange(NUM_NOUNS), tuple(steps))
+        return verb, noun, rng.randrange(MODULUS)
+
+    def _word_indices(self, problem: SyntheticProblem, lang: str) -> tuple[int, list[tuple[int, int]]]:
+        """Return the word of the first noun, and the words of verb and noun of each step."""
+        synonyms = self.options.synonyms
+        rng = random.Random(f"synonyms {self.seed} {lang} {problem}")
+
+        def word(meaning: int) -> int:
+            if synonyms == 1:
+                return meaning
+            return meaning * synonyms + rng.choices(range(synonyms), [1 / (n + 1) for n in range(synonyms)])[0]
+
+        return word(problem.noun), [(word(verb), word(noun)) for verb, noun, _ in problem.steps]
+
+    def format_question(self, problem: SyntheticProblem, lang: str, end: str) -> str:
+        """Format a problem as a question in one language. `end`: the last word, which says what to do."""
+        language, (noun, steps) = self.languages[lang], self._word_indices(problem, lang)
+        numbers = [number for *_, number in problem.steps]
+        clauses = [f"{language.clause(*step, number)} ." for step, number in zip(steps, numbers, strict=True)]
+        return " ".join([f"{language.start} {language.nouns[noun]} {problem.first} .", *clauses, end])
 
     def format_problem(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
         """Format a problem as question and worked solution in one language."""
         language, results = self.languages[lang], self.results(problem)
-        solved = []
-        for (verb, noun, number), (before, after) in zip(problem.steps, pairwise(results), strict=True):
-            calculation = f"{before} {self.operator(verb, noun)} {number} = {after} ."
-            solved.append(f"{language.clause(verb, noun, None)} {calculation}")
-        solution = [_format_start(problem, language), *solved, f"{language.answer} {results[-1]}"]
-        return _format_question(problem, language, language.ask), " ".join(solution)
+        noun, words = self._word_indices(problem, lang)
+        solution = [f"{language.start} {language.nouns[noun]} {problem.first} ."] if self.options.restate else []
+        for (verb, step_noun, number), step, (before, after) in zip(
+            problem.steps, words, pairwise(results), strict=True
+        ):
+            calculation = f"{before} {self.operator(verb, step_noun)} {number} = {after} ."
+            solution.append(f"{language.clause(*step, None)} {calculation}" if self.options.restate else calculation)
+        solution.append(f"{language.answer} {results[-1]}")
+        return self.format_question(problem, lang, language.ask), " ".join(solution)
 
     def format_copy_task(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
         """Format a task to repeat the problem as question and answer. It requires words and digits but no meaning."""
-        language = self.languages[lang]
-        copied = [f"{language.clause(verb, noun, None)} {number} ." for verb, noun, number in problem.steps]
-        answer = " ".join([_format_start(problem, language), *copied])
-        return _format_question(problem, language, language.copy), answer
+        language, (noun, steps) = self.languages[lang], self._word_indices(problem, lang)
+        copied = [
+            f"{language.clause(*step, None)} {number} ."
+            for step, (*_, number) in zip(steps, problem.steps, strict=True)
+        ]
+        answer = " ".join([f"{language.start} {language.nouns[noun]} {problem.first} .", *copied])
+        return self.format_question(problem, lang, language.copy), answer
 
-    def record(self, pair_id: str, lang: str, problem: SyntheticProblem, copied: bool = False) -> Record:
-        """Return the training record of a problem, or of its copy task, in one language."""
-        question, answer = self.format_copy_task(problem, lang) if copied else self.format_problem(problem, lang)
+    def format_translation_task(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
+        """Format a task to translate the question into the pivot, which the pivot's word for copying asks for."""
+        pivot = self.languages[SYNTHETIC_PIVOT]
+        question = self.format_question(problem, lang, pivot.copy)
+        return question, self.format_question(problem, SYNTHETIC_PIVOT, pivot.ask)
+
+    def record(self, pair_id: str, lang: str, problem: SyntheticProblem, task: Task = "solve") -> Record:
+        """Return the training record of a task in one language."""
+        formats = {
+            "solve": self.format_problem, "copy": self.format_copy_task, "translate": self.format_translation_task
+        }  # fmt: skip
+        question, answer = formats[task](problem, lang)
         return parse_record({"pair_id": pair_id, "lang": lang, "question": question, "answer": answer})
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        """Return a tokenizer with one token per word and the chat template of `python -m data_prep tokenizer`."""
+        """Return a tokenizer of words or syllables, with the chat template of `python -m data_prep tokenizer`."""
         words = [word for language in self.languages.values() for word in language.content_words()]
-        vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *SHARED_TOKENS, *words])}
+        pieces = [*SHARED_TOKENS, *dict.fromkeys(words)]
+        if self.options.subwords:
+            pieces = [*(WORD_START + piece for piece in (*SHARED_TOKENS, *SYLLABLES)), *SYLLABLES]
+        vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *pieces])}
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # type: ignore[call-arg]
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[call-arg]
+        if self.options.subwords:
+            syllables = pre_tokenizers.Split(Regex(f"{WORD_START}?[a-z][aeiou]"), "isolated")
+            backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), syllables])  # type: ignore[call-arg]
+            backend.decoder = decoders.Metaspace()
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
         )
         tokenizer.add_special_tokens({"additional_special_tokens": list(ROLES)})
         tokenizer.chat_template = CHAT_TEMPLATE
         return tokenizer
-
-
-def _format_question(problem: SyntheticProblem, language: SyntheticLanguage, end: str) -> str:
-    clauses = [f"{language.clause(*step)} ." for step in problem.steps]
-    return " ".join([_format_start(problem, language), *clauses, end])
-
-
-def _format_start(problem: SyntheticProblem, language: SyntheticLanguage) -> str:
-    return f"{language.start} {language.nouns[problem.noun]} {problem.first} ."

@@ -3,6 +3,7 @@
 An experiment consists of hundreds of short runs, for each of which the trainer would need a launcher and DeepSpeed.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from pipeline.models.param_groups import adamw_arguments, set_learning_rates
 from pipeline.models.solar_model import SolarModel
 from pipeline.training.schedules import alignment_weight, embedding_learning_rate, learning_rate
 
+BOTH = ("solar", "auxiliary")  # terms of the loss
 AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar that includes its weight
 
 
@@ -65,6 +67,7 @@ class TrainingJob:
         vocabulary_weights: [V] fp32 weight of each vocabulary entry in the soft tokens, or None.
         auxiliary_loss: loss to add to the SOLAR loss, or None.
         transform_batch: function applied to each batch, or None.
+        alternate: whether odd steps train the auxiliary loss alone, and even steps the SOLAR loss alone.
     """
 
     training: TrainingSettings
@@ -73,6 +76,7 @@ class TrainingJob:
     vocabulary_weights: Tensor | None = None
     auxiliary_loss: AuxiliaryLoss | None = None
     transform_batch: Callable[[MicroBatch], MicroBatch] | None = None
+    alternate: bool = False
 
 
 def run_training_job(
@@ -81,7 +85,9 @@ def run_training_job(
     """Train a model in place for `job.training.max_steps` steps.
 
     Returns:
-        The loss of each step by name: "ce" (cross-entropy), "alignment" and "term" (the auxiliary loss).
+        The loss of each step by name: "ce" (cross-entropy), "alignment" and "term" (the auxiliary loss). With an
+        alignment or auxiliary loss also "gradient_share" of the step in the middle of the run: the norm of its
+        gradient, divided by the sum of this norm and that of the cross entropy.
     """
     training, steps = job.training, job.training.max_steps or 0
     languages = len(rows.manifest["languages"])
@@ -98,25 +104,64 @@ def run_training_job(
     for step in range(steps):
         (batch,) = loader.next()
         batch = job.transform_batch(batch) if job.transform_batch else batch
-        normalizers = batch.loss_batch.normalizers()
-        batch = batch.to(model.device)
         rates = learning_rate(training, step, steps), embedding_learning_rate(training, step, steps)
         set_learning_rates(optimizer.param_groups, *rates)
         weight = alignment_weight(job.loss, step, steps)
-        vocabulary, grads = local_vocabulary(model, job.vocabulary_weights)
-        loss, parts = solar(batch, vocabulary, weight, normalizers, running_means, None, 1.0)
-        auxiliary = job.auxiliary_loss(model, batch) if job.auxiliary_loss else loss.new_zeros(())
-        (loss + auxiliary).backward()
-        for parameter, grad in grads.items():  # the SOLAR loss accumulates these outside of autograd
-            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+        if step == steps // 2 and (job.loss.alignment_weight or job.auxiliary_loss):
+            history["gradient_share"] = [_gradient_share(solar, batch, job, weight, running_means)]
+        terms = BOTH if not job.alternate else ("auxiliary",) if step % 2 else ("solar",)
+        losses = _backward(solar, batch, job, weight, running_means, terms)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
         optimizer.step()
         model.zero_grad(set_to_none=True)
-        history["ce"].append(float(parts.ce_sum) / max(normalizers.tokens, 1))
-        history["alignment"].append(float(parts.distance_sum) / max(normalizers.pairs, 1))
-        history["term"].append(float(auxiliary.detach()))
+        for name, value in losses.items():
+            history[name].append(value)
     model.eval()
     return history
+
+
+def _backward(
+    solar: SolarModel,
+    batch: MicroBatch,
+    job: TrainingJob,
+    weight: float,
+    running_means: RunningMeans | None,
+    terms: Sequence[str],
+) -> dict[str, float]:
+    """Compute the gradient of some of the terms of the loss, and return the value of each part of the loss."""
+    model, normalizers = solar.model, batch.loss_batch.normalizers()
+    batch = batch.to(model.device)
+    vocabulary, grads = local_vocabulary(model, job.vocabulary_weights)
+    loss, parts = solar(batch, vocabulary, weight, normalizers, running_means, None, 1.0)
+    if "solar" not in terms:
+        loss = 0 * loss
+        for grad in grads.values():  # the forward pass has added the gradient of the head
+            grad.zero_()
+    auxiliary = job.auxiliary_loss(model, batch) if job.auxiliary_loss and "auxiliary" in terms else loss.new_zeros(())
+    (loss + auxiliary).backward()
+    for parameter, grad in grads.items():  # the SOLAR loss accumulates these outside of autograd
+        parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    return {
+        "ce": float(parts.ce_sum) / max(normalizers.tokens, 1),
+        "alignment": float(parts.distance_sum) / max(normalizers.pairs, 1),
+        "term": float(auxiliary.detach()),
+    }
+
+
+def _gradient_share(
+    solar: SolarModel, batch: MicroBatch, job: TrainingJob, weight: float, running_means: RunningMeans | None
+) -> float:
+    """Return |a| / (|a| + |c|), with c the gradient of the cross entropy and a that of all other terms."""
+
+    def gradient(weight: float, terms: Sequence[str]) -> Tensor:
+        _backward(solar, batch, job, weight, copy.deepcopy(running_means), terms)
+        flat = torch.cat([parameter.grad.flatten() for parameter in solar.parameters() if parameter.grad is not None])
+        solar.zero_grad(set_to_none=True)
+        return flat
+
+    ce = gradient(0.0, ("solar",))
+    others = gradient(weight, BOTH) - ce
+    return float(others.norm() / (others.norm() + ce.norm()))
 
 
 def local_vocabulary(model: PreTrainedModel, weights: Tensor | None) -> tuple[Vocabulary, dict[nn.Parameter, Tensor]]:

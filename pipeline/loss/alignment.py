@@ -63,17 +63,23 @@ class RunningMeans:
 class PooledRepresentations:
     """Pooled representations of all sequences of the micro-step, filled chunk by chunk, and sums over their pairs.
 
-    Sequences are numbered in chunk order, and each pivot precedes its translations.
+    Sequences are numbered in chunk order, and each pivot precedes its translations. If ranks share rows, the parts of a
+    sequence are numbered, and the first part stands for the sequence in `values`, the pairs and `requires_grad`.
 
     Attributes:
         values: [S, d] pooled representations, not centered.
         distance_sum, cosine_sum: scalars, sums over the pairs aligned so far.
         requires_grad: for each chunk, [m] indices within the chunk of the sequences that require a gradient.
-        grad_index_of_all: [S] on the host, index of the sequence in the `requires_grad` of its chunk, or -1.
+        of_part: for each chunk, the index in `requires_grad` of each part that requires a gradient. An empty list if no
+            rows are shared.
+        grad_index_of_all: [S] on the host, index of the sequence among those of its chunk that require a gradient, or
+            -1. With shared rows, the parts are counted.
         aligned: [S] bool on the host, whether the sequence is part of a pair.
         requires_grad_of_rank: for each chunk, [R] number of sequences of each rank that require a gradient, on the
             host.
-        pivot, problem_id, language, lengths: [S], as in `GlobalLayout`, on the device.
+        pivot, problem_id, language: [S], as in `GlobalLayout`, on the device.
+        lengths: [S] `whole_lengths` of `GlobalLayout`, on the device.
+        counted: [S] bool on the device, whether `values` has the representation of a sequence with target tokens.
     """
 
     def __init__(
@@ -88,7 +94,8 @@ class PooledRepresentations:
         self.chunks, self.settings = chunks, settings
         own = torch.arange(len(layout.pivot))
         is_pivot = layout.pivot == own
-        paired = ~is_pivot & (layout.lengths > 0) & (layout.lengths[layout.pivot] > 0)
+        lengths = layout.whole_lengths
+        paired = ~is_pivot & (lengths > 0) & (lengths[layout.pivot] > 0)
         self.aligned = paired.index_fill(0, layout.pivot[paired], True)
         with_grad = ~is_pivot if "pivot" in settings.detach else torch.ones_like(is_pivot)
         # In chunk order, the sequences of a chunk are consecutive. Those after the last chunk have no target tokens.
@@ -99,17 +106,36 @@ class PooledRepresentations:
         local_index = before[:-1] - before[firsts][chunk_of_sequence] if chunks else before[:-1]
         self.grad_index_of_all = torch.where(with_grad, local_index, -1)
         self.requires_grad_of_rank = [before[chunk.sequence_bounds].diff() for chunk in chunks]
+        is_first = torch.ones_like(is_pivot) if layout.first_part is None else layout.first_part == own
         pairs, requires_grad = (
-            _by_chunk(selected.nonzero().squeeze(1), firsts, ends) for selected in (paired, with_grad)
+            _by_chunk((selected & is_first).nonzero().squeeze(1), firsts, ends) for selected in (paired, with_grad)
         )
+        members, of_part = _parts(layout.first_part, chunks, requires_grad, with_grad)
 
-        sequence_fields = [layout.pivot, layout.problem_id, layout.language, layout.lengths]
-        uploaded = upload([*sequence_fields, *pairs, *requires_grad], device)
-        self.pivot, self.problem_id, self.language, self.lengths = uploaded[:4]
-        self._pairs, self.requires_grad = uploaded[4 : 4 + len(chunks)], uploaded[4 + len(chunks) :]
+        sequence_fields = [layout.pivot, layout.problem_id, layout.language, lengths, lengths * is_first]
+        uploaded = upload([*sequence_fields, *pairs, *requires_grad, *members, *of_part], device)
+        self.pivot, self.problem_id, self.language, self.lengths, counted = uploaded[:5]
+        self.counted = counted > 0
+        self._pairs, self.requires_grad, self._members, self.of_part = (
+            uploaded[5 + k * len(chunks) : 5 + (k + 1) * len(chunks)] for k in range(4)
+        )
         self.values = torch.zeros(len(own), hidden_size, dtype=dtype, device=device)
         self.distance_sum = self.values.new_zeros(())
         self.cosine_sum = self.values.new_zeros(())
+
+    def sum_parts(self, index: int, pooled: Tensor) -> None:
+        """Add the pooled probabilities of all parts of each sequence, in the row of the first part.
+
+        Args:
+            index: index of the chunk.
+            pooled: [n, v] pooled probabilities of the chunk's sequences, changed in place.
+        """
+        if self._members:
+            first, *others = self._members[index]
+            total = pooled[first]
+            for parts in others:
+                total += pooled[parts]
+            pooled[first] = total
 
     def align(self, index: int, pooled: Tensor, running_means: RunningMeans | None, factor: float) -> Tensor | None:
         """Add the distances of all pairs whose translation is in the chunk.
@@ -168,7 +194,7 @@ class PooledRepresentations:
         unit = u / u.norm(dim=1, keepdim=True).clamp_min(1e-8)
         similarity = unit[pairs] @ unit.T / self.settings.infonce_temperature
         pivots = self.pivot[pairs, None]
-        others = (self.problem_id[pairs, None] != self.problem_id[None, :n]) & (self.lengths[None, :n] > 0)
+        others = (self.problem_id[pairs, None] != self.problem_id[None, :n]) & self.counted[None, :n]
         similarity = similarity.masked_fill(~others.scatter(1, pivots, True), -torch.inf)
         return -torch.log_softmax(similarity, dim=1).gather(1, pivots).squeeze(1)
 
@@ -177,3 +203,28 @@ def _by_chunk(sequences: Tensor, firsts: Tensor, ends: Tensor) -> list[Tensor]:
     """Divide ascending sequence indices by chunk, and make them relative to the first sequence of the chunk."""
     parts = sequences.tensor_split(torch.searchsorted(sequences, ends).tolist())
     return [part - first for part, first in zip(parts, firsts, strict=False)]
+
+
+def _parts(
+    first_part: Tensor | None, chunks: list[Chunk], requires_grad: list[Tensor], with_grad: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return tables of the parts of sequences for each chunk, or two empty lists if no rows are shared.
+
+    Args:
+        first_part: see `GlobalLayout`.
+        requires_grad: see `PooledRepresentations`.
+        with_grad: [S] bool, whether the sequence of each part requires a gradient.
+
+    Returns:
+        For each chunk, [number of ranks that share a row, sequences] indices of all parts within the chunk, and
+        `PooledRepresentations.of_part`.
+    """
+    members: list[Tensor] = []
+    of_part: list[Tensor] = []
+    if first_part is None:
+        return members, of_part
+    for chunk, sequences in zip(chunks, requires_grad, strict=False):
+        first = first_part[chunk.sequences] - chunk.first
+        members.append(first.argsort(stable=True).view(len(first.unique()), -1).T)
+        of_part.append(torch.searchsorted(sequences, first[with_grad[chunk.sequences]]))
+    return members, of_part

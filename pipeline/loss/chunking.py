@@ -183,20 +183,15 @@ def budget_bytes(settings: LossSettings, gpu: bool) -> float:
     return (settings.memory_budget_mb or (2048 if gpu else 64)) * 2**20
 
 
-def needs_second_softmax(settings: LossSettings) -> bool:
-    """Return whether the soft tokens need a second buffer, for the softmax of all logits at their temperature."""
-    return settings.top_k is None and settings.softmax_temperature != 1
-
-
 def top_k_bytes(settings: LossSettings, vocab_size: int, element_size: int, ranks: int) -> int:
     """Return the bytes of the lists of largest logits per target token of a rank, for the vocabulary-parallel head.
 
     Each target token is a row on all R ranks. For a row, a rank holds the logits that it selects among its columns
     twice, with three int64 indices, and three copies of the list of k logits that the ranks exchange.
     """
-    if settings.top_k is None:
+    if settings.num_selected is None:
         return 0
-    k = min(settings.top_k, vocab_size)
+    k = min(settings.num_selected, vocab_size)
     selected = min(k, -(-vocab_size // ranks))
     return ranks * (selected * (2 * element_size + 3 * 8) + 3 * k * element_size)
 
@@ -214,14 +209,19 @@ def rows_in_budget(
         other_bytes: bytes of all other tensors with a row per target token, such as hidden states.
         fraction: part of the budget that is available for rows.
     """
-    tensors = 1 + needs_second_softmax(settings) + softcap
+    tensors = 1 + settings.needs_second_softmax + softcap
     return max(1, int(fraction * budget_bytes(settings, gpu) / (row_bytes * tensors + other_bytes)))
 
 
 def schedule(
-    lengths: Tensor, pivot: Tensor, sequence_counts: Tensor, rows: int, alignment_group: AlignmentGroup
+    lengths: Tensor,
+    pivot: Tensor,
+    sequence_counts: Tensor,
+    rows: int,
+    alignment_group: AlignmentGroup,
+    longest: Tensor | None = None,
 ) -> tuple[list[Chunk], Tensor]:
-    """Divide the sequences of all ranks into chunks.
+    """Divide the sequences of all ranks into chunks. All parts of a sequence are in the same chunk.
 
     Args:
         lengths: [S] number of target tokens of each sequence, ordered by rank.
@@ -229,12 +229,13 @@ def schedule(
         sequence_counts: [R] number of sequences of each rank.
         rows: number of target tokens per rank that fit in one subchunk.
         alignment_group: kind of alignment group. Groups are not divided between chunks.
+        longest: [S] length of the longest part of the same sequence, if ranks share rows.
 
     Returns:
         The chunks, and the [S] indices of the sequences in chunk order.
     """
     ends, of_rank = bounds(lengths), bounds(sequence_counts)
-    cuts = list(_cuts(ends, pivot, of_rank, rows, alignment_group))
+    cuts = list(_cuts(ends if longest is None else bounds(longest), pivot, of_rank, rows, alignment_group))
     if not cuts:
         return [], torch.arange(0)
     first, last = (torch.stack(parts) for parts in zip(*cuts, strict=True))  # [chunks, R]
@@ -263,8 +264,7 @@ def schedule(
         edges = rows_before[at : end + 1] - rows_before[at]
         subchunks.append(Subchunk(local_starts[k], token_counts[k], done[k], edges, skipped[at:end]))
     chunks = []
-    before = chunk_bounds[:-1, None]
-    sequence_bounds = torch.cat([torch.zeros_like(before), counts.cumsum(1)], 1) + before
+    sequence_bounds = torch.nn.functional.pad(counts.cumsum(1), (1, 0)) + chunk_bounds[:-1, None]
     for j, (at, end) in enumerate(itertools.pairwise(bounds(in_chunk).tolist())):
         if end > at:
             chunks.append(Chunk(tuple(subchunks[at:end]), sequence_bounds[j]))

@@ -61,7 +61,7 @@ def choose_head(
 
 def _schedule(layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, gather_rows: bool) -> HeadSchedule:
     rows, kind = sizes.rows_that_fit(settings, gather_rows), alignment_group(settings)
-    chunks, order = schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, kind)
+    chunks, order = schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, kind, layout.longest_parts)
     return HeadSchedule(chunks, order, gather_rows)
 
 

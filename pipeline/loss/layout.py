@@ -23,7 +23,8 @@ FIELDS = 5  # integers of a sequence in the message of a rank
 class GlobalLayout:
     """Layout of the target tokens of all ranks. Equal on all ranks.
 
-    Sequences are ordered by rank after the exchange, and in chunk order after `in_order`.
+    Sequences are ordered by rank after the exchange, and in chunk order after `in_order`. If ranks share rows, each of
+    them has a part of each sequence of these rows, which is an entry of its own.
 
     Attributes:
         sequence_counts: [R] number of sequences of each rank, on the host.
@@ -34,6 +35,8 @@ class GlobalLayout:
         target_starts: [R] index in `values` of each rank's first target id, on the host.
         weight_starts: [R] index in `values` of each rank's first pooling weight, on the host; None if the pooling
             weights follow from the lengths.
+        whole_lengths: [S] number of target tokens of all parts of the sequence, on the host.
+        first_part: [S] index of the first part of the same sequence, on the host; None if no rows are shared.
     """
 
     sequence_counts: Tensor
@@ -45,6 +48,15 @@ class GlobalLayout:
     values: Tensor
     target_starts: Tensor
     weight_starts: Tensor | None
+    whole_lengths: Tensor
+    first_part: Tensor | None
+
+    @property
+    def longest_parts(self) -> Tensor | None:
+        """[S] length of the longest part of the same sequence, or None if no rows are shared."""
+        if self.first_part is None:
+            return None
+        return self.lengths.scatter_reduce(0, self.first_part, self.lengths, "amax")[self.first_part]
 
     def in_order(self, order: Tensor) -> "GlobalLayout":
         """Return the layout with its sequences in another order. `order` [S] holds their present indices."""
@@ -57,6 +69,8 @@ class GlobalLayout:
             problem_id=self.problem_id[order],
             language=self.language[order],
             ce_weights=self.ce_weights[order],
+            whole_lengths=self.whole_lengths[order],
+            first_part=None if self.first_part is None else new[self.first_part[order]],
         )
 
 
@@ -85,7 +99,7 @@ class LayoutExchange:
         """Exchange the layouts of M micro-batches. Collective: all ranks must call it, with the same M.
 
         Args:
-            batches: layouts of this rank.
+            batches: layouts of this rank. If ranks share rows, all have the same number of parts.
             pooling: `mean`, `last` or `weights`.
             device: device of the collective.
             counts: [M, R] int64, one number for each rank, on the host; None for zeros.
@@ -99,11 +113,14 @@ class LayoutExchange:
         batches = [batch.to("cpu") for batch in batches]
         if counts is None:
             counts = torch.zeros(len(batches), self.size, dtype=torch.int64)
-        header, table, tokens = message_parts(batches, pooling)
+        parts = batches[0].part.count if batches and batches[0].part is not None else 1
+        # A part of a sequence does not show whether it has the last token.
+        by_token = pooling == "weights" or (pooling == "last" and parts > 1)
+        header, table, tokens = message_parts(batches, pooling, by_token)
         if self.size == 1:
             tables = torch.cat([header, table])
             (values,) = upload([torch.cat([tables, tokens])], device)
-            return _layouts(tables[None], values, header[0], len(values), len(batches), pooling), counts
+            return _layouts(tables[None], values, header[0], len(values), len(batches), by_token, parts), counts
         self.capacity = torch.maximum(self.capacity, torch.tensor([len(header), 0]))
         while True:
             message = pad_message(counts, torch.cat([header, table]), tokens, self.capacity.tolist())
@@ -117,7 +134,7 @@ class LayoutExchange:
             # Some room for growth, so that the capacity rarely changes.
             self.capacity = torch.maximum(self.capacity, needed + needed // 4)
         tables, offset = on_host[:, len(batches) :], first + self.capacity[0]
-        layouts = _layouts(tables, gathered.flatten(), offset, gathered.shape[1], len(batches), pooling)
+        layouts = _layouts(tables, gathered.flatten(), offset, gathered.shape[1], len(batches), by_token, parts)
         return layouts, on_host[:, : len(batches)].T.contiguous()
 
 
@@ -128,7 +145,7 @@ def pad_message(counts: Tensor, table: Tensor, tokens: Tensor, capacity: list[in
     return torch.cat([counts.flatten(), *padded])
 
 
-def message_parts(batches: list[LossBatch], pooling: str) -> tuple[Tensor, Tensor, Tensor]:
+def message_parts(batches: list[LossBatch], pooling: str, by_token: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return header, table and target tokens of this rank as int64.
 
     The header holds the length of header and table, the length of the target tokens, and then the number of target
@@ -140,7 +157,7 @@ def message_parts(batches: list[LossBatch], pooling: str) -> tuple[Tensor, Tenso
         fields = [batch.lengths, batch.pivot, batch.problem_id, batch.language, ce.double().view(torch.int64)]
         tables.append(torch.stack(fields, dim=1).flatten())
         tokens.append(batch.targets)
-        if pooling == "weights":
+        if by_token:
             tokens.append(batch.pooling_weights(pooling, torch.float64).view(torch.int64))
     table, values = torch.cat(tables), torch.cat(tokens)
     sizes = [size for batch in batches for size in (len(batch.targets), len(batch.lengths))]
@@ -148,7 +165,7 @@ def message_parts(batches: list[LossBatch], pooling: str) -> tuple[Tensor, Tenso
 
 
 def _layouts(
-    tables: Tensor, values: Tensor, offset: Tensor, stride: int, count: int, pooling: str
+    tables: Tensor, values: Tensor, offset: Tensor, stride: int, count: int, by_token: bool, parts: int
 ) -> list[GlobalLayout]:
     """Build the layouts of `count` micro-batches from the messages of all ranks.
 
@@ -157,6 +174,8 @@ def _layouts(
         values: the messages on the device, flattened.
         offset: index of the target tokens in a message.
         stride: length of a message.
+        by_token: whether the target tokens are followed by their pooling weights.
+        parts: number of consecutive ranks that share their rows.
     """
     sizes = tables[:, 2 : 2 + 2 * count].view(len(tables), count, 2)
     table_starts = torch.arange(len(tables)) * tables.shape[1] + 2 + 2 * count
@@ -167,7 +186,11 @@ def _layouts(
         rows = tables.reshape(-1)[index].view(-1, FIELDS)
         lengths, pivot, problem_id, language, ce_weights = rows.T.contiguous().unbind(0)
         pivot = pivot + torch.repeat_interleave(bounds(sequences)[:-1], sequences)
-        by_token = pooling == "weights"
+        first_part, whole_lengths = None, lengths
+        if parts > 1:
+            rank = torch.repeat_interleave(torch.arange(len(sequences)), sequences)
+            first_part = torch.arange(len(lengths)) - rank % parts * sequences[rank]
+            whole_lengths = torch.zeros_like(lengths).index_add_(0, first_part, lengths)[first_part]
         result.append(
             GlobalLayout(
                 sequence_counts=sequences,
@@ -179,6 +202,8 @@ def _layouts(
                 values=values,
                 target_starts=token_starts,
                 weight_starts=token_starts + tokens if by_token else None,
+                whole_lengths=whole_lengths,
+                first_part=first_part,
             )
         )
         table_starts = table_starts + sequences * FIELDS

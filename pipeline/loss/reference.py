@@ -54,10 +54,14 @@ def solar_loss_reference(
     z_TV = z_TV.detach() if "probabilities" in settings.detach else z_TV
     e_Vd = head if settings.soft_token_embeddings == "output" else embedding
     e_Vd = e_Vd.detach() if "embeddings" in settings.detach else e_Vd
-    soft_Td = soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights, settings.top_k)
+    if settings.pooling_tokens == "hard":
+        weighted_Vd = e_Vd if vocabulary_weights is None else vocabulary_weights[:, None] * e_Vd
+        tokens_Td = weighted_Vd[loss_batch.targets]
+    else:
+        tokens_Td = soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights, settings.top_k)
 
     weight_T = loss_batch.pooling_weights(settings.pooling, hidden.dtype)
-    u = [(weight_T[sequence == i, None] * soft_Td[sequence == i]).sum(0) for i in range(len(loss_batch.lengths))]
+    u = [(weight_T[sequence == i, None] * tokens_Td[sequence == i]).sum(0) for i in range(len(loss_batch.lengths))]
     if running_means is not None:
         u = [u_i - running_means[language] for u_i, language in zip(u, loss_batch.language.tolist(), strict=True)]
     is_pivot = [p == i for i, p in enumerate(loss_batch.pivot.tolist())]

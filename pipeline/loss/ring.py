@@ -44,13 +44,20 @@ class RingSoftmax(ShardedSoftmax):
         temperature: divisor of the logits in the soft tokens' softmax.
         top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary.
+        hard: whether to pool the target tokens in place of soft tokens.
         block_rows: b.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group, block_rows: int
+        self,
+        vocabulary: Vocabulary,
+        temperature: float,
+        top_k: int | None,
+        group: Group,
+        hard: bool,
+        block_rows: int,
     ) -> None:
-        super().__init__(vocabulary, temperature, top_k, group)
+        super().__init__(vocabulary, temperature, top_k, group, hard)
         self.rank, self.size = rank_and_size(group)
         self.shard_rows, self.block_rows = vocabulary.shard_rows(self.size), block_rows
         self.start, self.columns, self.row_group = 0, vocabulary.size, None

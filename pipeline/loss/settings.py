@@ -5,6 +5,7 @@ from typing import Literal
 
 Distance = Literal["cosine", "mse", "infonce"]
 Pooling = Literal["mean", "last", "weights"]
+PoolingTokens = Literal["soft", "hard"]
 Head = Literal["auto", "vocab_parallel", "gathered"]
 Detach = Literal["pivot", "embeddings", "probabilities"]
 SoftTokenEmbeddings = Literal["input", "output"]
@@ -28,6 +29,8 @@ class LossSettings:
             soft token. null: the whole vocabulary.
         soft_token_embeddings: matrix whose rows the soft tokens mix: the input embeddings, or the LM head (`output`).
             Makes no difference if the model ties them.
+        pooling_tokens: what is pooled: soft tokens or, as an ablation, the embeddings of the target tokens (`hard`).
+            With `hard`, top_k, softmax_temperature and `probabilities` in detach have no effect.
         pooling: how soft tokens are pooled: mean over the response, last position only, or weighted per token.
         detach: what receives no alignment gradient: the pooled representations of the pivots, the embeddings E, or
             the probabilities p.
@@ -52,6 +55,7 @@ class LossSettings:
     softmax_temperature: float = field(default=1.0, metadata={"range": "(0, inf)"})
     top_k: int | None = field(default=20, metadata={"range": "(0, inf)"})
     soft_token_embeddings: SoftTokenEmbeddings = "input"
+    pooling_tokens: PoolingTokens = "soft"
     pooling: Pooling = "mean"
     detach: tuple[Detach, ...] = ("pivot",)
     centring: bool = False
@@ -60,3 +64,13 @@ class LossSettings:
     token_weights: str | None = field(default=None, metadata={"on_resume": "same content"})
     head: Head = field(default="auto", metadata={"on_resume": "may change"})
     memory_budget_mb: float | None = field(default=None, metadata={"range": "(0, inf)", "on_resume": "may change"})
+
+    @property
+    def needs_second_softmax(self) -> bool:
+        """Whether the soft tokens need a second buffer, for the softmax of all logits at their temperature."""
+        return self.pooling_tokens == "soft" and self.top_k is None and self.softmax_temperature != 1
+
+    @property
+    def num_selected(self) -> int | None:
+        """Number of logits that the loss selects from each row; None for the full mixture and for hard tokens."""
+        return self.top_k if self.pooling_tokens == "soft" else None

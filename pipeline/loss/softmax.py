@@ -23,7 +23,7 @@ from pipeline.loss.kernels import (
     times_embedding,
 )
 from pipeline.loss.softmax_state import RowStatistics, SoftGradient, SoftmaxState
-from pipeline.loss.top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, pool_top_k
+from pipeline.loss.top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, one_hot, pool_top_k
 from pipeline.loss.vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
@@ -40,11 +40,12 @@ class ShardedSoftmax:
         temperature: divisor of the logits in the soft tokens' softmax.
         top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
+        hard: whether to pool the target tokens in place of soft tokens. `top_k` is then None.
     """
 
-    def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group) -> None:
+    def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group, hard: bool) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
-        self.top_k = None if top_k is None else min(top_k, vocabulary.size)
+        self.top_k, self.hard = None if top_k is None else min(top_k, vocabulary.size), hard
         # The columns of the logits on this rank, and the group of ranks that hold the other columns.
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.columns
@@ -93,9 +94,8 @@ class ShardedSoftmax:
             log_sum = log_sum_exp(z, self.temperature)
             tempered_sums = log_sum, torch.ones_like(log_sum)
         sums = softmax_(z, 1.0, largest)
-        if statistics is None:
-            statistics = self._statistics(target, sums, tempered_sums or sums, largest)
-        top_k = None
+        statistics = statistics or self._statistics(target, sums, tempered_sums or sums, largest)
+        top_k = one_hot(columns, local, dtype, self.columns) if self.hard else None
         if largest is not None and columns_of_largest is not None and statistics.top_k is not None:
             top_k = mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
         return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics, top_k)

@@ -64,7 +64,8 @@ class SoftmaxState:
         tempered: [C, v] proportional to exp(z / temperature); `e` itself if the temperature is 1 or with top-k.
         cap_derivative: [C, v] derivative of the soft cap, or None.
         statistics: statistics of the rows.
-        top_k: probabilities of the k largest logits, or None if soft tokens mix the whole vocabulary.
+        top_k: probabilities of the k largest logits or, with hard tokens, of the targets. None if soft tokens mix the
+            whole vocabulary.
     """
 
     tokens: SubchunkTokens
@@ -84,7 +85,9 @@ class SoftGradient:
     Attributes:
         pooled: [m, v] pooled probabilities.
         grad_u: [m, d] gradient of the pooled representations.
+        grad_u_of_parts: `grad_u` of each part of a sequence that requires a gradient, if ranks share rows, or `grad_u`.
     """
 
     pooled: Tensor
     grad_u: Tensor
+    grad_u_of_parts: Tensor

@@ -65,13 +65,13 @@ def token_tables(
 
     sequence = torch.repeat_interleave(number, repeats, output_size=total)
     lengths = table.lengths[sequence]
-    if pooling == "mean":
-        weights = 1.0 / lengths.to(dtype)
-    elif pooling == "last":
-        weights = (ranges(skipped, repeats, total) == lengths - 1).to(dtype)
-    else:
+    if layout.weight_starts is not None:
         places = ranges(starts + to_weights.repeat(len(subchunks)), counts, total)
         weights = layout.values.view(torch.float64)[places].to(dtype)
+    elif pooling == "mean":
+        weights = 1.0 / lengths.to(dtype)
+    else:
+        weights = (ranges(skipped, repeats, total) == lengths - 1).to(dtype)
     return TokenTables(
         targets=layout.values[ranges(starts, counts, total)],
         sequence=sequence,

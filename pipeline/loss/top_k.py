@@ -140,6 +140,19 @@ def mixture(values_Cj: Tensor, columns_Cj: Tensor, statistics: TopKStatistics, t
     return TopKMixture(columns_Cj, torch.where(in_s, q, 0))
 
 
+def one_hot(columns_C1: Tensor, local_C: Tensor, dtype: torch.dtype, columns: int) -> TopKMixture:
+    """Return this rank's part of the one-hot distribution of the targets.
+
+    Args:
+        columns_C1: [C, 1] column of each target; any column if it is on another rank.
+        local_C: [C] whether it is on this rank.
+        dtype: dtype of the probabilities.
+        columns: v, which may be 0.
+    """
+    selected = min(1, columns)
+    return TopKMixture(columns_C1[:, :selected], local_C[:, None].to(dtype)[:, :selected])
+
+
 def pool_top_k(top_k: TopKMixture, tokens: SubchunkTokens, columns: int) -> Tensor:
     """Compute [n, v]: the sum of pooling weight * q over the rows of each sequence. `columns` is v."""
     sequences = len(tokens.grad_index_of_sequence)

@@ -15,6 +15,7 @@ of all ranks, one subchunk at a time:
     dH = dz W                      [C, d]   product 2, all-to-all and sum in fp32
     dW += dz^T H                   [v, d]   product 3, unless the head is frozen
 
+With `pooling_tokens: hard`, q is the one-hot vector of the target, and the logits get no gradient of the alignment.
 With `top_k: null`, q is p (or the softmax at the soft tokens' temperature) and is never stored. Pooling, <q_t, c> and
 dz then take one pass over e each.
 
@@ -61,9 +62,9 @@ class SolarLoss:
         language_tokens: [L] sum of these weights over the target tokens of the language.
         kept_mass, soft_token_entropy: sums over the target tokens that take part in the alignment: probability that
             the k largest logits have in the softmax of all logits at the soft tokens' temperature, and entropy in nats
-            of the softmax over these k. Both are 0 without top-k.
-        soft_token_count: number of these target tokens, 0 without top-k. They have a pooling weight other than 0 and
-            belong to a translation that has a pivot, or to such a pivot.
+            of the softmax over these k. Both are 0 without top-k or with hard tokens.
+        soft_token_count: number of these target tokens, 0 without top-k or with hard tokens. They have a pooling weight
+            other than 0 and belong to a translation that has a pivot, or to such a pivot.
     """
 
     loss: Tensor
@@ -144,9 +145,11 @@ class _Step:
         self.sizes = BufferSizes.of(vocabulary, rank_and_size(group)[1])
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
         self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
-        # Without pairs, nothing is pooled.
-        self.temperature = settings.softmax_temperature if normalizers.pairs else 1.0
-        self.top_k = settings.top_k if normalizers.pairs else None
+        # Without pairs, nothing is pooled. Hard tokens do not depend on the logits.
+        soft = bool(normalizers.pairs) and settings.pooling_tokens == "soft"
+        self.temperature = settings.softmax_temperature if soft else 1.0
+        self.top_k = settings.top_k if soft else None
+        self.hard = settings.pooling_tokens == "hard"
 
     @torch.no_grad()
     def run(
@@ -186,8 +189,11 @@ class _Step:
             pooled, states = self._forward(softmax, chunk, tokens[index], stream, rows)
             soft = None
             if pooled is not None:
+                table.sum_parts(index, pooled)
                 grad_u = table.align(index, softmax.pooled_representations(pooled), running_means, factor)
-                soft = None if grad_u is None else SoftGradient(pooled[table.requires_grad[index]], grad_u)
+                if grad_u is not None:
+                    grad_u_of_parts = grad_u[table.of_part[index]] if table.of_part else grad_u
+                    soft = SoftGradient(pooled[table.requires_grad[index]], grad_u, grad_u_of_parts)
             if grad is not None:
                 self._backward(softmax, chunk, states, soft, table.requires_grad_of_rank[index], stream, exchange)
         exchange.finish()
@@ -195,15 +201,15 @@ class _Step:
         if not gather_rows:
             all_reduce(rows, self.group)
         if running_means is not None and pairs and grad is not None:
-            running_means.update(table.values, table.language, table.lengths > 0, settings.centring_momentum)
+            running_means.update(table.values, table.language, table.counted, settings.centring_momentum)
         return self._result(tables, table, rows, alignment_weight, languages)
 
     def _softmax(self, gather_rows: bool) -> ShardedSoftmax:
         """Create the implementation of the vocabulary-parallel head or, without `gather_rows`, of the ring head."""
         if gather_rows:
-            return ShardedSoftmax(self.vocabulary, self.temperature, self.top_k, self.group)
+            return ShardedSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, self.hard)
         block_rows = self.sizes.block_rows(self.settings)
-        return RingSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, block_rows)
+        return RingSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, self.hard, block_rows)
 
     def _forward(
         self,
@@ -243,8 +249,8 @@ class _Step:
     ) -> None:
         """Compute all gradients of a chunk. `soft` is None if the chunk has no pairs."""
         grad_probs = None
-        if soft is not None and "probabilities" not in self.settings.detach:
-            grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u), requires_grad_of_rank)
+        if soft is not None and not self.hard and "probabilities" not in self.settings.detach:
+            grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u_of_parts), requires_grad_of_rank)
         if "embeddings" in self.settings.detach or self.vocabulary.embedding.grad is None:
             soft = None
         for subchunk, state in zip(chunk.subchunks, states, strict=True):

@@ -79,15 +79,15 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
     return model
 
 
-def load_exported(path: Path, dtype: Any) -> PreTrainedModel:
-    """Load a Hugging Face model directory, or a `peft` adapter into its base model.
+def load_exported(path: Path | str, dtype: Any) -> PreTrainedModel:
+    """Load a Hugging Face model, or the directory of a `peft` adapter into its base model.
 
     transformers can load adapters too, but with version 5.23 it leaves DoRA's magnitudes at their initial values.
 
     Raises:
         OSError, ValueError, KeyError: it cannot be loaded.
     """
-    if not (path / ADAPTER_CONFIG).is_file():
+    if not (Path(path) / ADAPTER_CONFIG).is_file():
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     peft = import_optional("peft")
     name = peft.PeftConfig.from_pretrained(path).base_model_name_or_path

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 
 from pipeline.common.errors import UserError
 from pipeline.data.micro_batch import MicroBatch
+from pipeline.models.sequence_parallel import HeadExchange
 
 PACKED = "solar_packed"
 MASKED = ("sdpa", "eager")  # these separate the sequences of a row by a mask
@@ -59,7 +60,9 @@ def resolve_attention(requested: str | None, config: PreTrainedConfig) -> str:
     return requested or other
 
 
-def sequence_arguments(batch: MicroBatch, implementation: str) -> dict[str, Any]:
+def sequence_arguments(
+    batch: MicroBatch, implementation: str, head_exchange: HeadExchange | None = None
+) -> dict[str, Any]:
     """Return the keyword arguments that tell attention the sequence boundaries of a flattened micro-batch.
 
     The names are those of transformers. With all four, its flash attention does not derive them in each layer, which
@@ -74,6 +77,7 @@ def sequence_arguments(batch: MicroBatch, implementation: str) -> dict[str, Any]
     }
     if implementation == PACKED:
         arguments["sequence_groups"] = SequenceGroups(batch.seq_lens, batch.cu_seq_lens.device)
+        arguments["head_exchange"] = head_exchange
     return arguments
 
 
@@ -180,6 +184,7 @@ def packed_attention(
     sequence_groups: SequenceGroups | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int = 0,
+    head_exchange: HeadExchange | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each sequence of a flattened micro-batch.
@@ -191,6 +196,7 @@ def packed_attention(
         attention_mask: not used; transformers builds none for this implementation.
         sliding_window: each token attends to this many tokens, including itself; None: to all before it.
         sequence_groups, cu_seq_lens_q, max_length_q: see `sequence_arguments`.
+        head_exchange: if ranks share the rows, exchanges this rank's tokens for its heads of all tokens, and back.
 
     Returns:
         [1, T, H, D] output, and None for the attention weights.
@@ -201,6 +207,8 @@ def packed_attention(
     if sequence_groups is None or cu_seq_lens_q is None:
         raise ValueError(f"attention {PACKED!r} needs the sequence boundaries; call the model through `decode`")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    if head_exchange is not None:
+        q, k, v = head_exchange.to_heads(q, k, v)
     if _has_variable_length_kernel(query, value):
         unpadded, padding = v.shape[-1], q.shape[-1] - v.shape[-1]
         v = pad(v, (0, padding)) if padding else v  # the kernel requires equal head sizes
@@ -222,6 +230,8 @@ def packed_attention(
     else:
         parts = zip(*(sequence_groups.split(x) for x in (q, k, v)), strict=True)
         out = sequence_groups.join([_attend(*part, scaling=scaling, window=sliding_window) for part in parts])
+    if head_exchange is not None:
+        out = head_exchange.to_tokens(out)
     return out.unsqueeze(0), None
 
 

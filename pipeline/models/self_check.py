@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from pipeline.loss.soft_tokens import head_logits
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.narrow_model import VOCAB, narrow_model
 from pipeline.models.packed_attention import MASKED, PACKED, resolve_attention
+from pipeline.models.sequence_parallel import HeadExchange
 from pipeline.models.solar_model import SolarModel, decode
 
 ROWS = ((7, 9, 1, 5), (12, 6))  # sequence lengths of two packed rows, the second of which is padded
@@ -33,7 +34,7 @@ ROWS = ((7, 9, 1, 5), (12, 6))  # sequence lengths of two packed rows, the secon
 TOLERANCE = 1e-5
 
 
-def check_model(config: PreTrainedConfig, settings: ModelSettings) -> None:
+def check_model(config: PreTrainedConfig, settings: ModelSettings, sequence_parallel_size: int = 1) -> None:
     """Check that a model of this class and configuration can be trained. It takes about a second.
 
     A kernel that needs a GPU is replaced by the default attention implementation of the model.
@@ -41,24 +42,27 @@ def check_model(config: PreTrainedConfig, settings: ModelSettings) -> None:
     Args:
         config: configuration of the model. It is not changed.
         settings: the model section of a recipe.
+        sequence_parallel_size: number of ranks that share a row.
 
     Raises:
         UserError: the model does not run on packed sequences, or its results differ. The message says what differs.
     """
     requested = settings.attn_implementation
     implementation = resolve_attention(requested if requested in (PACKED, *MASKED) else None, config)
-    difference = find_difference(config, implementation, settings.trust_remote_code)
+    difference = find_difference(config, implementation, settings.trust_remote_code, sequence_parallel_size)
     if difference is None:
         return
     hint = ""
-    if implementation == PACKED:
+    if implementation == PACKED and sequence_parallel_size == 1:
         working = (other for other in MASKED if not find_difference(config, other, settings.trust_remote_code))
         hint = "".join(f"; set model.attn_implementation to {other}" for other in itertools.islice(working, 1))
     name = settings.path or "model.config"
     raise UserError(f"{name}: model_type {config.model_type!r} is not supported: {difference}{hint}")
 
 
-def find_difference(config: PreTrainedConfig, attention: str, trust_remote_code: bool = False) -> str | None:
+def find_difference(
+    config: PreTrainedConfig, attention: str, trust_remote_code: bool = False, sequence_parallel_size: int = 1
+) -> str | None:
     """Return what differs first between a narrow model and our forward and backward pass, or None.
 
     Torch's random state does not change.
@@ -67,7 +71,7 @@ def find_difference(config: PreTrainedConfig, attention: str, trust_remote_code:
         torch.manual_seed(0)
         try:
             model = narrow_model(config, attention, trust_remote_code)
-            for description, ours, own, scale in _comparisons(model):
+            for description, ours, own, scale in _comparisons(model, sequence_parallel_size):
                 error = float((ours - own).norm() / scale)
                 if not error < TOLERANCE:
                     return f"{description} (relative difference {error:.1g})"
@@ -90,10 +94,10 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _comparisons(model: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+def _comparisons(model: PreTrainedModel, parts: int) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """Yield a description, our result, the model's own result, and the norm that an error is relative to."""
     rows = _packed_rows()
-    packed = collate(rows, ["en"], pad_token_id=0)
+    packed = collate(rows, ["en"], pad_token_id=0, width_multiple=parts)
     single = [collate([sequence], ["en"], pad_token_id=0) for row in rows for sequence in _sequences(row)]
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -109,6 +113,9 @@ def _comparisons(model: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor, 
         is_token = torch.cat([torch.arange(width) < len(row.input_ids) for row in rows])
         logits = _our_logits(model, packed)[is_token]
         yield "the logits of a packed sequence are not those of the same sequence alone", logits, own_logits, scale
+        if parts > 1:
+            logits = _logits_of_parts(model, packed, parts)[is_token]
+            yield "the logits of a row that ranks share are not those of the whole row", logits, own_logits, scale
     ours = our_result(model, packed)
     yield "its own loss is not the cross entropy of its logits", ours.loss, own.loss, own.loss.abs()
     total = torch.stack([gradient.norm() for gradient in own.gradients.values()]).norm()
@@ -195,10 +202,22 @@ def _gradients(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
-def _our_logits(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+def _logits_of_parts(model: PreTrainedModel, batch: MicroBatch, parts: int) -> Tensor:
+    """Compute the logits of all tokens, [B * N, V], with the tokens in the order in which ranks share them.
+
+    An operation other than attention that combines neighboring tokens, such as a convolution, changes the result.
+    """
+    order = torch.arange(batch.input_ids.numel()).view(-1, parts).T.flatten()
+    input_ids, position_ids = (x.flatten()[order][None] for x in (batch.input_ids, batch.position_ids))
+    reordered = replace(batch, input_ids=input_ids, position_ids=position_ids)
+    logits = _our_logits(model, reordered, HeadExchange(parts, None))
+    return logits[order.argsort()]
+
+
+def _our_logits(model: PreTrainedModel, batch: MicroBatch, head_exchange: HeadExchange | None = None) -> Tensor:
     """Compute the logits of all tokens of a micro-batch with `decode` and our head, [B * N, V]."""
     settings = head_config(model)
     embeddings = vocabulary_parameter(model.get_input_embeddings())[batch.input_ids] * settings.embed_scale
-    hidden = decode(model, embeddings, batch).flatten(0, 1)
+    hidden = decode(model, embeddings, batch, head_exchange).flatten(0, 1)
     head = vocabulary_parameter(model.get_output_embeddings())
     return head_logits(hidden, head, settings.bias, settings.logit_scale, settings.softcap)

@@ -20,6 +20,7 @@ from pipeline.loss import (
 )
 from pipeline.models.families import head_config
 from pipeline.models.packed_attention import MASKED, sequence_arguments
+from pipeline.models.sequence_parallel import HeadExchange
 
 
 class SolarModel(nn.Module):
@@ -36,8 +37,10 @@ class SolarModel(nn.Module):
         padded_vocab_size: int,
         num_languages: int,
         ranks_per_node: int = 1,
+        head_exchange: HeadExchange | None = None,
     ) -> None:
         super().__init__()
+        self.head_exchange = head_exchange
         self.model, self.settings, self.ranks_per_node = model, settings, ranks_per_node
         self.padded_vocab_size, self.num_languages = padded_vocab_size, num_languages
         self.embed_scale = head_config(model).embed_scale
@@ -73,7 +76,7 @@ class SolarModel(nn.Module):
         )
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)
-        hidden_BNd = decode(self.model, embeddings, batch)
+        hidden_BNd = decode(self.model, embeddings, batch, self.head_exchange)
         hidden_Td = hidden_BNd.flatten(0, 1).index_select(0, batch.positions)
         result = solar_loss(
             hidden_Td,
@@ -90,13 +93,16 @@ class SolarModel(nn.Module):
         return result.loss, result
 
 
-def decode(model: PreTrainedModel, embeddings: Tensor, batch: MicroBatch) -> Tensor:
+def decode(
+    model: PreTrainedModel, embeddings: Tensor, batch: MicroBatch, head_exchange: HeadExchange | None = None
+) -> Tensor:
     """Run the decoder on packed rows.
 
     Args:
         model: a causal language model.
         embeddings: [B, N, d] input embeddings.
         batch: the micro-batch of the embeddings.
+        head_exchange: exchange of the ranks that share the rows, or None if this rank holds whole rows.
 
     Returns:
         [B, N, d] final hidden states.
@@ -110,6 +116,6 @@ def decode(model: PreTrainedModel, embeddings: Tensor, batch: MicroBatch) -> Ten
         inputs_embeds=embeddings.flatten(0, 1)[None],
         position_ids=batch.position_ids.flatten()[None],
         use_cache=False,
-        **sequence_arguments(batch, implementation),
+        **sequence_arguments(batch, implementation, head_exchange),
     )[0]
     return hidden.view(embeddings.shape)

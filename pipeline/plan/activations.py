@@ -9,17 +9,16 @@ Shape letters: B rows, N tokens of a row, H heads, D head size, d hidden size.
 
 import copy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.config.settings import AdapterSettings
 from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.loading import DTYPES
 from pipeline.plan.storage_tracker import StorageTracker
+from pipeline.plan.traced_attention import MASKED_ATTENTION, VARIABLE_LENGTH, TracedExchange
 
 NO_ADAPTER = AdapterSettings()
 
@@ -54,7 +53,7 @@ class Activations:
         return self.saved(layers, checkpointing) + max(recomputed + self.backward, self.forward)
 
 
-_TRACED: dict[tuple[str, int, int, str, str, AdapterSettings], Activations] = {}
+_TRACED: dict[tuple[str, int, int, str, str, int, AdapterSettings], Activations] = {}
 
 
 def trace_activations(
@@ -63,37 +62,46 @@ def trace_activations(
     tokens: int,
     precision: str,
     attention: str,
+    parts: int = 1,
     adapter: AdapterSettings = NO_ADAPTER,
 ) -> Activations:
     """Trace the activations of a [rows, tokens] micro-batch. Results are cached.
 
     Args:
         attention: the attention implementation, or "sdpa_shared" for sdpa kernels that do not copy the mask.
+        parts: number of ranks that share the rows. Each has `tokens` tokens of a row.
+        adapter: adapter settings, without rank for full fine-tuning.
     """
-    key = (config.to_json_string(use_diff=False), rows, tokens, precision, attention, adapter)
+    key = (config.to_json_string(use_diff=False), rows, tokens, precision, attention, parts, adapter)
     if key not in _TRACED:
-        _TRACED[key] = _compare_depths(config, rows, tokens, precision, attention, adapter)
+        exchange = None
+        if parts > 1:
+            exchange, rows, tokens = TracedExchange(parts), 1, rows * tokens  # rows are concatenated
+        models = [shallow_model(config, layers, precision, attention, adapter) for layers in (1, 2)]
+        _TRACED[key] = _compare_depths(models, rows, tokens, precision, attention, exchange)
     return _TRACED[key]
 
 
 def _compare_depths(
-    config: PreTrainedConfig, rows: int, tokens: int, precision: str, attention: str, adapter: AdapterSettings
+    models: list[PreTrainedModel],
+    rows: int,
+    tokens: int,
+    precision: str,
+    attention: str,
+    exchange: TracedExchange | None,
 ) -> Activations:
     """Trace models with one and two layers. The difference is the contribution of one layer."""
-    one, two = (
-        _trace(shallow_model(config, layers, precision, attention, adapter), rows, tokens, precision)
-        for layers in (1, 2)
-    )
+    one, two = (_trace(model, rows, tokens, precision, exchange) for model in models)
     layer = two.saved - one.saved
     # All layers share one bool mask for the micro-batch. Each sdpa call may convert it to its own float mask.
-    mask = rows * tokens * tokens if attention in _MASKED_ATTENTION else 0
+    mask = rows * tokens * tokens if attention in MASKED_ATTENTION else 0
     return Activations(
         layer=layer,
         outer=one.saved - layer + mask,
         forward=one.forward_peak - one.saved,
         backward=one.backward_peak - one.saved,
         elementwise=two.elementwise - one.elementwise,
-        hidden=rows * tokens * config.hidden_size * DTYPES[precision].itemsize,
+        hidden=rows * tokens * models[0].config.hidden_size * DTYPES[precision].itemsize,
     )
 
 
@@ -114,7 +122,7 @@ class _Trace:
     elementwise: int
 
 
-def _trace(model: PreTrainedModel, rows: int, tokens: int, precision: str) -> _Trace:
+def _trace(model: PreTrainedModel, rows: int, tokens: int, precision: str, exchange: TracedExchange | None) -> _Trace:
     """Run a shallow model forward and backward on the meta device."""
     # DeepSpeed takes over the gradients of a leaf module after its backward, and other gradients at once.
     in_layers = set()
@@ -126,7 +134,7 @@ def _trace(model: PreTrainedModel, rows: int, tokens: int, precision: str) -> _T
     dtype = DTYPES[precision]
     with StorageTracker() as tracker:
         embeddings = torch.empty(rows, tokens, model.config.hidden_size, dtype=dtype, device="meta", requires_grad=True)
-        hidden = run_decoder(model, embeddings)
+        hidden = run_decoder(model, embeddings, exchange)
         saved, forward_peak = tracker.live_bytes(), tracker.peak
         tracker.peak = 0
         grad = torch.empty_like(hidden)
@@ -147,56 +155,13 @@ def shallow_model(
     config.pad_token_id = None
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1] * layers
-    config._attn_implementation = _MASKED_ATTENTION.get(attention, _VARIABLE_LENGTH)
+    config._attn_implementation = MASKED_ATTENTION.get(attention, VARIABLE_LENGTH)
     config.dtype = DTYPES[precision]
     return adapted_meta_model(config, adapter).train()
 
 
-def run_decoder(model: PreTrainedModel, embeddings: Tensor) -> Tensor:
+def run_decoder(model: PreTrainedModel, embeddings: Tensor, exchange: TracedExchange | None = None) -> Tensor:
+    """Run the decoder without data, on rows that other ranks share if there is an exchange."""
     positions = torch.empty(embeddings.shape[:2], dtype=torch.int64, device="meta")
-    return model.get_decoder()(inputs_embeds=embeddings, position_ids=positions, use_cache=False)[0]
-
-
-class _FusedKernel(torch.autograd.Function):
-    """Stand-in that allocates the tensors of a fused attention kernel: output, log-sum-exp, three gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        batch, heads, tokens, _ = query.shape
-        out = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
-        log_sum_exps = query.new_empty(batch, heads, tokens, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, log_sum_exps, *([] if mask is None else [mask]))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
-
-
-def _attention(
-    kind: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Replacement for an attention function in transformers: [B, H, N, D] in, [B, N, H, D] out."""
-    groups = query.shape[1] // key.shape[1]
-    batch, tokens = query.shape[0], query.shape[2]
-    if kind != "variable_length" and groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    if kind == "eager":
-        scores = query @ key.transpose(2, 3) * 1.0
-        scores = scores + query.new_empty(batch, 1, tokens, tokens)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        return (weights @ value).transpose(1, 2).contiguous(), None
-    mask = query.new_empty(batch, 1, tokens, tokens) if kind == "sdpa" else None
-    return _FusedKernel.apply(query, key, value, mask).transpose(1, 2).contiguous(), None
-
-
-# transformers derives behavior from names that contain "flash" or "sdpa", so the registered names avoid them.
-_MASKED_ATTENTION = {
-    "sdpa": "traced_copied_mask",
-    "sdpa_shared": "traced_shared_mask",
-    "eager": "traced_eager",
-}
-_VARIABLE_LENGTH = "traced_variable_length"  # all other implementations read the sequence boundaries
-for _kind, _name in {**_MASKED_ATTENTION, "variable_length": _VARIABLE_LENGTH}.items():
-    AttentionInterface.register(_name, partial(_attention, _kind))
+    shared = {} if exchange is None else {"head_exchange": exchange}
+    return model.get_decoder()(inputs_embeds=embeddings, position_ids=positions, use_cache=False, **shared)[0]

@@ -25,7 +25,8 @@ from pipeline.plan.prediction import GIB, Cluster, Prediction
 from pipeline.plan.suggest import OFFLOADS, TunableSettings, nearest_fit, reasons, suggest
 from pipeline.plan.tables import memory_table, time_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
-from pipeline.training.preflight import check_ranks, count_steps
+from pipeline.training.preflight import count_steps
+from pipeline.training.rank_checks import check_ranks, check_sequence_parallel
 
 GROUP_PACKING_EFFICIENCY = 0.985  # of packing whole groups; used if there are no shards yet
 
@@ -72,6 +73,7 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
     model_config = load_model_config(config.model, tokenizer_size)
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
     check_ranks(config.training, model_config.vocab_size, cluster.ranks)
+    check_sequence_parallel(config, model_config)
 
     from pipeline.zero3.ds_config import deepspeed_config
 
@@ -94,7 +96,7 @@ def show(prediction: Prediction, console: Console) -> None:
     trained = f" ({sum(run.stats.matrices + run.stats.vectors):,} trained)" if run.stats.adapter.r is not None else ""
     console.print(
         f"{run.stats.config.model_type}, {run.stats.parameters:,} parameters{trained}, on {cluster.nodes} x "
-        f"{cluster.per_node} {device.name}: {run.micro_batch_size} x {run.workload.padded_tokens} tokens per rank and "
+        f"{cluster.per_node} {device.name}: {run.micro_batch_size} x {run.row_tokens} tokens per rank and "
         f"micro-step, {run.gradient_accumulation_steps} micro-steps, head {run.head}"
     )
     console.print(memory_table(run, prediction.memory))

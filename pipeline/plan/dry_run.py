@@ -36,7 +36,7 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
     if stats.adapter.r is not None:
         table.add_row("  of which trained", f"{sum(stats.matrices + stats.vectors):,}")
     table.add_row("ranks", f"{ranks} ({prepared.padded_size // ranks:,} vocabulary rows each)")
-    for key, value in workload_summary(prepared, ranks).items():
+    for key, value in workload_summary(prepared).items():
         table.add_row(key, f"{value:,}")
     console = Console()
     console.print(table)
@@ -45,7 +45,7 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
         console.print(traffic_table(run, ranks_per_node))
 
 
-def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
+def workload_summary(run: PreparedRun) -> dict[str, Any]:
     """Compute the workload per step from the manifest of the shards and the batch sizes."""
     training, entries = run.config.training, run.shards.manifest["shards"]
     fraction = training.train_batch_size / len(run.shards)
@@ -56,7 +56,7 @@ def workload_summary(run: PreparedRun, world_size: int) -> dict[str, Any]:
         "tokens per step": round(sum(e["tokens"] for e in entries) * fraction),
         "target tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
         "pairs per step": round(sum(e["pairs"] for e in entries) * fraction, 1),
-        "accumulation steps": training.train_batch_size // (training.train_micro_batch_size_per_gpu * world_size),
+        "accumulation steps": run.loader.split.accumulation_steps,
         "steps per epoch": round(len(run.shards) / training.train_batch_size, 2),
         "steps": run.max_steps,
     }

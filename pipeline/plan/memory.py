@@ -11,7 +11,7 @@ m sequences with a gradient.
 import math
 from dataclasses import dataclass
 
-from pipeline.loss.chunking import needs_second_softmax, row_stride
+from pipeline.loss.chunking import row_stride
 from pipeline.loss.kernels import CACHE_BYTES
 from pipeline.loss.top_k import BLOCK
 from pipeline.plan.workload import PlannedRun
@@ -104,7 +104,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     columns = run.stats.vocab_size / ranks if vocab_parallel else run.stats.vocab_size
     sequences = c.chunk_sequences * (ranks if vocab_parallel else 1)
     with_gradient = run.workload.pairs / max(1e-9, run.workload.sequences) if "pivot" in run.config.loss.detach else 1.0
-    buffers = 1 + needs_second_softmax(run.config.loss) + run.stats.softcap
+    buffers = 1 + run.config.loss.needs_second_softmax + run.stats.softcap
     extra_rows = sequences if run.stats.tied and vocab_parallel and not run.frozen_head else 0
     # Weighted hidden states of a subchunk, and their gradient. The ring head sums its gradient in fp32.
     temporary = rows * d * (2 * e if vocab_parallel else e + accumulation_size)
@@ -123,9 +123,9 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         "hidden states": 2 * c.target_tokens * d * e,  # of this rank, with their gradient
         "passing": temporary,
     }
-    if run.config.loss.top_k is not None:
+    if run.config.loss.num_selected is not None:
         # Block maxima and candidates of the selection, their order, and the k largest with their columns.
-        selected = min(run.config.loss.top_k, columns)
+        selected = min(run.config.loss.num_selected, columns)
         per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
         parts["top-k"] = rows * per_row
         if run.frozen_head and not run.gpu:  # tiles and the selection do not coincide without product 3

@@ -16,8 +16,8 @@ from pipeline.plan.workload import PlannedRun
 # compute dtype, gradient norm and clipping.
 OPTIMIZER_BYTES = 44
 # Passes over the logits: three products, softmax, pooling, inner products, softmax backward. With top-k, one pass to
-# find the largest logits replaces the last three.
-LOSS_PASSES_FULL_MIXTURE, LOSS_PASSES_TOP_K = 8, 6
+# find the largest logits replaces the last three. With hard tokens, nothing does.
+LOSS_PASSES_FULL_MIXTURE, LOSS_PASSES_TOP_K, LOSS_PASSES_HARD = 8, 6, 5
 # Start latency of a collective, in hops. Among 0 to 4, this value fits the measurements of benchmarks.plan best.
 LAUNCH_HOPS = 3
 # Host time of a layer that is a leaf module, relative to the sum over its modules with hooks on each. Measured on CPU
@@ -92,10 +92,9 @@ def estimate_flops(run: PlannedRun) -> Flops:
         # Kernels that read the sequence boundaries compute half of the score matrix of each sequence (causal).
         keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
-    target_tokens = run.micro_batch_size * run.workload.target_tokens
     product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
-    products = 2 if run.frozen_head else 3
-    loss = products * product * target_tokens + (product * target_tokens if run.chunking.recomputed else 0)
+    products = (2 if run.frozen_head else 3) + bool(run.chunking.recomputed)
+    loss = products * product * run.target_tokens
     backward = 2.0 if run.attention == "eager" else 2.5
     all_elements, trained = run.stats.decoder_matrix_elements, run.stats.trained_matrix_elements
     layers = 2.0 * tokens * ((2 + recomputed) * all_elements + trained)
@@ -133,6 +132,8 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
 
 def loss_passes(run: PlannedRun) -> int:
     """Return how often the loss reads or writes all logits."""
+    if run.config.loss.pooling_tokens == "hard":
+        return LOSS_PASSES_HARD
     return LOSS_PASSES_FULL_MIXTURE if run.config.loss.top_k is None else LOSS_PASSES_TOP_K
 
 
@@ -144,7 +145,7 @@ def estimate_loss_bytes(run: PlannedRun) -> float:
     representations and for their gradients.
     """
     matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
-    logits = loss_passes(run) * run.micro_batch_size * run.workload.target_tokens * run.stats.vocab_size * e
+    logits = loss_passes(run) * run.target_tokens * run.stats.vocab_size * e
     head_shards = 1 if run.head == "gathered" else run.ranks
     head = matrix / head_shards * (c.subchunks * (2 * e + (0 if run.frozen_head else 8)) + c.recomputed * e)
     return logits + head + matrix / run.ranks * c.chunks * 2 * e

@@ -59,7 +59,8 @@ class TunableSettings:
 
 def candidate_values(prediction: Prediction) -> dict[str, list]:
     """Return the values to try for each field of TunableSettings."""
-    rows_per_rank = prediction.run.config.training.train_batch_size // prediction.run.ranks
+    run = prediction.run
+    rows_per_rank = run.config.training.train_batch_size * run.sequence_parallel_size // run.ranks
     return {
         "micro_batch_size": [
             n for n in range(1, min(rows_per_rank, MAX_MICRO_BATCH_SIZE) + 1) if rows_per_rank % n == 0
@@ -103,7 +104,8 @@ def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
     cluster, run = prediction.cluster, prediction.run
     for nodes in range(cluster.nodes + 1, MAX_GPUS // cluster.per_node + 1):
         ranks = nodes * cluster.per_node
-        if run.config.training.train_batch_size % ranks or run.stats.vocab_size % ranks:
+        rows = run.config.training.train_batch_size * run.sequence_parallel_size
+        if rows % ranks or run.stats.vocab_size % ranks:
             continue
         larger = Prediction(replace(run, ranks=ranks), Cluster(nodes, cluster.per_node, cluster.device))
         other = smallest.apply(larger)

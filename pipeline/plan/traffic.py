@@ -9,6 +9,7 @@ There are two communication patterns:
 Shape letters: R ranks, g ranks of a node, U distinct token ids of a micro-batch, d hidden size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ class Transfer:
         hops: number of consecutive messages: R - 1 for a collective on a ring, twice that for an all-reduce.
         pattern: how the ranks communicate.
         phase: computation that it can overlap with: the layers, the loss, or none.
+        group: number of consecutive ranks that communicate; None for all.
     """
 
     name: str
@@ -37,9 +39,11 @@ class Transfer:
     hops: float
     pattern: Pattern
     phase: Phase
+    group: int | None = None
 
     def between_nodes(self, ranks: int, per_node: int) -> float:
         """Return the received bytes that come from other nodes, averaged over the ranks of a node."""
+        ranks = self.group or ranks
         if ranks <= per_node:
             return 0.0
         if self.pattern == "all-to-all":
@@ -68,6 +72,7 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
     gradient = 0 if run.frozen_head else 4
     looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * fraction
     lookup_calls = steps * (2 if run.frozen_head else 3)
+    shared = [_head_transfer(run)] if run.sequence_parallel_size > 1 else []
     return [
         ring("parameters", gathered, steps * run.gathers.calls, "layers"),
         ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
@@ -76,7 +81,25 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
         _loss_transfer(run),
         # Ids, rows and their gradients. The counts are exchanged with the layout.
         Transfer("input embeddings", looked_up, lookup_calls, lookup_calls * others, "all-to-all", "alone"),
+        *shared,
     ]
+
+
+def _head_transfer(run: PlannedRun) -> Transfer:
+    """Estimate the exchange between tokens and heads of the ranks that share rows. The layers wait for it.
+
+    Each layer exchanges queries, keys and values before attention and its output after it, in forward, in backward and,
+    with activation checkpointing, when it recomputes forward.
+    """
+    config, parts = run.stats.config, run.sequence_parallel_size
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    key_value_heads *= parts // math.gcd(key_value_heads, parts)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    elements = run.micro_batch_tokens * (2 * heads + 2 * key_value_heads) * head_size
+    passes = run.gradient_accumulation_steps * len(run.stats.layers) * (3 if run.checkpointing else 2)
+    received = passes * elements * run.element_size * (parts - 1) / parts
+    return Transfer("attention heads", received, 2 * passes, 2 * passes * (parts - 1), "all-to-all", "alone", parts)
 
 
 def _loss_transfer(run: PlannedRun) -> Transfer:
@@ -97,7 +120,7 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     single = c.chunk_sequences <= 1 and "pivot" in run.config.loss.detach
     with_gradient = c.subchunks * (run.workload.pairs / run.workload.sequences if single else 1.0)
     # Top-k: two all-to-alls of each subchunk.
-    all_to_alls = 0 if run.config.loss.top_k is None else 2 * c.subchunks
+    all_to_alls = 0 if run.config.loss.num_selected is None else 2 * c.subchunks
     gathers, sums = 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
     received = steps * run.loss_traffic.vocab_parallel
     return Transfer(

@@ -78,9 +78,24 @@ class PlannedRun:
         return self.config.training.train_micro_batch_size_per_gpu
 
     @property
+    def sequence_parallel_size(self) -> int:
+        """Number of ranks that share a row."""
+        return self.config.training.sequence_parallel_size
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row on one rank, including padding."""
+        return -(-self.workload.padded_tokens // self.sequence_parallel_size)
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Tokens per rank and micro-step, including padding."""
-        return self.micro_batch_size * self.workload.padded_tokens
+        return self.micro_batch_size * self.row_tokens
+
+    @property
+    def target_tokens(self) -> float:
+        """Target tokens per rank and micro-step."""
+        return self.micro_batch_size * self.workload.target_tokens / self.sequence_parallel_size
 
     @property
     def precision(self) -> str:
@@ -97,7 +112,8 @@ class PlannedRun:
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        return max(1, self.config.training.train_batch_size // (self.micro_batch_size * self.ranks))
+        rows = self.micro_batch_size * self.ranks // self.sequence_parallel_size
+        return max(1, self.config.training.train_batch_size // rows)
 
     @cached_property
     def max_steps(self) -> int:
@@ -117,9 +133,10 @@ class PlannedRun:
         return trace_activations(
             self.stats.config,
             self.micro_batch_size,
-            self.workload.padded_tokens,
+            self.row_tokens,
             self.precision,
             attention,
+            self.sequence_parallel_size,
             self.stats.adapter,
         )
 
@@ -191,7 +208,7 @@ class PlannedRun:
         c, sequences = Chunking.from_run(self, head), self.micro_batch_size * self.workload.sequences
         pairs = self.micro_batch_size * self.workload.pairs
         with_gradient = pairs if "pivot" in self.config.loss.detach else sequences
-        top_k = self.config.loss.top_k
+        top_k = self.config.loss.num_selected
         return Traffic(
             ranks=self.ranks,
             vocab=self.stats.vocab_size,
@@ -233,7 +250,7 @@ class Chunking:
     def from_run(cls, run: PlannedRun, head: ResolvedHead) -> "Chunking":
         """Divide the micro-batch so that a subchunk fits in the memory budget."""
         loss, workload, rows = run.config.loss, run.workload, run.micro_batch_size
-        target_tokens, sequences = rows * workload.target_tokens, rows * workload.sequences
+        target_tokens, sequences = run.target_tokens, rows * workload.sequences
         budget = run.buffer_sizes.rows_that_fit(loss, head == "vocab_parallel")
         if target_tokens <= budget:
             return cls(target_tokens, target_tokens, 1, 0, 1, sequences)

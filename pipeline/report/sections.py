@@ -120,8 +120,11 @@ def _evaluated_model(run: RunResults) -> str:
     settings, model = evaluation["settings"], evaluation["model"]
     step = f" (step {run.evaluated_step:,})" if run.evaluated_step is not None else ""
     variables = settings.get("chat_template_kwargs")
+    decoding = "greedy decoding"
+    if temperature := settings.get("temperature"):
+        decoding = f"{settings['num_samples']} samples at temperature {temperature:g}, top_p {settings['top_p']:g}"
     return (
-        f"{run.name}: model `{settings['model']}`{step}, data `{settings['data']}`, greedy decoding of at most "
+        f"{run.name}: model `{settings['model']}`{step}, data `{settings['data']}`, {decoding} of at most "
         f"{settings['max_new_tokens']} tokens in {model['dtype']}"
         + (f", chat template with `{json.dumps(variables)}`" if variables else "")
         + ". The intervals are Wilson score intervals."

@@ -14,7 +14,7 @@ from data_prep.tokenization.tokenizer import load_packed_tokenizer, part_that_di
 from pipeline.checkpoint.layout import ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
-from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, DataSettings, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.mixture import ShardMixture, shard_directories
@@ -26,6 +26,7 @@ from pipeline.models.loading import load_model_config, max_positions, padded_voc
 from pipeline.models.multimodal import load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
+from pipeline.training.rank_checks import check_ranks, check_sequence_parallel
 from pipeline.training.trackers import select_trackers
 
 
@@ -116,10 +117,11 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     tokenizer = load_packed_tokenizer(name, shards.sources[0].path, shards.manifest)
     _check_same_tokenizer(tokenizer, shards.sources)
     model_config = load_model_config(config.model, len(tokenizer))
+    check_sequence_parallel(config, model_config)
     if rank == 0:
         if config.model.adapter.r is not None:
             adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
-        check_model(model_config, config.model)
+        check_model(model_config, config.model, config.training.sequence_parallel_size)
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
     training = config.training
@@ -128,7 +130,13 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     _check_sequence_lengths(shards.sources, model_config)
     eval_shards = _open_eval_shards(config, shards, tokenizer, model_config)
     ensure_writable(Path(config.output_dir), setting="output_dir")
-    split = BatchSplit(training.train_batch_size, training.train_micro_batch_size_per_gpu, rank, world_size)
+    split = BatchSplit(
+        training.train_batch_size,
+        training.train_micro_batch_size_per_gpu,
+        rank,
+        world_size,
+        training.sequence_parallel_size,
+    )
     pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
     token_weights = load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights")
     loader = Loader(
@@ -161,43 +169,6 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
 def count_steps(training: TrainingSettings, num_rows: int) -> int:
     """Return the number of optimizer steps of a run on `num_rows` rows."""
     return training.max_steps or max(1, round(training.num_train_epochs * num_rows / training.train_batch_size))
-
-
-def check_ranks(training: TrainingSettings, padded_size: int, world_size: int) -> None:
-    """Check that the padded vocabulary and the batch size are divisible by the world size.
-
-    Raises:
-        UserError: The world size is incompatible; the message lists valid ones.
-    """
-    if padded_size % world_size:
-        sizes = ", ".join(str(n) for n in range(1, 65) if padded_size % n == 0)
-        raise UserError(
-            f"the padded vocabulary of {padded_size} is not divisible by {world_size} ranks; use {sizes} ranks, "
-            f"or set model.vocab_multiple to a multiple of {world_size}"
-        )
-    micro = training.train_micro_batch_size_per_gpu
-    if training.train_batch_size % (micro * world_size):
-        fitting = [n for n in range(1, 1025) if padded_size % n == 0 and training.train_batch_size % (micro * n) == 0]
-        raise UserError(
-            f"training.train_batch_size {training.train_batch_size} is not a multiple of {world_size} ranks x "
-            f"training.train_micro_batch_size_per_gpu {micro}; "
-            + (f"use {', '.join(map(str, fitting))} ranks" if fitting else "lower the micro-batch size")
-        )
-
-
-def check_process_group(split: BatchSplit) -> None:
-    """Check that the loader of each rank reads that rank's rows. Collective: all ranks must call it.
-
-    Raises:
-        AgreedError: the launcher's variables differ from the process group.
-    """
-    splits = distributed.all_gather_object((split.rank, split.world_size))
-    for rank, (loader_rank, loader_size) in enumerate(splits):
-        if (loader_rank, loader_size) != (rank, len(splits)):
-            raise AgreedError(
-                f"rank {rank} of {len(splits)} reads data as rank {loader_rank} of {loader_size}; "
-                "set RANK and WORLD_SIZE in every process, or use torchrun, deepspeed, mpirun or srun"
-            )
 
 
 def _open_shards(path: Path) -> ShardSet:

@@ -85,7 +85,10 @@ def deepspeed_config(
     training = config.training
     if training.precision == "fp16" and device == "cpu":
         raise UserError("training.precision 'fp16' needs a GPU; use bf16 or fp32 on CPU")
-    ds = _fill_auto(path, ds, config, ranks, hidden_size, max_steps)
+    parts = training.sequence_parallel_size
+    if ds.get("sequence_parallel_size", parts) != parts:
+        raise UserError(f"{path}: sequence_parallel_size is set by the recipe, to {parts}; remove it from this file")
+    ds = _fill_auto(path, ds, config, ranks // parts, hidden_size, max_steps)
     if training.precision != "fp32":
         ds.setdefault(training.precision, {})["enabled"] = True
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
@@ -95,11 +98,13 @@ def deepspeed_config(
         ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`
     if load_universal:
         ds.setdefault("checkpoint", {})["load_universal"] = True
+    if parts > 1:
+        ds["sequence_parallel_size"] = parts  # DeepSpeed reads it only to compare the three batch sizes
     micro, total = training.train_micro_batch_size_per_gpu, training.train_batch_size
     return ds | {
         "train_batch_size": total,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": total // (micro * ranks),
+        "gradient_accumulation_steps": total // (micro * (ranks // parts)),
         "gradient_clipping": training.max_grad_norm,
     }
 
@@ -130,6 +135,8 @@ def _fill_auto(
     path: Path, ds: dict[str, Any], config: Config, ranks: int, hidden_size: int, max_steps: int
 ) -> dict[str, Any]:
     """Replace "auto" as Hugging Face's Trainer does, and drop the sections `optimizer` and `scheduler`.
+
+    `ranks` is the data-parallel size.
 
     Raises:
         UserError: a value contradicts the recipe, or "auto" is not supported for a key.

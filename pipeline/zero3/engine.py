@@ -38,6 +38,7 @@ from pipeline.loss import (
 )
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
+from pipeline.models.sequence_parallel import HeadExchange
 from pipeline.models.solar_model import SolarModel
 from pipeline.zero3.initialize import import_muon_uncompiled
 from pipeline.zero3.model_state import StateCollector, collect_state, load_state
@@ -73,7 +74,8 @@ class ZeroEngine:
         self.padded_size, hidden_size = int(shape[0]), int(shape[1])
         self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
         self.group = dist.group.WORLD if self.ranks > 1 else None
-        module = SolarModel(model, config.loss, self.padded_size, num_languages, distributed.ranks_per_node())
+        exchange = HeadExchange.of_ranks(config.training)
+        module = SolarModel(model, config.loss, self.padded_size, num_languages, distributed.ranks_per_node(), exchange)
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.
         set_z3_leaf_modules(module, list({type(layer) for layer in model.get_decoder().layers}))
@@ -90,9 +92,8 @@ class ZeroEngine:
             self._parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
         if self._head.bias is not None:
             self._parameters["bias"] = self._head.bias
-        self._grad_accumulators = {
-            name: self._new_accumulator(p) for name, p in self._parameters.items() if p.requires_grad
-        }
+        trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        self._grad_accumulators = {name: self._new_accumulator(p) for name, p in trained.items()}
         weights = load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
         self._start, self._end = vocabulary_range(vocab_size, self.padded_size, self.rank, self.ranks)
         self._weights = None if weights is None else weights[self._start : self._end].to(self.device)
@@ -117,10 +118,9 @@ class ZeroEngine:
         """
 
         def local_rows(name: str) -> tuple[Tensor, Tensor | None]:
-            parameter, grad = self._parameters[name], self._grad_accumulators.get(name)
-            rows = self._end - self._start
-            partition = getattr(parameter, "ds_tensor").detach().to(self.device)  # noqa: B009
-            values = partition.view(-1, *parameter.ds_shape[1:])[:rows]  # type: ignore[attr-defined]
+            parameter, grad, rows = self._parameters[name], self._grad_accumulators.get(name), self._end - self._start
+            partition, columns = parameter.ds_tensor, parameter.ds_shape[1:]  # type: ignore[attr-defined]
+            values = partition.detach().to(self.device).view(-1, *columns)[:rows]
             return values, grad[:rows] if with_grad and grad is not None else None
 
         def shard(name: str) -> VocabularyShard:

@@ -63,15 +63,18 @@ def uninterrupted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Path, tmp_path: Path) -> None:
-    """One run on 2, 1, 2, 4 and 3 ranks in turn; the start on one rank offloads its optimizer to CPU memory."""
+    """One run on 2, 1, 2, 4 and 3 ranks in turn.
+
+    The start on one rank offloads its optimizer to CPU memory. The second start on 2 ranks and that on 4 share rows.
+    """
     changes = {**SETTINGS, **VALIDATION, "data__eval_shards": str(uninterrupted.parent / "eval")}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     for saved_ranks, ranks, step, extra in [
         (2, 1, 1, ["--deepspeed", "ds_configs/zero3_offload.json"]),
-        (1, 2, 2, []),
-        (2, 4, 3, []),
+        (1, 2, 2, ["--training.sequence_parallel_size", 2]),
+        (2, 4, 3, ["--training.sequence_parallel_size", 4]),
         (4, 3, 4, []),
     ]:
         keep_up_to(run, step)

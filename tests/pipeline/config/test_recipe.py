@@ -98,6 +98,8 @@ def test_load_config_overrides(tmp_path: Path) -> None:
         ("a: [", [], "not valid YAML"),
         ("- a\n- b", [], "mapping"),
         ("!!python/object/apply:os.system ['true']", [], "not valid YAML"),
+        ("training: {train_batch_size: null}", [], "training.train_batch_size is null; give it a value"),
+        ("data: {tokenizer: here, shards: null}", [], "data.shards is null"),
     ],
     ids=lambda value: str(value)[:30],
 )

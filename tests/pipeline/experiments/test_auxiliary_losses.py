@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from pipeline.data.micro_batch import collate
-from pipeline.experiments.auxiliary_losses import DictionaryLoss, MiddleLayerLoss, shuffle_pairs
+from pipeline.experiments.auxiliary_losses import DictionaryLoss, HardTokenLoss, MiddleLayerLoss, shuffle_pairs
+from pipeline.experiments.plan import MiddleLayer
 from pipeline.experiments.study import finetuning_groups
 from pipeline.experiments.synthetic_benchmark import LOW, SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
 from pipeline.experiments.training import pack_groups
+from pipeline.loss import LossSettings, solar_loss_reference
 from pipeline.models.solar_model import decode
 from tests.pipeline.experiments.conftest import tiny_model
 
@@ -32,11 +34,12 @@ def batch(benchmark):
 
 
 def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
-    middle = MiddleLayerLoss(model, 0.5, layer=2)
+    cosine = MiddleLayerLoss(model, MiddleLayer(weight=0.5, layer=2))
+    contrastive = MiddleLayerLoss(model, MiddleLayer(weight=0.5, layer=2, temperature=0.1))
     decode(model, model.get_input_embeddings()(batch.input_ids), batch)
-    loss = middle(model, batch)
+    losses = {loss: loss(model, batch) for loss in (cosine, contrastive)}
 
-    expected = []
+    expected, similarities, all_pivots = [], [], []
     for row, positions in zip(batch.input_ids, batch.position_ids, strict=True):
         starts = [int(i) for i in (positions == 0).nonzero().flatten()]
         pooled = []
@@ -48,12 +51,20 @@ def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
             answer = int((ids == benchmark.build_tokenizer().convert_tokens_to_ids("<|assistant|>")).nonzero()[0])
             pooled.append(states[answer : len(ids) - 1].mean(0))
         expected += [1 - torch.cosine_similarity(u, pooled[0], dim=0) for u in pooled[1:]]
-    middle.remove()
-    torch.testing.assert_close(loss, 0.5 * torch.stack(expected).mean(), rtol=1e-9, atol=1e-12)
+        similarities += [(u, len(all_pivots)) for u in pooled[1:]]
+        all_pivots.append(pooled[0])
+    logits = torch.stack([torch.cosine_similarity(u, torch.stack(all_pivots)) / 0.1 for u, _ in similarities])
+    targets = torch.tensor([pivot for _, pivot in similarities])
+    for loss, mean in (
+        (cosine, torch.stack(expected).mean()),
+        (contrastive, torch.nn.functional.cross_entropy(logits, targets)),
+    ):
+        loss.remove()
+        torch.testing.assert_close(losses[loss], 0.5 * mean, rtol=1e-9, atol=1e-12)
 
 
 def test_middle_layer_loss_detaches_pivots(model, batch):
-    middle = MiddleLayerLoss(model, 1.0, layer=2)
+    middle = MiddleLayerLoss(model, MiddleLayer(weight=1.0, layer=2))
     embeddings = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
     decode(model, embeddings, batch)
     middle(model, batch).backward()
@@ -61,6 +72,21 @@ def test_middle_layer_loss_detaches_pivots(model, batch):
     first = (batch.position_ids == 0).cumsum(1) == 1  # the pivot is the first sequence of its row
     assert embeddings.grad[first].abs().max() == 0
     assert embeddings.grad[~first].abs().max() > 0
+
+
+def test_hard_token_loss_equals_loss_with_hard_tokens(model, batch):
+    weights = torch.rand(len(model.get_input_embeddings().weight), dtype=torch.float64)
+    matrix = model.get_input_embeddings().weight
+    loss = HardTokenLoss(2.0, weights)(model, batch)
+    (grad,) = torch.autograd.grad(loss, matrix)
+    embedding = matrix.detach().requires_grad_()
+    hidden = torch.zeros(len(batch.loss_batch.targets), matrix.shape[1], dtype=torch.float64)
+    _, _, alignment = solar_loss_reference(
+        hidden, torch.zeros_like(embedding), embedding, batch.loss_batch, LossSettings(pooling_tokens="hard"), 1.0,
+        batch.loss_batch.normalizers(), vocabulary_weights=weights,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, 2 * alignment)
+    torch.testing.assert_close(grad, 2 * torch.autograd.grad(alignment, embedding)[0])
 
 
 def test_dictionary_loss_matches_definition_and_detaches_pivots(benchmark, model, batch):

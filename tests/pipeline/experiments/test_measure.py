@@ -1,5 +1,6 @@
 """Test the measurements with planted answers and planted embeddings."""
 
+import math
 import random
 
 import pytest
@@ -7,13 +8,23 @@ import torch
 
 from pipeline.experiments import measure as module
 from pipeline.experiments.measure import (
+    BenchmarkQuestion,
     copy_accuracy,
     draw_questions,
     generate_answers,
     measure_model,
     measure_representations,
 )
-from pipeline.experiments.synthetic_benchmark import LOW, MID, SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
+from pipeline.experiments.synthetic_benchmark import (
+    LOW,
+    MID,
+    SYNTHETIC_LANGUAGES,
+    SYNTHETIC_PIVOT,
+    BenchmarkOptions,
+    SyntheticBenchmark,
+    SyntheticProblem,
+    compute,
+)
 from tests.pipeline.experiments.conftest import tiny_model
 
 
@@ -30,6 +41,7 @@ def model(benchmark):
 def test_measure_counts_planted_answers(benchmark, model, monkeypatch):
     count = 10
     questions = draw_questions(benchmark, count, f"test {benchmark.seed}")
+    assert all(question.problem.is_test for question in questions)
     by_language = [sum(question.lang == lang for question in questions) for lang in (SYNTHETIC_PIVOT, *MID, *LOW)]
     assert by_language == [60, 10, 10, 20, 20, 20]
     answers = []
@@ -46,6 +58,8 @@ def test_measure_counts_planted_answers(benchmark, model, monkeypatch):
     monkeypatch.setattr(module, "measure_representations", lambda *_: {})
     metrics = measure_model(model, benchmark.build_tokenizer(), benchmark, count)
     expected = {"pivot": 1, "mid": 0.5, "low": 0.75, "low_seen": 1, "low_unseen": 0.5, "consistency": 0.75}
+    floors = [module.floor(benchmark, question) for question in questions if question.combinations == "unseen"]
+    expected["floor"] = sum(floors) / len(floors)
     assert metrics == pytest.approx(expected | {"confusion": 1 / 6, "confusion_pivot": 0})
 
 
@@ -60,12 +74,21 @@ def test_generate_answers_does_not_depend_on_batch(benchmark, model):
 
 
 def test_copy_accuracy_requires_every_digit(benchmark, model, monkeypatch):
-    def answer(model, tokenizer, questions):
+    def answer(model, tokenizer, questions, max_new_tokens):
         digits = [[word for word in question.split() if word.isdigit()] for question in questions]
         return [copied if number % 4 else [*copied[:-1], "x"] for number, copied in enumerate(digits)]
 
     monkeypatch.setattr(module, "generate_answers", answer)
     assert copy_accuracy(model, benchmark.build_tokenizer(), benchmark, 8) == dict.fromkeys(SYNTHETIC_LANGUAGES, 0.75)
+
+
+def test_floor_uses_the_seen_operator(benchmark):
+    problem = SyntheticProblem(3, 0, ((0, 0, 4), (1, 1, 2)))
+    seen = compute(benchmark.operators[1][0], compute(benchmark.operators[0][1], 3, 4), 2)
+    question = BenchmarkQuestion("low1", "unseen", problem)
+    assert module.floor(benchmark, question) == float(seen == benchmark.results(problem)[-1])
+    verbs = SyntheticBenchmark(5, BenchmarkOptions(held_out="verbs"))
+    assert module.floor(verbs, question) == 0.1
 
 
 def test_word_centred_cosine_ignores_language_offset(benchmark, model):
@@ -81,3 +104,8 @@ def test_word_centred_cosine_ignores_language_offset(benchmark, model):
             weight[ids[lang]] = weight[ids[SYNTHETIC_PIVOT]] + number
     after = measure_representations(model, tokenizer, benchmark, num_problems=6)
     assert after["word_centred_cosine"] == pytest.approx(1, abs=1e-6)
+    assert after["word_cosine"] < after["word_centred_cosine"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # the next-token distribution is uniform
+    entropy = measure_representations(model, tokenizer, benchmark, num_problems=6)["soft_token_entropy"]
+    assert entropy == pytest.approx(math.log(len(tokenizer)), rel=1e-5)

@@ -1,6 +1,7 @@
 """Test a small experiment from its command line to its tables, and the errors that stop it."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 from pipeline.common.errors import UserError
 from pipeline.experiments import study
 from pipeline.experiments.__main__ import PLAN
-from pipeline.experiments.plan import read_experiment_plan
+from pipeline.experiments.plan import ExperimentPlan, read_experiment_plan
+from pipeline.experiments.results import write_experiment_results
 from tests.runs import python, refuses
 
 SHORT = {"train_batch_size": 8, "max_steps": 4, "learning_rate": 0.001, "precision": "fp32"}
@@ -17,11 +19,22 @@ TREE = {
     "arms": {
         "sft": {},
         "ours": {"idf": True, "loss": {"distance": "mse", "detach": ["pivot", "probabilities"]}},
-        "middle": {"middle": 0.3, "amounts": [3]},
-        "dictionary": {"dictionary": 1.0, "amounts": [3]},
-        "shuffled": {"shuffle": True, "loss": {}, "amounts": [3]},
+        "hard": {"hard": 2.0, "loss": {"pooling_tokens": "hard"}, "worlds": ["main"]},
+        "middle": {"middle": {"weight": 0.3, "layer": 2, "temperature": 0.1, "alternate": True}, "worlds": ["main"]},
+        "translate": {"translation_steps": 2, "worlds": ["main"]},
+        "dictionary": {"dictionary": 1.0, "worlds": ["main"]},
+        "shuffled": {"shuffle": True, "loss": {}, "worlds": ["main"]},
     },
-    "amounts": [3, 2],
+    "worlds": {
+        "main": {"pairs": 3},
+        "other": {
+            "pairs": 2,
+            "benchmark": {"subwords": True},
+            "model": {"hidden_size": 16, "num_hidden_layers": 1, "tie_word_embeddings": True},
+            "max_seeds": 1,
+        },
+        "slow": {"pairs": 3, "embedding_rate": 0.1, "max_seeds": 0},
+    },
     "seeds": [1, 2],
     "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
     "mid_problems": 4,
@@ -39,7 +52,9 @@ def write_plan(path: Path, **changes: object) -> Path:
 
 def run(plan: Path, output: Path, seed: int = 1) -> None:
     loaded = read_experiment_plan(plan)
-    study.Study(loaded, seed, output).run(loaded.amounts, print)
+    for world in loaded.worlds:
+        if seed in loaded.seeds_of(world):
+            study.Study(loaded, world, seed, output).run(print)
 
 
 @pytest.mark.slow
@@ -48,19 +63,33 @@ def test_study_trains_every_variant_and_resumes(tmp_path, monkeypatch):
     plan, output = write_plan(tmp_path / "plan.yaml"), tmp_path / "out"
     for seed in (1, 2):
         run(plan, output, seed)
-    names = {path.name for path in (output / "seed-1").glob("*.json")}
-    assert names == {"base.json", "sft-3.json", "ours-3.json", "middle-3.json", "dictionary-3.json", "shuffled-3.json",
-                     "sft-2.json", "ours-2.json"}  # fmt: skip
-    metrics = {name: json.loads((output / "seed-1" / name).read_text()) for name in names}
-    variants = [metrics[name] for name in sorted(names) if name.endswith("-3.json")]
-    assert len({variant["word_centred_cosine"] for variant in variants}) == 5  # all of them train differently
-    assert all(0 <= variant["low"] <= 1 for variant in variants)
+    main, other = output / "seed-1" / "main", output / "seed-1" / "other"
+    assert {path.stem for path in main.iterdir()} == set(TREE["arms"])
+    assert {path.stem for path in other.iterdir()} == {"sft", "ours"}
+    assert {path.name for path in (output / "seed-2").iterdir()} == {"base-main", "base-main.json", "main"}
+    metrics = {path.stem: json.loads(path.read_text()) for path in main.iterdir()}
+    assert len({variant["word_centred_cosine"] for variant in metrics.values()}) == len(
+        metrics
+    )  # they train differently
+    assert all(0 <= variant["low"] <= 1 for variant in metrics.values())
+    assert {name for name in metrics if 0 < metrics[name].get("gradient_share", 0) < 1} == set(metrics) - {
+        "sft",
+        "translate",
+    }
 
-    written = (output / "seed-1" / "ours-3.json").stat().st_mtime_ns
-    (output / "seed-1" / "ours-2.json").unlink()
+    written = (main / "ours.json").stat().st_mtime_ns
+    before = json.loads((other / "ours.json").read_text())
+    (other / "ours.json").unlink()
     run(plan, output)
-    assert (output / "seed-1" / "ours-3.json").stat().st_mtime_ns == written
-    assert json.loads((output / "seed-1" / "ours-2.json").read_text()) == metrics["ours-2.json"]  # bit for bit
+    assert (main / "ours.json").stat().st_mtime_ns == written
+    assert json.loads((other / "ours.json").read_text()) == before  # bit for bit
+
+    loaded = read_experiment_plan(plan)
+    text = write_experiment_results(loaded, output)
+    assert "| shuffled |" in text and "World other: 2 pairs" in text
+    lines = (output / "results.csv").read_text().splitlines()
+    assert lines[0] == "seed,world,arm,measure,value"
+    assert f"1,main,ours,word_cosine,{metrics['ours']['word_cosine']:.8g}" in lines
 
 
 @pytest.mark.slow
@@ -80,16 +109,28 @@ def test_experiment_stops_if_sanity_check_fails(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["plan.yaml", "screening.yaml"])
-def test_read_plan_accepts_plans_of_the_project(name):
-    plan = read_experiment_plan(PLAN.parent / name)
-    assert all(set(variant.amounts or []) <= set(plan.amounts) for variant in plan.variants.values())
+def project_plan(name: str) -> ExperimentPlan:
+    return read_experiment_plan(PLAN.parent / name)
 
 
-def test_plans_of_the_project_share_no_seed():
-    final, screening = (read_experiment_plan(PLAN.parent / name) for name in ("plan.yaml", "screening.yaml"))
-    assert not set(final.seeds) & set(screening.seeds)
-    assert len(set(final.seeds)) >= 10
+def test_screening_gives_all_families_equal_budgets():
+    screening = project_plan("screening.yaml")
+    trials = Counter(variant.family for name, variant in screening.arms.items() if name != "sft")
+    assert len(set(trials.values())) == 1
+    for name in ("plan.yaml", "worlds.yaml"):
+        plan = project_plan(name)
+        assert {variant.family for variant in plan.arms.values()} - {None} <= set(trials)
+        assert not set(plan.seeds) & set(screening.seeds)
+        assert (plan.model, plan.finetuning, plan.pretraining) == (
+            screening.model, screening.finetuning, screening.pretraining
+        )  # fmt: skip
+
+
+def test_worlds_with_equal_benchmark_and_model_share_base():
+    plan = project_plan("plan.yaml")
+    assert [plan.base_of(world) for world in plan.worlds] == ["main", "tied_subwords", "main", "main"]
+    assert plan.finetuning_of("rate_01").embedding_learning_rate == pytest.approx(0.1 * plan.finetuning.learning_rate)
+    assert plan.finetuning_of("main") == plan.finetuning
 
 
 @pytest.mark.parametrize(
@@ -97,8 +138,15 @@ def test_plans_of_the_project_share_no_seed():
     [
         ({"arms": {"ours": {}}}, "arms has no 'sft'"),
         ({"arms": {"sft": {"los": {}}}}, "arms.sft must be"),
-        ({"amounts": [0]}, "amounts must be at least 1"),
-        ({"seeds": []}, "seeds and amounts must not be empty"),
+        ({"worlds": {"main": {"pairs": 0}}, "arms": {"sft": {}}}, "worlds.main.pairs must be at least 1"),
+        ({"worlds": {"main": {"pair": 1}}}, "worlds.main must be"),
+        ({"arms": {"sft": {}, "x": {"worlds": ["no"]}}}, "arms.x.worlds has .'no'."),
+        ({"arms": {"sft": {}, "x": {"middle": {"weight": 1, "layer": 3}}}}, "arms.x.middle.layer is not"),
+        (
+            {"primary": [{"variant": "hard", "baseline": "sft", "world": "other"}]},
+            "primary has .*the plan does not run",
+        ),
+        ({"seeds": []}, "seeds and worlds must not be empty"),
         ({"finetuning": {"max_step": 3}}, "max_step"),
         ({"pretraining": {"train_batch_size": 8}}, "set max_steps"),
     ],

@@ -1,11 +1,13 @@
 """Test the synthetic benchmark: only the held-out combinations are missing from the training data."""
 
 import random
+from collections import Counter
 from itertools import chain
 
 import pytest
 
 from data_prep.records import Record
+from pipeline.experiments.measure import draw_questions
 from pipeline.experiments.study import finetuning_groups, pretraining_groups
 from pipeline.experiments.synthetic_benchmark import (
     LOW,
@@ -16,6 +18,7 @@ from pipeline.experiments.synthetic_benchmark import (
     SHARED_TOKENS,
     SYNTHETIC_LANGUAGES,
     SYNTHETIC_PIVOT,
+    BenchmarkOptions,
     SyntheticBenchmark,
     compute,
 )
@@ -62,6 +65,20 @@ def test_pretraining_groups_never_solve_low_resource_problems(benchmark):
     assert not any(record.lang in LOW and "=" in solution(record) for record in records)
 
 
+def test_test_problems_are_in_no_training_data(benchmark):
+    """Compare the questions in all languages, whether solved, copied or translated, with those that are tested."""
+    problems = {question.problem for question in draw_questions(benchmark, 300, "any")}
+    trained = [group[0] for group in pretraining_groups(benchmark, 3000)]
+    trained += chain.from_iterable(finetuning_groups(benchmark, amount=300, mid_problems=300))
+    questions = {record.messages[0]["content"].rsplit(" ", 1)[0] for record in trained}
+    tested = {
+        benchmark.format_problem(problem, lang)[0].rsplit(" ", 1)[0]
+        for problem in problems
+        for lang in SYNTHETIC_LANGUAGES
+    }
+    assert not questions & tested
+
+
 @pytest.mark.parametrize("lang", LOW)
 @pytest.mark.parametrize(("kind", "seen"), [("seen", True), ("unseen", False)])
 def test_draw_problem_uses_requested_combinations(benchmark, lang, kind, seen):
@@ -94,6 +111,67 @@ def test_languages_share_no_words(benchmark):
     words = [set(language.content_words()) for language in benchmark.languages.values()]
     assert len(set().union(*words)) == sum(map(len, words))
     assert not set().union(*words) & set(SHARED_TOKENS)
+
+
+def test_held_out_verbs_are_not_in_training_data():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(held_out="verbs"))
+    shown: dict[str, set] = {lang: set() for lang in SYNTHETIC_LANGUAGES}
+    for record in chain.from_iterable(finetuning_groups(benchmark, amount=200, mid_problems=300)):
+        shown[record.lang] |= shown_combinations(benchmark, record)
+    rng = random.Random(0)
+    for lang in LOW:
+        assert shown[lang] == {(verb, c) for verb in benchmark.seen_verbs[lang] for c in range(NUM_CLASSES)}
+        tested = [benchmark.draw_problem(rng, lang, "unseen", test=True) for _ in range(100)]
+        assert not {verb for problem in tested for verb, *_ in problem.steps} & set(benchmark.seen_verbs[lang])
+
+
+def test_synonyms_are_many_to_many_and_zipf():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(synonyms=2, shared_nouns=3))
+    rng = random.Random(0)
+    pairs: Counter[tuple[int, int]] = Counter()
+    for _ in range(1500):
+        problem = benchmark.draw_problem(rng, "low1", "all")
+        words = [benchmark.format_problem(problem, lang)[0].split() for lang in (SYNTHETIC_PIVOT, "low1")]
+        verbs = [
+            [benchmark.languages[lang].verbs.index(w) for w in text if w in benchmark.languages[lang].verbs]
+            for lang, text in zip((SYNTHETIC_PIVOT, "low1"), words, strict=True)
+        ]
+        assert [v // 2 for v in verbs[0]] == [v // 2 for v in verbs[1]] == [verb for verb, *_ in problem.steps]
+        pairs.update((a % 2, b % 2) for a, b in zip(*verbs, strict=True))
+    total = pairs.total()
+    for (a, b), expected in {(0, 0): 4 / 9, (0, 1): 2 / 9, (1, 0): 2 / 9, (1, 1): 1 / 9}.items():
+        assert pairs[a, b] / total == pytest.approx(expected, abs=0.04)
+    nouns = [language.nouns for language in benchmark.languages.values()]
+    assert len({n[:6] for n in nouns}) == 1 and len({n[6:] for n in nouns}) == len(nouns)
+
+
+def test_answers_without_restatement_contain_one_word():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(restate=False))
+    problem = benchmark.draw_problem(random.Random(0), "low1", "all")
+    answer = benchmark.format_problem(problem, "low1")[1].split()
+    assert [word for word in answer if word not in SHARED_TOKENS] == [benchmark.languages["low1"].answer]
+    assert answer[-1] == str(benchmark.results(problem)[-1])
+
+
+def test_translation_task_asks_for_the_pivots_question(benchmark):
+    problem = benchmark.draw_problem(random.Random(0), "low1", "all")
+    question, answer = benchmark.format_translation_task(problem, "low1")
+    assert answer == benchmark.format_problem(problem, SYNTHETIC_PIVOT)[0]
+    assert question.rsplit(" ", 1)[0] == benchmark.format_problem(problem, "low1")[0].rsplit(" ", 1)[0]
+    assert question.split()[-1] == benchmark.languages[SYNTHETIC_PIVOT].copy
+
+
+def test_subword_tokenizer_shares_tokens_between_languages():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(subwords=True))
+    tokenizer, tokens = benchmark.build_tokenizer(), {}
+    for lang in SYNTHETIC_LANGUAGES:
+        text = " ".join(benchmark.format_problem(benchmark.draw_problem(random.Random(2), lang, "all"), lang))
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids).split() == text.split()
+        words = " ".join(benchmark.languages[lang].content_words())
+        tokens[lang] = set(tokenizer(words)["input_ids"])
+        assert len(tokenizer(words)["input_ids"]) == 3 * len(words.split())
+    assert all(len(tokens[a] & tokens[b]) > 10 for a in tokens for b in tokens)
 
 
 def test_tokenizer_has_one_token_per_word(benchmark):

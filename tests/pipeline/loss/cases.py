@@ -32,6 +32,7 @@ class Case:
     """Sizes and settings of one random input.
 
     `lengths[r]` lists the pair groups of rank r, each a tuple of sequence lengths, the pivot's first.
+    With `parts`, r is a group of that many ranks, between which the target tokens are divided at random.
     With `ties`, hidden states and head are small integers, so that many logits of a row are exactly equal.
     """
 
@@ -53,6 +54,7 @@ class Case:
     device: str = "cpu"
     ties: bool = False
     rows: int | None = None
+    parts: int = 1
     frozen: bool = False
 
     def with_rows(self, rows: int) -> "Case":
@@ -186,7 +188,7 @@ def _top_k_metrics(case: Case, t: Tensors, loss_batch: LossBatch) -> dict[str, T
         for row, sequence in enumerate(loss_batch.sequence_of_token().tolist())
         if sequence in members and pooling_weights[row] > 0
     ]
-    if case.settings.top_k is None or not rows:
+    if case.settings.num_selected is None or not rows:
         return {name: torch.zeros(()) for name in METRICS}
     bias = t.bias if case.bias else None
     z = head_logits(t.hidden[rows], t.head, bias, case.logit_scale, case.softcap)
@@ -207,10 +209,15 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
     generator = torch.Generator().manual_seed(case.seed)
     global_batch, counts = layout(case, None, generator)
     t = tensors(case, generator)
-    local, _ = layout(case, rank, torch.Generator().manual_seed(case.seed))
-    first = sum(counts[:rank])
-    local = local.to(case.device)
-    hidden = t.hidden[first : first + counts[rank]].to(case.device, case.dtype).requires_grad_()
+    member, part = divmod(rank, case.parts)
+    local, _ = layout(case, member, torch.Generator().manual_seed(case.seed))
+    tokens = torch.arange(counts[member])
+    if case.parts > 1:
+        owner = torch.randint(0, case.parts, (counts[member],), generator=torch.Generator().manual_seed(case.seed))
+        tokens = (owner == part).nonzero().squeeze(1)
+        local = local.take_part(tokens, part, case.parts)
+    local, tokens = local.to(case.device), tokens + sum(counts[:member])
+    hidden = t.hidden[tokens].to(case.device, case.dtype).requires_grad_()
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, size)
     total = torch.promote_types(case.dtype, torch.float32)
 
@@ -250,10 +257,10 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
     )
     result.loss.backward()
     assert hidden.grad is not None
-    results = {"loss": result.loss.detach(), "hidden": hidden.grad}
+    results = {"loss": result.loss.detach(), "hidden": hidden.grad, "tokens": tokens}
     if head.grad is not None and vocabulary.embedding.grad is not None:
         results |= {"head": head.grad, "embedding": vocabulary.embedding.grad}
-    assert len(results) == (2 if case.frozen else 4)
+    assert len(results) == (3 if case.frozen else 5)
     count = result.soft_token_count
     results |= {"kept_mass": result.kept_mass / count.clamp_min(1), "count": count.to(total)}
     results["entropy"] = result.soft_token_entropy / count.clamp_min(1)
@@ -268,6 +275,8 @@ def errors(case: Case, parts: list[dict[str, Tensor]], reference: dict[str, Tens
     for name in parts[0].keys() & {"hidden", "head", "embedding", "bias"}:
         actual = torch.cat([part[name].double() for part in parts])
         expected = reference[name]
+        if name == "hidden" and "tokens" in parts[0]:
+            expected = expected[torch.cat([part["tokens"] for part in parts])]
         scale = float(expected.norm()) or 1.0
         relative[name] = float((actual - expected).norm()) / scale
     for part in parts:

@@ -7,7 +7,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.comm import Group, rank_and_size
@@ -49,16 +48,17 @@ SETTINGS = {
     "attached": LossSettings(detach=(), top_k=1),
     "embeddings detached": LossSettings(detach=("embeddings",)),
     "probabilities detached": LossSettings(detach=("pivot", "probabilities")),
+    "hard": LossSettings(pooling_tokens="hard", softmax_temperature=2.5, detach=()),
     "infonce attached": replace(FULL, distance="infonce", detach=(), softmax_temperature=1.5),
 }
 
 
 def check(workers: Workers, ranks: int, case: Case, bound: float) -> None:
-    """Assert that the errors of a case on its first `ranks` ranks are within the bound.
+    """Assert that the errors of a case on the first `ranks` ranks are within the bound.
 
     The kept mass is an exponential of a difference of logits divided by the temperature, so it loses a few digits.
     """
-    case = replace(case, lengths=case.lengths[:ranks])
+    case = replace(case, lengths=case.lengths[: ranks // case.parts])
     parts, reference = workers.run(sharded_results, ranks, case), reference_results(case)
     relative, metrics = errors(case, parts, reference), metric_errors(parts, reference)
     assert all(error <= bound for error in relative.values()), relative
@@ -108,28 +108,14 @@ def test_loss_families_weights_and_centering(workers: Workers, extra: dict[str, 
             check(workers, ranks, case.with_rows(5), FP32)
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_loss_with_frozen_vocabulary(workers: Workers, ranks: int, tied: bool) -> None:
-    """Hidden states get the same gradient as from a trained vocabulary, also from the alignment loss."""
-    for loss_settings in (LossSettings(), FULL, LossSettings(distance="infonce", detach=(), top_k=3)):
-        for head in HEADS:
-            case = Case(UNEVEN, replace(loss_settings, head=head), tied=tied, frozen=True)
-            check(workers, ranks, case.with_rows(4), bound_of(case))
-
-
-def test_frozen_vocabulary_saves_the_products_of_its_gradient() -> None:
-    products = {}
-    for frozen in (True, False):
-        case = Case(UNEVEN[:1], tied=False, frozen=frozen)
-        with FlopCounterMode(display=False) as counter:
-            sharded_results(None, case)
-        products[frozen] = counter.get_total_flops()
-    tokens = sum(length for group in UNEVEN[0] for length in group)
-    translations = sum(len(group) - 1 for group in UNEVEN[0])
-    matrix = 2 * case.vocab_size * case.hidden_size
-    assert products[False] - products[True] == matrix * (tokens + translations)
-    assert products[True] >= 2 * matrix * tokens
+@pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_loss_rows_shared_by_ranks(workers: Workers, name: str, ranks: int, parts: int) -> None:
+    """Divide the target tokens of each sequence between ranks, so that parts of many sequences are empty."""
+    centered, weighted = name in ("default", "infonce attached"), name in ("mse", "cold")
+    for head, lengths, rows in ((HEADS[0], UNEVEN, 1), (HEADS[1], EMPTY_SEQUENCES, 3), (HEADS[0], NOTHING, 100)):
+        case = Case(lengths, replace(SETTINGS[name], head=head), parts=parts, centered=centered, ce_weights=weighted)
+        check(workers, ranks, case.with_rows(rows), bound_of(case))
 
 
 @pytest.mark.parametrize("vocab_size", [12, 13, 5])
@@ -142,18 +128,21 @@ def test_loss_uneven_vocabulary(workers: Workers, vocab_size: int) -> None:
 groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple), max_size=3).map(tuple)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None:
     """Compare in float64, so that errors beyond rounding exceed the bound."""
     ranks = data.draw(st.integers(1, 4))
+    parts = data.draw(st.sampled_from([n for n in (1, 2, 3, 4) if ranks % n == 0]))
     case = Case(
-        lengths=data.draw(st.lists(groups, min_size=ranks, max_size=ranks).map(tuple)),
+        lengths=data.draw(st.lists(groups, min_size=ranks // parts, max_size=ranks // parts).map(tuple)),
+        parts=parts,
         settings=LossSettings(
             distance=data.draw(st.sampled_from(["cosine", "mse", "infonce"])),
             softmax_temperature=data.draw(st.sampled_from([1.0, 0.1, 0.7, 3.0, 10.0])),
             top_k=data.draw(st.sampled_from([None, 1, 2, 3, 5, 20, 24, 1000])),
             soft_token_embeddings=data.draw(st.sampled_from(["input", "output"])),
+            pooling_tokens=data.draw(st.sampled_from(["soft", "hard"])),
             pooling=data.draw(st.sampled_from(["mean", "last", "weights"])),
             head=data.draw(st.sampled_from(HEADS)),
             detach=tuple(data.draw(st.sets(st.sampled_from(["pivot", "embeddings", "probabilities"])))),
@@ -173,6 +162,17 @@ def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None
         ties=data.draw(st.booleans()),
     ).with_rows(data.draw(st.integers(1, 12)))
     check(workers, ranks, case, 1e-9 if case.settings.distance == "infonce" else 1e-10)
+
+
+def test_hard_tokens_depend_on_targets_only() -> None:
+    """Check that no setting of the probabilities changes anything, and that all of the alignment gradient is in E."""
+    case = Case(UNEVEN[:1], LossSettings(pooling_tokens="hard"), tied=False)
+    expected, plain = sharded_results(None, case), sharded_results(None, replace(case, weight=0.0))
+    for changes in ({"detach": ("pivot", "probabilities")}, {"top_k": None, "softmax_temperature": 3.0}):
+        actual = sharded_results(None, replace(case, settings=replace(case.settings, **changes)))
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert all(torch.equal(plain[name], expected[name]) for name in ("hidden", "head"))
+    assert not torch.equal(plain["embedding"], expected["embedding"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -69,6 +69,8 @@ def test_first_run_page_quotes_predictions(name: str, model: str, tmp_path: Path
         (["--nodes", "0"], ["--nodes is 0"]),
         (["--gpus_per_node", "7"], ["7 ranks", "vocab_multiple"]),
         (["--training.train_batch_size", "60"], ["60", "8 ranks"]),
+        (["--training.sequence_parallel_size", "3"], ["sequence_parallel_size 3 does not divide", "ranks, 8"]),
+        (["--training.sequence_parallel_size", "8"], ["sequence_parallel_size 8", "28 attention heads"]),
         (["--training.train_batch"], ["unknown key", "training.train_batch_size"]),
         (["--deepspeed", "nowhere.json"], ["nowhere.json", "cannot read"]),
         (["--supervised_share", "1.5"], ["supervised_share", "between 0 and 1"]),

@@ -269,10 +269,10 @@ def wait_for_step(directory: Path, step: int, processes: list) -> None:
     "changes",
     [
         {"deepspeed": "ds_configs/zero3_offload.json"},
-        {"model__activation_checkpointing": True},
+        {"model__activation_checkpointing": True, "training__sequence_parallel_size": 2},
         {"training__train_micro_batch_size_per_gpu": 2, "loss__memory_budget_mb": 0.05},
     ],
-    ids=["CPU offload", "activation checkpointing", "micro-batch of 2 in many chunks"],
+    ids=["CPU offload", "activation checkpointing, shared rows", "micro-batch of 2 in many chunks"],
 )
 def test_train_memory_settings_keep_losses(prepared: Prepared, plain_run: Path, tmp_path: Path, changes: dict) -> None:
     """Another order of fp32 sums differs by a few 1e-7 at first, which five steps amplify."""

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.common.errors import AgreedError
 from pipeline.data.loader import BatchSplit
-from pipeline.training.preflight import check_process_group
+from pipeline.training.rank_checks import check_process_group
 
 
 def test_check_process_group_refuses_other_rank() -> None:

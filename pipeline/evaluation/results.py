@@ -1,0 +1,118 @@
+"""Score the responses of an evaluation and write the three result files."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.atomic_io import write_atomically
+from pipeline.evaluation.accuracy import (
+    accuracy_table,
+    score_by_language,
+    unfinished_sentence,
+    unfinished_warning,
+    versions,
+)
+from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
+from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
+from pipeline.evaluation.dataset import Example
+from pipeline.evaluation.progress import Generation
+from pipeline.evaluation.sampling_statistics import (
+    majority_vote,
+    sampling_metrics,
+    sampling_table,
+    with_mean_accuracy,
+)
+from pipeline.evaluation.settings import EvaluationSettings
+
+
+def write_results(
+    settings: EvaluationSettings,
+    model: dict[str, Any],
+    output: Path,
+    examples: Sequence[Example],
+    generations: Sequence[Generation],
+) -> None:
+    """Score the responses, write the result files, and print the tables.
+
+    Args:
+        settings: the settings of the evaluation.
+        model: the entry `model` of `evaluation.json`.
+        output: directory for the result files.
+        examples: the examples that were asked.
+        generations: `settings.num_samples` responses to each example.
+    """
+    n = settings.num_samples
+    scored = [_score(example, generations[i * n : (i + 1) * n]) for i, example in enumerate(examples)]
+    rows = [row for row, _ in scored]
+    answers = [answer for _, answer in scored]
+    # Scores of one answer per example: that of the only response, or of the majority of all.
+    votes = [{**row, "correct": row["vote_correct"]} if n > 1 else row for row in rows]
+    finished = [row["finished"] for row in rows]
+    scores = score_by_language(examples, answers, finished, settings.pivot)
+    sampling = None
+    if n > 1:
+        sampling = sampling_metrics(rows, n)
+        scores = with_mean_accuracy(scores, sampling)
+    result = {
+        "unfinished": finished.count(False),
+        "settings": dataclasses.asdict(settings),
+        "model": model,
+        "versions": versions(),
+        **scores,
+        **({"sampling": sampling} if sampling else {}),
+        **consistency_metrics(votes),
+    }
+    text = f"{unfinished_sentence(result)} {_model_sentence(model)}\n\n{accuracy_table(result)}"
+    if sampling:
+        text += f"\n\n{_SAMPLES}\n\n{sampling_table(sampling)}"
+    text += f"\n\n{consistency_tables(result)}"
+    _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
+    _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
+    if warning := unfinished_warning(result):
+        print(warning, flush=True)
+
+
+_SAMPLES = (
+    "The accuracy is the mean over all samples. A problem counts as unfinished if one of its samples is. Agreement is "
+    "that of the majority votes."
+)
+
+
+def _score(example: Example, generations: Sequence[Generation]) -> tuple[dict[str, Any], Any]:
+    """Return the row of `generations.jsonl`, and the answer of the only response or of the majority of all."""
+    answers = [extract_answer(generation.text, example.lang, generation.finished) for generation in generations]
+    vote = majority_vote(answers, answers_equal)
+    chosen = vote or 0
+    samples: list[dict[str, Any]] = [
+        {
+            "output": generation.text,
+            "finished": generation.finished,
+            "answer": None if answer is None else str(answer),
+            "correct": answers_equal(answer, example.gold),
+            "tokens": generation.tokens,
+            **({} if generation.reasoning is None else {"reasoning": generation.reasoning}),
+        }
+        for generation, answer in zip(generations, answers, strict=True)
+    ]
+    row: dict[str, Any] = {"pair_id": example.pair_id, "lang": example.lang, **samples[chosen]}
+    row["gold"] = str(example.gold)
+    if len(samples) > 1:
+        row["finished"] = all(sample["finished"] for sample in samples)
+        row["vote_correct"] = row["correct"]
+        row["correct"] = sum(sample["correct"] for sample in samples) / len(samples)
+        row["samples"] = samples
+    return row, answers[chosen]
+
+
+def _model_sentence(model: dict[str, Any]) -> str:
+    if "server" in model:
+        return f"The model {model['name']} was served by {model['server']}."
+    return f"The model ran in {model['dtype']}."
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("utf-8", "replace"))  # a lone surrogate must not make the run fail
