@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.loss import LossSettings
@@ -21,15 +22,15 @@ def test_loss_with_frozen_vocabulary(workers: Workers, ranks: int, tied: bool) -
             check(workers, ranks, case.with_rows(4), bound_of(case))
 
 
-def test_frozen_vocabulary_saves_the_products_of_its_gradient() -> None:
+def test_frozen_head_saves_product_3() -> None:
     products = {}
     for frozen in (True, False):
-        case = Case(UNEVEN[:1], tied=False, frozen=frozen)
+        # In bf16, product 3 is not in place, and FlopCounterMode counts no product in place.
+        case = Case(UNEVEN[:1], tied=False, dtype=torch.bfloat16, frozen=frozen)
         with FlopCounterMode(display=False) as counter:
             sharded_results(None, case)
         products[frozen] = counter.get_total_flops()
     tokens = sum(length for group in UNEVEN[0] for length in group)
-    translations = sum(len(group) - 1 for group in UNEVEN[0])
     matrix = 2 * case.vocab_size * case.hidden_size
-    assert products[False] - products[True] == matrix * (tokens + translations)
+    assert products[False] - products[True] == matrix * tokens
     assert products[True] >= 2 * matrix * tokens
