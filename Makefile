@@ -10,6 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check --upgrade pip  # resolves faster than Python's
 	$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
 	$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.convert.conversion import FORMATS, convert
 from data_prep.demo.languages import DEMO_LANGUAGES
+from data_prep.derive import KINDS
 from data_prep.packing.settings import ON_BAD_RECORD, SUPERVISE
 from pipeline.common.errors import UserError, exit_cleanly
 
@@ -49,14 +50,24 @@ def _tokenizer(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from data_prep.convert.column_formats import FIELDS
     from data_prep.convert.examples import Source
+    from data_prep.convert.input_formats import default_pivot
 
     columns = dict(column.partition("=")[::2] for column in args.columns)
     for name, theirs in columns.items():
         if name not in FIELDS or not theirs:
             raise UserError(f"--columns: {name}={theirs} is not OURS=THEIRS with OURS one of {', '.join(FIELDS)}")
-    source = Source(args.input, columns, args.pivot, args.split, args.config, args.languages, args.unpaired)
+    pivot = args.pivot or default_pivot(args.format)
+    source = Source(args.input, columns, pivot, args.split, args.config, args.languages, args.unpaired)
     report = convert(args.format, source, args.output)
     print("\n".join([f"{args.output}: {report.lines()[0]}", *report.lines()[1:]]))
+
+
+def _derive(args: argparse.Namespace) -> None:
+    from data_prep.derive import derive
+
+    counts = derive(args.kind, args.input, args.output, args.pivot, args.seed)
+    what = "paired with another example" if args.kind == "shuffled_pairs" else "added"
+    print(f"{args.output}: {counts['written']} records, {counts['changed']} of them {what}")
 
 
 def _pack(args: argparse.Namespace) -> None:
@@ -157,6 +168,7 @@ def _build_parser() -> argparse.ArgumentParser:
         add_command("tokenizer", _tokenizer, "Train a SentencePiece tokenizer with chat template, or convert one.")
     )
     _add_convert_options(add_command("convert", _convert, "Convert another format to canonical JSON Lines."))
+    _add_derive_options(add_command("derive", _derive, "Derive the training data of an ablation or a baseline."))
     _add_pack_options(add_command("pack", _pack, "Tokenize, pack and write shards; also under mpirun or srun."))
 
     verify = add_command("verify", _verify, "Check every hash and invariant of a shard directory.")
@@ -209,7 +221,7 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
         "--input", nargs="+", required=True, help="files or folders in that format, or a Hub dataset ID"
     )
     convert.add_argument("--output", type=Path, required=True, help="canonical JSON Lines file to write")
-    convert.add_argument("--pivot", default="en", help="language that the others are translations of")
+    convert.add_argument("--pivot", help="language that the others are translations of; English by default")
     convert.add_argument(
         "--columns",
         nargs="*",
@@ -217,14 +229,24 @@ def _add_convert_options(convert: argparse.ArgumentParser) -> None:
         metavar="OURS=THEIRS",
         help="column names of canonical or datasets input; {lang} stands for each of --languages",
     )
-    convert.add_argument("--split", default="train", help="split of datasets input")
-    convert.add_argument("--config", help="configuration of datasets input; {lang} as in --columns")
-    convert.add_argument("--languages", nargs="*", default=[], help="languages that {lang} stands for")
+    convert.add_argument("--split", help="split of datasets input (train by default) or a benchmark (its test split)")
+    convert.add_argument("--config", help="configuration of Hub input; {lang} as in --columns")
+    convert.add_argument(
+        "--languages", nargs="*", default=[], help="languages that {lang} stands for, or those of a benchmark to read"
+    )
     convert.add_argument(
         "--unpaired",
         action="store_true",
         help="keep examples without a translation; rows without a language are in that of --pivot",
     )
+
+
+def _add_derive_options(derive: argparse.ArgumentParser) -> None:
+    derive.add_argument("kind", choices=KINDS, help="pairs of different examples, or questions to translate as well")
+    derive.add_argument("--input", type=Path, nargs="+", required=True, help="canonical records")
+    derive.add_argument("--output", type=Path, required=True, help="JSON Lines file that replaces them")
+    derive.add_argument("--pivot", default="en", help="language that the others are translations of")
+    derive.add_argument("--seed", type=int, default=0, help="determines the pairs of shuffled_pairs")
 
 
 def _add_pack_options(pack: argparse.ArgumentParser) -> None:

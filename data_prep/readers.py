@@ -44,16 +44,18 @@ class InputRow(NamedTuple):
         position: Byte offset of the line, or row number from 0 in a Parquet file.
         value: The line, the decoded JSON value, or the Parquet row as a dictionary; see `read_split` for an error. JSON
             numbers with a decimal point or an exponent are decoded as `Decimal`.
+        number: Row number from 1 if the file was read from its start, or None.
     """
 
     path: Path
     position: int
     value: Any
+    number: int | None = None
 
     @property
     def location(self) -> str:
         """File and row, for error messages; see `locate`."""
-        return locate(self.path, self.position)
+        return locate(self.path, self.position) if self.number is None else f"{self.path} row {self.number}"
 
     def apply(self, function: Callable[[Any], T]) -> T:
         """Return `function(value)`. If it raises a UserError, prefix the message with file and row.
@@ -159,7 +161,7 @@ def read_lines(path: Path) -> Iterator[InputRow]:
     Raises UserError with the file and row if a line is not UTF-8.
     """
     for row in _raw_lines(path, 0, None):
-        yield InputRow(path, row.position, row.apply(_decode_line))
+        yield row._replace(value=row.apply(_decode_line))
 
 
 def _raw_lines(path: Path, start: int, stop: int | None) -> Iterator[InputRow]:
@@ -168,9 +170,11 @@ def _raw_lines(path: Path, start: int, stop: int | None) -> Iterator[InputRow]:
         if start:
             file.seek(start - 1)
             file.readline()  # the rest of a line that starts before the range
-        position = file.tell()
+        position, number = file.tell(), 0
         while (stop is None or position < stop) and (line := file.readline()):
-            yield InputRow(path, position, line if position else line.removeprefix(codecs.BOM_UTF8))
+            number += 1
+            value = line if position else line.removeprefix(codecs.BOM_UTF8)
+            yield InputRow(path, position, value, None if start else number)
             position += len(line)
 
 
@@ -193,7 +197,7 @@ def _read_json_lines(
             if not keep_malformed:
                 raise
             value = error
-        yield InputRow(path, row.position, value)
+        yield row._replace(value=value)
 
 
 def _decode_json(text: str) -> Any:

@@ -14,6 +14,8 @@ from pipeline.common.errors import UserError
 _THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3})(\.\d+)?")
 _LANG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the names that transformers accepts
+ANSWER_TYPES = ("number", "expression", "choice", "text")
+CHOICE_LETTERS = "ABCDEFGHIJ"
 _BLANK_LETTERS = set("\u115f\u1160\u2800\u3164\uffa0")  # fillers, which are letters or symbols to Unicode but invisible
 
 
@@ -27,6 +29,8 @@ class Record(NamedTuple):
             templates read. The last message is the assistant's.
         gold: Final answer, or None if absent.
         tools: JSON schemas of the tools that the assistant may call, or None.
+        answer_type: One of `ANSWER_TYPES`, which says how `gold` is to be compared, or None.
+        choices: Texts of the options, or None. If given, `gold` is the letter of one of them: A for the first.
     """
 
     pair_id: str
@@ -34,6 +38,8 @@ class Record(NamedTuple):
     messages: list[dict[str, Any]]
     gold: str | None
     tools: list[dict[str, Any]] | None = None
+    answer_type: str | None = None
+    choices: list[str] | None = None
 
 
 def message_texts(message: dict[str, Any]) -> list[str]:
@@ -71,6 +77,14 @@ def number_text(value: Any) -> str | None:
     return "0" if digits == "-0" else digits
 
 
+def is_number(gold: str | None) -> bool:
+    """Return whether a normalized gold answer is a finite number."""
+    try:
+        return gold is not None and Decimal(gold).is_finite()
+    except InvalidOperation:
+        return False
+
+
 def is_language_code(text: str) -> bool:
     """Return whether a text has the form of a language code, such as en or zh-Hant."""
     return bool(_LANG.fullmatch(text))
@@ -99,7 +113,32 @@ def parse_record(raw: Any) -> Record:
         raise UserError("`gold` is neither a string nor a number")
     if isinstance(gold, str) and not _is_unicode(gold):
         raise UserError("`gold` is not valid Unicode")
-    return Record(pair_id, lang, _messages(raw), None if gold is None else str(gold), _tools(raw.get("tools")))
+    gold = None if gold is None else str(gold)
+    answer_type, choices = _answer_type(raw, gold)
+    return Record(pair_id, lang, _messages(raw), gold, _tools(raw.get("tools")), answer_type, choices)
+
+
+def _answer_type(raw: dict[str, Any], gold: str | None) -> tuple[str | None, list[str] | None]:
+    """Return the answer type and the choices of a record. Choices imply the answer type choice."""
+    answer_type, choices = raw.get("answer_type"), raw.get("choices")
+    if answer_type is not None and answer_type not in ANSWER_TYPES:
+        raise UserError(f"`answer_type` is {str(answer_type)[:40]!a}, not one of {', '.join(ANSWER_TYPES)}")
+    if choices is None:
+        if answer_type == "choice":
+            raise UserError("`answer_type` is choice, but there are no `choices` (a list of the texts of the options)")
+        return answer_type, None
+    if not isinstance(choices, list) or not all(isinstance(text, str) and has_visible_text(text) for text in choices):
+        raise UserError("`choices` is not a list of texts")
+    if not 2 <= len(choices) <= len(CHOICE_LETTERS):
+        raise UserError(f"`choices` has {len(choices)} texts; there must be 2 to {len(CHOICE_LETTERS)}")
+    if answer_type not in (None, "choice"):
+        raise UserError(f"`choices` are given, but `answer_type` is {answer_type} and not choice")
+    letters = CHOICE_LETTERS[: len(choices)]
+    if gold is not None and (len(gold) != 1 or gold not in letters):
+        raise UserError(
+            f"`gold` is {gold[:40]!a}, not the letter of one of the `choices`, {letters[0]} to {letters[-1]}"
+        )
+    return "choice", choices
 
 
 def _is_unicode(text: str) -> bool:
@@ -184,7 +223,8 @@ def format_record(pair_id: str, lang: str, fields: dict[str, Any], gold: str | N
     Args:
         pair_id: Shared by the translations of one example.
         lang: Language code.
-        fields: `question` and `answer`, or `messages`, and optionally `system`, `reasoning_content` and `tools`.
+        fields: `question` and `answer`, or `messages`, and optionally `system`, `reasoning_content`, `tools`,
+            `answer_type` and `choices`.
         gold: Final answer; omitted if None.
     """
     record = {"pair_id": pair_id, "lang": lang, **fields}

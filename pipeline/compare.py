@@ -1,6 +1,8 @@
-"""Compare two models on the same questions: accuracy difference, paired bootstrap interval, exact McNemar test.
+"""Compare two models, each trained with one or several seeds, on the same questions.
 
     python -m pipeline.compare --baseline runs/sft --candidate runs/solar --output runs/solar
+    python -m pipeline.compare --baseline runs/sft-seed1 runs/sft-seed2 runs/sft-seed3 \
+        --candidate runs/solar-seed1 runs/solar-seed2 runs/solar-seed3 --primary sw te th --output runs/solar
 
 Reads `generations.jsonl` and `evaluation.json` of each run, which `pipeline.evaluation` writes into the same directory.
 Writes `comparison.json` and `comparison.md`.
@@ -16,159 +18,161 @@ import numpy as np
 
 from pipeline.common.atomic_io import write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.evaluation.significance import mcnemar, paired_bootstrap
+from pipeline.evaluation.accuracy import percent
+from pipeline.evaluation.results_reader import read_paired_scores, read_seed
+from pipeline.evaluation.seed_intervals import reduce_languages, seed_interval
+from pipeline.evaluation.significance import holm, mcnemar, paired_bootstrap
 
-ScoredAnswers = dict[tuple[str, str], dict[str, Any]]  # (pair_id, lang) to `correct`, `finished` and `gold`
+MEAN = "mean"  # name of the mean over all languages as the primary measure
 
 
-def compare_runs(baseline: Path, candidate: Path) -> dict[str, Any]:
-    """Compare two runs on the records that they have in common.
+def compare_runs(
+    baseline: Path | Sequence[Path], candidate: Path | Sequence[Path], primary: Sequence[str] = (MEAN,)
+) -> dict[str, Any]:
+    """Compare two models on the records that all their runs have in common.
 
     Args:
-        baseline: directory of a run, or its `generations.jsonl`.
-        candidate: directory of the other run, or its `generations.jsonl`.
+        baseline: directory of a run or its `generations.jsonl`, or those of several seeds.
+        candidate: the same for the other model, with the seeds in the same order.
+        primary: the measure that decides, named before the results are known: `mean` or languages to average.
 
     Returns:
-        The content of `comparison.json`. `unfinished`: for each language, the numbers of responses of baseline and
-        candidate that were cut at the token limit. `languages`: metrics per language. `mean`: their mean over
-        languages. See `compare_matrices` for both. `dtype`: data type in which both models ran. `records`: number of
-        records in common. `left_out`: number of records found in only one run.
+        The content of `comparison.json`. `baseline`, `candidate`: the paths. `seeds`: the seed of each pair of runs,
+        None if unknown. `unfinished`: for each language, the numbers of responses of baseline and candidate that were
+        cut at the token limit, over all seeds. `languages`, `mean`, `primary`: see `compare_matrices`. `dtype`: data
+        type in which all models ran. `records`: number of records in common. `left_out`: number of records that at
+        least one run lacks.
 
     Raises:
-        UserError: a file is missing or damaged, or the runs have no record in common, different gold answers or
-            different data types.
+        UserError: a file is missing or damaged, the runs cannot be paired, or a primary language is unknown.
     """
-    first, second = read_generations(baseline), read_generations(candidate)
-    dtypes = [read_dtype(baseline), read_dtype(candidate)]
-    if dtypes[0] != dtypes[1]:
-        raise UserError(
-            f"{candidate}: ran in {dtypes[1]}, but {baseline} in {dtypes[0]}; evaluate both with the same --dtype"
-        )
-    common = [key for key in first if key in second]
-    if not common:
-        raise UserError(f"{candidate}: no record in common with {baseline}; evaluate both on the same data")
-    for pair_id, lang in common:
-        if first[pair_id, lang]["gold"] != second[pair_id, lang]["gold"]:
-            raise UserError(
-                f"{candidate}: pair_id {pair_id!r}, {lang}: a gold answer that differs from {baseline}; "
-                "evaluate both on the same data"
-            )
-    groups = {pair_id: row for row, pair_id in enumerate(dict.fromkeys(pair_id for pair_id, _ in common))}
-    languages = {lang: column for column, lang in enumerate(sorted({lang for _, lang in common}))}
-    correct = np.full((2, len(groups), len(languages)), np.nan)
-    unfinished = {lang: [0, 0] for lang in languages}
-    for pair_id, lang in common:
-        for model, answers in enumerate((first, second)):
-            correct[model, groups[pair_id], languages[lang]] = answers[pair_id, lang]["correct"]
-            unfinished[lang][model] += not answers[pair_id, lang]["finished"]
+    baselines, candidates = ([p] if isinstance(p, Path) else list(p) for p in (baseline, candidate))
+    seeds = _pair_seeds(baselines, candidates)
+    scores = read_paired_scores([*baselines, *candidates])
+    if unknown := [lang for lang in primary if lang not in (MEAN, *scores.languages)]:
+        raise UserError(f"--primary: no language {unknown[0]!r}; choose {MEAN} or from {', '.join(scores.languages)}")
+    if MEAN in primary and len(primary) > 1:
+        raise UserError(f"--primary: give either {MEAN} or languages")
+    first, second = np.split(scores.correct, 2)
+    unfinished = np.stack([part.sum(0) for part in np.split(scores.unfinished, 2)], axis=1)
     return {
-        "unfinished": unfinished,
-        "baseline": str(baseline),
-        "candidate": str(candidate),
-        "dtype": dtypes[0],
-        "records": len(common),
-        "left_out": len(first.keys() ^ second.keys()),
-        **compare_matrices(correct[0], correct[1], list(languages)),
+        "unfinished": dict(zip(scores.languages, unfinished.tolist(), strict=True)),
+        "baseline": [str(path) for path in baselines],
+        "candidate": [str(path) for path in candidates],
+        "seeds": seeds,
+        "dtype": scores.dtype,
+        "records": scores.records,
+        "left_out": scores.left_out,
+        **compare_matrices(first, second, scores.languages, primary),
     }
 
 
-def compare_matrices(baseline: np.ndarray, candidate: np.ndarray, languages: list[str]) -> dict[str, Any]:
+def _pair_seeds(baselines: Sequence[Path], candidates: Sequence[Path]) -> list[int | None]:
+    """Return the seed of each pair of runs.
+
+    Raises:
+        UserError: the numbers of runs differ, or several pairs have different seeds within a pair, or the same seed.
+    """
+    if len(baselines) != len(candidates):
+        raise UserError(
+            f"{len(baselines)} runs of the baseline but {len(candidates)} of the candidate; give one pair per seed"
+        )
+    pairs = [(read_seed(first), read_seed(second)) for first, second in zip(baselines, candidates, strict=True)]
+    if len(pairs) > 1:
+        for path, seed, other in ((run, *pair) for run, pair in zip(candidates, pairs, strict=True)):
+            if None not in (seed, other) and seed != other:
+                raise UserError(f"{path}: trained with seed {other}, its baseline with {seed}; give the same order")
+        for paths, column in ((baselines, 0), (candidates, 1)):
+            seeds = [pair[column] for pair in pairs]
+            for number, (path, seed) in enumerate(zip(paths, seeds, strict=True)):
+                if path in paths[:number] or (seed is not None and seed in seeds[:number]):
+                    raise UserError(f"{path}: the same seed as an earlier run; several runs must differ in the seed")
+    return [first if first == second else None for first, second in pairs]
+
+
+def compare_matrices(
+    baseline: np.ndarray, candidate: np.ndarray, languages: list[str], primary: Sequence[str] = (MEAN,)
+) -> dict[str, Any]:
     """Compare two models' answers.
 
     Args:
-        baseline: [G, L] matrix over example groups and languages: 1 correct, 0 wrong, nan absent.
-        candidate: the same matrix for the other model.
+        baseline: [S, G, L] scores in [0, 1] over seeds, example groups and languages, nan if absent.
+        candidate: the same for the other model. Seed s of one is paired with seed s of the other.
         languages: the L language codes.
+        primary: `mean`, or the languages of the primary measure.
 
     Returns:
-        `languages`: for each language `n` (number of examples), the accuracies `baseline` and `candidate`, and their
-        `difference` (candidate minus baseline) with its 95 % bootstrap interval `low` to `high`. `gained` and `lost`
-        are the numbers of questions that only the candidate or only the baseline answers correctly, and `mcnemar_p` is
-        the p-value of these two. `mean`: mean accuracies over languages, and their difference with its interval.
-        Accuracies are fractions in [0, 1].
+        `languages`: for each language `n` (number of examples), the accuracies `baseline` and `candidate`, their
+        `difference` (candidate minus baseline) with its 95 % interval `low` to `high`, the p-value `p` and `p_holm`,
+        which Holm's method adjusts for the number of languages. With one seed and answers that are right or wrong,
+        `gained` and `lost` are the numbers of questions that only the candidate or only the baseline answers correctly,
+        and `p` is `mcnemar_p`. With several seeds, `by_seed` are the differences of each seed, and `seed_sd`,
+        `example_sd` and `rest_sd` the estimated standard deviations of `seed_intervals`. `mean`: the mean over
+        languages, without `p_holm`. `primary`: the primary measure, with its `languages`. Accuracies are fractions.
     """
     differences = candidate - baseline
-    low, high, mean_low, mean_high = paired_bootstrap(differences)
-    accuracies = np.nanmean(baseline, 0), np.nanmean(candidate, 0)
+    accuracies = np.nanmean(baseline, (0, 1)), np.nanmean(candidate, (0, 1))
+    columns = list(range(len(languages)))
+    chosen = columns if MEAN in primary else [languages.index(lang) for lang in dict.fromkeys(primary)]
+
+    def measure(selected: list[int]) -> dict[str, Any]:
+        first, second = (float(accuracy[selected].mean()) for accuracy in accuracies)
+        return {"baseline": first, "candidate": second, **_difference(differences, selected)}
+
     by_language = {}
     for column, lang in enumerate(languages):
-        gained = int((differences[:, column] == 1).sum())
-        lost = int((differences[:, column] == -1).sum())
-        by_language[lang] = {
-            "n": int((~np.isnan(baseline[:, column])).sum()),
-            "baseline": float(accuracies[0][column]),
-            "candidate": float(accuracies[1][column]),
-            "difference": float(accuracies[1][column] - accuracies[0][column]),
-            "low": float(low[column]),
-            "high": float(high[column]),
-            "gained": gained,
-            "lost": lost,
-            "mcnemar_p": mcnemar(gained, lost),
-        }
-    means = [float(accuracy.mean()) for accuracy in accuracies]
-    mean = {"baseline": means[0], "candidate": means[1], "difference": means[1] - means[0]}
-    return {"languages": by_language, "mean": {**mean, "low": mean_low, "high": mean_high}}
+        entry = {"n": int((~np.isnan(baseline[0, :, column])).sum()), **measure([column])}
+        values = differences[:, :, column]
+        if len(values) == 1 and np.isin(values[~np.isnan(values)], (-1, 0, 1)).all():
+            gained, lost = int((values == 1).sum()), int((values == -1).sum())
+            p = mcnemar(gained, lost)
+            entry |= {"gained": gained, "lost": lost, "mcnemar_p": p, "p": p}
+        by_language[lang] = entry
+    for entry, p in zip(by_language.values(), holm([entry["p"] for entry in by_language.values()]), strict=True):
+        entry["p_holm"] = p
+    named = MEAN if MEAN in primary else ", ".join(languages[column] for column in chosen)
+    primary_entry = {"measure": named, "languages": [languages[column] for column in chosen], **measure(chosen)}
+    return {"languages": by_language, "mean": measure(columns), "primary": primary_entry}
 
 
-def read_generations(path: Path) -> ScoredAnswers:
-    """Read the `generations.jsonl` of a run. `path` is the file or its directory.
-
-    Returns:
-        For each (pair_id, lang), whether the answer is `correct` and `finished`, and the `gold` answer.
-
-    Raises:
-        UserError: the file is missing, empty or malformed; the message names the file and the row.
-    """
-    path = path / "generations.jsonl" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; python -m pipeline.evaluation writes it")
-    answers: ScoredAnswers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            answer = {key: row[key] for key in ("correct", "finished", "gold")}
-            if not isinstance(answer["correct"], bool) or not isinstance(answer["finished"], bool):
-                raise TypeError
-            answers[row["pair_id"], row["lang"]] = answer
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} row {number}: not a row of pipeline.evaluation; run that again") from None
-    if not answers:
-        raise UserError(f"{path}: empty file; run pipeline.evaluation again")
-    return answers
-
-
-def read_dtype(path: Path) -> str:
-    """Return the data type in which the model of a run was evaluated, from the `evaluation.json` of the run.
-
-    Args:
-        path: directory of the run, or its `generations.jsonl`.
-
-    Raises:
-        UserError: the file is missing, or was written by an older version.
-    """
-    path = (path if path.is_dir() else path.parent) / "evaluation.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model"]["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: missing, or without the model's dtype; run pipeline.evaluation again") from None
+def _difference(differences: np.ndarray, columns: list[int]) -> dict[str, Any]:
+    """Return the mean difference over languages with its interval and p-value; see `compare_matrices`."""
+    values = reduce_languages(differences, columns)
+    interval = seed_interval(values)
+    if len(values) > 1:
+        return {**interval._asdict(), "by_seed": values.mean(1).tolist()}
+    _, _, low, high = paired_bootstrap(differences[0][:, columns])
+    return {"difference": interval.difference, "low": low, "high": high, "p": interval.p}
 
 
 def comparison_table(result: dict[str, Any]) -> str:
     """Format the content of `comparison.json` as a Markdown table, in percent and percentage points."""
-    lines = [
-        "| language | problems | unfinished | baseline % | candidate % | difference | 95 % interval | gained, lost "
-        "| McNemar p |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for lang, metrics in result["languages"].items():
-        counts = f"{metrics['n']} | {_pair(result['unfinished'][lang])}"
-        test_cells = f"{metrics['gained']}, {metrics['lost']} | {metrics['mcnemar_p']:.3g}"
-        lines.append(f"| {lang} | {counts} | {_accuracy_cells(metrics)} | {test_cells} |")
+    by_language = result["languages"]
+    with_mcnemar = all("mcnemar_p" in entry for entry in by_language.values())
+    tests = "gained, lost | McNemar p" if with_mcnemar else "seed SD | p" if len(result["seeds"]) > 1 else "p"
+    names = ["language", "problems", "unfinished", "baseline %", "candidate %", "difference", "95 % interval", tests]
+    lines = [f"| {' | '.join(names)} | Holm p |"]
+    lines.append("|---|" + "---:|" * (lines[0].count("|") - 2))
+    for lang, entry in by_language.items():
+        counts = f"{entry['n']} | {_pair(result['unfinished'][lang])}"
+        lines.append(f"| {lang} | {counts} | {_accuracy_cells(entry)} | {_test_cells(entry)} | {entry['p_holm']:.3g} |")
     total = _pair(unfinished_totals(result))
-    lines.append(f"| **mean of languages** | | {total} | {_accuracy_cells(result['mean'])} | | |")
+    mean = result["mean"]
+    cells = f" | {mean['p']:.3g}" if with_mcnemar else _test_cells(mean)
+    lines.append(f"| **mean of languages** | | {total} | {_accuracy_cells(mean)} | {cells} | |")
     return "\n".join(lines)
+
+
+def primary_sentence(result: dict[str, Any]) -> str:
+    """State the result of the primary measure and what its interval covers."""
+    entry, seeds = result["primary"], len(result["seeds"])
+    name = "the mean of all languages" if entry["measure"] == MEAN else f"the mean of {entry['measure']}"
+    points = "{:+.1f} points, {:+.1f} to {:+.1f}".format(*(100 * entry[key] for key in ("difference", "low", "high")))
+    sentence = f"Primary measure, {name}: {points}, p = {entry['p']:.3g}."
+    if seeds == 1:
+        return f"{sentence} One seed: the interval covers the choice of problems, not that of the seed."
+    by_seed = ", ".join(f"{100 * value:+.1f}" for value in entry["by_seed"])
+    return f"{sentence} The interval covers the choice of problems and of seeds. By seed: {by_seed}."
 
 
 def unfinished_totals(result: dict[str, Any]) -> tuple[int, int]:
@@ -180,8 +184,9 @@ def unfinished_totals(result: dict[str, Any]) -> tuple[int, int]:
 def unfinished_summary(result: dict[str, Any]) -> str:
     """Describe in one sentence how many responses of each model are unfinished."""
     baseline, candidate = unfinished_totals(result)
+    responses = result["records"] * len(result["seeds"])
     return (
-        f"Of {result['records']} responses, {baseline} of the baseline and {candidate} of the candidate are unfinished "
+        f"Of {responses} responses, {baseline} of the baseline and {candidate} of the candidate are unfinished "
         f"(cut at the token limit). Both models ran in {result['dtype']}."
     )
 
@@ -190,31 +195,49 @@ def _pair(counts: Sequence[int]) -> str:
     return f"{counts[0]}, {counts[1]}"
 
 
-def _accuracy_cells(metrics: dict[str, Any]) -> str:
-    points = [100 * metrics[key] for key in ("baseline", "candidate", "difference", "low", "high")]
+def _accuracy_cells(entry: dict[str, Any]) -> str:
+    points = [100 * entry[key] for key in ("baseline", "candidate", "difference", "low", "high")]
     return "{:.1f} | {:.1f} | {:+.1f} | {:+.1f} to {:+.1f}".format(*points)
+
+
+def _test_cells(entry: dict[str, Any]) -> str:
+    if "mcnemar_p" in entry:
+        return f"{entry['gained']}, {entry['lost']} | {entry['mcnemar_p']:.3g}"
+    return f"{percent(entry['seed_sd'])} | {entry['p']:.3g}" if "by_seed" in entry else f"{entry['p']:.3g}"
+
+
+def write_comparison(result: dict[str, Any], output: Path) -> str:
+    """Write `comparison.json` and `comparison.md` into a directory and return the text.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    left_out = f"\n\n{result['left_out']} records that a run lacks were left out." if result["left_out"] else ""
+    heading = f"# {' '.join(result['candidate'])} against {' '.join(result['baseline'])}"
+    table = f"{comparison_table(result)}{left_out}"
+    text = f"{heading}\n\n{unfinished_summary(result)}\n\n{primary_sentence(result)}\n\n{table}\n"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "comparison.md", text)
+        write_atomically(output / "comparison.json", json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); give another --output") from None
+    return text
 
 
 def main() -> None:
     """Run the command line."""
     description = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=description)
-    parser.add_argument("--baseline", type=Path, required=True, help="directory of a run, or its generations.jsonl")
-    parser.add_argument(
-        "--candidate", type=Path, required=True, help="directory of the other run, or its generations.jsonl"
-    )
+    runs = "directory of a run or its generations.jsonl; several if there are several seeds"
+    parser.add_argument("--baseline", type=Path, nargs="+", required=True, help=runs)
+    parser.add_argument("--candidate", type=Path, nargs="+", required=True, help=f"{runs}, in the same order")
     parser.add_argument("--output", type=Path, required=True, help="directory for the two result files")
+    parser.add_argument(
+        "--primary", nargs="+", default=[MEAN], help="measure named beforehand: mean (default), or languages to average"
+    )
     args = parser.parse_args()
-    result = compare_runs(args.baseline, args.candidate)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{args.output}: cannot be written ({error.strerror}); give another --output") from None
-    heading = f"# {result['candidate']} against {result['baseline']}"
-    left_out = f"\n\n{result['left_out']} records of only one run were left out." if result["left_out"] else ""
-    text = f"{heading}\n\n{unfinished_summary(result)}\n\n{comparison_table(result)}{left_out}\n"
-    write_atomically(args.output / "comparison.md", text.encode())
-    write_atomically(args.output / "comparison.json", (json.dumps(result, indent=2) + "\n").encode())
+    text = write_comparison(compare_runs(args.baseline, args.candidate, args.primary), args.output)
     print(f"{text}\nwritten: {args.output}/comparison.json, comparison.md")
 
 

@@ -4,31 +4,26 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #
-# Compare evaluated runs: representations, differences with confidence intervals, one report. Submit from the repository
-# root:
+# Compare the evaluated variants of a study over all seeds: representations, differences with confidence intervals, one
+# table and one report. slurm/experiment.sh submits it; to repeat it, submit it from the root of the repository:
 #
-#   OUTPUT=runs/qwen RUNS="base sft solar" sbatch --gpus-per-node=1 slurm/compare.sh
+#   OUTPUT=runs/qwen sbatch --gpus-per-node=1 slurm/compare.sh
 #
-# Every run is compared with the run named sft. ANSWERS (optional) names records with worked answers, on which the
-# models' representations are measured. Results go into each OUTPUT/RUN and OUTPUT/report.
+# ANSWERS (optional) names records with worked answers, on which the models' representations are measured. Results go
+# into OUTPUT/results.md, OUTPUT/VARIANT/comparison.md and OUTPUT/report.
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
 source slurm/env.sh
 source slurm/lib.sh
 
-[ -n "${OUTPUT:-}" ] || fail "OUTPUT is not set; set it to the directory of the runs"
-read -ra runs <<<"${RUNS:-base sft solar}"
-for run in "${runs[@]}"; do need "$OUTPUT/$run/evaluation.json" "evaluate it first, with slurm/evaluate.sh"; done
+[ -n "${OUTPUT:-}" ] || fail "OUTPUT is not set; set it to the directory of a study"
+need "$OUTPUT/study.json" "slurm/experiment.sh begins a study"
 
-for run in "${runs[@]}"; do
-  if [ -n "${ANSWERS:-}" ]; then
-    on_one_rank python -m pipeline.representations --model "$OUTPUT/$run/hf" --data "$ANSWERS" --output "$OUTPUT/$run" \
-      "$@" || finish $?
-  fi
-  if [ "$run" != sft ] && [ -e "$OUTPUT/sft" ]; then
-    on_one_rank python -m pipeline.compare --baseline "$OUTPUT/sft" --candidate "$OUTPUT/$run" \
-      --output "$OUTPUT/$run" || finish $?
-  fi
-done
-on_one_rank python -m pipeline.report --run "${runs[@]/#/$OUTPUT/}" --output "$OUTPUT/report" || finish $?
+if [ -n "${ANSWERS:-}" ]; then
+  for run in "$OUTPUT"/base "$OUTPUT"/*-seed*; do
+    [ ! -e "$run/representations.json" ] || continue
+    on_one_rank python -m pipeline.representations --model "$run/hf" --data "$ANSWERS" --output "$run" "$@" || finish $?
+  done
+fi
+on_one_rank python -m pipeline.study compare --output "$OUTPUT" || finish $?
 finish 0

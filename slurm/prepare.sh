@@ -10,6 +10,7 @@
 #   sbatch slurm/prepare.sh                                                  # generate and pack the demo data
 #   INPUT="a.jsonl b.jsonl" TOKENIZER=Qwen/Qwen3-0.6B SHARDS=runs/mine/shards sbatch --ntasks=64 slurm/prepare.sh
 #
+# DERIVE (optional) packs what `python -m data_prep derive` makes of the records: shuffled_pairs or question_translation.
 # Script arguments are passed to `python -m data_prep pack`. A restarted job resumes after the finished parts. If
 # WEIGHTS=FILE and MODEL are set, IDF vocabulary weights for that model are written too, for loss.vocabulary_weights.
 set -euo pipefail
@@ -32,6 +33,11 @@ for input in "${inputs[@]}"; do need "$input" "set INPUT to files of records"; d
 [ -n "${TOKENIZER:-}" ] || fail "TOKENIZER is not set; set it to a tokenizer directory or Hub model ID"
 [ -n "${SHARDS:-}" ] || fail "SHARDS is not set; set it to the directory to create"
 
+if [ -n "${DERIVE:-}" ]; then
+  mkdir -p "$(dirname "$SHARDS")"
+  on_one_rank python -m data_prep derive "$DERIVE" --input "${inputs[@]}" --output "$SHARDS.jsonl" || finish $?
+  inputs=("$SHARDS.jsonl")
+fi
 if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
   echo "note: srun has no --mpi=$MPI_TYPE (MPI_TYPE in slurm/env.sh): packing on one rank" >&2
   MPI_TYPE=none tasks=1

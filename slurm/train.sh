@@ -10,6 +10,7 @@
 #   sbatch slurm/train.sh                                                    # the demo recipe, one rank
 #   RECIPE=runs/mine/recipe.yaml sbatch --nodes=4 --gpus-per-node=8 --cpus-per-gpu=8 slurm/train.sh [--any.key value]
 #
+# CHOICE (optional) names a file of further arguments, one a line, such as those that slurm/choose.sh writes.
 # Slurm sends USR1 to the ranks 180 s before the time limit. They save and exit with 75, and the job requeues itself.
 # The log is written to the directory in which sbatch was called; restarts append to it.
 set -euo pipefail
@@ -21,6 +22,12 @@ need_gpus
 RECIPE=${RECIPE:-pipeline/recipes/demo.yaml}
 need "$RECIPE" "set RECIPE to a recipe"
 
+choice=()
+if [ -n "${CHOICE:-}" ]; then
+  need "$CHOICE" "slurm/choose.sh writes it"
+  mapfile -t choice <"$CHOICE"
+fi
+
 status=0
-on_all_ranks python pipeline/train.py --config "$RECIPE" "$@" || status=$?
+on_all_ranks python pipeline/train.py --config "$RECIPE" "$@" "${choice[@]}" || status=$?
 finish "$status"

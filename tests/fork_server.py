@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 VARIABLE = "TEST_FORK_SERVER"  # holds the folder of the running server
-# What the commands import. The modules of `python -m` commands themselves are imported by each process.
+# What the commands and many tests import. The modules of `python -m` commands themselves are imported by each process.
 PRELOADED = (
     "pipeline.training.loop",
     "pipeline.training.preflight",
@@ -43,11 +43,21 @@ PRELOADED = (
     "data_prep.packing.packer",
     "data_prep.shards.verification",
     "data_prep.tokenization.tokenizer",
+    "pipeline.zero3.process_group",
+    "attrs",
+    "datasets",
     "deepspeed.launcher.launch",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "docstring_parser",
     "matplotlib.pyplot",
     "pandas",
+    "pyarrow.dataset",
+    "scipy.stats",
     "setuptools",
+    "sklearn.metrics",
     "torch.utils.cpp_extension",
+    "torch.utils.serialization",
     "torch.utils.tensorboard",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen3.modeling_qwen3",

@@ -8,7 +8,14 @@ from pathlib import Path
 from tests.runs import ROOT, python
 
 # Commands that answer --help and invalid options without the imports of torch and transformers, which take seconds.
-FAST = ("data_prep.__main__", "pipeline.compare", "pipeline.plan.__main__", "pipeline.status")
+FAST = (
+    "data_prep.__main__",
+    "pipeline.compare",
+    "pipeline.plan.__main__",
+    "pipeline.power",
+    "pipeline.status",
+    "pipeline.study.__main__",
+)
 PACKAGES = ("pipeline", "data_prep")
 
 

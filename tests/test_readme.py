@@ -19,11 +19,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep.convert.benchmark_formats import LANGUAGE_NAMES
+from data_prep.convert.benchmarks import LANGUAGE_NAMES
 from data_prep.records import parse_record
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.common.launcher import free_port
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES
+from pipeline.evaluation.answers.language_rules import ANSWER_LANGUAGES
 from pipeline.loss import LossSettings
 from tests.conftest import Prepared
 from tests.runs import ENVIRONMENT, ROOT, TINY
@@ -170,8 +170,8 @@ def test_readme_records_are_canonical() -> None:
     assert len({record.pair_id for record in parsed}) == 1 and len(parsed) == 2
 
 
-def test_readme_limits_list_all_languages() -> None:
-    (languages,) = re.findall(r"reads answers in (.*?), and only", README)
+def test_readme_limits_list_hand_written_languages() -> None:
+    (languages,) = re.findall(r"Rules for (.*?) are hand-written", README)
     assert re.findall(r"\b[a-z]{2}\b", languages.replace("and ", "")) == sorted(ANSWER_LANGUAGES)
 
 

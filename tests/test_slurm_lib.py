@@ -1,5 +1,6 @@
 """Shell functions of the job scripts, with substitutes for Slurm's commands. `tests/slurm` runs them on a cluster."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,12 @@ COMMANDS = {
   *"show job"*) echo "JobId=7 JobState=RUNNING ExitCode=0:0" ;;
   requeue*) echo requeued >>log ;;
 esac""",
+    # Prints a job id. If REFUSED is set, refuses the script of this name.
+    "sbatch": """number=$(($(wc -l <submitted 2>/dev/null || echo 0) + 101))
+for word in "$@"; do case $word in slurm/${REFUSED:-none}.sh) echo refused >&2; exit 1 ;; esac; done
+echo "$* | RUN=${RUN:-} DATA=${DATA:-} CHOICE=${CHOICE:-} DERIVE=${DERIVE:-}" >>submitted
+echo $number""",
+    "scancel": 'echo "$*" >>cancelled',
     # If KILLED is set, a rank is killed after the waiting time, and the job step has its status.
     "srun": """while [ "${1#-}" != "$1" ]; do shift; done
 "$@"
@@ -92,6 +99,71 @@ def test_need_gpus_refuses_cpus_of_a_node_with_gpus(tmp_path: Path, variables: d
     result = run(tmp_path, script, GPU_DEVICES=f"{tmp_path}/nvidia[0-9]*", SET=setting)
     assert result.returncode == status, result.stderr
     assert ("submit with --gpus-per-node" in result.stderr) == bool(status)
+
+
+def write_study_inputs(folder: Path) -> dict[str, str]:
+    """Write the files of a study, almost empty, and return the variables of slurm/experiment.sh."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    for name in ("train", "dev", "test"):
+        records = [{"pair_id": name, "lang": lang, "question": name} for lang in ("en", "sw", "te")]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    recipe = f"{ROOT}/pipeline/recipes/qwen2.5-0.5b.yaml"
+    files = {"MODEL": "model", "RECIPE": recipe, "INPUT": "train.jsonl", "DATA": "test.jsonl"}
+    return {**files, "OUTPUT": "study", "SEEDS": "1 2"}
+
+
+def test_experiment_submits_trials_choice_and_seeds(tmp_path: Path) -> None:
+    variables = write_study_inputs(tmp_path) | {"DEV": "dev.jsonl", "ARMS": "sft shuffled_pairs", "PRIMARY": "sw te"}
+    variables |= {"TRAIN_ARGS": "--training.max_steps 4", "TRAIN_FLAGS": "--nodes=2"}
+    result = run(tmp_path, "bash slurm/experiment.sh", **variables)
+    assert result.returncode == 0, result.stderr
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    trials, final = 2 * 3, 2 * 2
+    assert names[:3] == ["prepare", "prepare", "evaluate"] and names[-1] == "compare"
+    assert (names.count("train"), names.count("evaluate")) == (trials + final, trials + final + 1)
+    lines = (tmp_path / "submitted").read_text().splitlines()
+    ids = {line.partition("--job-name=")[2].split()[0]: str(101 + i) for i, line in enumerate(lines)}
+    jobs = dict(zip(ids, lines, strict=True))
+
+    def after(name: str) -> set[str]:
+        return set(jobs[name].partition("--dependency=afterok:")[2].split()[0].split(":"))
+
+    trial = jobs["train-shuffled_pairs-trial2"]
+    assert "--nodes=2" in trial and "--training.max_steps 4" in trial and "--loss.alignment_weight 0.3" in trial
+    assert after("train-shuffled_pairs-trial2") == {ids["prepare-shuffled_pairs"]}
+    assert "RUN=study/shuffled_pairs-trial2 DATA=dev.jsonl" in jobs["evaluate-shuffled_pairs-trial2"]
+    assert after("choose") == {ids[f"evaluate-{v}-trial{n}"] for v in ("sft", "shuffled_pairs") for n in (1, 2, 3)}
+    assert after("train-sft-seed2") == {ids["prepare-records"], ids["choose"]}
+    assert "--seed 2 | " in jobs["train-sft-seed2"] and "CHOICE=study/choices/sft.args" in jobs["train-sft-seed2"]
+    assert "RUN=study/sft-seed2 DATA=test.jsonl" in jobs["evaluate-sft-seed2"]
+    assert "DERIVE=shuffled_pairs" in jobs["prepare-shuffled_pairs"]
+    assert len(after("compare")) == final + 1 and "slurm/compare.sh" in jobs["compare"]
+    assert json.loads((tmp_path / "study" / "study.json").read_text())["primary"] == ["sw", "te"]
+
+
+def test_experiment_cancels_submitted_jobs_if_one_is_refused(tmp_path: Path) -> None:
+    variables = write_study_inputs(tmp_path) | {"ARMS": "sft", "SEEDS": "1"}
+    result = run(tmp_path, "bash slurm/experiment.sh", REFUSED="train", **variables)
+    assert result.returncode == 1 and "cancelled 101 102" in result.stderr
+    assert (tmp_path / "cancelled").read_text() == "101 102\n"
+    result = run(tmp_path, "bash slurm/experiment.sh", **variables | {"ARMS": "magic"})
+    assert result.returncode == 2 and "error: --variants: no variant 'magic'" in result.stderr
+
+
+def test_train_adds_chosen_arguments(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text('#!/bin/bash\necho "$*" >>calls\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "sft.args").write_text("--training.learning_rate\n1e-05\n")
+    script = "bash slurm/train.sh --seed 2"
+    result = run(tmp_path, script, RECIPE="recipe.yaml", CHOICE="sft.args", DS_ACCELERATOR="cpu")
+    assert result.returncode == 0, result.stderr
+    expected = "pipeline/train.py --config recipe.yaml --seed 2 --training.learning_rate 1e-05\n"
+    assert expected in (tmp_path / "calls").read_text()
+    result = run(tmp_path, script, RECIPE="recipe.yaml", CHOICE="none.args", DS_ACCELERATOR="cpu")
+    assert result.returncode == 2 and "none.args: no such file; slurm/choose.sh writes it" in result.stderr
 
 
 def test_first_of_many_nodes_is_the_rendezvous(tmp_path: Path) -> None:

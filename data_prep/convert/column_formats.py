@@ -13,7 +13,8 @@ from data_prep.readers import first_line
 from data_prep.records import number_text
 from pipeline.common.errors import UserError
 
-FIELDS = ("pair_id", "lang", "question", "answer", "messages", "system", "gold", "reasoning_content", "tools")
+_OPTIONAL = ("system", "reasoning_content", "tools", "answer_type", "choices")  # kept as they are
+FIELDS = ("pair_id", "lang", "question", "answer", "messages", "gold", *_OPTIONAL)
 LANG = "{lang}"  # stands for each of `Source.languages` in a column or configuration name
 
 # Columns of other libraries that are used if a row has neither the first nor `messages`.
@@ -50,7 +51,7 @@ def read_canonical(source: Source) -> Iterator[RawExample]:
         patterns = ("*.jsonl", "*.parquet") if tables else ("*.csv", "*.json")
         files += list_files([name], *patterns)
     for path, label in zip(files, _distinct_names(files, [path.stem for path in files]), strict=True):
-        yield from _read_rows(_read_table(path, label), source)
+        yield from _read_rows(read_table(path, label), source)
 
 
 def read_datasets(source: Source) -> Iterator[RawExample]:
@@ -64,9 +65,9 @@ def read_datasets(source: Source) -> Iterator[RawExample]:
         name, config = full_name, source.config or ""
         if not config and not Path(name).exists():
             name, _, config = name.partition(":")
-        langs: list[str | None] = [*_languages(source)] if LANG in config else [None]
+        langs: list[str | None] = [*languages_of(source)] if LANG in config else [None]
         for lang in langs:
-            rows = _decoded(_load_dataset(name, config.replace(LANG, lang or "") or None, source.split), full_name)
+            rows = load_dataset(name, config.replace(LANG, lang or "") or None, source.split or "train", full_name)
             numbered = (
                 _Row(f"{full_name} row {number}", values, f"{label}-{number:09d}", lang)
                 for number, values in enumerate(rows, start=1)
@@ -84,14 +85,17 @@ def _distinct_names(paths: list[Path], names: list[str]) -> list[str]:
     return names
 
 
-def _decoded(rows: Iterable[dict[str, Any]], label: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a dataset. Raises UserError at a text that is not valid UTF-8, which readers do not check."""
+def load_dataset(name: str, config: str | None, split: str, label: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split of a dataset from a folder or the Hub. `label` names it in error messages.
+
+    Raises UserError if the `datasets` library cannot load it, it has no such split, or a text is not valid UTF-8.
+    """
     number = 0
     try:
-        for row in rows:
+        for row in _load_dataset(name, config, split):
             yield row
             number += 1
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # the library does not check texts before they are read
         raise UserError(f"{label} row {number + 1}: not valid UTF-8 ({error.reason})") from None
 
 
@@ -111,8 +115,8 @@ def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[st
     return loaded
 
 
-def _read_table(path: Path, label: str) -> Iterator[_Row]:
-    """Yield the rows of a file. `label` identifies the file in `row_id`."""
+def read_table(path: Path, label: str) -> Iterator[_Row]:
+    """Yield the rows of a JSON Lines, JSON array, CSV or Parquet file. `label` identifies the file in `row_id`."""
     with open(path, "rb") as file:
         is_array = path.suffix == ".json" and file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if path.suffix == ".csv":
@@ -168,7 +172,7 @@ def _read_rows(rows: Iterable[_Row], source: Source) -> Iterator[RawExample]:
 def _row_languages(row: _Row, source: Source) -> list[str | None]:
     """Return the languages of a row: several if it has a column or a dictionary entry for each."""
     if any(LANG in column for column in source.columns.values()):
-        return [*_languages(source)]
+        return [*languages_of(source)]
     answer = _find_text(row.values, source.columns, "answer", _ANSWERS)
     if isinstance(answer, dict):
         return [*answer]
@@ -176,7 +180,8 @@ def _row_languages(row: _Row, source: Source) -> list[str | None]:
     return [source.pivot if source.unpaired and row.lang is None and not has_language else row.lang]
 
 
-def _languages(source: Source) -> Sequence[str]:
+def languages_of(source: Source) -> Sequence[str]:
+    """Return the languages that `{lang}` stands for. Raises UserError if none are given."""
     if not source.languages:
         raise UserError(f"{LANG} in a column or configuration name needs --languages")
     return source.languages
@@ -203,7 +208,7 @@ def _map_columns(row: _Row, lang: str | None, source: Source) -> RawExample:
         if record[name] is None or isinstance(record[name], list | dict | bool | float | Decimal) or record[name] == "":
             raise UserError(f"no `{name}`; name its column with --columns {name}=THEIRS")
     fields = _parse_texts(row.values, lang, columns, record["messages"])
-    for name in ("system", "reasoning_content", "tools"):
+    for name in _OPTIONAL:
         if record[name] not in (None, ""):
             fields[name] = record[name]
     gold = None if record["gold"] == "" else number_text(record["gold"])

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.convert.examples import RawExample, Source, pivot_first
-from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS
-from data_prep.records import format_record, has_visible_text, parse_record, to_json_line
+from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS, is_unpaired
+from data_prep.records import format_record, has_visible_text, is_number, parse_record, to_json_line
 from pipeline.common.errors import UserError
 
 FORMATS = sorted({**GROUPED_FORMATS, **SCATTERED_FORMATS})
@@ -78,6 +78,8 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
                 groups = _group_on_disk(SCATTERED_FORMATS[format_name](source), Path(folder))
             with open(temporary, "w", encoding="utf-8") as file:
                 for group in groups:
+                    if is_unpaired(format_name):
+                        source = source._replace(pivot=group[0].lang, unpaired=True)
                     for example in _keep_consistent(group, source, report):
                         file.write(to_json_line(_to_record(example)))
         if not report.groups:
@@ -133,7 +135,7 @@ def _keep_consistent(group: list[RawExample], source: Source, report: Conversion
         report.drops.update(("no_pivot", lang) for lang in members)
         return []
     for lang, example in list(members.items()):
-        if example.gold != base.gold and None not in (example.gold, base.gold):
+        if _golds_differ(example, base):
             report.drops["gold_differs", lang] += 1
             del members[lang]
     if len(members) == 1 and not source.unpaired:
@@ -142,6 +144,13 @@ def _keep_consistent(group: list[RawExample], source: Source, report: Conversion
     report.groups += 1
     report.kept.update(list(members))
     return [members[lang] for lang in pivot_first(members, pivot)]
+
+
+def _golds_differ(example: RawExample, pivot: RawExample) -> bool:
+    """Return whether two examples have different golds. Expressions and texts may be translated."""
+    golds = (example.gold, pivot.gold)
+    translated = pivot.fields.get("answer_type") in ("expression", "text")
+    return golds[0] != golds[1] and None not in golds and not (translated and not all(map(is_number, golds)))
 
 
 def _check_same_example(first: RawExample, second: RawExample) -> None:

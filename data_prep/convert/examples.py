@@ -38,9 +38,9 @@ class Source(NamedTuple):
         columns: Mapping from a field of a record to the column name in the input, if the names differ. A name with
             `{lang}` stands for one column per language.
         pivot: Language that the others are translations of.
-        split: Split of a dataset.
+        split: Split of a dataset or benchmark, or None for the default: train, or the test split of a benchmark.
         config: Configuration of a dataset, or None. A name with `{lang}` stands for one configuration per language.
-        languages: Languages that `{lang}` stands for.
+        languages: Languages that `{lang}` stands for, or of a benchmark's files, those to read if not all.
         unpaired: Whether groups without a translation are kept. If so, a table needs no `pair_id` and no `lang` column:
             the row number and the pivot are used instead.
     """
@@ -48,7 +48,7 @@ class Source(NamedTuple):
     inputs: list[str]
     columns: dict[str, str]
     pivot: str
-    split: str = "train"
+    split: str | None = None
     config: str | None = None
     languages: Sequence[str] = ()
     unpaired: bool = False

@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from data_prep.packing.bin_packing import Bins, pack_bins
 from data_prep.packing.settings import PackSettings
+from data_prep.records import is_number
 from pipeline.common.errors import UserError
 
 TOO_LONG, TRUNCATED, NO_TRANSLATION = "too_long", "truncated", "no_translation"
@@ -136,7 +136,7 @@ class Window:
             if self._gold[reference] is None:
                 reference = member
             golds = {self._gold[member], self._gold[reference]}
-            if len(golds) == 1 or not all(map(_is_number, golds)):
+            if len(golds) == 1 or not all(map(is_number, golds)):
                 equal.append(member)
             elif skip:
                 self.drops[self._lang[member], GOLD_DIFFERS] += 1
@@ -244,10 +244,3 @@ def separate(bins: Bins, pivots: list[int]) -> Bins:
         result.append([item for item in items if first[pivots[item]] == item])
         moved += [[item] for item in items if first[pivots[item]] != item]
     return result + moved
-
-
-def _is_number(gold: str | None) -> bool:
-    try:
-        return gold is not None and Decimal(gold).is_finite()
-    except InvalidOperation:
-        return False

@@ -147,7 +147,7 @@ CASES = (
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
     Case("lora", tied=False, rows=2, adapter=AdapterSettings(r=16)),
     Case("dora with embeddings", layers=6, adapter=AdapterSettings(r=8, use_dora=True, train_embeddings=True)),
-    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True),
+    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True, budget_mb=4),
 )
 
 

@@ -2,13 +2,14 @@
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
-from decimal import Decimal
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pipeline.evaluation.answer_extraction import answers_equal
+from pipeline.evaluation.answers.answer_types import answers_agree, answers_equal
+from pipeline.evaluation.answers.candidates import Answer
+from pipeline.evaluation.answers.language_rules import base_language
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.significance import wilson_interval
 
@@ -39,7 +40,7 @@ class LanguageScore(NamedTuple):
 
 
 def score_by_language(
-    examples: Sequence[Example], answers: Sequence[Decimal | None], finished: Sequence[bool], pivot: str
+    examples: Sequence[Example], answers: Sequence[Answer | None], finished: Sequence[bool], pivot: str
 ) -> dict[str, Any]:
     """Score answers per language (in alphabetical order) and average over languages.
 
@@ -52,15 +53,17 @@ def score_by_language(
     Returns:
         The entries `pivot`, `languages` and `macro` of `evaluation.json`.
     """
-    by_lang: dict[str, dict[str, tuple[Decimal | None, Decimal]]] = {}
+    by_lang: dict[str, dict[str, tuple[Answer | None, bool, str]]] = {}
     for example, answer in zip(examples, answers, strict=True):
-        by_lang.setdefault(example.lang, {})[example.pair_id] = (answer, example.gold)
+        is_right = answers_equal(answer, example.gold, example.answer_type)
+        by_lang.setdefault(example.lang, {})[example.pair_id] = (answer, is_right, example.answer_type)
+    pivot = find_pivot(by_lang, pivot)
     unfinished = Counter(example.lang for example, done in zip(examples, finished, strict=True) if not done)
     scores = {}
     for lang, results in sorted(by_lang.items()):
-        correct = sum(answers_equal(answer, gold) for answer, gold in results.values())
+        correct = sum(is_right for _, is_right, _ in results.values())
         common = [] if lang == pivot else sorted(results.keys() & by_lang.get(pivot, {}).keys())
-        agrees = [answers_equal(results[pair_id][0], by_lang[pivot][pair_id][0]) for pair_id in common]
+        agrees = [answers_agree(results[pair_id], by_lang[pivot][pair_id]) for pair_id in common]
         low, high = wilson_interval(correct, len(results))
         consistency = fmean(agrees) if agrees else None
         n = len(results)
@@ -71,6 +74,12 @@ def score_by_language(
         "consistency_with_pivot": fmean(consistencies) if consistencies else None,
     }
     return {"pivot": pivot, "languages": {lang: score._asdict() for lang, score in scores.items()}, "macro": macro}
+
+
+def find_pivot(languages: Collection[str], pivot: str) -> str:
+    """Return the code of the pivot among the languages of the data: eng_Latn if the pivot is given as en."""
+    same = [lang for lang in languages if base_language(lang) == base_language(pivot)]
+    return pivot if pivot in languages or len(same) != 1 else same[0]
 
 
 def percent(fraction: float | None) -> str:

@@ -1,31 +1,30 @@
-"""Consistency across languages: do the answers to a question agree, and is each output in the requested language?
+"""Consistency across languages: do the answers to a question agree?
 
 The functions take the rows of `generations.jsonl` or the content of `evaluation.json`, which includes these metrics.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from decimal import Decimal
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, base_language
+from pipeline.evaluation.answers.answer_types import answer_from_text, answers_agree
+from pipeline.evaluation.answers.candidates import Answer
+from pipeline.evaluation.output_languages import language_metrics, output_languages_table
 from pipeline.evaluation.significance import wilson_interval
 
 GenerationRow = dict[str, Any]  # row of generations.jsonl: pair_id, lang, output, answer, correct, ...
 
 
-def consistency_metrics(rows: Sequence[GenerationRow]) -> dict[str, Any]:
-    """Compute `agreement` and `output_languages`.
+def consistency_metrics(rows: Sequence[GenerationRow], pivot: str = "en") -> dict[str, Any]:
+    """Compute `agreement` and `output_languages`, the latter with the fraction of outputs in the pivot's language.
 
     If lingua is not installed, print a note and set `output_languages` to None.
     """
     try:
-        languages = output_languages(rows)
+        languages = language_metrics(rows, pivot)
     except UserError as error:
         print(f"the languages of the outputs were not checked: {error}", flush=True)
         languages = None
@@ -39,22 +38,30 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
 
     Returns:
         `pairwise`: for each pair of languages, the fraction of equal answers to the questions asked in both; None if
-        there are no such questions. `mean_pairwise`: mean over the pairs. `all_languages`: counts over the `problems`
-        asked in every language. `same` is the number with the same answer in all languages (as a fraction: `share`,
-        with its 95 % Wilson interval `low` to `high`), and `correct` the number with the correct answer in all.
+        there are no such questions. `mean_pairwise`: mean over the pairs. `wrong`: counts over all `pairs` of wrong
+        answers to one question in two languages, without missing answers: `same` is the number of equal pairs, and
+        `share` their fraction, None without pairs. Agreement on correct answers rises with accuracy alone, that on
+        wrong ones does not. `all_languages`: counts over the `problems` asked in every language. `same` is the number
+        with the same answer in all languages (as a fraction: `share`, with its 95 % Wilson interval `low` to `high`),
+        and `correct` the number with the correct answer in all.
     """
-    answers: dict[str, dict[str, Decimal | None]] = {}
-    wrong = set()
+    answers: dict[str, dict[str, tuple[Answer | None, bool, str]]] = {}
+    wrong: dict[str, set[str]] = {}
     for row in rows:
-        answers.setdefault(row["lang"], {})[row["pair_id"]] = None if row["answer"] is None else Decimal(row["answer"])
+        answer_type = row.get("answer_type", "number")
+        answer = answer_from_text(row["answer"], answer_type)
+        answers.setdefault(row["lang"], {})[row["pair_id"]] = (answer, row["correct"], answer_type)
         if not row["correct"]:
-            wrong.add(row["pair_id"])
+            wrong.setdefault(row["lang"], set()).add(row["pair_id"])
     languages = sorted(answers)
     pairwise: dict[str, dict[str, float | None]] = {}
+    wrong_pairs: list[bool] = []
     for a, b in combinations(languages, 2):
         common = answers[a].keys() & answers[b].keys()
-        equal = sum(answers_equal(answers[a][pair_id], answers[b][pair_id]) for pair_id in common)
+        equal = sum(answers_agree(answers[a][pair_id], answers[b][pair_id]) for pair_id in common)
         pairwise.setdefault(a, {})[b] = equal / len(common) if common else None
+        answered = [(answers[a][i], answers[b][i]) for i in wrong.get(a, set()) & wrong.get(b, set())]
+        wrong_pairs += [answers_agree(x, y) for x, y in answered if x[0] is not None and y[0] is not None]
     fractions = [fraction for row in pairwise.values() for fraction in row.values() if fraction is not None]
     complete = set.intersection(*map(set, answers.values())) if len(languages) > 1 else set()
     same = sum(_all_equal([answers[lang][pair_id] for lang in languages]) for pair_id in complete)
@@ -62,10 +69,15 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
     return {
         "pairwise": pairwise,
         "mean_pairwise": fmean(fractions) if fractions else None,
+        "wrong": {
+            "pairs": len(wrong_pairs),
+            "same": sum(wrong_pairs),
+            "share": fmean(wrong_pairs) if wrong_pairs else None,
+        },
         "all_languages": {
             "problems": len(complete),
             "same": same,
-            "correct": len(complete - wrong),
+            "correct": len(complete.difference(*wrong.values())),
             "share": same / len(complete) if complete else None,
             "low": low,
             "high": high,
@@ -73,39 +85,8 @@ def agreement(rows: Sequence[GenerationRow]) -> dict[str, Any]:
     }
 
 
-def _all_equal(answers: Sequence[Decimal | None]) -> bool:
-    return all(answers_equal(answers[0], other) for other in answers[1:])
-
-
-def output_languages(rows: Sequence[GenerationRow]) -> dict[str, dict[str, Any]]:
-    """Identify the language of each output with lingua, among `ANSWER_LANGUAGES`.
-
-    Returns:
-        For each requested language: `found` counts the outputs by identified language, where `none` means that the
-        output has no identifiable language (for example a bare number). `share` is the fraction of all other outputs
-        that are in the requested language, with its 95 % Wilson interval `low` to `high`. All three are None if every
-        output is `none`.
-
-    Raises:
-        UserError: lingua is not installed.
-    """
-    lingua = import_optional("lingua")
-    codes = {lang: getattr(lingua.IsoCode639_1, lang.upper()) for lang in ANSWER_LANGUAGES}
-    detector = lingua.LanguageDetectorBuilder.from_iso_codes_639_1(*codes.values()).build()
-    names = {code: lang for lang, code in codes.items()}
-    counts: dict[str, Counter[str]] = {}
-    for row in rows:
-        language = detector.detect_language_of(row["output"])
-        name = "none" if language is None else names[language.iso_code_639_1]
-        counts.setdefault(row["lang"], Counter())[name] += 1
-    metrics = {}
-    for lang, count in sorted(counts.items()):
-        identified = count.total() - count["none"]
-        matching = count[base_language(lang) or lang]
-        low, high = wilson_interval(matching, identified) if identified else (None, None)
-        fraction = matching / identified if identified else None
-        metrics[lang] = {"share": fraction, "low": low, "high": high, "found": dict(count.most_common())}
-    return metrics
+def _all_equal(answers: Sequence[tuple[Answer | None, bool, str]]) -> bool:
+    return all(answers_agree(answers[0], other) for other in answers[1:])
 
 
 def consistency_tables(evaluation: dict[str, Any]) -> str:
@@ -123,6 +104,11 @@ def agreement_sentences(evaluation: dict[str, Any]) -> str:
     if not metrics or metrics["mean_pairwise"] is None:
         return ""
     text = f"Two languages give the same answer to a problem in {percent(metrics['mean_pairwise'])} % on average."
+    if "wrong" in metrics and metrics["wrong"]["pairs"]:  # absent in results of older versions
+        wrong = metrics["wrong"]
+        text += (
+            f" Two wrong answers to a problem are the same in {percent(wrong['share'])} % of {wrong['pairs']} pairs."
+        )
     total = metrics["all_languages"]
     if total["problems"]:
         text += (
@@ -153,16 +139,3 @@ def agreement_matrix(evaluation: dict[str, Any]) -> list[list[float | None]]:
         return []
     pairwise = metrics["pairwise"]
     return [[pairwise.get(a, {}).get(b, pairwise.get(b, {}).get(a)) for b in languages] for a in languages]
-
-
-def output_languages_table(evaluation: dict[str, Any]) -> str:
-    """Format the output languages as a Markdown table. Return an empty string if they were not identified."""
-    metrics = evaluation.get("output_languages")
-    if not metrics:
-        return ""
-    lines = ["| asked in | answered in it % | 95 % interval | other languages |", "|---|---:|---:|---|"]
-    for lang, score in metrics.items():
-        others = ", ".join(f"{name} {n}" for name, n in score["found"].items() if name != (base_language(lang) or lang))
-        interval = f"{percent(score['low'])} to {percent(score['high'])}"
-        lines.append(f"| {lang} | {percent(score['share'])} | {interval} | {others or '–'} |")
-    return "\n".join(lines)

@@ -1,13 +1,13 @@
-"""Read evaluation examples: canonical records with a numeric gold answer."""
+"""Read evaluation examples: canonical records with a gold answer."""
 
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.readers import read_split, split_inputs
 from data_prep.records import parse_record
 from pipeline.common.errors import UserError
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, base_language, parse_gold
+from pipeline.evaluation.answers.answer_types import parse_gold
+from pipeline.evaluation.answers.candidates import Answer
 
 
 class Example(NamedTuple):
@@ -17,13 +17,17 @@ class Example(NamedTuple):
         pair_id: shared by all translations of the question, which form an example group.
         lang: language code.
         messages: the conversation before the response; each message has `role` and `content`.
-        gold: the correct number.
+        gold: the correct answer, in the canonical form of its type.
+        answer_type: number, expression, choice or text.
+        choices: texts of the options if the answer is one of several.
     """
 
     pair_id: str
     lang: str
     messages: list[dict[str, str]]
-    gold: Decimal
+    gold: Answer
+    answer_type: str = "number"
+    choices: tuple[str, ...] = ()
 
 
 def read_examples(path: Path, limit: int | None = None) -> list[Example]:
@@ -55,18 +59,18 @@ def read_examples(path: Path, limit: int | None = None) -> list[Example]:
 
 def _parse_example(raw: Any) -> Example:
     record = parse_record(_with_placeholder_response(raw) if isinstance(raw, dict) else raw)
-    if base_language(record.lang) is None:
-        raise UserError(f"unknown language {record.lang!r}; answers can be extracted in {', '.join(ANSWER_LANGUAGES)}")
-    gold = parse_gold(raw.get("gold"))
-    if gold is None:
-        raise UserError("`gold` is missing or not a number; set it to the final answer, for instance 42")
     if len(record.messages) < 2:
         raise UserError("no message before the response; evaluation needs a question")
-    return Example(record.pair_id, record.lang, record.messages[:-1], gold)
+    gold, answer_type, choices = parse_gold(raw.get("gold"), raw.get("answer_type"), raw.get("choices"))
+    return Example(record.pair_id, record.lang, record.messages[:-1], gold, answer_type, choices)
 
 
 def _with_placeholder_response(raw: dict[str, Any]) -> dict[str, Any]:
-    """Replace the response with a placeholder, because `parse_record` requires one and test data may lack it."""
+    """Replace the response with a placeholder, because `parse_record` requires one and test data may lack it.
+
+    Leave out what `parse_gold` checks.
+    """
+    raw = {key: value for key, value in raw.items() if key not in ("answer_type", "choices")}
     messages = raw.get("messages")
     if not isinstance(messages, list):
         return {**raw, "answer": "-"}

@@ -199,7 +199,7 @@ def _generate_batch(
         row = row[:end]
         text = tokenizer.decode(row, skip_special_tokens=True)
         stops = [text.index(stop) for stop in config.stop_strings or [] if stop in text]
-        while stops and row[-1] == config.pad_token_id:  # the sequence has waited for others of its batch
+        while end is None and row and row[-1] == config.pad_token_id:  # a stop string ended it before the others
             row.pop()
         finished = end is not None or bool(stops)
         generations.append(Generation(text[: min(stops, default=None)], finished, len(row)))

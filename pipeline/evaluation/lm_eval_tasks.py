@@ -10,9 +10,7 @@ Writes `harness.json`, `harness.md` and, for tasks that generate text, `harness_
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,8 @@ from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent, versions
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES, answers_equal, extract_answer, parse_gold
+from pipeline.evaluation.answers.language_rules import language_in_name
+from pipeline.evaluation.answers.number import equal, extract_answer, parse_gold
 from pipeline.evaluation.significance import wilson_interval
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
@@ -209,11 +208,10 @@ def lm_eval_scores(metrics: dict[str, Any], n: int) -> dict[str, dict[str, float
 
 
 def task_language(task: str) -> str | None:
-    """Return the language of the solutions, from the task name (mgsm_native_cot_sw), or None if it is unsupported."""
+    """Return the language of the solutions, from the task name (mgsm_native_cot_sw), or None if it names none."""
     if "_en_cot" in task:  # mgsm_en_cot_sw asks in Swahili for a chain of thought in English
         return "en"
-    languages = [part for part in re.split(r"[_-]", task) if part in ANSWER_LANGUAGES]
-    return languages[-1] if languages else None
+    return language_in_name(task)
 
 
 def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -235,7 +233,7 @@ def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str,
             "output": response,
             "answer": None if answer is None else str(answer),
             "gold": str(gold),
-            "correct": answers_equal(answer, Decimal(gold)),
+            "correct": equal(answer, gold),
         }
     return [rows[doc_id] for doc_id in sorted(rows)]
 

@@ -14,9 +14,10 @@ from pipeline.evaluation.accuracy import (
     unfinished_warning,
     versions,
 )
-from pipeline.evaluation.answer_extraction import answers_equal, extract_answer
+from pipeline.evaluation.answers.answer_types import TYPES
 from pipeline.evaluation.consistency import consistency_metrics, consistency_tables
 from pipeline.evaluation.dataset import Example
+from pipeline.evaluation.details import detail_metrics, detail_tables
 from pipeline.evaluation.progress import Generation
 from pipeline.evaluation.sampling_statistics import (
     majority_vote,
@@ -25,6 +26,7 @@ from pipeline.evaluation.sampling_statistics import (
     with_mean_accuracy,
 )
 from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.evaluation.truncation import truncation_warning
 
 
 def write_results(
@@ -62,18 +64,20 @@ def write_results(
         "versions": versions(),
         **scores,
         **({"sampling": sampling} if sampling else {}),
-        **consistency_metrics(votes),
+        **consistency_metrics(votes, settings.pivot),
+        **detail_metrics(rows),
     }
     text = f"{unfinished_sentence(result)} {_model_sentence(model)}\n\n{accuracy_table(result)}"
     if sampling:
         text += f"\n\n{_SAMPLES}\n\n{sampling_table(sampling)}"
-    text += f"\n\n{consistency_tables(result)}"
+    text += f"\n\n{consistency_tables(result)}\n\n{detail_tables(result)}"
     _write(output / "generations.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(output / "evaluation.md", f"# Evaluation of {settings.model}\n\n{text}\n")
     _write(output / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(f"{text}\n\nwritten: {output}/evaluation.json, evaluation.md, generations.jsonl", flush=True)
-    if warning := unfinished_warning(result):
-        print(warning, flush=True)
+    for warning in (truncation_warning(result), unfinished_warning(result)):
+        if warning:
+            print(warning, flush=True)
 
 
 _SAMPLES = (
@@ -84,22 +88,27 @@ _SAMPLES = (
 
 def _score(example: Example, generations: Sequence[Generation]) -> tuple[dict[str, Any], Any]:
     """Return the row of `generations.jsonl`, and the answer of the only response or of the majority of all."""
-    answers = [extract_answer(generation.text, example.lang, generation.finished) for generation in generations]
-    vote = majority_vote(answers, answers_equal)
+    kind = TYPES[example.answer_type]
+    readings = [
+        kind.extract(response.text, example.lang, response.finished, example.choices) for response in generations
+    ]
+    answers = [reading.answer for reading in readings]
+    vote = majority_vote(answers, kind.equal)
     chosen = vote or 0
     samples: list[dict[str, Any]] = [
         {
             "output": generation.text,
             "finished": generation.finished,
-            "answer": None if answer is None else str(answer),
-            "correct": answers_equal(answer, example.gold),
+            "answer": None if reading.answer is None else str(reading.answer),
+            "read_by": reading.read_by,
+            "correct": kind.equal(reading.answer, example.gold),
             "tokens": generation.tokens,
             **({} if generation.reasoning is None else {"reasoning": generation.reasoning}),
         }
-        for generation, answer in zip(generations, answers, strict=True)
+        for generation, reading in zip(generations, readings, strict=True)
     ]
     row: dict[str, Any] = {"pair_id": example.pair_id, "lang": example.lang, **samples[chosen]}
-    row["gold"] = str(example.gold)
+    row |= {"answer_type": example.answer_type, "gold": str(example.gold)}
     if len(samples) > 1:
         row["finished"] = all(sample["finished"] for sample in samples)
         row["vote_correct"] = row["correct"]

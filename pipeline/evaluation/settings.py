@@ -18,7 +18,7 @@ class EvaluationSettings:
     Args:
         model: directory of a Hugging Face causal LM with its tokenizer and chat template, or a Hub model ID; with
             `base_url`, the name of the served model.
-        data: JSON Lines or Parquet of records {pair_id, lang, messages or question, gold}; gold is the final number.
+        data: JSON Lines or Parquet of records {pair_id, lang, messages or question, gold}; see docs/evaluation.md.
         output: directory for the three result files; default: the model directory.
         base_url: URL of an OpenAI-compatible server that generates the responses, such as http://localhost:8000/v1.
             The environment variable OPENAI_API_KEY holds the API key, if one is needed.

@@ -1,8 +1,9 @@
-"""Confidence intervals and tests for accuracies: Wilson's interval, McNemar's test, the paired bootstrap.
+"""Confidence intervals and tests for accuracies: Wilson's interval, McNemar's and Holm's tests, the bootstrap.
 
 Shape letters: G example groups (one question in all its languages), L languages.
 """
 
+from collections.abc import Sequence
 from math import comb
 from statistics import NormalDist
 
@@ -58,3 +59,12 @@ def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[np.ndarray
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     mean_low, mean_high = np.quantile(means.mean(1), [0.025, 0.975])
     return low, high, float(mean_low), float(mean_high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the adjusted p-values of Holm's method (Holm 1979), which control the family-wise error rate."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -22,12 +22,14 @@ class StorageTracker(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bound = 0  # at least the total bytes of live storages
         self.peak = self.elementwise = 0
 
     def live_bytes(self) -> int:
         """Return the total bytes of the storages that are currently alive."""
         self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
-        return sum(size for _, size in self._storages.values())
+        self._bound = sum(size for _, size in self._storages.values())
+        return self._bound
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -38,7 +40,9 @@ class StorageTracker(TorchDispatchMode):
         for tensor in new:
             storage = tensor.untyped_storage()
             self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.live_bytes())
+            self._bound += storage.nbytes()
+        if self._bound > self.peak:  # looking at every storage after each operation takes longer than the operations
+            self.peak = max(self.peak, self.live_bytes())
         if (func._schema.is_mutable or new) and func.overloadpacket not in MATRIX_PRODUCTS:
             self.elementwise += sum(t.numel() * t.element_size() for t in inputs + outputs)
         return result

@@ -78,6 +78,7 @@ OVERVIEW_METRICS: dict[str, MetricReader] = {
     "accuracy, mean of languages, %": _from_evaluation(lambda result: result["macro"]["accuracy"]),
     "same answer as the pivot, %": _from_evaluation(lambda result: result["macro"]["consistency_with_pivot"]),
     "same answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["mean_pairwise"]),
+    "same wrong answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["wrong"]["share"]),
     "answers in the language of the question, %": _from_evaluation(_mean_in_language),
     "centered cosine of pairs, final state": _from_representations("similarity", "centred_cosine"),
     "retrieval P@1, final state": _from_representations("similarity", "retrieval"),

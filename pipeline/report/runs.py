@@ -12,6 +12,7 @@ import yaml
 from pipeline.common.errors import UserError
 from pipeline.evaluation.accuracy import accuracy_table, versions
 from pipeline.evaluation.consistency import consistency_tables
+from pipeline.evaluation.details import detail_tables
 from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.representations.plots import layers_of
 from pipeline.training.metrics_reader import read_metrics, read_validations
@@ -120,6 +121,7 @@ def _check_evaluation(evaluation: dict[str, Any]) -> None:
     _ = [evaluation["settings"][key] for key in ("model", "data", "max_new_tokens")]
     accuracy_table(evaluation)
     consistency_tables(evaluation)
+    detail_tables(evaluation)
 
 
 def _check_representations(result: dict[str, Any]) -> None:
@@ -127,9 +129,11 @@ def _check_representations(result: dict[str, Any]) -> None:
     layers_of(result)
     for name in ("final", "soft_tokens"):
         state = result["representations"][name]
-        for metric in state["similarity"]["all"].values():
-            _ = metric["value"] + metric["floor"]
-        _ = state["scatter"]["points"], state["separability"]["silhouette"], result["languages"][0]
+        for group in ("similarity", "similarity_zscored"):
+            for metric in state[group]["all"].values():
+                _ = metric["value"] + metric["floor"]
+        _ = state["similarity"]["all"]["debiased_cka"]["interval"], state["variance"]["language"]["interval"]
+        _ = state["scatter"]["points"], state["separability"]["silhouette"], result["languages"][0], result["position"]
 
 
 def series(metrics: MetricHistory, key: str) -> tuple[list[int], list[float]]:

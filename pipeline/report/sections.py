@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from pipeline.compare import unfinished_totals
 from pipeline.evaluation.accuracy import accuracy_table, count_unfinished, unfinished_sentence
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table, percent
+from pipeline.evaluation.details import detail_tables
 from pipeline.report import plots
 from pipeline.report.overview_table import ABSENT, overview_rows
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
 from pipeline.representations.plots import label
+from pipeline.representations.tables import POSITIONS, with_interval
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ def _accuracy(runs: Sequence[RunResults]) -> Section:
     elif evaluated:
         blocks.append(_accuracy_of_runs(evaluated))
     blocks += [MarkdownBlock(_evaluated_model(run)) for run in evaluated]
+    for run in evaluated:
+        title = "what the token limit cut, and how answers were read" + (f": {run.name}" if len(evaluated) > 1 else "")
+        if tables := detail_tables(run.evaluation or {}):
+            blocks.append(MarkdownBlock(tables, summary=title))
     return Section("Accuracy per language", blocks)
 
 
@@ -153,20 +159,22 @@ def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, An
     explanation = (
         f"Each run is compared with {runs[0].name} on the same problems. The intervals come from a paired bootstrap "
         "over problems. Gained and lost problems are those that only the run or only the baseline solves; p is the "
-        "p-value of McNemar's exact test on these two counts. Unfinished responses (baseline, run) were cut at the "
-        "token limit."
+        "p-value of McNemar's exact test on these two counts, and Holm p is adjusted for the number of languages. "
+        "Unfinished responses (baseline, run) were cut at the token limit."
     )
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
     figure = plots.plot_differences(runs, comparisons)
     blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
-    header = ["", "unfinished", "difference, points", "95 % interval", "gained, lost", "McNemar p"]
+    header = ["", "unfinished", "difference, points", "95 % interval", "gained, lost", "p", "Holm p"]
     for name, comparison in comparisons.items():
         cut = ", ".join(map(str, unfinished_totals(comparison)))
-        rows = [[f"{name}: mean of languages", cut, *_difference_cells(comparison["mean"]), "", ""]]
+        p = f"{comparison['mean']['p']:.3g}"
+        rows = [[f"{name}: mean of languages", cut, *_difference_cells(comparison["mean"]), "", p, ""]]
         for lang, entry in comparison["languages"].items():
             cut = ", ".join(map(str, comparison["unfinished"][lang]))
-            counts = f"{entry['gained']}, {entry['lost']}"
-            rows.append([lang, cut, *_difference_cells(entry), counts, f"{entry['mcnemar_p']:.3g}"])
+            counts = f"{entry['gained']}, {entry['lost']}" if "gained" in entry else ABSENT
+            tests = [f"{entry[key]:.3g}" for key in ("p", "p_holm")]
+            rows.append([lang, cut, *_difference_cells(entry), counts, *tests])
         blocks.append(ReportTable(header, rows))
     return Section(f"Differences from {runs[0].name}", blocks)
 
@@ -198,24 +206,29 @@ def _representations(runs: Sequence[RunResults]) -> Section:
     measured = [(run.name, run.representations) for run in runs if run.representations]
     _, first = measured[0]
     explanation = (
-        f"{first['problems']} problems in {len(first['languages'])} languages; states are averaged over the tokens of "
-        "each reference answer. Dotted lines and numbers in parentheses show the value for shuffled pairs."
+        f"{first['problems']} problems in {len(first['languages'])} languages; states at "
+        f"{POSITIONS[first['position']]}. Dotted lines and numbers in parentheses show the value for shuffled pairs, "
+        "brackets 95 % intervals over problems. z: states standardized by dimension."
     )
     blocks: list[ReportBlock] = [
         PlotBlock(figure, "First two principal components of the final state and of the soft-token representation."),
         PlotBlock(by_layer, "Centered cosine, retrieval and silhouette by layer, with values for shuffled pairs."),
         MarkdownBlock(explanation),
     ]
-    metrics = ["cosine", "centered cosine", "linear CKA", "P@1", "silhouette", "Davies-Bouldin", "k-means NMI", "probe"]
+    metrics = ["P@1", "debiased CKA", "centered cosine", "cosine", "z cosine", "variance by language", "by example"]
+    metrics += ["silhouette", "k-means NMI", "probe"]
     rows = []
     for name, result in measured:
         for state in ("final", "soft_tokens"):
             values = result["representations"][state]
-            similarity, separability = values["similarity"]["all"], values["separability"]
-            pairs = [similarity[metric] for metric in ("cosine", "centred_cosine", "cka", "retrieval")]
-            separations = [separability[metric] for metric in ("silhouette", "davies_bouldin", "kmeans_nmi", "probe")]
-            cells = [f"{pair['value']:.3f} ({pair['floor']:.3f})" for pair in pairs]
-            rows.append([f"{name}: {label(state)}", *cells, *(f"{value:.3f}" for value in separations)])
+            similarity, zscored = values["similarity"]["all"], values["similarity_zscored"]["all"]
+            cells = [with_interval(similarity[metric]) for metric in ("retrieval", "debiased_cka", "centred_cosine")]
+            cells += [
+                f"{pair['value']:.3f} ({pair['floor']:.3f})" for pair in (similarity["cosine"], zscored["cosine"])
+            ]
+            cells += [with_interval(values["variance"][part]) for part in ("language", "example")]
+            cells += [f"{values['separability'][metric]:.3f}" for metric in ("silhouette", "kmeans_nmi", "probe")]
+            rows.append([f"{name}: {label(state)}", *cells])
     return Section("Representations", [*blocks, ReportTable(["", *metrics], rows)])
 
 

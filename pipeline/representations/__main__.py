@@ -1,4 +1,4 @@
-"""Measure the cross-lingual similarity and separability of a model's hidden states on questions and gold answers.
+"""Measure the cross-lingual similarity and separability of a model's hidden states on questions and answers.
 
     python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
 
@@ -10,15 +10,13 @@ language are used, so that all languages are measured on the same questions. Wri
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from data_prep.records import Record, read_records
+from data_prep.records import has_visible_text
 from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
@@ -28,13 +26,15 @@ from pipeline.config.settings import ModelSettings
 from pipeline.evaluation.accuracy import versions
 from pipeline.evaluation.generation import load_for_generation
 from pipeline.models.self_check import check_model
-from pipeline.representations.plots import draw, label
-from pipeline.representations.separability import principal_components, separability
-from pipeline.representations.similarity import Metric, similarity_metrics
-from pipeline.representations.states import FINAL, SOFT, encode, layer_name, pooled_states
+from pipeline.representations.baseline import differences_from
+from pipeline.representations.inputs import ParallelRecords, own_answers, read_parallel_records
+from pipeline.representations.metrics import representation_metrics
+from pipeline.representations.plots import draw
+from pipeline.representations.states import FINAL, SOFT, encode, layer_name, pooled_states, select_positions
+from pipeline.representations.tables import metrics_tables
 
 DEFAULT_LAYERS = 9  # default number of (evenly spaced) layers to measure in a deeper model
-MIN_GROUPS = 5
+AT = ("answer", "prompt", "prompt_end")
 
 
 def measure_model(args: argparse.Namespace) -> None:
@@ -45,23 +45,41 @@ def measure_model(args: argparse.Namespace) -> None:
             exist.
     """
     import_optional("sklearn.metrics")  # fail before the model runs
-    records, languages, left_out = read_parallel_records(Path(args.data), args.limit)
+    parallel = read_parallel_records(Path(args.data), args.limit)
+    own = own_answers(parallel, Path(args.generations)) if args.generations else None
     output = Path(args.output or args.model)
     check_not_stale(Path(args.model))
     model, tokenizer = load_for_generation(Path(args.model), args.dtype)
     check_model(model.config, ModelSettings(path=args.model))
     ensure_writable(output)
     layers = choose_layers(len(model.get_decoder().layers), args.layers)
-    states = pooled_states(model, encode(tokenizer, records), layers, args.batch_size)
-    result = {
+    scattered = {layer_name(layers[-1]), FINAL, SOFT}
+
+    def measure(records: ParallelRecords, at: str, main: bool) -> dict[str, Any]:
+        encoded = select_positions(encode(tokenizer, records.records), at)
+        # The embedding of the last token is the same in all prompts.
+        chosen = [layer for layer in layers if layer or at != "prompt_end"]
+        states = pooled_states(model, encoded, chosen, args.batch_size)
+        return representation_metrics(states, records.languages, args.pivot, scattered if main else set(), main)
+
+    positions = args.at or default_positions(parallel)
+    result: dict[str, Any] = {
         "settings": {name: value for name, value in vars(args).items() if value is not None},
         "versions": versions(),
         "pivot": args.pivot,
-        "languages": languages,
-        "problems": len(records) // len(languages),
-        "problems_left_out": left_out,
-        "representations": representation_metrics(states, languages, args.pivot, {layer_name(layers[-1]), FINAL, SOFT}),
+        "languages": parallel.languages,
+        "problems": len(parallel.pair_ids),
+        "problems_left_out": parallel.left_out,
+        "pair_ids": parallel.pair_ids,
+        "position": positions[0],
+        "representations": measure(parallel, positions[0], main=True),
+        "other_positions": {at: measure(parallel, at, main=False) for at in positions[1:]},
     }
+    if own:
+        result["own_answers"] = len(own.pair_ids)
+        result["other_positions"]["own_answer"] = measure(own, "answer", main=False)
+    if args.baseline:
+        result["baseline"] = differences_from(Path(args.baseline), result)
     tables = metrics_tables(result)
     write_atomically(output / "representations.png", png(draw(result)))
     write_atomically(output / "representations.md", f"# Representations of {args.model}\n\n{tables}\n".encode())
@@ -69,38 +87,10 @@ def measure_model(args: argparse.Namespace) -> None:
     print(f"{tables}\n\nwritten: {output}/representations.json, representations.md, representations.png")
 
 
-def read_parallel_records(path: Path, limit: int | None) -> tuple[list[Record], list[str], int]:
-    """Read the records of the questions that exist in every language.
-
-    Args:
-        path: JSON Lines or Parquet file of canonical records with written-out answers.
-        limit: use only the first `limit` questions.
-
-    Returns:
-        The records, ordered by language and with the questions in the same order in each language; the languages in
-        alphabetical order; and the number of questions omitted because they are missing in some language.
-
-    Raises:
-        UserError: a record is malformed, there is only one language, or too few questions exist in every language.
-    """
-    by_lang: dict[str, dict[str, Record]] = {}
-    order: dict[str, None] = {}
-    for record in read_records([path]):
-        by_lang.setdefault(record.lang, {}).setdefault(record.pair_id, record)
-        order.setdefault(record.pair_id)
-    if len(by_lang) < 2:
-        raise UserError(f"{path}: only one language; similarity needs the same questions in two or more")
-    complete = [pair_id for pair_id in order if all(pair_id in records for records in by_lang.values())]
-    if limit is not None and limit < MIN_GROUPS:
-        raise UserError(f"--limit {limit}: at least {MIN_GROUPS} questions are needed")
-    if len(complete) < MIN_GROUPS:
-        least = min(by_lang, key=lambda lang: len(by_lang[lang]))
-        raise UserError(
-            f"{path}: {len(complete)} questions exist in every language, at least {MIN_GROUPS} are needed; "
-            f"{least} has the fewest records ({len(by_lang[least])})"
-        )
-    languages, kept = sorted(by_lang), complete[:limit]
-    return [by_lang[lang][pair_id] for lang in languages for pair_id in kept], languages, len(order) - len(complete)
+def default_positions(parallel: ParallelRecords) -> Sequence[str]:
+    """Return all positions, or only the answer if a record has no question, as in parallel text."""
+    prompts = ["".join(message["content"] for message in record.messages[:-1]) for record in parallel.records]
+    return AT if all(map(has_visible_text, prompts)) else AT[:1]
 
 
 def choose_layers(depth: int, requested: Sequence[int] | None) -> list[int]:
@@ -121,109 +111,26 @@ def choose_layers(depth: int, requested: Sequence[int] | None) -> list[int]:
     return sorted({*requested, depth})
 
 
-def representation_metrics(
-    states: dict[str, np.ndarray], languages: list[str], pivot: str, scattered: set[str]
-) -> dict[str, dict[str, Any]]:
-    """Compute all metrics of each representation.
-
-    Args:
-        states: [languages * G, d] by name, ordered by language and with the G questions in the same order.
-        languages: the language codes.
-        pivot: language of the `with_pivot` means.
-        scattered: names of the representations to also compute scatter plot coordinates for.
-
-    Returns:
-        For each name: `similarity`, the mean over all pairs of languages (`all`) and over pairs with the pivot
-        (`with_pivot`); `separability`; `pairs`, the similarity metrics of each pair of languages; and `scatter` if
-        requested.
-
-    Raises:
-        UserError: a state is not finite.
-    """
-    metrics = {}
-    for name, points in states.items():
-        if not np.isfinite(points).all():
-            raise UserError(f"{name}: not finite; the model's states overflow; use a different --dtype")
-        per_language = dict(zip(languages, np.split(points, len(languages)), strict=True))
-        pairs = {(a, b): similarity_metrics(per_language[a], per_language[b]) for a, b in combinations(languages, 2)}
-        groups = np.tile(np.arange(len(points) // len(languages)), len(languages))
-        point_languages = np.repeat(languages, len(points) // len(languages))
-        metrics[name] = {
-            "similarity": {
-                "all": _mean_metrics(list(pairs.values())),
-                "with_pivot": _mean_metrics([pair_metrics for pair, pair_metrics in pairs.items() if pivot in pair]),
-            },
-            "separability": separability(points, point_languages, groups),
-            "pairs": _nested_values(pairs),
-        }
-        if name in scattered:
-            metrics[name]["scatter"] = _scatter(points, languages)
-    return metrics
-
-
-def _mean_metrics(pairs: Sequence[dict[str, Metric]]) -> dict[str, dict[str, float]] | None:
-    """Average values and chance levels over pairs of languages. Return None if there are no pairs."""
-    if not pairs:
-        return None
-    return {
-        name: {"value": fmean(pair[name].value for pair in pairs), "floor": fmean(pair[name].floor for pair in pairs)}
-        for name in pairs[0]
-    }
-
-
-def _nested_values(pairs: dict[tuple[str, str], dict[str, Metric]]) -> dict[str, dict[str, dict[str, float]]]:
-    nested: dict[str, dict[str, dict[str, float]]] = {}
-    for (first, second), metrics in pairs.items():
-        nested.setdefault(first, {})[second] = {name: metric.value for name, metric in metrics.items()}
-    return nested
-
-
-def _scatter(points: np.ndarray, languages: list[str]) -> dict[str, Any]:
-    coordinates, variance = principal_components(points)
-    rounded = coordinates / np.abs(coordinates).max(initial=1e-30)
-    parts = np.split(rounded.round(4), len(languages))
-    return {"variance": variance, "points": {lang: part.tolist() for lang, part in zip(languages, parts, strict=True)}}
-
-
-def metrics_tables(result: dict[str, Any]) -> str:
-    """Format similarity (with chance levels in parentheses) and separability as two Markdown tables."""
-    names = ("cosine", "centred_cosine", "cka", "retrieval", "xsim_error")
-    lines = [
-        f"{result['problems']} problems in {len(result['languages'])} languages, mean over all pairs of languages; in "
-        "parentheses the metric for shuffled pairs.",
-        "",
-        "| states | cosine | centred cosine | linear CKA | P@1 | xSIM error |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, metrics in result["representations"].items():
-        similarity = [metrics["similarity"]["all"][metric] for metric in names]
-        cells = [f"{metric['value']:.3f} ({metric['floor']:.3f})" for metric in similarity]
-        lines.append(f"| {label(name)} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| states | silhouette | Davies-Bouldin | k-means NMI | language probe (chance) |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, metrics in result["representations"].items():
-        separation = metrics["separability"]
-        lines.append(
-            f"| {label(name)} | {separation['silhouette']:.3f} | {separation['davies_bouldin']:.2f} | "
-            f"{separation['kmeans_nmi']:.3f} | {separation['probe']:.3f} ({separation['probe_chance']:.3f}) |"
-        )
-    return "\n".join(lines)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Build the command-line parser."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.representations", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--model", required=True, help="directory of a Hugging Face causal LM")
-    parser.add_argument("--data", required=True, help="records with written-out answers, JSON Lines or Parquet")
+    parser.add_argument("--data", required=True, help="records with answers, or parallel text; JSON Lines or Parquet")
     parser.add_argument("--output", help="directory for the result files; default: the model directory")
     parser.add_argument(
         "--layers", type=int, nargs="+", help="0 is the embeddings; default: all, or nine evenly spaced ones"
     )
+    parser.add_argument(
+        "--at",
+        nargs="+",
+        choices=AT,
+        help="positions to average over: the answer, the question, or the last token of the prompt; the first is the "
+        "one of the main table and the plots; default: all that the data has",
+    )
+    parser.add_argument("--generations", help="generations.jsonl of this model: also measure its own answers")
+    parser.add_argument("--baseline", help="directory with the representations.json of another model to compare with")
     parser.add_argument("--pivot", default="en", help="language of the with_pivot means")
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="sequences per batch")
     parser.add_argument("--limit", type=int, help="use only the first LIMIT questions")

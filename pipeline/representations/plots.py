@@ -22,8 +22,13 @@ from pipeline.common.plotting import (
 )
 
 TITLES = {"final": "after the final norm", "soft_tokens": "soft-token summaries"}
-LAYER_CURVES = {"cosine": GREY, "centred_cosine": BLUE, "cka": ORANGE, "retrieval": GREEN}
-METRIC_LABELS = {"cosine": "cosine", "centred_cosine": "centred cosine", "cka": "linear CKA", "retrieval": "P@1"}
+LAYER_CURVES = {"cosine": GREY, "centred_cosine": BLUE, "debiased_cka": ORANGE, "retrieval": GREEN}
+METRIC_LABELS = {
+    "cosine": "cosine",
+    "centred_cosine": "centred cosine",
+    "debiased_cka": "debiased CKA",
+    "retrieval": "P@1",
+}
 
 
 def label(name: str) -> str:

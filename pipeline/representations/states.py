@@ -50,15 +50,49 @@ def encode(tokenizer: Any, records: Sequence[Record]) -> list[EncodedRecord]:
     return encoded
 
 
+def select_positions(encoded: Sequence[EncodedRecord], at: str) -> list[EncodedRecord]:
+    """Select the positions to average over.
+
+    Args:
+        encoded: the records, see `encode`.
+        at: `answer` for the response positions; `prompt` for the tokens before the first response that differ between
+            records, that is, without what the chat template writes around every question; `prompt_end` for the last
+            token before the first response.
+
+    Returns:
+        The records with these positions, without the tokens after them.
+
+    Raises:
+        UserError: `at` is not `answer` and a record has an empty prompt.
+    """
+    if at == "answer":
+        return list(encoded)
+    prompts = [ids[: positions[0] + 1] for ids, positions in encoded]
+    first = _common_length(prompts)
+    last = _common_length([prompt[first:][::-1] for prompt in prompts])
+    if any(len(prompt) <= first + last for prompt in prompts):
+        raise UserError("a question is empty or the beginning of another, so it cannot be measured; give --at answer")
+    if at == "prompt_end":
+        return [(prompt, [len(prompt) - 1]) for prompt in prompts]
+    return [(prompt, list(range(first, len(prompt) - last))) for prompt in prompts]
+
+
+def _common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Return the length of the longest common beginning."""
+    return next(
+        (i for i, tokens in enumerate(zip(*sequences, strict=False)) if len(set(tokens)) > 1), min(map(len, sequences))
+    )
+
+
 @torch.inference_mode()
 def pooled_states(
     model: Model, encoded: Sequence[EncodedRecord], layers: Sequence[int], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Compute the representations of each record, averaged over its response positions.
+    """Compute the representations of each record, averaged over its positions.
 
     Args:
         model: a causal LM of a supported family.
-        encoded: the records, see `encode`.
+        encoded: the records, see `encode` and `select_positions`.
         layers: layers whose output is pooled; 0 is the embeddings.
         batch_size: number of sequences in a forward pass.
 

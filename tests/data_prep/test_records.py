@@ -104,3 +104,28 @@ def test_format_record_is_canonical(gold):
     line = to_json_line(format_record("p", "en", {"messages": messages}, gold))
     assert parse_record(json.loads(line)) == Record("p", "en", messages, gold)
     assert "é" in line and line.endswith("}\n")
+
+
+def test_parse_record_reads_answer_type_and_choices():
+    assert parse_record({**GOOD, "answer_type": "number"})[5:] == ("number", None)
+    assert parse_record({**GOOD, "gold": "B", "choices": ["x", "y"]})[5:] == ("choice", ["x", "y"])
+    assert parse_record({**GOOD, "gold": None, "answer_type": "choice", "choices": ["x", "y"]}).gold is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answer_type": "latex"}, "`answer_type` is 'latex', not one of number, expression, choice, text"),
+        ({"answer_type": "choice"}, "`answer_type` is choice, but there are no `choices`"),
+        ({"answer_type": "number", "choices": ["x", "y"]}, "`choices` are given, but `answer_type` is number"),
+        ({"choices": "xy"}, "`choices` is not a list of texts"),
+        ({"choices": ["x", " "]}, "`choices` is not a list of texts"),
+        ({"choices": ["x"]}, "`choices` has 1 texts; there must be 2 to 10"),
+        ({"choices": ["x", "y"], "gold": "C"}, "`gold` is 'C', not the letter of one of the `choices`, A to B"),
+        ({"choices": ["x", "y"], "gold": "x"}, "`gold` is 'x', not the letter"),
+    ],
+)
+def test_parse_record_refuses_answer_types_and_choices(fields, message):
+    with pytest.raises(UserError) as error:
+        parse_record({**GOOD, **fields})
+    assert message in str(error.value)

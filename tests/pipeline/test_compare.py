@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.compare import compare_matrices, compare_runs, comparison_table, read_generations
+from pipeline.compare import compare_matrices, compare_runs, comparison_table, primary_sentence
+from pipeline.evaluation.results_reader import read_generations
 from tests.runs import python, refuses
 
 
 def test_compare_matrices_ignores_absent_records():
     baseline, candidate = np.array([[1.0, 0.0], [0.0, np.nan], [1.0, 1.0]]), np.array([[1, 1], [1, np.nan], [0, 1.0]])
-    result = compare_matrices(baseline, candidate, ["en", "sw"])
+    result = compare_matrices(baseline[None], candidate[None], ["en", "sw"])
     english, swahili = result["languages"]["en"], result["languages"]["sw"]
     assert (english["n"], english["gained"], english["lost"], english["difference"]) == (3, 1, 1, 0)
     assert (swahili["n"], swahili["baseline"], swahili["candidate"], swahili["gained"]) == (2, 0.5, 1.0, 1)
@@ -20,7 +21,7 @@ def test_compare_matrices_ignores_absent_records():
     assert 0 <= swahili["low"] <= 0.5 <= swahili["high"] <= 1
 
 
-def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16"):
+def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16", seed=None):
     path.mkdir(parents=True)
     rows = [
         {
@@ -37,6 +38,8 @@ def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16"):
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (path / "generations.jsonl").write_text(text, encoding="utf-8")
     (path / "evaluation.json").write_text(json.dumps({"model": {"dtype": dtype}}))
+    if seed is not None:
+        (path / "config.yaml").write_text(f"seed: {seed}\n")
     return path
 
 
@@ -57,11 +60,56 @@ def test_compare_runs_pairs_by_pair_id_and_language(tmp_path):
         "gained": 1,
         "lost": 0,
         "mcnemar_p": 1.0,
+        "p": 1.0,
+        "p_holm": 1.0,
     }
     assert result["languages"]["en"]["difference"] == 0
     assert result["unfinished"] == {"en": [0, 0], "sw": [6, 6]} and result["dtype"] == "bfloat16"
     table = comparison_table(result)
     assert "| sw | 6 | 6, 6 | 50.0 | 66.7 | +16.7 | " in table and "| **mean of languages** | | 6, 6 |" in table
+
+
+def test_compare_runs_pairs_seeds(tmp_path):
+    rng = np.random.default_rng(0)
+    keys = [(str(i), lang) for i in range(40) for lang in ("en", "sw", "te")]
+    runs = {"sft": [], "solar": []}
+    for name, rate in (("sft", 0.4), ("solar", 0.7)):
+        for seed in (1, 2, 3):
+            correct = {key: bool(rng.random() < rate) for key in keys}
+            runs[name].append(write_run(tmp_path / f"{name}-{seed}", correct, seed=seed))
+    result = compare_runs(runs["sft"], runs["solar"], ["sw", "te"])
+    assert result["seeds"] == [1, 2, 3] and result["records"] == 120 and result["unfinished"]["sw"] == [120, 120]
+    assert "mcnemar_p" not in result["languages"]["sw"]
+    single = [compare_runs(*pair) for pair in zip(runs["sft"], runs["solar"], strict=True)]
+    assert result["mean"]["by_seed"] == pytest.approx([one["mean"]["difference"] for one in single])
+    assert result["mean"]["difference"] == pytest.approx(np.mean(result["mean"]["by_seed"]))
+    primary, by_language = result["primary"], result["languages"]
+    assert primary["measure"] == "sw, te" and primary["languages"] == ["sw", "te"]
+    assert primary["difference"] == pytest.approx(np.mean([by_language[lang]["difference"] for lang in ("sw", "te")]))
+    assert primary["low"] < 0.3 < primary["high"] and primary["p"] < 0.05
+    assert "the mean of sw, te: +" in primary_sentence(result) and "By seed: +" in primary_sentence(result)
+    assert "| seed SD | p | Holm p |" in comparison_table(result)
+
+    with pytest.raises(UserError, match="3 runs of the baseline but 2 of the candidate"):
+        compare_runs(runs["sft"], runs["solar"][:2])
+    with pytest.raises(UserError, match="solar-2: trained with seed 2, its baseline with 1; give the same order"):
+        compare_runs(runs["sft"][:2], runs["solar"][1::-1])
+    with pytest.raises(UserError, match="sft-1: the same seed as an earlier run"):
+        compare_runs([runs["sft"][0]] * 2, [runs["solar"][0]] * 2)
+    with pytest.raises(UserError, match="--primary: no language 'xx'; choose mean or from en, sw, te"):
+        compare_runs(runs["sft"], runs["solar"], ["xx"])
+
+
+def test_compare_runs_accepts_fractions_of_correct_answers(tmp_path):
+    one = write_run(tmp_path / "one", {(str(i), "en"): i / 8 for i in range(8)})
+    two = write_run(tmp_path / "two", {(str(i), "en"): (i + 1) / 8 for i in range(8)})
+    result = compare_runs(one, two)
+    entry = result["languages"]["en"]
+    assert entry["difference"] == pytest.approx(1 / 8) and "mcnemar_p" not in entry and entry["p"] == 0
+    assert "| p | Holm p |" in comparison_table(result) and "McNemar" not in comparison_table(result)
+    (two / "generations.jsonl").write_text((two / "generations.jsonl").read_text().replace("1.0", "1.5"))
+    with pytest.raises(UserError, match="row 8: not a row"):
+        compare_runs(one, two)
 
 
 def test_compare_runs_refuses_different_dtypes(tmp_path):
@@ -100,5 +148,7 @@ def test_command_writes_json_and_markdown(tmp_path):
     assert result["mean"]["difference"] == pytest.approx(2 / 3)
     lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     assert lines[2].startswith("Of 18 responses, 9 of the baseline and 9 of the candidate are unfinished")
-    assert comparison_table(result).splitlines() == lines[4:]
+    assert lines[4].startswith("Primary measure, the mean of all languages: +66.7 points, ")
+    assert lines[4].endswith("One seed: the interval covers the choice of problems, not that of the seed.")
+    assert comparison_table(result).splitlines() == lines[6:]
     refuses(python(*args, tmp_path / "none"), "none: no such file")

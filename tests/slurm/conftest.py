@@ -35,7 +35,7 @@ class Cluster:
         """Run a command in `cwd` with additional environment variables; return its output."""
         environment = {**self.environment, **{name: str(value) for name, value in variables.items()}}
         arguments = list(map(str, command))
-        result = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 

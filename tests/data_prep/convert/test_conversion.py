@@ -1,4 +1,4 @@
-"""Conversion of every format, from small inputs in its real schema."""
+"""Conversion of canonical records and data sets, from small inputs, and what all formats have in common."""
 
 import json
 from pathlib import Path
@@ -12,112 +12,7 @@ from data_prep.convert.conversion import FORMATS, convert
 from data_prep.convert.examples import Source, last_number
 from data_prep.records import number_text, parse_record
 from pipeline.common.errors import UserError
-
-
-def write_jsonl(path: Path, *rows: dict) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def run(format_name: str, *inputs: Path, output: Path, columns: dict | None = None, **source):
-    report = convert(format_name, Source([str(path) for path in inputs], columns or {}, "en", **source), output)
-    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    for row in rows:
-        parse_record(row)  # every converted record is canonical
-    return report, rows
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out" / "x.jsonl"
-
-
-def test_mgsm_pairs_rows_by_index(tmp_path, out):
-    (tmp_path / "mgsm_en.tsv").write_text("Two apples and\tone?\t3\nA house for $70,000?\t70000\nSix?\t6\n", "utf-8")
-    (tmp_path / "mgsm_sw.tsv").write_text("Matufaha mawili?\t3\nNyumba?\t70,000\nSita?\t7\n", "utf-8")
-    report, rows = run("mgsm", tmp_path, output=out)
-    assert [(row["lang"], row["gold"]) for row in rows] == [("en", "3"), ("sw", "3"), ("en", "70000"), ("sw", "70000")]
-    assert rows[0]["question"] == "Two apples and\tone?" and rows[0]["pair_id"] == rows[1]["pair_id"]
-    assert report.drops == {("gold_differs", "sw"): 1, ("no_translation", "en"): 1}
-
-
-def test_msvamp_pairs_rows_by_english_question(tmp_path, out):
-    def row(question, gold, **more):
-        return {**more, "equation": "- n0 n1", "response": gold, "m_query": question}
-
-    write_jsonl(tmp_path / "test_English.json", row("how many ?", "8.0"), row("and now ?", "2.5"))
-    swahili = [row("Ngapi?", "8.0", query="how many ?"), row("Sasa?", "2.5", query="something else ?")]
-    write_jsonl(tmp_path / "test_Swahili.json", *swahili)
-    report, rows = run("msvamp", tmp_path, output=out)
-    assert [(row["lang"], row["question"], row["answer"]) for row in rows] == [
-        ("en", "how many ?", "8"),
-        ("sw", "Ngapi?", "8"),
-    ]
-    assert report.drops == {("other_english_question", "sw"): 1, ("no_translation", "en"): 1}
-
-
-def test_mcot_keeps_correct_rows_and_strips_prompt(tmp_path, out):
-    def row(question, response, correct, answer=8.0):
-        prompt = f"Question:\n{question}\nAnswer:\nLet's think step by step.\n"
-        return {"question": prompt, "response": response, "prediction": 8.0, "answer": answer, "result": correct}
-
-    write_jsonl(tmp_path / "en.jsonl", row("a ?", "So 8.", True), row("b ?", "9", False), row("c ?", "8", True))
-    write_jsonl(tmp_path / "sw.jsonl", row("A?", "Jibu 8.", True), row("B?", "8", True), row("C?", "9", False))
-    write_jsonl(tmp_path / "th.jsonl", row("x", "8", True, 9.0), row("y", "8", True), row("z", "8", True))
-    report, rows = run("mcot", tmp_path, output=out)
-    assert [(row["lang"], row["question"], row["answer"], row["gold"]) for row in rows] == [
-        ("en", "a ?", "So 8.", "8"),
-        ("sw", "A?", "Jibu 8.", "8"),
-        ("en", "c ?", "8", "8"),
-        ("th", "z", "8", "8"),
-    ]
-    wrong = {("wrong_answer", "en"): 1, ("wrong_answer", "sw"): 1, ("gold_differs", "th"): 1}
-    assert report.drops == {**wrong, ("no_pivot", "sw"): 1, ("no_pivot", "th"): 1}
-    assert report.lines()[0] == "2 groups, 4 records: en 2, sw 1, th 1"
-
-
-def octopus(lang: str, question: str, answer: str) -> dict:
-    prompt = (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request in "
-        f"{lang}. Please answer in {lang}.\n\n### Instruction:\n{question}\n\n### Response:"
-    )
-    return {"prompt": prompt, "chosen": answer, "reject": ""}
-
-
-def test_mathoctopus_pairs_parallel_set_by_numbers(tmp_path, out):
-    rows = [
-        octopus("English", "Tom has 3 apples and 4 pears. How many?", "3 + 4 = 7\n#### 7"),
-        octopus("English", "Ann had 9 and 2?", "9 - 2 = 7\n#### 7"),
-        octopus("English", "Bob had 2 and 9?", "9 - 2 = 7\n#### 7"),
-        octopus("Swahili", "Tom ana matufaha 3 na mapeasi 4.\n\nNgapi?", "3 + 4 = 7\n#### 7"),
-        octopus("Bengali", "টমের ৩টি আপেল এবং ৪টি নাশপাতি আছে?", "৩ + ৪ = ৭\n#### ৭"),
-        octopus("German", "Ann hatte 9 und 2?", "9 - 2 = 7\n#### 7"),
-        octopus("German", "Tom hat 3 und 4?", "3 + 4 = 8\n#### 8"),
-    ]
-    report, records = run("mathoctopus", write_jsonl(tmp_path / "parallel.json", *rows), output=out)
-    assert [row["lang"] for row in records] == ["en", "bn", "sw"]
-    assert records[2]["question"] == "Tom ana matufaha 3 na mapeasi 4.\n\nNgapi?" and records[1]["gold"] == "7"
-    assert report.drops[("ambiguous_pair", "de")] == 1 and report.drops[("no_pair_found", "de")] == 1
-
-
-def test_mathoctopus_pairs_cross_set_by_question(tmp_path, out):
-    rows = [octopus("English", "q 1?", "5"), octopus("Thai", "q 1?", "5"), octopus("French", "q 1?", "6")]
-    report, records = run("mathoctopus", write_jsonl(tmp_path / "cross.json", *rows), output=out)
-    assert [row["lang"] for row in records] == ["en", "th"]
-    assert report.drops == {("gold_differs", "fr"): 1}
-
-
-def test_parallel_pairs_lines_by_index(tmp_path, out):
-    (tmp_path / "train.en").write_text("one\n\nthree\n", "utf-8")
-    (tmp_path / "train.de").write_text("eins\r\nzwei\ndrei", "utf-8")
-    report, rows = run("parallel", tmp_path / "train.en", tmp_path / "train.de", output=out)
-    assert [(row["lang"], row["answer"]) for row in rows] == [
-        ("en", "one"),
-        ("de", "eins"),
-        ("en", "three"),
-        ("de", "drei"),
-    ]
-    assert report.drops == {("empty_response", "en"): 1, ("no_pivot", "de"): 1}
+from tests.data_prep.convert.helpers import run, write_jsonl
 
 
 def test_canonical_groups_scattered_chats_of_both_kinds(tmp_path, out):
@@ -259,13 +154,6 @@ def test_datasets_reads_translation_dictionaries_and_configurations(tmp_path, ou
         run("datasets", Path(f"{folder}:fr"), output=out)
 
 
-@pytest.mark.parametrize("result", [{}, {"result": None}])
-def test_mcot_without_result_keeps_rows(result, tmp_path, out):
-    for lang in ("en", "sw"):
-        write_jsonl(tmp_path / f"{lang}.jsonl", {"question": "q", "response": "So 8.", "answer": 8.0, **result})
-    assert len(run("mcot", tmp_path, output=out)[1]) == 2
-
-
 def test_convert_unpaired_keeps_rows_without_translation(tmp_path, out):
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     write_jsonl(tmp_path / "a.jsonl", {"messages": chat}, {"messages": None}, {"prompt": "q", "completion": "b"})
@@ -290,13 +178,6 @@ def test_convert_rejects_missing_and_foreign_input(format_name, tmp_path, out):
             convert(format_name, Source([str(bad)], {}, "en"), out)
         assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out/*"))
-
-
-def test_mgsm_rejects_files_of_different_length(tmp_path, out):
-    (tmp_path / "mgsm_en.tsv").write_text("a\t1\nb\t2\n")
-    (tmp_path / "mgsm_sw.tsv").write_text("a\t1\n")
-    with pytest.raises(UserError, match=r"mgsm_sw.tsv: ends at row 1"):
-        run("mgsm", tmp_path, output=out)
 
 
 def test_convert_keeps_golds_that_a_float_would_round(tmp_path, out):
@@ -348,24 +229,6 @@ def test_number_text_normalizes_numbers(text, number):
 )
 def test_last_number_reads_digits_of_any_script(text, number):
     assert last_number(text) == number
-
-
-@pytest.mark.parametrize("format_name", ["parallel", "mcot", "mgsm", "msvamp"])
-def test_benchmark_folders_with_equal_file_names_are_refused(format_name, tmp_path, out):
-    """The files of the second folder must not replace those of the first without a word."""
-    row = json.dumps({"question": "q", "m_query": "q", "response": "8", "answer": 8.0})
-    name, line = {
-        "parallel": ("train.{}", "one"),
-        "mcot": ("{}.jsonl", row),
-        "mgsm": ("mgsm_{}.tsv", "q\t3"),
-        "msvamp": ("test_{}.json", row),
-    }[format_name]
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        for lang in ("English", "German") if format_name == "msvamp" else ("en", "de"):
-            (tmp_path / folder / name.format(lang)).write_text(line + "\n")
-    with pytest.raises(UserError, match=r"b/.*: same name as .*a/.*; convert one folder at a time"):
-        run(format_name, tmp_path / "a", tmp_path / "b", output=out)
 
 
 def test_canonical_refuses_ids_that_mean_different_examples_in_two_files(tmp_path, out):

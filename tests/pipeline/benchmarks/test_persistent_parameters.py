@@ -19,12 +19,12 @@ CASE = Case("deep", layers=3, hidden=64, vocab=1024, accumulation=2, bucket=50_0
 
 
 def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
-    """Losses of four steps, the persistent parameters after them, and the collectives of the last step."""
+    """Return the losses of two steps, the persistent parameters after them, and the collectives of the last step."""
     torch.manual_seed(0)
     with nullcontext() if together else persistent_parameters_gathered_one_by_one():
         zero, losses = build_case_engine(CASE), []
     zero.set_learning_rate(1e-2)
-    for step in range(4):
+    for step in range(2):
         batches, normalizers = random_micro_batches(CASE, step)
         with CollectiveCounter(distributed.rank(), distributed.world_size()) as counter:
             losses += [float(part.loss) for part in train_step(zero, batches, 1.0, normalizers, TrainState(step))]

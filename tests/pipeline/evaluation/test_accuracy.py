@@ -48,3 +48,18 @@ def test_score_by_language_without_pivot():
     assert result["languages"]["de"]["consistency_with_pivot"] is None
     assert result["macro"] == {"accuracy": 1.0, "consistency_with_pivot": None}
     assert "–" in accuracy_table(result)
+
+
+def test_score_by_language_of_any_type_and_pivot_code():
+    golds = {"a": (r"\frac{1}{2}", "expression"), "b": ("B", "choice"), "c": ("Paris", "text")}
+    examples = [
+        Example(pair_id, lang, [], gold, answer_type)
+        for lang in ("eng_Latn", "fra")
+        for pair_id, (gold, answer_type) in golds.items()
+    ]
+    answers = ["0.5", "C", "PARIS", "0.50", "B", None]
+    result = score_by_language(examples, answers, [True] * 6, "en")
+    assert result["pivot"] == "eng_Latn"
+    assert [score["correct"] for score in result["languages"].values()] == [2, 2]
+    assert result["languages"]["fra"]["consistency_with_pivot"] == pytest.approx(1 / 3)
+    assert result["languages"]["eng_Latn"]["consistency_with_pivot"] is None

@@ -1,11 +1,10 @@
-"""Agreement of planted answers, and the language of real sentences in eleven languages."""
+"""Agreement of planted answers, also of different types, and the tables of all consistency metrics."""
 
 import sys
 
 import pytest
 
-from pipeline.evaluation.answer_extraction import ANSWER_LANGUAGES
-from pipeline.evaluation.consistency import agreement, consistency_metrics, consistency_tables, output_languages
+from pipeline.evaluation.consistency import agreement, consistency_metrics, consistency_tables
 
 SENTENCES = {
     "bn": "তিনি প্রতিদিন বাজারে বারোটি আপেল বিক্রি করেন, তাই উত্তর হল 12।",
@@ -42,33 +41,35 @@ def test_agreement_counts_planted_answers():
     metrics = agreement(rows)
     assert metrics["pairwise"] == {"de": {"en": 0.75, "sw": 0.5}, "en": {"sw": 0.5}}
     assert metrics["mean_pairwise"] == pytest.approx(1.75 / 3)
+    assert metrics["wrong"] == {"pairs": 3, "same": 3, "share": 1.0}  # missing answers are not pairs
+    two_wrong = agreement([row("a", "en", "7"), row("a", "de", "8"), row("b", "en", "3"), row("b", "de", "3")])
+    assert two_wrong["wrong"] == {"pairs": 2, "same": 1, "share": 0.5}
     total = metrics["all_languages"]
     assert (total["problems"], total["same"], total["correct"], total["share"]) == (4, 2, 1, 0.5)
     assert total["low"] < 0.5 < total["high"]
+
+
+def test_agreement_of_answers_of_any_type():
+    planted = {  # pair_id: type, answers in de, en
+        "expression": ("expression", r"\frac{1}{2}", "0.5"),
+        "choice": ("choice", "B", "B"),
+        "other choice": ("choice", "B", "C"),
+        "text": ("text", "Nairobi", "nairobi"),
+    }
+    rows = [
+        row(name, lang, answer) | {"answer_type": answer_type}
+        for name, (answer_type, *answers) in planted.items()
+        for lang, answer in zip(("de", "en"), answers, strict=True)
+    ]
+    assert agreement(rows)["pairwise"] == {"de": {"en": 0.75}}
 
 
 def test_agreement_without_common_questions():
     metrics = agreement([row("a", "en", "1"), row("b", "de", "1")])
     assert metrics["pairwise"] == {"de": {"en": None}}
     assert metrics["mean_pairwise"] is None and metrics["all_languages"]["share"] is None
+    assert metrics["wrong"] == {"pairs": 0, "same": 0, "share": None}
     assert agreement([row("a", "en", "1")])["all_languages"]["problems"] == 0
-
-
-def test_output_languages_of_real_sentences():
-    assert set(SENTENCES) == set(ANSWER_LANGUAGES)
-    rows = [row("a", lang, "12", output=text) for lang, text in SENTENCES.items()]
-    rows += [row("b", "sw", "12", output=SENTENCES["en"]), row("c", "sw", "12", output="12 + 3 = 15")]
-    metrics = output_languages(rows)
-    assert {lang for lang, score in metrics.items() if score["share"] == 1} == set(ANSWER_LANGUAGES) - {"sw"}
-    assert metrics["sw"]["share"] == 0.5 and metrics["sw"]["found"] == {"sw": 1, "en": 1, "none": 1}
-    (region,) = output_languages([row("a", "zh_Hans-CN", "12", output=SENTENCES["zh"])]).values()
-    assert region["share"] == 1 and region["found"] == {"zh": 1}
-    assert output_languages([row("c", "sw", "12", output="12")])["sw"] == {
-        "share": None,
-        "low": None,
-        "high": None,
-        "found": {"none": 1},
-    }
 
 
 def test_consistency_tables_format_all_metrics():
@@ -78,7 +79,8 @@ def test_consistency_tables_format_all_metrics():
     assert "same answer to a problem in 50.0 % on average" in text
     assert "same answer to 1 of 2 problems (50.0 %, 9.5 to 90.5); it is correct for 1 of them." in text
     assert "| de |  | 50.0 |" in text and "| en | 50.0 |  |" in text
-    assert "| de | 50.0 | 9.5 to 90.5 | en 1 |" in text and "| en | 100.0 | 34.2 to 100.0 | – |" in text
+    assert "| de | lingua | 50.0 | 9.5 to 90.5 | 50.0 | 0.0 | en 1 | 50.0 | 100.0 | 0.0 |" in text
+    assert "| en | lingua | 100.0 | 34.2 to 100.0 | – | 0.0 | – | 100.0 | 100.0 | 0.0 |" in text
     assert consistency_tables({"languages": {"de": {}}}) == ""
 
 

@@ -37,9 +37,25 @@ def test_read_examples_parquet_equals_json_lines(tmp_path):
     examples = read_examples(tmp_path / "x.parquet")
     assert examples == read_examples(write_records(tmp_path / "x.jsonl", rows))
     assert [example.lang for example in examples[:3]] == ["en-US", "zh_hans", "SW"]
-    pq.write_table(pa.Table.from_pylist([*rows, {**rows[0], "pair_id": "9", "gold": "x"}]), tmp_path / "x.parquet")
+    pq.write_table(pa.Table.from_pylist([*rows, {**rows[0], "pair_id": "9", "gold": ""}]), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet row 10: `gold`"):
         read_examples(tmp_path / "x.parquet")
+
+
+def test_read_examples_of_any_type_and_language(tmp_path):
+    records = [
+        {"pair_id": "a", "lang": "amh", "question": "?", "gold": r"\frac{1}{2}"},
+        {"pair_id": "b", "lang": "xx", "question": "?", "gold": "y", "choices": ["x", "y"]},
+        {"pair_id": "c", "lang": "yo-NG", "question": "?", "gold": "Èkó", "answer_type": "auto"},
+        {"pair_id": "d", "lang": "swh_Latn", "question": "?", "gold": "7", "answer_type": "text"},
+    ]
+    examples = read_examples(write_records(tmp_path / "x.jsonl", records))
+    assert [(e.gold, e.answer_type, e.choices) for e in examples] == [
+        (r"\frac{1}{2}", "expression", ()),
+        ("B", "choice", ("x", "y")),
+        ("Èkó", "text", ()),
+        ("7", "text", ()),
+    ]
 
 
 def test_read_examples_gold_is_exact(tmp_path):
@@ -57,8 +73,10 @@ GOOD = {"pair_id": "a", "lang": "en", "question": "1+1?", "gold": 2}
         (["{"], "row 1: malformed JSON"),
         (["[1]"], "a JSON array; first run: python -m data_prep convert"),
         ([GOOD, {**GOOD, "lang": "de", "gold": None}], "row 2: `gold`"),
-        ([{**GOOD, "gold": "eight"}], "row 1: `gold`"),
-        ([{**GOOD, "lang": "xx"}], "row 1: unknown language 'xx'"),
+        ([{**GOOD, "gold": "eight", "answer_type": "number"}], "row 1: `gold` is 'eight', which is not a number"),
+        ([{**GOOD, "gold": "C", "choices": ["1", "2"]}], "row 1: `gold` is 'C', which is not the letter"),
+        ([{**GOOD, "answer_type": "integer"}], "row 1: `answer_type` is 'integer'"),
+        ([{**GOOD, "gold": [2]}], "row 1: `gold` is neither"),
         ([{k: v for k, v in GOOD.items() if k != "lang"}], "row 1: no `lang`"),
         ([{k: v for k, v in GOOD.items() if k != "question"}], "row 1: neither"),
         ([{**GOOD, "messages": [{"role": "assistant", "content": "5"}]}], "row 1: no message before"),

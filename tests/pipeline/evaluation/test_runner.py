@@ -21,7 +21,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.common.launcher import free_port
 from pipeline.evaluation.accuracy import accuracy_table
-from pipeline.evaluation.answer_extraction import extract_answer
+from pipeline.evaluation.answers.number import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, load_for_generation
 from pipeline.evaluation.progress import find_evaluation
@@ -159,6 +159,11 @@ def test_evaluate_counts_unfinished_and_records_model(tmp_path, random_model_dir
     cut = [row for row in rows if not row["finished"]]
     assert any(extract_answer(row["output"], row["lang"]) is not None for row in cut)
     assert all(row["answer"] is None and not row["correct"] for row in cut)
+    assert all(row["tokens"] == 4 and row["read_by"] == "none" and row["answer_type"] == "number" for row in cut)
+    assert result["truncation"]["bn"]["unfinished"] == result["languages"]["bn"]["unfinished"]
+    assert result["truncation"]["bn"]["tokens_per_response"] <= 4
+    assert result["readings"]["bn"]["rules"] == "rules of bn"
+    assert sum(result["readings"]["bn"]["read_by"].values()) == 6
     sentence = (tmp_path / "evaluation.md").read_text().splitlines()[2]
     assert sentence.startswith(f"{unfinished} of 18 responses are unfinished, cut at 4 tokens: bn ")
     assert sentence.endswith("The model ran in bfloat16.")

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from pipeline.evaluation.answer_extraction import answers_equal
+from pipeline.evaluation.answers.number import equal as answers_equal
 from pipeline.evaluation.sampling_statistics import (
     majority_vote,
     mean_interval,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from pipeline.evaluation.significance import mcnemar, paired_bootstrap, wilson_interval
+from pipeline.evaluation.significance import holm, mcnemar, paired_bootstrap, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,18 @@ def test_bootstrap_keeps_translations_together():
     independent = np.random.default_rng(5).choice([-1.0, 0.0, 1.0], size=(100, 10))
     _, _, low, high = paired_bootstrap(independent)
     assert high - low < 0.5 * (copies[3] - copies[2])
+
+
+def test_holm_equals_step_down_procedure():
+    """It rejects in the order of p while p <= alpha / (tests left); the adjusted p is the smallest such alpha."""
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        p = rng.random(6) ** 3
+        for alpha in np.linspace(0.01, 0.99, 30):
+            rejected, order = set(), np.argsort(p)
+            for rank, index in enumerate(order):
+                if p[index] > alpha / (len(p) - rank):
+                    break
+                rejected.add(index)
+            assert {i for i, adjusted in enumerate(holm(list(p))) if adjusted <= alpha} == rejected
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []

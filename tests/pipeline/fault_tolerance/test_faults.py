@@ -55,7 +55,7 @@ def test_run_refuses_second_run_and_reports_suspended_rank(prepared: Prepared, t
 
 @pytest.mark.slow
 def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_path: Path) -> None:
-    settings = {"training__max_steps": STEPS, "training__save_steps": 5}
+    settings = {"training__max_steps": STEPS, "training__save_steps": 5, "training__train_batch_size": 2}
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **settings)
     train(2, "--config", whole)
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)

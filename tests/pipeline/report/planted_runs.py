@@ -9,7 +9,8 @@ import numpy as np
 from pipeline.evaluation.accuracy import score_by_language
 from pipeline.evaluation.consistency import consistency_metrics
 from pipeline.evaluation.dataset import Example
-from pipeline.representations.__main__ import representation_metrics
+from pipeline.evaluation.details import detail_metrics
+from pipeline.representations.metrics import representation_metrics
 
 LANGUAGES = ["en", "de", "sw"]
 PROBLEMS = 20
@@ -29,6 +30,7 @@ def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -
     rows = [
         {"pair_id": i, "lang": lang, "output": "Die Antwort lautet sieben.", "finished": lang != "sw" or int(i) > 2}
         | {"answer": "7" if int(i) < solved[lang] else "8", "gold": "7", "correct": int(i) < solved[lang]}
+        | {"tokens": 9 if lang == "sw" else 7, "answer_type": "number", "read_by": "phrase"}
         for i, lang in keys
     ]
     write_lines(path / "generations.jsonl", rows)
@@ -45,6 +47,7 @@ def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -
         "versions": {"torch": "9.9.9"},
         **scores,
         **consistency_metrics(rows),
+        **detail_metrics(rows),
     }
     (path / "evaluation.json").write_text(json.dumps(evaluation))
 
@@ -55,6 +58,7 @@ def write_run(path: Path, weight: float, solved: dict[str, int], apart: float) -
     states = {name: points + i for i, name in enumerate(("layer_0", "layer_1", "final", "soft_tokens"))}
     described = representation_metrics(states, sorted(LANGUAGES), "en", {"layer_1", "final", "soft_tokens"})
     result = {"pivot": "en", "languages": sorted(LANGUAGES), "problems": PROBLEMS, "representations": described}
+    result |= {"position": "answer", "other_positions": {}, "pair_ids": [f"p{i}" for i in range(PROBLEMS)]}
     (path / "representations.json").write_text(json.dumps(result))
 
     steps = [

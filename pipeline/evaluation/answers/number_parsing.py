@@ -1,33 +1,20 @@
-"""Find numbers in text written in one of eleven languages, as exact decimals."""
+"""Find numbers in text, as exact decimals, by the rules of its language."""
 
 import re
 import unicodedata
 from decimal import MAX_PREC, Context, Decimal
+from functools import lru_cache
 from typing import NamedTuple
+
+from pipeline.evaluation.answers.number_rules import NumberRules
 
 EXACT = Context(prec=MAX_PREC)  # the default context would round sums and products to 28 significant digits
 
-# Words for powers of ten, written after the number (in Swahili before it).
-SCALES = {
-    "bn": {r"হাজার": 3, r"লক্ষ|লাখ": 5, r"কোটি": 7},
-    "de": {r"tausend\b": 3, r"(?:Million(?:en)?|Mio)\b": 6, r"(?:Milliarden?|Mrd)\b": 9},
-    "en": {r"thousand\b": 3, r"million\b": 6, r"billion\b": 9},
-    "es": {r"mil millones\b": 9, r"mil\b": 3, r"(?:millón|millones)\b": 6},
-    "fr": {r"mille\b": 3, r"millions?\b": 6, r"milliards?\b": 9},
-    "ja": {r"千": 3, r"万": 4, r"億": 8},
-    "ru": {r"тыс(?:яч[аиу]?)?\b": 3, r"(?:млн|миллион(?:а|ов)?)\b": 6, r"(?:млрд|миллиард(?:а|ов)?)\b": 9},
-    "sw": {r"\belfu": 3, r"\blaki": 5, r"\bmilioni": 6},
-    "te": {r"వేల|వేయి|వెయ్యి": 3, r"లక్ష": 5, r"కోటి|కోట్ల": 7},
-    "th": {r"พัน": 3, r"หมื่น": 4, r"แสน": 5, r"ล้าน": 6},
-    "zh": {r"千(?![米克瓦卡])": 3, r"[万萬]": 4, r"[亿億]": 8},  # 千米 and 千克 are units
-}
-
-DECIMAL_COMMA = {"de", "es", "fr", "ru"}
-PLAIN_SPACE_GROUPS = {"de", "es", "fr", "ru"}  # 70 000 with an ordinary space; two numbers in the other languages
 GROUP_SPACE = "\ue000"  # marks a no-break or narrow space, which NFKC would turn into an ordinary one
 SPACES = dict.fromkeys(map(ord, "\u00a0\u202f\u2007\u2008\u2009\u2006\u2005\u2004\u205f"), GROUP_SPACE)
+ETHIOPIC_NUMERAL = re.compile(r"[\u1369-\u137c]+")
 MINUSES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\ufe63\uff0d"), "-")
-CURRENCY = r"(?:[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?))"
+CURRENCY = r"[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?)"
 LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # letters of scripts with spaces between words
 FRACTION = re.compile(r"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?![\d/]|[.,]\d)")
 
@@ -46,18 +33,37 @@ class Number(NamedTuple):
     value: Decimal
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, rules: NumberRules) -> str:
     """Convert digits and minus signs to ASCII, fold compatibility forms, and remove LaTeX spacing and wrappers."""
-    text = _without_latex(fold(text))
-    return re.sub(r"(?i)\b(rs|tk|usd|eur|k?sh|tsh|kes)\.?(?=-?\d)", r"\1 ", text)
+    text = re.sub(r"(?i)\b(rs|tk|usd|eur|k?sh|tsh|kes)\.?(?=-?\d)", r"\1 ", _without_latex(fold(text)))
+    names = [re.escape(fold(name)) for name in rules.currencies if name[-1].isalpha()]
+    return re.sub(rf"(?<!\w)({'|'.join(names)})(?=-?\d)", r"\1 ", text) if names else text
 
 
 def fold(text: str) -> str:
     """Apply NFKC, use ASCII digits and minus signs, mark grouping spaces, and remove format characters."""
-    folded = unicodedata.normalize("NFKC", "".join(map(_prepare, text.translate(SPACES))))
+    text = ETHIOPIC_NUMERAL.sub(lambda match: f" {ethiopic_value(match[0])} ", text.translate(SPACES))
+    folded = unicodedata.normalize("NFKC", "".join(map(_prepare, text)))
     # Format characters (joiners, direction marks) would separate characters that are adjacent on the page.
     chars = [str(unicodedata.decimal(c)) if c.isdecimal() else c for c in folded if unicodedata.category(c) != "Cf"]
-    return "".join(chars).translate(MINUSES).replace("⁄", "/")
+    folded = "".join(chars).translate(MINUSES).replace("⁄", "/")
+    folded = re.sub(r"(?<=\d)٬(?=\d{2,3}(?!\d))", "", folded)  # the Arabic marks for thousands and decimals
+    return re.sub(r"(?<=\d)[٫،](?=\d)", lambda mark: "." if mark[0] == "٫" else ",", folded)
+
+
+def ethiopic_value(numeral: str) -> int:
+    """Return the value of an Ethiopic numeral, in which ፻ (100) and ፼ (10,000) multiply what precedes them."""
+    total = hundreds = units = 0
+    for char in numeral:
+        value = int(unicodedata.numeric(char))
+        if value == 10_000:
+            total = (total + hundreds + units or 1) * value
+            hundreds = units = 0
+        elif value == 100:
+            hundreds, units = (units or 1) * value, 0
+        else:
+            units += value
+    return total + hundreds + units
 
 
 def _prepare(char: str) -> str:
@@ -78,27 +84,34 @@ def _without_latex(text: str) -> str:
     return re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2", text)
 
 
-def find_numbers(text: str, lang: str) -> list[Number]:
-    """Return all numbers of the text, with signs, fractions and scale words applied."""
-    space = f"[ {GROUP_SPACE}]" if lang in PLAIN_SPACE_GROUPS else GROUP_SPACE
+def find_numbers(text: str, rules: NumberRules) -> list[Number]:
+    """Return all numbers of a text from `normalise`, with signs, fractions and scale words applied."""
+    space = f"[ {GROUP_SPACE}]" if rules.spaced_groups else GROUP_SPACE
     token = (
         rf"[1-9]\d{{0,2}}(?:(?:{space}\d{{3}})+|(?:['’]\d{{3}})+)(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\w.,)])\.\d+"
     )
     # Digits after a letter are part of a name (x2, A4), except in scripts without spaces.
     pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,])(?P<whole>{token})")
+    currency = _currency_pattern(rules.currencies)
     numbers: list[Number] = []
     for match in pattern.finditer(text):
         if numbers and match.start() < numbers[-1].end:
             continue
-        value, end = _with_fraction(text, match, lang)
-        numbers.append(_with_sign(text, Number(match.start(), end, value)))
-    return _with_scales(text, numbers, lang)
+        value, end = _with_fraction(text, match, rules)
+        numbers.append(_with_sign(text, Number(match.start(), end, value), currency))
+    return _with_scales(text, numbers, rules)
 
 
-def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal, int]:
+@lru_cache(maxsize=512)
+def _currency_pattern(names: tuple[str, ...]) -> str:
+    more = [r"(?<!\w)" * name[0].isalpha() + re.escape(fold(name)) for name in names]
+    return f"(?:{'|'.join([CURRENCY, *more])})"
+
+
+def _with_fraction(text: str, match: re.Match[str], rules: NumberRules) -> tuple[Decimal, int]:
     """Return the value of the matched digits and its end. Parses 3/4 and 2 1/2, but not dates (3/4/2024)."""
     before = text[max(0, match.start() - 3) : match.start()].rstrip()
-    value = _resolve(match["whole"], lang, dollars=before.endswith("$"))
+    value = _resolve(match["whole"], rules, dollars=before.endswith("$"))
     fraction = FRACTION.match(text, match.end())
     if not fraction or before.endswith("/") or not Decimal(fraction["under"]):
         return value, match.end()
@@ -107,7 +120,7 @@ def _with_fraction(text: str, match: re.Match[str], lang: str) -> tuple[Decimal,
     return value / Decimal(fraction["under"]), fraction.end()
 
 
-def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
+def _resolve(token: str, rules: NumberRules, dollars: bool) -> Decimal:
     """Parse digits with separators. `dollars` is True if a dollar sign precedes them."""
     token = re.sub(f"[ '’{GROUP_SPACE}]", "", token)
     marks = [c for c in token if c in ".,"]
@@ -120,51 +133,57 @@ def _resolve(token: str, lang: str, dollars: bool) -> Decimal:
         if re.fullmatch(r"\d{1,3}([.,]\d{3})+|\d{1,2}(,\d{2})+,\d{3}", token):  # the second form is Indian: 1,00,000
             return Decimal(token.replace(mark, ""))
         return Decimal(tail)  # a list: 1,2,3
-    if re.fullmatch(r"[1-9]\d{0,2}", head) and len(tail) == 3 and _groups(lang, head, mark, tail, dollars):
+    if re.fullmatch(r"[1-9]\d{0,2}", head) and len(tail) == 3 and _groups(rules, head, mark, tail, dollars):
         return Decimal(head + tail)
     return Decimal(f"{head or 0}.{tail}")
 
 
-def _groups(lang: str, head: str, mark: str, tail: str, dollars: bool) -> bool:
+def _groups(rules: NumberRules, head: str, mark: str, tail: str, dollars: bool) -> bool:
     """Return whether a single separator before three digits separates thousands."""
-    if lang not in DECIMAL_COMMA:
+    if not rules.decimal_comma:
         return mark == ","
     if mark == ".":
-        return lang in ("de", "es") or tail == "000"  # French and Russian group by spaces
-    # Spanish uses both conventions: 12,345 and $2,345 are American, 2,345 is European.
-    return lang == "es" and (dollars or len(head) > 1)
+        return rules.period_groups or tail == "000"
+    return (rules.american_commas and (dollars or len(head) > 1)) or (rules.comma_before_zero and tail[-1] == "0")
 
 
-def _with_sign(text: str, number: Number) -> Number:
+def _with_sign(text: str, number: Number, currency: str) -> Number:
     """Extend a number to the left over a currency symbol and a minus sign. A dash between two terms is not a sign."""
     offset = max(0, number.start - 40)
     head = text[offset : number.start]
-    head = re.sub(rf"{CURRENCY}\s*$", "", head)
+    head = re.sub(rf"{currency}\s*$", "", head)
     dash = re.search(r"[-–](\s*)$", head)
     before = head[: dash.start()] if dash else ""
     stripped = before.rstrip(" *")
-    between_terms = re.search(rf"[\d)%\]][\s{GROUP_SPACE}]*(?:{CURRENCY})?\s*$", before)  # 18 - 10, 5€ - 3€
-    after_letter = re.search(rf"[{LETTERS}]$", before)  # COVID-19, x-3
+    between_terms = re.search(rf"[\d)%\]][\s{GROUP_SPACE}]*(?:{currency})?\s*$", before)  # 18 - 10, 5€ - 3€
+    after_letter = re.search(rf"[{LETTERS}א-ת]$", before)  # COVID-19, x-3, כ-12
     if not dash or between_terms or after_letter or (dash[1] and stripped and stripped[-1] not in "=:("):
         return number._replace(start=offset + len(head))
     return Number(offset + len(before), number.end, EXACT.minus(number.value))
 
 
-def _with_scales(text: str, numbers: list[Number], lang: str) -> list[Number]:
+def _with_scales(text: str, numbers: list[Number], rules: NumberRules) -> list[Number]:
     """Apply scale words and join the parts of a number: 5 million, 3万5000, elfu 70."""
-    scales = {re.compile(fold(word), re.IGNORECASE): Decimal(10) ** power for word, power in SCALES[lang].items()}
+    before, after = _compile_scales(tuple(rules.scales_before.items())), _compile_scales(tuple(rules.scales.items()))
     result: list[Number] = []
     joinable = Decimal(0)  # scale of the previous number: a smaller part may follow it directly
     for number in numbers:
-        scale, number = (_scale_before if lang == "sw" else _scale_after)(text, number, scales)
+        scale, number = _scale_before(text, number, before)
+        if scale == 1:
+            scale, number = _scale_after(text, number, after)
         gap = text[result[-1].end : number.start] if result else "x"
         smaller = abs(number.value) < joinable and not gap.strip()
-        if smaller and (scale > 1 or (lang in ("ja", "zh") and not gap)):
+        if smaller and (scale > 1 or rules.joins == "spaced" or (rules.joins and not gap)):
             result[-1] = Number(result[-1].start, number.end, EXACT.add(result[-1].value, number.value))
         else:
             result.append(number)
         joinable = scale if scale > 1 else Decimal(0)
     return result
+
+
+@lru_cache(maxsize=512)
+def _compile_scales(scales: tuple[tuple[str, int], ...]) -> dict[re.Pattern[str], Decimal]:
+    return {re.compile(fold(word), re.IGNORECASE): Decimal(10) ** power for word, power in scales}
 
 
 def _scale_after(text: str, number: Number, scales: dict[re.Pattern[str], Decimal]) -> tuple[Decimal, Number]:

@@ -1,0 +1,104 @@
+r"""Find the parts of a response that state its answer: boxes, answer phrases, and the line after GSM8K's ####.
+
+The last balanced `\boxed{}` takes precedence, then the last answer phrase of the language ("The answer is 8",
+"答えは8です") or ####.
+"""
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from pipeline.evaluation.answers.language_rules import LanguageRules
+from pipeline.evaluation.answers.number_parsing import fold
+from pipeline.evaluation.answers.phrases import HAND_WRITTEN, Phrase
+
+Answer = Decimal | str  # a number, or the canonical text of another type
+ReadBy = Literal["box", "phrase", "####", "end", "none"]
+SENTENCE_END = re.compile(r"[\n。!?।॥৷۔؟።။។៕꘎߸᠃᠉༎꓿]|\.(?!\d)")
+MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦]*"
+BEFORE_NUMBER = r"[\s*$]*-?\d"
+
+
+class Candidate(NamedTuple):
+    r"""A part of a response that may state its answer.
+
+    Attributes:
+        read_by: what announces it: "box" for \boxed{}, "phrase", or "####".
+        span: the content of the box, or the text up to the end of the sentence.
+    """
+
+    read_by: ReadBy
+    span: str
+
+
+class Reading(NamedTuple):
+    """The answer in a response, in the canonical form of its type.
+
+    Attributes:
+        answer: the answer, or None if there is none.
+        read_by: what announced it; "end" if nothing did and it is the last of its kind; "none" without an answer.
+    """
+
+    answer: Answer | None
+    read_by: ReadBy
+
+
+NOTHING = Reading(None, "none")
+
+
+def find_candidates(text: str, rules: LanguageRules, finished: bool, direct: str = BEFORE_NUMBER) -> list[Candidate]:
+    r"""Return the candidates, best first.
+
+    Args:
+        text: the response.
+        rules: rules of its language.
+        finished: whether the model ended the response itself. If it was cut at the token limit, only a balanced
+            `\boxed{}` or a sentence that is complete counts.
+        direct: regular expression of what follows the word for "answer" if the language or sentence has no copula.
+    """
+    boxes = [Candidate("box", content) for content in _boxes(text)]
+    return [*reversed(boxes), *_phrase_spans(text, rules, finished, direct)]
+
+
+def _boxes(text: str) -> Iterator[str]:
+    r"""Yield the content of each balanced \boxed{}, in the order of their closing braces."""
+    opened: list[tuple[bool, int]] = []  # whether it is a box, and the index at which its content starts
+    for brace in re.finditer(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]", text):
+        if brace[0] in (r"\{", r"\}"):
+            continue
+        if brace[0] != "}":
+            opened.append((len(brace[0]) > 1, brace.end()))
+        elif opened:
+            is_box, start = opened.pop()
+            if is_box:
+                yield text[start : brace.start()].strip()
+
+
+def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str) -> Iterator[Candidate]:
+    """Yield the text after each answer phrase up to the end of its sentence, the last phrase first.
+
+    If the text is not `finished`, omit a sentence without an end. A full stop at the very end may be a decimal point.
+    """
+    for match in reversed(list(_phrase_pattern(rules.phrases, direct).finditer(text))):
+        rest = text[match.end() :].lstrip(" *_:：፡፦")
+        if rest.startswith("\n"):
+            rest = rest.lstrip("\n *_:").removeprefix("- ")  # on a new line "- 8" is a list item
+        end = SENTENCE_END.search(rest)
+        if finished or (end and (end[0] != "." or end.end() < len(rest))):
+            yield Candidate("####" if match[0] == "####" else "phrase", rest[: end.start()] if end else rest)
+
+
+@lru_cache(maxsize=512)
+def _phrase_pattern(phrases: tuple[Phrase, ...], direct: str) -> re.Pattern[str]:
+    """Compile answer phrases, and GSM8K's ####."""
+    joined = []
+    for phrase in phrases:
+        gap = r"[^\n.,:=。!?।\dをに]{0,40}?"  # "to answer that, …" and 答えを求めるには state no answer
+        colon = r"\W{0,3}" if phrase in HAND_WRITTEN.values() else gap  # "Igisubizo cya nyuma: 8"
+        # The text may be in compatibility form or not.
+        for noun, copula in dict.fromkeys([(fold(phrase.noun), fold(phrase.copula)), (phrase.noun, phrase.copula)]):
+            # A noun without copula counts only next to an answer. A spaced dash is a copula ("Ответ - 8").
+            joined.append(rf"(?:{noun})(?:(?={direct})|{gap}(?:{copula})|{colon}[:=：፡፦]|\s*[-–—](?=\s))")
+    return re.compile("|".join([*joined, "####"]), re.IGNORECASE)

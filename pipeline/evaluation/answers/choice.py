@@ -1,0 +1,153 @@
+"""Answers that are one of several options: a letter from A to J, or the text of the option.
+
+A response may name the option by its letter, by the corresponding letter of another script (খ, ب, Б, ข), by a circled
+digit, or by its text.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+
+from pipeline.common.errors import UserError
+from pipeline.evaluation.answers.candidates import NOTHING, Reading, find_candidates
+from pipeline.evaluation.answers.choice_letters import LETTERS, SUFFIXES, letter_indices
+from pipeline.evaluation.answers.language_rules import base_language, rules_for
+from pipeline.evaluation.answers.phrases import Phrase
+from pipeline.evaluation.answers.text import before_text, clean, normalise_text
+
+NAME = "choice"
+EXPECTED = "the letter of one of the `choices` (A for the first) or its exact text"
+# "Option B", in the languages whose benchmarks have options.
+NOUNS = (
+    r"\b(?:option|choice|letter|opción|opció|letra|opção|alternativa|opzione|lettre|lettera|Buchstabe|variant[ae]?|вариант"
+    r"|варіант|буква|chaguo|herufi|pilihan|opsi|huruf|seçenek|şık|lựa chọn|phương án|zaɓi|àṣàyàn|nhọrọ|inketho|ukhetho"
+    r"|filannoo)\b|الخيار|الاختيار|الحرف|گزینه|آپشن|विकल्प|বিকল্প|ఎంపిక|விருப்பம்|વિકલ્પ|ਵਿਕਲਪ|ಆಯ್ಕೆ|ตัวเลือก|ข้อ|选项|選項|选择"
+    r"|選択肢|선택지|보기|ምርጫ"
+)
+ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|{NOUNS})\s+)?"
+OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。।۔።»\"'”」』`*_$]"
+
+# Vowel signs and tones, which are not letters to regular expressions.
+MARKS = "\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b82-\u0bcd"
+MARKS += "\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d4d\u0d82-\u0ddf\u0e31-\u0e3a\u0e47-\u0e4e\u17b6-\u17d3"
+LETTER_END = rf"(?:(?={SUFFIXES}|[^\w{MARKS}]|$)|(?<=[A-J])(?![\dA-Za-zÀ-ɏ{MARKS}]))"
+TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
+
+
+def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
+    """Return the letter of a gold answer, A to J, which is a letter or the exact text of an option, or None if neither.
+
+    Raises:
+        UserError: the gold answer is the letter of one option and the text of another.
+    """
+    if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
+        return None
+    text = str(gold).strip()
+    letters = LETTERS["Latin"][: len(choices)]
+    by_text = [letter for letter, choice in zip(letters, choices, strict=True) if choice.strip() == text]
+    by_letter = [text] if len(text) == 1 and text in letters else []
+    if len({*by_text, *by_letter}) > 1:
+        raise UserError(f"`gold` {text[:40]!r} names two of the `choices`; make their texts distinct")
+    return next(iter([*by_text, *by_letter]), None)
+
+
+def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -> Reading:
+    """Return the letter, A to J, of the option that a response names.
+
+    It is that of the best candidate (see `find_candidates`, and "option B"), or else, in a finished response, that of
+    a last or first line that begins with a letter, or else the only option whose text occurs in the last line, or in
+    the response.
+    """
+    options = _Options(lang, tuple(choices))
+    rules = rules_for(lang)
+    rules = rules._replace(phrases=(*rules.phrases, Phrase(NOUNS, r"\b(?:is|es|é|est|ist|ni|là|adalah)\b")))
+    text = clean(text)
+    direct = rf"{OPEN}(?:{options.letter}){LETTER_END}|{before_text(rules)}"
+    for candidate in find_candidates(text, rules, finished, direct=direct):
+        letter = options.at_start(candidate.span) or options.mentioned(candidate.span)
+        if letter:
+            return Reading(letter, candidate.read_by)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not finished or not lines:
+        return NOTHING
+    for line in (lines[-1], lines[0]):
+        if letter := options.labelled(line) or options.mentioned(line):
+            return Reading(letter, "end")
+    letter = options.mentioned(text)
+    return Reading(letter, "end") if letter else NOTHING
+
+
+def equal(first: str | None, second: str | None) -> bool:
+    """Return whether two answers are the same option. None equals no answer."""
+    return first is not None and first == second
+
+
+class _Options:
+    """The options of a question, and the ways to name one of them.
+
+    Attributes:
+        letter: regular expression of a letter that names an option.
+    """
+
+    def __init__(self, lang: str, choices: tuple[str, ...]) -> None:
+        self.texts = [normalise_text(choice) for choice in choices]
+        self.indices, self.letter = _letters(base_language(lang), len(choices))
+
+    def at_start(self, span: str) -> str | None:
+        """Return the option that a span begins with: its text, or a letter that is not part of a word."""
+        text = normalise_text(span)
+        exact = [index for index, option in enumerate(self.texts) if text == option]
+        begins = [index for index, option in enumerate(self.texts) if option and _begins(text, option)]
+        if found := exact or begins:
+            return self._name(max(found, key=lambda index: len(self.texts[index])))
+        match = re.match(rf"{OPEN}{ARTICLE}{OPEN}({self.letter}){LETTER_END}", span)
+        if match and re.match(TWO, span):
+            return None
+        if match and not re.match(r"[a-z]\s+\w", match[0].strip() + span[match.end() :][:3]):  # "a cat" is no answer
+            return self._name(self.indices[match[1]])
+        digit = re.match(rf"{OPEN}(\d+){CLOSE}*\s*$", span)
+        if digit and 1 <= int(digit[1]) <= len(self.texts):
+            return self._name(int(digit[1]) - 1)
+        return None
+
+    def labelled(self, line: str) -> str | None:
+        """Return the option of a line that is a letter, or begins with one and a mark: "B", "(B) Nairobi", "B: ..."."""
+        match = re.match(rf"{OPEN}({self.letter})(?:\s*(?:{CLOSE}|\s[-–—]\s)|(?:{SUFFIXES})?\s*$)", line)
+        return self._name(self.indices[match[1]]) if match else None
+
+    def mentioned(self, text: str) -> str | None:
+        """Return the only option whose text occurs in a text. An option within a longer one that occurs is ignored."""
+        normalised = normalise_text(text)
+        found = [index for index, option in enumerate(self.texts) if option and _contains(normalised, option)]
+        longest = [
+            i for i in found if not any(self.texts[i] in self.texts[j] for j in found if self.texts[j] != self.texts[i])
+        ]
+        return self._name(longest[0]) if len(longest) == 1 else None
+
+    @staticmethod
+    def _name(index: int) -> str:
+        return LETTERS["Latin"][index]
+
+
+@lru_cache(maxsize=512)
+def _letters(language: str, count: int) -> tuple[Mapping[str, int], str]:
+    indices = letter_indices(language, count)
+    indices = indices | {name.lower(): index for name, index in indices.items() if len(name) == 1}
+    longest_first = sorted(indices, key=lambda name: -len(name))
+    return indices, "|".join(map(re.escape, longest_first))
+
+
+def _begins(text: str, option: str) -> bool:
+    return text.startswith(option) and (_is_unspaced(option) or not text[len(option) : len(option) + 1].strip())
+
+
+def _contains(text: str, option: str) -> bool:
+    return option in text if _is_unspaced(option) else f" {option} " in f" {text} "
+
+
+def _is_unspaced(text: str) -> bool:
+    """Return whether a text is in a script that writes no space between words, or attaches particles to them."""
+    names = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
+    return any(unicodedata.name(char, "").startswith(names) for char in text)

@@ -1,0 +1,159 @@
+r"""Answers that are mathematical expressions: fractions, radicals, intervals, sets, tuples, polynomials.
+
+An expression is LaTeX, or plain notation such as 3/4 or (1, 2). math-verify decides whether two are equal: \frac{1}{2}
+equals 0.5, x = 5 equals 5, and {2, 1} equals {1, 2}.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import lru_cache
+
+from pipeline.evaluation.answers import number
+from pipeline.evaluation.answers.candidates import NOTHING, Reading, find_candidates
+from pipeline.evaluation.answers.expression_worker import Comparer
+from pipeline.evaluation.answers.language_rules import LanguageRules, rules_for
+from pipeline.evaluation.answers.number_parsing import ETHIOPIC_NUMERAL, ethiopic_value, find_numbers, fold, normalise
+from pipeline.evaluation.answers.number_rules import NumberRules
+from pipeline.evaluation.answers.text import TEXT_COMMAND
+
+NAME = "expression"
+EXPECTED = r"a mathematical expression, for instance \frac{1}{2} or (1, 2)"
+MAX_LENGTH = 400  # characters; longer texts are no answer, and slow to parse
+BEFORE_EXPRESSION = r"[\s*]*(?:\$|\\[(\[]|[-+]?\d)"
+MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+COMMAND = re.compile(r"\\[A-Za-z]+|[\^_{}]")
+FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "inf", "oo", "or", "and")
+PLAIN = re.compile(
+    rf"(?=.*[\d∞π√]|(?:{'|'.join(FUNCTIONS)})\()(?=.*[-+*/^=(\[,<>≤≥√π∞%∪×÷])[\d\s+\-*/^=().,\[\]<>≤≥√π∞%∪×÷a-zA-Z]+"
+)
+PROSE = re.compile(r"[^\W\d_]{5,}")
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
+SPACED_LIST = re.compile(r"\d\s*,\s+-?\d|[()\[\]{}].*,")
+
+_comparer = Comparer()
+
+
+def looks_like_expression(gold: str) -> bool:
+    """Return whether a gold answer has LaTeX or is a formula. Words, dates and times are neither."""
+    if COMMAND.search(gold) or MATHS.search(gold):
+        return True
+    text = fold(gold).strip()
+    names = re.findall(r"[A-Za-z]{2,}", text)
+    return bool(PLAIN.fullmatch(text)) and not DATE.fullmatch(text) and all(name in FUNCTIONS for name in names)
+
+
+def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
+    """Return a gold answer as LaTeX without dollar signs, or None if math-verify cannot parse it.
+
+    Raises:
+        UserError: math-verify is not installed.
+    """
+    if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
+        return None
+    text = _strip(_fold_digits(str(gold)))
+    if PROSE.search(COMMAND.sub(" ", TEXT_COMMAND.sub(" ", text))):
+        return None  # math-verify reads words as products of letters
+    return text if 0 < len(text) <= MAX_LENGTH and _parses(text) else None
+
+
+def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -> Reading:
+    """Return the final expression of a response as LaTeX.
+
+    It is that of the best candidate (see `find_candidates`) that can be parsed, or else the last formula between
+    dollar signs, or else the last number. A cut response counts only if it has a complete candidate.
+    """
+    rules = rules_for(lang)
+    text = _fold_digits(text)
+    for candidate in find_candidates(text, rules, finished, BEFORE_EXPRESSION):
+        if answer := _read_span(candidate.span, rules, whole=candidate.read_by == "box"):
+            return Reading(answer, candidate.read_by)
+    if not finished:
+        return NOTHING
+    for match in reversed(list(MATHS.finditer(text))):
+        if answer := _read_formula(next(group for group in match.groups() if group), rules):
+            return Reading(answer, "end")
+    reading = number.extract(text, lang)
+    return Reading(None if reading.answer is None else str(reading.answer), reading.read_by)
+
+
+def equal(first: str | None, second: str | None) -> bool:
+    """Return whether two expressions are equal. None equals no answer."""
+    if first is None or second is None:
+        return False
+    return first == second or _equal(*sorted((first, second)))
+
+
+@lru_cache(maxsize=100_000)
+def _equal(first: str, second: str) -> bool:
+    numbers = [number.parse_gold(text) for text in (first, second)]
+    if None not in numbers:
+        return number.equal(*numbers)
+    return _comparer.ask(first, second)
+
+
+@lru_cache(maxsize=100_000)
+def _parses(text: str) -> bool:
+    return number.parse_gold(text) is not None or _comparer.ask(text)
+
+
+def _read_span(span: str, rules: LanguageRules, whole: bool) -> str | None:
+    """Return the expression in a candidate: all of it, or else its first formula, or else the number it states."""
+    if whole:
+        return _read_formula(span, rules)
+    if match := MATHS.search(span):
+        return _read_formula(next(group for group in match.groups() if group), rules)
+    text = _strip(span.strip(" *_`.:"))
+    if looks_like_expression(text) and (answer := _read_formula(text, rules)):
+        return answer
+    value = number.answer_in_span(normalise(span, rules.numbers), rules.numbers)
+    return None if value is None else str(value)
+
+
+def _read_formula(formula: str, rules: LanguageRules) -> str | None:
+    text = _localise(_strip(formula), rules.numbers)
+    return text if 0 < len(text) <= MAX_LENGTH and _parses(text) else None
+
+
+def _localise(text: str, rules: NumberRules) -> str:
+    """Write numbers and separators in English notation: 2,5 in French is 2.5, [1; 2[ is [1, 2).
+
+    Without a decimal comma, and in lists with brackets or spaced commas, commas separate.
+    """
+    spaced_list = SPACED_LIST.search(text) and ";" not in text
+    grouped = re.fullmatch(r"-?\d{1,3}(,\d{2,3})*,\d{3}(\.\d+)?", text)
+    if grouped or (rules.decimal_comma and not spaced_list):
+        text = re.sub(r"\d+(?:[.,]\d+)+", lambda match: _english_notation(match[0], rules), text)
+    text = text.replace(";", ",")
+    if interval := re.fullmatch(r"([\[\]])([^\[\]]+)([\[\]])", text):
+        opening, ends, closing = interval.groups()
+        text = f"{'[' if opening == '[' else '('}{ends}{']' if closing == ']' else ')'}"
+    return text
+
+
+def _english_notation(digits: str, rules: NumberRules) -> str:
+    found = find_numbers(digits, rules)
+    return f"{found[0].value:f}" if len(found) == 1 and found[0].end == len(digits) else digits
+
+
+def _strip(text: str) -> str:
+    r"""Remove the delimiters of a formula, outer \text{} and a box, and write set braces as LaTeX does."""
+    text = text.strip().rstrip(".。।").strip()
+    for pattern in (r"\$\$(.+)\$\$", r"\$(.+)\$", r"\\\((.+)\\\)", r"\\\[(.+)\\\]", r"\\boxed\{(.+)\}"):
+        if match := re.fullmatch(pattern, text, re.DOTALL):
+            text = match[1].strip()
+    if re.fullmatch(r"\{[^{}\\]*\}", text):
+        text = rf"\{{{text[1:-1]}\}}"
+    return text
+
+
+def _fold_digits(text: str) -> str:
+    """Write digits, full-width characters and minus signs in ASCII, and leave LaTeX as it is."""
+    chars = []
+    for char in ETHIOPIC_NUMERAL.sub(lambda match: str(ethiopic_value(match[0])), text):
+        if char.isdecimal():
+            chars.append(str(unicodedata.decimal(char)))
+        elif unicodedata.category(char) != "Cf":
+            chars.append(unicodedata.normalize("NFKC", char) if "\uff01" <= char <= "\uff5e" else char)
+    return "".join(chars).replace("\u2212", "-").replace("،", ",").replace("٫", ".")

@@ -1,0 +1,70 @@
+"""Answers that are short texts, compared after normalization."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+
+from pipeline.evaluation.answers.candidates import NOTHING, Reading, find_candidates
+from pipeline.evaluation.answers.language_rules import LanguageRules, rules_for
+
+NAME = "text"
+EXPECTED = "a short text with at least one letter or digit"
+MAX_LENGTH = 300  # characters of an answer
+TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
+
+
+def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
+    """Return a gold answer without surrounding space, or None if it has no letter or digit."""
+    if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
+        return None
+    text = str(gold).strip()
+    return text if normalise_text(text) else None
+
+
+def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -> Reading:
+    """Return what the best candidate says (see `find_candidates`), or else the last line of a finished response."""
+    rules = rules_for(lang)
+    text = clean(text)
+    for candidate in find_candidates(text, rules, finished, direct=before_text(rules)):
+        if answer := trim(candidate.span, rules):
+            return Reading(answer, candidate.read_by)
+    lines = [answer for line in text.splitlines() if (answer := trim(line, rules))] if finished else []
+    return Reading(lines[-1], "end") if lines else NOTHING
+
+
+def equal(first: str | None, second: str | None) -> bool:
+    """Return whether two texts are equal after normalization. None equals no answer."""
+    return first is not None and second is not None and normalise_text(first) == normalise_text(second)
+
+
+def normalise_text(text: str) -> str:
+    """Fold compatibility forms and case, and replace punctuation, symbols and spaces by single spaces."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    chars = [char if unicodedata.category(char)[0] in "LMN" else " " for char in folded if not _is_format(char)]
+    return " ".join("".join(chars).split())
+
+
+def clean(text: str) -> str:
+    r"""Compose characters, remove direction marks and joiners, and unwrap \text{}."""
+    composed = unicodedata.normalize("NFC", "".join(char for char in text if not _is_format(char)))
+    return TEXT_COMMAND.sub(r"\1", composed)
+
+
+def before_text(rules: LanguageRules) -> str:
+    """Return the pattern of what follows the word for "answer" without a copula between: a text and a final copula."""
+    after = "|".join(phrase.after for phrase in rules.phrases if phrase.after)
+    return rf"\s[^\n.።۔।。]{{1,80}}?(?:{after})\s*(?:[\n.።۔।。]|$)" if after else r"(?!)"
+
+
+def trim(span: str, rules: LanguageRules) -> str:
+    """Remove markup, quotation marks, punctuation at both ends, and a copula that ends the sentence."""
+    for phrase in rules.phrases:
+        if phrase.after:
+            span = re.sub(rf"(?<=\S)\s*(?:{phrase.after})[\s.。।۔።]*$", "", span)
+    edge = r"[\s*_$`\"'“”«»‹›「」『』()\[\]{}:;,.،۔።।。!?…~-]"
+    return re.sub(rf"^{edge}+|{edge}+$", "", span)[:MAX_LENGTH]
+
+
+def _is_format(char: str) -> bool:
+    return unicodedata.category(char) == "Cf"

@@ -1,0 +1,130 @@
+"""Read the scored answers of evaluated runs, and pair those of several runs by example."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from pipeline.common.errors import UserError
+
+ScoredAnswers = dict[tuple[str, str], dict[str, Any]]  # (pair_id, lang) to `correct`, `finished` and `gold`
+
+
+class PairedScores(NamedTuple):
+    """Scores of several runs on the examples that they have in common.
+
+    Attributes:
+        languages: the L language codes, sorted.
+        correct: [R, G, L] over runs, example groups and languages: 1 correct, 0 wrong, the fraction of correct answers
+            if there are several to a question, nan if the group has no example in the language.
+        unfinished: [R, L] numbers of responses that were cut at the token limit.
+        records: number of examples in common.
+        left_out: number of examples that at least one run lacks.
+        dtype: data type in which all models ran.
+    """
+
+    languages: list[str]
+    correct: np.ndarray
+    unfinished: np.ndarray
+    records: int
+    left_out: int
+    dtype: str
+
+
+def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
+    """Read the answers of runs and pair them by `pair_id` and language.
+
+    Args:
+        runs: directories of the runs, or their `generations.jsonl`.
+
+    Raises:
+        UserError: a file is missing or damaged, or the runs have no record in common, different gold answers or
+            different data types.
+    """
+    answers = [read_generations(run) for run in runs]
+    first, dtype = answers[0], read_dtype(runs[0])
+    for run in runs[1:]:
+        if (other := read_dtype(run)) != dtype:
+            raise UserError(f"{run}: ran in {other}, but {runs[0]} in {dtype}; evaluate both with the same --dtype")
+    common = [key for key in first if all(key in other for other in answers)]
+    if not common:
+        raise UserError(f"{runs[-1]}: no record in common with {runs[0]}; evaluate both on the same data")
+    groups = {pair_id: row for row, pair_id in enumerate(dict.fromkeys(pair_id for pair_id, _ in common))}
+    languages = {lang: column for column, lang in enumerate(sorted({lang for _, lang in common}))}
+    correct = np.full((len(runs), len(groups), len(languages)), np.nan)
+    unfinished = np.zeros((len(runs), len(languages)), dtype=int)
+    for number, (run, scored) in enumerate(zip(runs, answers, strict=True)):
+        for pair_id, lang in common:
+            answer = scored[pair_id, lang]
+            if answer["gold"] != first[pair_id, lang]["gold"]:
+                raise UserError(
+                    f"{run}: pair_id {pair_id!r}, {lang}: a gold answer that differs from {runs[0]}; "
+                    "evaluate both on the same data"
+                )
+            correct[number, groups[pair_id], languages[lang]] = answer["correct"]
+            unfinished[number, languages[lang]] += not answer["finished"]
+    left_out = len(set().union(*answers)) - len(common)
+    return PairedScores(list(languages), correct, unfinished, len(common), left_out, dtype)
+
+
+def read_generations(path: Path) -> ScoredAnswers:
+    """Read the `generations.jsonl` of a run. `path` is the file or its directory.
+
+    Returns:
+        For each (pair_id, lang), whether the answer is `correct` (or the fraction of correct answers), whether it is
+        `finished`, and the `gold` answer.
+
+    Raises:
+        UserError: the file is missing, empty or malformed; the message names the file and the row.
+    """
+    path = path / "generations.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; python -m pipeline.evaluation writes it")
+    answers: ScoredAnswers = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            answer = {key: row[key] for key in ("correct", "finished", "gold")}
+            if not isinstance(answer["finished"], bool) or not 0 <= answer["correct"] <= 1:
+                raise TypeError
+            answers[row["pair_id"], row["lang"]] = answer
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} row {number}: not a row of pipeline.evaluation; run that again") from None
+    if not answers:
+        raise UserError(f"{path}: empty file; run pipeline.evaluation again")
+    return answers
+
+
+def read_dtype(path: Path) -> str:
+    """Return the data type in which the model of a run was evaluated, from the `evaluation.json` of the run.
+
+    Args:
+        path: directory of the run, or its `generations.jsonl`.
+
+    Raises:
+        UserError: the file is missing, or was written by an older version.
+    """
+    path = (path if path.is_dir() else path.parent) / "evaluation.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model"]["dtype"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: missing, or without the model's dtype; run pipeline.evaluation again") from None
+
+
+def read_seed(path: Path) -> int | None:
+    """Return the seed of a training run from its `config.yaml`, or None if it has none.
+
+    Args:
+        path: directory of the run, or its `generations.jsonl`.
+    """
+    path = (path if path.is_dir() else path.parent) / "config.yaml"
+    try:
+        seed = yaml.safe_load(path.read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return seed if isinstance(seed, int) else None

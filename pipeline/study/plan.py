@@ -1,0 +1,237 @@
+"""The jobs of a study: which directories they read and write, their arguments, and what each one waits for.
+
+`python -m pipeline.study run` executes them on one machine, slurm/experiment.sh submits them.
+"""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.readers import read_file
+from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
+from pipeline.common.errors import UserError
+from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.study.settings import CHOICES, SETTINGS_FILE, StudySettings
+
+VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
+# What may differ when a study is continued. Everything else, the primary measure in particular, is fixed at its start.
+MAY_GROW = ("variants", "seeds", "answers")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of the recipe; see variants.yaml."""
+
+    name: str
+    tuned: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: str = "records"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step of a study.
+
+    Attributes:
+        kind: prepare, train, evaluate, choose or compare. The Slurm scripts have these names.
+        name: unique name.
+        after: names of the jobs that must have succeeded.
+        variables: variables of the Slurm script.
+        arguments: arguments of the program that the job runs.
+        done: whether its results exist.
+    """
+
+    kind: str
+    name: str
+    after: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    done: bool = False
+
+
+def read_variants() -> tuple[str, list[float], dict[str, Variant]]:
+    """Return the name of the baseline, the factors of the trials, and the variants by name."""
+    tree = yaml.safe_load(VARIANTS_FILE.read_text(encoding="utf-8"))
+    variants = {name: Variant(name, **(entry or {})) for name, entry in tree["variants"].items()}
+    return tree["baseline"], tree["factors"], variants
+
+
+def begin_study(study: StudySettings) -> StudySettings:
+    """Check the settings and record them in the output directory, or compare them with those recorded there.
+
+    Returns:
+        The settings, with the variants and seeds of earlier calls.
+
+    Raises:
+        UserError: a file is missing, a variant is unknown, the splits share questions, or a setting that is fixed at
+            the start of a study has changed.
+    """
+    baseline, _, variants = read_variants()
+    for name in study.variants:
+        if name not in variants:
+            raise UserError(f"--variants: no variant {name!r}; choose from {', '.join(variants)}")
+    if baseline not in study.variants:
+        raise UserError(f"--variants: must include the baseline {baseline}")
+    if not Path(study.model, "config.json").is_file():
+        raise UserError(f"{study.model}: no model there; --model is a Hugging Face directory")
+    for path in (study.recipe, *study.train, study.test, study.dev, study.answers):
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{path}: no such file")
+    _check_splits(study)
+    if study.dev:
+        recipe_seed = _recipe_value(study, [], "seed")
+        if recipe_seed in study.seeds:
+            raise UserError(f"--seeds: {recipe_seed} is the seed of the trials (that of the recipe); choose others")
+    hashes = {name: sha256_file(Path(path)) for name, path in (("test", study.test), ("dev", study.dev)) if path}
+    recorded = read_json_or_none(study.root / SETTINGS_FILE)
+    if recorded:
+        study = _continue(study, recorded, hashes)
+    for folder in (CHOICES, "base"):
+        (study.root / folder).mkdir(parents=True, exist_ok=True)
+    if not (base := study.root / "base" / "hf").is_symlink():
+        base.symlink_to(Path(study.model).resolve())
+    write_json(study.root / SETTINGS_FILE, {**asdict(study), "sha256": hashes})
+    return study
+
+
+def _continue(study: StudySettings, recorded: dict[str, Any], hashes: dict[str, str]) -> StudySettings:
+    current = json.loads(json.dumps({**asdict(study), "sha256": hashes}))
+    for key, value in current.items():
+        if key not in MAY_GROW and recorded.get(key) != value:
+            raise UserError(
+                f"{study.root / SETTINGS_FILE}: the study began with another {key} ({recorded.get(key)}, now {value}); "
+                "give another --output"
+            )
+    names = tuple(dict.fromkeys([*recorded["variants"], *study.variants]))
+    return replace(study, variants=names, seeds=tuple(dict.fromkeys([*recorded["seeds"], *study.seeds])))
+
+
+def _check_splits(study: StudySettings) -> None:
+    """Check that both splits have the primary languages, and that they share no question."""
+    questions = []
+    for path in filter(None, (study.test, study.dev)):
+        rows = [row.value for row in read_file(Path(path)) if isinstance(row.value, dict)]
+        languages = {row.get("lang") for row in rows}
+        if missing := [lang for lang in study.primary if lang not in ("mean", *languages)]:
+            raise UserError(f"{path}: no records in {missing[0]}, which --primary names")
+        keys = ("lang", "question", "messages")
+        questions.append({json.dumps([row.get(key) for key in keys], default=str) for row in rows})
+    if common := len(set.intersection(*questions)) if len(questions) > 1 else 0:
+        raise UserError(f"{study.dev}: {common} questions are in {study.test} too; settings must be chosen on others")
+
+
+def common_arguments(study: StudySettings, run: Path, data: str = "records") -> list[str]:
+    """Return the arguments of the training command that do not depend on the variant's loss."""
+    shards = study.root / f"shards-{data}"
+    paths = ["--model.path", study.model, "--data.shards", str(shards), "--output_dir", str(run)]
+    return [*paths, *shlex.split(study.train_args)]
+
+
+def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
+    """Return the arguments that a variant changes in the recipe."""
+    arguments = []
+    for key, value in variant.settings.items():
+        # No spaces, at which the Slurm scripts split arguments.
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        arguments += [f"--{key}", text.replace("{weights}", str(study.root / "weights.safetensors"))]
+    return arguments
+
+
+def trial_arguments(study: StudySettings, variant: Variant, factor: float) -> list[str]:
+    """Return the arguments of a trial: the tuned setting, its value multiplied by `factor`."""
+    value = _recipe_value(study, variant_arguments(study, variant), variant.tuned)
+    return [f"--{variant.tuned}", f"{value * factor:.6g}"]
+
+
+def _recipe_value(study: StudySettings, arguments: list[str], key: str) -> Any:
+    """Return a setting of the recipe as changed by the arguments of all variants and by `arguments`."""
+    from pipeline.config.fields import value_of  # these import torch, which takes seconds
+    from pipeline.config.recipe import load_config
+
+    return value_of(load_config(study.recipe, common_arguments(study, study.root) + arguments), key)
+
+
+def plan_jobs(study: StudySettings) -> list[Job]:
+    """Return all jobs of a study in an order in which they can run one after another."""
+    _, factors, all_variants = read_variants()
+    variants = [all_variants[name] for name in study.variants]
+    jobs = _prepare_jobs(study, variants)
+    base = _evaluate_job(study, study.root / "base", study.test, ())
+    jobs.append(base)
+    before_final: tuple[str, ...] = ()
+    if study.dev:
+        trials = []
+        for variant in variants:
+            for number, factor in enumerate(factors, start=1):
+                run = study.trial(variant.name, number)
+                arguments = tuple(trial_arguments(study, variant, factor))
+                trials += _train_and_evaluate(study, variant, run, study.dev, (), {}, arguments)
+        waits = tuple(job.name for job in trials if job.kind == "evaluate")
+        done = all(study.choice(variant.name).is_file() for variant in variants)
+        jobs += [*trials, Job("choose", "choose", waits, {"OUTPUT": study.output}, done=done)]
+        before_final = ("choose",)
+    final = []
+    for variant in variants:
+        chosen = {"CHOICE": str(study.choice(variant.name))} if study.dev else {}
+        for seed in study.seeds:
+            run, arguments = study.run(variant.name, seed), ("--seed", str(seed))
+            final += _train_and_evaluate(study, variant, run, study.test, before_final, chosen, arguments)
+    waits = (base.name, *(job.name for job in final if job.kind == "evaluate"))
+    variables = {"OUTPUT": study.output, "ANSWERS": study.answers or ""}
+    return [*jobs, *final, Job("compare", "compare", waits, variables)]
+
+
+def _prepare_jobs(study: StudySettings, variants: list[Variant]) -> list[Job]:
+    weights = study.root / "weights.safetensors"
+    needs_weights = any("{weights}" in str(variant.settings) for variant in variants)
+    kinds = dict.fromkeys([*(["records"] if needs_weights else []), *(variant.data for variant in variants)])
+    jobs = []
+    for kind in kinds:
+        shards = study.root / f"shards-{kind}"
+        variables = {"INPUT": " ".join(study.train), "SHARDS": str(shards), "TOKENIZER": study.model}
+        done = (shards / "manifest.json").is_file()
+        if kind != "records":
+            variables["DERIVE"] = kind
+        elif needs_weights:
+            variables |= {"WEIGHTS": str(weights), "MODEL": study.model}
+            done = done and weights.is_file()
+        arguments = tuple(shlex.split(study.prepare_args))
+        jobs.append(Job("prepare", f"prepare-{kind}", (), variables, arguments, done))
+    return jobs
+
+
+def _train_and_evaluate(
+    study: StudySettings,
+    variant: Variant,
+    run: Path,
+    data: str,
+    after: tuple[str, ...],
+    variables: dict[str, str],
+    arguments: tuple[str, ...],
+) -> list[Job]:
+    fixed = common_arguments(study, run, variant.data) + variant_arguments(study, variant)
+    ends = [event for event in read_restart_log(run) if event["event"] in ("start", "end")]
+    train = Job(
+        "train",
+        f"train-{run.name}",
+        (f"prepare-{variant.data}", *_weights_job(variant), *after),
+        {"RECIPE": study.recipe, **variables},
+        (*fixed, *arguments),
+        bool(ends) and ends[-1].get("status") == 0,
+    )
+    return [train, _evaluate_job(study, run, data, (train.name,))]
+
+
+def _weights_job(variant: Variant) -> tuple[str, ...]:
+    needs = "{weights}" in str(variant.settings) and variant.data != "records"
+    return ("prepare-records",) if needs else ()
+
+
+def _evaluate_job(study: StudySettings, run: Path, data: str, after: tuple[str, ...]) -> Job:
+    done = (run / "evaluation.json").is_file()
+    arguments = tuple(shlex.split(study.evaluate_args))
+    return Job("evaluate", f"evaluate-{run.name}", after, {"RUN": str(run), "DATA": data}, arguments, done)
