@@ -101,4 +101,5 @@ def traffic(
         sequences=sequences,
         requires_grad=sequences - pivots,
         top_k=None if top_k is None else min(top_k, vocab),
+        frozen_head=sizes.frozen_head,
     )

@@ -50,7 +50,7 @@ class ShardedSoftmax:
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
-        self._tied = vocabulary.embedding is vocabulary.head
+        self._tied = vocabulary.embedding is vocabulary.head and vocabulary.head.grad is not None
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
         self._buffer_rows = 0

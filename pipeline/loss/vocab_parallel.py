@@ -13,7 +13,7 @@ of all ranks, one subchunk at a time:
     c = g E^T, <q_t, c>            [C]      all-reduce
     dz = (p - onehot)/N + w_t q (c - <q_t, c>)    in place of e
     dH = dz W                      [C, d]   product 2, all-to-all and sum in fp32
-    dW += dz^T H                   [v, d]   product 3
+    dW += dz^T H                   [v, d]   product 3, unless the head is frozen
 
 With `pooling_tokens: hard`, q is the one-hot vector of the target, and the logits get no gradient of the alignment.
 With `top_k: null`, q is p (or the softmax at the soft tokens' temperature) and is never stored. Pooling, <q_t, c> and
@@ -251,7 +251,7 @@ class _Step:
         grad_probs = None
         if soft is not None and not self.hard and "probabilities" not in self.settings.detach:
             grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u_of_parts), requires_grad_of_rank)
-        if "embeddings" in self.settings.detach:
+        if "embeddings" in self.settings.detach or self.vocabulary.embedding.grad is None:
             soft = None
         for subchunk, state in zip(chunk.subchunks, states, strict=True):
             if len(states) > 1:  # a later subchunk has overwritten the logits

@@ -9,9 +9,10 @@ from tests.runs import run_forked_ranks
 
 @pytest.mark.slow
 def test_prediction_matches_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check six cases on two ranks against the error bounds of docs/scaling.md."""
+    """Check some cases on two ranks against the error bounds of docs/scaling.md."""
     monkeypatch.setattr(plan, "run_ranks", run_forked_ranks)
     names = ["checkpointed", "gathered", "bf16", "chunked", "cut", "shared row"]
+    names += ["lora", "dora with embeddings"]
     _, results = launch(2, names, timed_steps=0)
     assert [measurements["case"] for measurements in results] == names
     for measurements in results:
