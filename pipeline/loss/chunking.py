@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.loss.indexing import bounds, ranges
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.vocabulary import Vocabulary
+from .indexing import bounds, ranges
+from .settings import LossSettings
+from .vocabulary import Vocabulary
 
 AlignmentGroup = Literal["sequence", "pair_group", "all"]
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.loss.chunking import AlignmentGroup, BufferSizes, Chunk, schedule
-from pipeline.loss.indexing import bounds
-from pipeline.loss.layout import GlobalLayout
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.traffic import Traffic
+from .chunking import AlignmentGroup, BufferSizes, Chunk, schedule
+from .indexing import bounds
+from .layout import GlobalLayout
+from .settings import LossSettings
+from .traffic import Traffic
 
 HEADS: tuple[Literal["vocab_parallel", "gathered"], ...] = ("vocab_parallel", "gathered")
 

@@ -33,21 +33,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.loss.alignment import PooledRepresentations, RunningMeans
-from pipeline.loss.chunking import BufferSizes, Chunk
-from pipeline.loss.comm import Group, HiddenExchange, all_reduce, rank_and_size
-from pipeline.loss.head_choice import choose_head
-from pipeline.loss.indexing import upload
-from pipeline.loss.kernels import SubchunkTokens
-from pipeline.loss.layout import LayoutExchange
-from pipeline.loss.loss_batch import LossBatch, LossNormalizers
-from pipeline.loss.ring import RingSoftmax
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax
-from pipeline.loss.softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
-from pipeline.loss.subchunk_tokens import TokenTables, subchunk_tokens, token_tables
-from pipeline.loss.vocabulary import Vocabulary
-from pipeline.loss.with_gradient import WithGradient
+from .alignment import PooledRepresentations, RunningMeans
+from .chunking import BufferSizes, Chunk
+from .comm import Group, HiddenExchange, all_reduce, rank_and_size
+from .head_choice import choose_head
+from .indexing import upload
+from .kernels import SubchunkTokens
+from .layout import LayoutExchange
+from .loss_batch import LossBatch, LossNormalizers
+from .ring import RingSoftmax
+from .settings import LossSettings
+from .softmax import FP16_GAIN, ShardedSoftmax
+from .softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
+from .subchunk_tokens import TokenTables, subchunk_tokens, token_tables
+from .vocabulary import Vocabulary
+from .with_gradient import WithGradient
 
 
 @dataclass
