@@ -24,6 +24,7 @@ from pipeline.checkpoint.export_record import (
     EXPORT_FILE,
     ExportRecord,
     checkpoint_id,
+    is_newer_without_record,
     read_export_record,
     relative_directory,
     run_id,
@@ -51,8 +52,11 @@ def export(
     update: bool = False,
     best: bool = False,
     keep_if_evaluated: bool = False,
+    merge: bool = False,
 ) -> ExportRecord | None:
     """Write safetensors, config, tokenizer, chat template and model card of a checkpoint.
+
+    If the run trains an adapter, the export is the adapter, or the base model with the adapter merged into it.
 
     Args:
         source: Checkpoint directory, or the output_dir of a run to export its newest checkpoint.
@@ -63,9 +67,10 @@ def export(
             asked for and it was made for a named or the best one, or else replace it.
         best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
         keep_if_evaluated: Keep `output` also if an evaluation of it is in progress.
+        merge: Merge the adapter into its base model. An update of a merged model merges too.
 
     Returns:
-        The record of `output`, or None if it has none and was kept; see `_is_newer_export_without_record`.
+        The record of `output`, or None if it has none and was kept; see `is_newer_without_record`.
 
     Raises:
         UserError: There is no complete checkpoint, there is no best one and `best` is set, or `output` is not empty or
@@ -78,16 +83,19 @@ def export(
     elif newest:
         source = layout.newest_checkpoint(source) or source
     state = layout.read_state(source)
-    if update and _is_newer_export_without_record(output, source):
+    if update and is_newer_without_record(output, source):
         print(f"note: {output}: has no {EXPORT_FILE}; kept, because its weights are newer than {source.name}")
         return None
     with layout.reading(source / "config.yaml"):
         recipe = saved_config((source / "config.yaml").read_text(encoding="utf-8"))
+    if merge and recipe.model.adapter.r is None:
+        raise UserError(f"{source}: has no adapter to merge; export it without --merge")
     record = _record(source, output, recipe, state, dtype, newest)
+    record = dataclasses.replace(record, adapter=recipe.model.adapter.r is not None and not merge)
     existing = _existing_export(output, source, record, update)
     if existing:
-        record = dataclasses.replace(record, dtype=dtype or existing.dtype)
-        if existing.checkpoint == record.checkpoint and existing.dtype == record.dtype:
+        record = dataclasses.replace(record, dtype=dtype or existing.dtype, adapter=record.adapter and existing.adapter)
+        if [existing.checkpoint, existing.dtype, existing.adapter] == [record.checkpoint, record.dtype, record.adapter]:
             record = dataclasses.replace(record, newest=record.newest and existing.newest)
             if existing != record:  # the run or the export has been moved, or now this checkpoint is asked for
                 write_export_record(output, record)
@@ -231,16 +239,6 @@ def _metrics_at(run: Path, step: int) -> dict[str, Any]:
     return next((record for record in read_metrics(run) if record["step"] == step), {})
 
 
-def _is_newer_export_without_record(output: Path, source: Path) -> bool:
-    """Return whether a directory has weights that are newer than a checkpoint, and no record.
-
-    Earlier versions wrote no record. The weights cannot be of an older checkpoint then, unless they were copied.
-    """
-    weights = [path.stat().st_mtime for path in output.glob("*.safetensors")]
-    marker = source / layout.COMPLETE_MARKER
-    return bool(weights) and not (output / EXPORT_FILE).exists() and min(weights) > marker.stat().st_mtime
-
-
 def _existing_export(output: Path, source: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
     """Return the record of an export that `record` may replace, or None if the directory is missing or empty.
 
@@ -284,10 +282,11 @@ def main() -> None:
     parser.add_argument(
         "--best", action="store_true", help="export the best checkpoint of the run by training.metric_for_best_model"
     )
+    parser.add_argument("--merge", action="store_true", help="merge the adapter into its base model")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the export to the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", default=None, help="create a private Hub repository")
     args = parser.parse_args()
-    record = export(args.checkpoint, args.output, args.dtype, args.update, args.best)
+    record = export(args.checkpoint, args.output, args.dtype, args.update, args.best, merge=args.merge)
     if record is not None:
         print(f"{args.output}: step {record.step} of {args.checkpoint} in {record.dtype}", flush=True)
     if args.push_to_hub and record is not None:

@@ -5,8 +5,7 @@
 Tiny models of several shapes train with ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
 collective. Memory is the peak of all live storages after each operation, so temporary allocations within an operation
 are not included. Time is the median wall-clock time of a step, so the machine must be idle. Matmul throughput and
-memory bandwidth are measured first. Then two constants, the host time per module and the time per hop, are fitted to
-all rows together.
+memory bandwidth are measured first. Then the host time per module and the time per hop are fitted to all rows together.
 """
 
 import argparse
@@ -27,11 +26,12 @@ from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, random_b
 from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.common.errors import exit_cleanly
-from pipeline.config.settings import Config, ModelSettings, TrainingSettings
+from pipeline.config.settings import AdapterSettings, Config, ModelSettings, TrainingSettings
 from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.loss import LossNormalizers, LossSettings
 from pipeline.loss.settings import Head
 from pipeline.models.loading import load_model_config
+from pipeline.plan.activations import NO_ADAPTER
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.memory import estimate_memory
 from pipeline.plan.model_facts import model_stats
@@ -72,6 +72,7 @@ class Case:
     bucket: int = 300_000
     live: int = 1_000_000
     budget_mb: float | None = None
+    adapter: AdapterSettings = NO_ADAPTER
     row_tokens: int = 256
     sequence_length: int = 32
     shared: bool = False
@@ -95,10 +96,10 @@ class Case:
             "tie_word_embeddings": self.tied,
             "pad_token_id": None,
         }
+        checkpointing, adapter = self.checkpointing, self.adapter
+        model = ModelSettings(None, fields, self.attention, activation_checkpointing=checkpointing, adapter=adapter)
         return Config(
-            model=ModelSettings(
-                config=fields, attn_implementation=self.attention, activation_checkpointing=self.checkpointing
-            ),
+            model=model,
             loss=LossSettings(head=self.head, memory_budget_mb=self.budget_mb),
             training=TrainingSettings(
                 train_batch_size=self.rows * self.accumulation * ranks // self.parts(ranks),
@@ -144,7 +145,9 @@ CASES = (
     Case("chunked", vocab=32768, rows=4, budget_mb=8),
     Case("cut", vocab=32768, layers=2, rows=2, budget_mb=1),
     Case("qwen3", model_type="qwen3", layers=6, hidden=192),
-    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True),
+    Case("lora", tied=False, rows=2, adapter=AdapterSettings(r=16)),
+    Case("dora with embeddings", layers=6, adapter=AdapterSettings(r=8, use_dora=True, train_embeddings=True)),
+    Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True, budget_mb=4),
 )
 
 
@@ -155,7 +158,7 @@ def case_named(name: str) -> Case:
 def planned_run(case: Case, ranks: int) -> PlannedRun:
     """Return the planner's input for a case and a number of ranks."""
     config = case.config(ranks)
-    stats = model_stats(load_model_config(config.model, 1))
+    stats = model_stats(load_model_config(config.model, 1), case.adapter)
     tokens, length = case.row_tokens, case.sequence_length
     target_tokens = int((np.arange(tokens) % length >= length // 3).sum())
     workload = Workload(tokens, tokens, target_tokens, tokens // length, tokens // length / 2, 1000)

@@ -7,18 +7,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from data_prep.readers import first_line
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.adapter_files import write_adapter, write_merged_model
 from pipeline.checkpoint.export_record import EXPORT_FILE, ExportRecord, write_export_record
 from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
 from pipeline.checkpoint.model_card import MODEL_CARD
 from pipeline.common.errors import UserError
 from pipeline.config.settings import ModelSettings
-from pipeline.models.loading import DTYPES
+from pipeline.models.loading import ADAPTER_CONFIG, DTYPES
 from pipeline.models.multimodal import PROCESSOR_FILES, copy_processor_files, multimodal_tensors
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
@@ -42,16 +44,14 @@ def write_files(
     dtype = DTYPES[record.dtype]
     config = layout.read_model_config(source, settings.trust_remote_code)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
-    tensors = file_tensors(config, merged_tensors(source, state, dtype))
-    if (source / "multimodal_config").exists():
-        assert settings.path is not None  # otherwise it is a text model
-        whole = layout.read_model_config(source, settings.trust_remote_code, "multimodal_config")
-        whole.dtype = dtype
-        whole.save_pretrained(directory)
-        copy_processor_files(settings.path, directory)
-        tensors = multimodal_tensors(tensors, settings.path, dtype)
+    if settings.adapter.r is not None:
+        trained = merged_tensors(source, state, dtype if record.adapter else torch.float32)
+        if record.adapter:
+            write_adapter(trained, config, settings, directory)
+        else:
+            write_merged_model(trained, config, settings, state, directory)
     else:
-        config.save_pretrained(directory)
+        _write_model(source, config, settings, state, directory)
     shutil.copytree(source / "tokenizer", directory, dirs_exist_ok=True)
     # Inference engines such as vLLM read stop tokens from the generation config. The end-of-turn token of the chat
     # template is one of them, and may differ from the model's own.
@@ -61,8 +61,27 @@ def write_files(
         eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id, stop_strings=stop_strings(tokenizer)
     )
     generation.save_pretrained(directory)
-    write_weights(tensors, directory)
     write_export_record(directory, record)
+
+
+def _write_model(
+    source: Path, config: PreTrainedConfig, settings: ModelSettings, state: dict[str, Any], directory: Path
+) -> None:
+    """Write the configuration and weights of a model of which all weights were trained.
+
+    The other parts of a multimodal model are those that it had before.
+    """
+    tensors = file_tensors(config, merged_tensors(source, state, config.dtype))
+    if (source / "multimodal_config").exists():
+        assert settings.path is not None  # otherwise it is a text model
+        whole = layout.read_model_config(source, settings.trust_remote_code, "multimodal_config")
+        whole.dtype = config.dtype
+        whole.save_pretrained(directory)
+        copy_processor_files(settings.path, directory)
+        tensors = multimodal_tensors(tensors, settings.path, config.dtype)
+    else:
+        config.save_pretrained(directory)
+    write_weights(tensors, directory)
 
 
 def check_no_other_files(output: Path, source: Path) -> None:
@@ -71,7 +90,7 @@ def check_no_other_files(output: Path, source: Path) -> None:
     Raises:
         UserError: It has files of another origin, such as evaluation results.
     """
-    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, *PROCESSOR_FILES}
+    written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, ADAPTER_CONFIG, *PROCESSOR_FILES}
     written |= {path.name for folder in ("model_config", "tokenizer") for path in (source / folder).iterdir()}
     others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
     if others:

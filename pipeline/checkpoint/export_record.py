@@ -23,6 +23,7 @@ class ExportRecord:
         checkpoints: Directory of the run's checkpoints, relative to the export, so that both can be moved together.
         newest: Whether the newest checkpoint was asked for. If so, the export is stale once there is a newer one.
         run_id: Random id of the run. Empty if an older version saved the checkpoint or wrote the export.
+        adapter: Whether it is an adapter without its base model.
     """
 
     run: str
@@ -32,6 +33,7 @@ class ExportRecord:
     checkpoints: str
     newest: bool
     run_id: str = ""
+    adapter: bool = False
 
     def is_same_run(self, run_id: str, checkpoints: str) -> bool:
         """Return whether the export is of the run with these values of `run_id` and `checkpoints`.
@@ -78,6 +80,16 @@ def read_export_record(directory: Path) -> ExportRecord | None:
         return ExportRecord(**(read_json_or_none(path) or {}))
     except TypeError:
         raise UserError(f"{path}: damaged record of an export; remove {directory} and export again") from None
+
+
+def is_newer_without_record(output: Path, source: Path) -> bool:
+    """Return whether a directory has weights that are newer than a checkpoint, and no record.
+
+    Earlier versions wrote no record. The weights cannot be of an older checkpoint then, unless they were copied.
+    """
+    weights = [path.stat().st_mtime for path in output.glob("*.safetensors")]
+    marker = source / COMPLETE_MARKER
+    return bool(weights) and not (output / EXPORT_FILE).exists() and min(weights) > marker.stat().st_mtime
 
 
 def newer_checkpoint(directory: Path, record: ExportRecord) -> Path | None:

@@ -40,12 +40,13 @@ def write_model_card(
         OSError: the file cannot be written.
     """
     base = recipe["model"]["path"]
+    tags = ["solar-train", "sft" if recipe["loss"]["alignment_weight"] == 0 else "solar"]
     data = ModelCardData(
         base_model=base if base and _is_hub_id(base) else None,
         language=state["languages"],
-        library_name="transformers",
+        library_name="peft" if record.adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["solar-train", "sft" if recipe["loss"]["alignment_weight"] == 0 else "solar"],
+        tags=tags + (["lora"] if _adapter_name(recipe) else []),
     )
     rows = [(key, value) for key, value in metrics.items() if key not in NOT_REPORTED and value is not None]
     hashes = {key: digest for key, digest in state.get("fingerprints", {}).items() if digest}
@@ -70,10 +71,20 @@ def _is_hub_id(name: str) -> bool:
     return not Path(name).exists()
 
 
+def _adapter_name(recipe: dict[str, Any]) -> str:
+    """Return LoRA or DoRA, or nothing if all weights are trained."""
+    adapter = recipe["model"].get("adapter") or {}
+    return "" if adapter.get("r") is None else "DoRA" if adapter["use_dora"] else "LoRA"
+
+
 def _method(recipe: dict[str, Any], record: ExportRecord, state: dict[str, Any]) -> str:
     """Describe in a few sentences what the model is and how it was trained."""
     loss, training = recipe["loss"], recipe["training"]
+    adapter = _adapter_name(recipe)
     start = f"fine-tuned from `{recipe['model']['path']}`" if recipe["model"]["path"] else "trained from random weights"
+    if adapter and not record.adapter:
+        start += f" with a {adapter} adapter, which is merged into the weights,"
+    kind = f"A {adapter} adapter of a" if record.adapter else "A"
     objective = (
         "cross entropy alone"
         if loss["alignment_weight"] == 0
@@ -82,9 +93,9 @@ def _method(recipe: dict[str, Any], record: ExportRecord, state: dict[str, Any])
         "([SOLAR](https://arxiv.org/abs/2606.26466))"
     )
     return (
-        f"A causal language model, {start} by SOLAR-train. It minimizes {objective}. It was trained for {record.step} "
-        f"steps of {training['train_batch_size']} packed rows ({state['num_tokens']:,} tokens in total) in "
-        f"{training['precision']} on {state['ranks']} ranks. The weights are stored in {record.dtype}."
+        f"{kind} causal language model, {start} by SOLAR-train. It minimizes {objective}. It was trained for "
+        f"{record.step} steps of {training['train_batch_size']} packed rows ({state['num_tokens']:,} tokens in total) "
+        f"in {training['precision']} on {state['ranks']} ranks. The weights are stored in {record.dtype}."
     )
 
 

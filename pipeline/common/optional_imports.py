@@ -15,6 +15,7 @@ PACKAGES = {
     "openai": ("openai", "evaluation"),
     "math_verify": ("math-verify", "evaluation"),
     "liger_kernel": ("liger-kernel", "kernels"),
+    "peft": ("peft", "adapters"),
     "trl": ("trl", "bench"),
 }
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_lo
 
 from pipeline.common.errors import UserError
 from pipeline.config.fields import check_ranges, constraints, leaf_fields, value_of
-from pipeline.config.settings import Config
+from pipeline.config.settings import AdapterSettings, Config
 
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 ARBITRARY_KEY_PREFIXES = ("model.config.", "data.language_weights.")  # mappings with user-defined keys
@@ -131,6 +131,7 @@ def _check_values(config: Config, recipe: Path) -> None:
     """Check the ranges and combinations that the types cannot express."""
     loss = config.loss
     check_ranges(config, recipe)
+    _check_adapter(config, recipe)
     if (loss.pooling == "weights") != (loss.token_weights is not None):
         raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights must be set together")
     if (config.model.path is None) == (config.model.config is None):
@@ -151,4 +152,25 @@ def _check_values(config: Config, recipe: Path) -> None:
         raise UserError(
             f"{recipe}: data.source_weights has {len(config.data.source_weights)} numbers, but data.shards names "
             f"{sources} directories"
+        )
+
+
+def _check_adapter(config: Config, recipe: Path) -> None:
+    """Check the combinations of settings that an adapter excludes."""
+    adapter = config.model.adapter
+    if adapter.r is None:
+        if adapter != AdapterSettings():
+            raise UserError(f"{recipe}: model.adapter requires model.adapter.r, the rank; peft's default is 8")
+        return
+    if config.model.path is None:
+        raise UserError(f"{recipe}: model.adapter requires model.path; random weights are trained as a whole")
+    if adapter.freezes_embeddings and config.training.embedding_learning_rate is not None:
+        raise UserError(
+            f"{recipe}: training.embedding_learning_rate is set, but the adapter freezes the embeddings; remove it or "
+            "set model.adapter.train_embeddings"
+        )
+    if adapter.freezes_embeddings and "probabilities" in config.loss.detach and config.loss.alignment_weight > 0:
+        raise UserError(
+            f"{recipe}: loss.detach has probabilities, but the adapter freezes the embeddings, so nothing is aligned; "
+            "set model.adapter.train_embeddings or remove it"
         )

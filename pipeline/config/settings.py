@@ -14,6 +14,33 @@ from pipeline.loss.settings import LossSettings
 
 
 @dataclass(frozen=True)
+class AdapterSettings:
+    """LoRA or DoRA adapter of the decoder, instead of full fine-tuning. The names are those of `peft.LoraConfig`.
+
+    Attributes:
+        r: rank of the adapter; null: no adapter, all weights are trained.
+        lora_alpha: the product of the two low-rank matrices is multiplied by `lora_alpha` / `r`.
+        lora_dropout: dropout probability of the adapter's input.
+        target_modules: names of the linear layers of the decoder to adapt, or a regular expression of full names;
+            all-linear: all of them.
+        use_dora: train the norm of each weight's rows as well (DoRA).
+        train_embeddings: train input embedding and LM head as a whole; otherwise they are frozen.
+    """
+
+    r: int | None = field(default=None, metadata={"range": "(0, inf)"})
+    lora_alpha: int = field(default=8, metadata={"range": "(0, inf)"})
+    lora_dropout: float = field(default=0.0, metadata={"range": "[0, 1)"})
+    target_modules: tuple[str, ...] | str = "all-linear"
+    use_dora: bool = False
+    train_embeddings: bool = False
+
+    @property
+    def freezes_embeddings(self) -> bool:
+        """Whether input embedding and LM head are frozen."""
+        return self.r is not None and not self.train_embeddings
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """The model to train.
 
@@ -29,6 +56,7 @@ class ModelSettings:
         activation_checkpointing: recompute each decoder layer in backward instead of storing its activations.
         use_liger_kernel: replace RMSNorm, MLP and rotary embedding by the kernels of the liger-kernel package (GPU).
         trust_remote_code: run code from the model's repository.
+        adapter: LoRA or DoRA.
     """
 
     path: str | None = field(default=None, metadata={"on_resume": "same content"})
@@ -38,6 +66,7 @@ class ModelSettings:
     activation_checkpointing: bool = field(default=False, metadata={"on_resume": "may change"})
     use_liger_kernel: bool = field(default=False, metadata={"on_resume": "may change"})
     trust_remote_code: bool = field(default=False, metadata={"on_resume": "may change"})
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from data_prep.readers import first_line
 from data_prep.tokenization.tokenizer import is_path, load_tokenizer
@@ -17,6 +17,7 @@ from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
 from pipeline.evaluation.prompts import template_variables
 from pipeline.evaluation.sampling import Sampling, sampling_processors
+from pipeline.models.adapters import load_exported
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 # The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
@@ -27,7 +28,7 @@ Tokenizer = Any
 def load_for_generation(
     path: Path | str, dtype: str, chat_template: str | None = None, default_template: str | None = None
 ) -> tuple[Model, Tokenizer]:
-    """Load a model in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
+    """Load a model or adapter in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
 
     Args:
         path: directory, or Hub model ID as a string.
@@ -45,7 +46,7 @@ def load_for_generation(
     tokenizer: Tokenizer = load_tokenizer(path, for_training=False, chat_template=chat_template)
     tokenizer.chat_template = tokenizer.chat_template or default_template
     try:
-        model: Model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model: Model = load_exported(path, dtype)
     except Exception as error:  # an unreachable Hub can raise almost any exception
         raise UserError(f"{path}: cannot be loaded as a model ({first_line(error)})") from None
     if not tokenizer.chat_template:

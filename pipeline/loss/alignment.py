@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from pipeline.loss.chunking import Chunk
-from pipeline.loss.indexing import bounds, upload
-from pipeline.loss.layout import GlobalLayout
-from pipeline.loss.settings import LossSettings
+from .chunking import Chunk
+from .indexing import bounds, upload
+from .layout import GlobalLayout
+from .settings import LossSettings
 
 
 @dataclass

@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.loss.indexing import bounds, ranges
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.vocabulary import Vocabulary
+from .indexing import bounds, ranges
+from .settings import LossSettings
+from .vocabulary import Vocabulary
 
 AlignmentGroup = Literal["sequence", "pair_group", "all"]
 
@@ -131,7 +131,7 @@ class BufferSizes:
     Attributes:
         ranks: R. shard_rows: v, including padding. hidden: d. element_size: bytes of a weight.
         softcap: whether the logits are soft-capped.
-        gpu: whether to use the default budget of a GPU.
+        gpu: whether to use the default budget of a GPU. frozen_head: whether the head has no gradient in training.
     """
 
     ranks: int
@@ -140,12 +140,14 @@ class BufferSizes:
     element_size: int
     softcap: bool
     gpu: bool
+    frozen_head: bool = False
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, ranks: int) -> "BufferSizes":
         """Return the sizes of a vocabulary on that many ranks."""
         weight, softcap = vocabulary.head.weight, vocabulary.softcap is not None
-        return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], weight.element_size(), softcap, weight.is_cuda)
+        frozen, size = torch.is_grad_enabled() and vocabulary.head.grad is None, weight.element_size()
+        return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], size, softcap, weight.is_cuda, frozen)
 
     def rows_that_fit(self, settings: LossSettings, gather_rows: bool) -> int:
         """Return the number of target tokens per rank that fit in one subchunk, which is equal on all ranks.
@@ -160,8 +162,7 @@ class BufferSizes:
         ranks, size = self.ranks, self.element_size
         if gather_rows:
             hidden = ranks * (HIDDEN_TENSORS if ranks > 1 else HIDDEN_TENSORS_OF_ONE_RANK) * self.hidden * size
-            row_bytes = ranks * row_stride(self.shard_rows) * size
-            rows = rows_in_budget(settings, row_bytes, self.softcap, self.gpu, hidden)
+            rows = rows_in_budget(settings, ranks * row_stride(self.shard_rows) * size, self.softcap, self.gpu, hidden)
             lists = top_k_bytes(settings, ranks * self.shard_rows, size, ranks)
             return min(rows, max(1, int(budget_bytes(settings, self.gpu) / lists))) if lists else rows
         # A block of logits is copied into the buffer, and a block of their gradients out of it.

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.loss.chunking import Subchunk
-from pipeline.loss.indexing import bounds, ranges, upload
+from .chunking import Subchunk
+from .indexing import bounds, ranges, upload
 
 Group = dist.ProcessGroup | None
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loss.comm import Group, all_to_all, rank_and_size
-from pipeline.loss.vocabulary import VocabularyShard, partition_rows
+from .comm import Group, all_to_all, rank_and_size
+from .vocabulary import VocabularyShard, partition_rows
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.loss.chunking import AlignmentGroup, BufferSizes, Chunk, schedule
-from pipeline.loss.indexing import bounds
-from pipeline.loss.layout import GlobalLayout
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.traffic import Traffic
+from .chunking import AlignmentGroup, BufferSizes, Chunk, schedule
+from .indexing import bounds
+from .layout import GlobalLayout
+from .settings import LossSettings
+from .traffic import Traffic
 
 HEADS: tuple[Literal["vocab_parallel", "gathered"], ...] = ("vocab_parallel", "gathered")
 
@@ -101,4 +101,5 @@ def traffic(
         sequences=sequences,
         requires_grad=sequences - pivots,
         top_k=None if top_k is None else min(top_k, vocab),
+        frozen_head=sizes.frozen_head,
     )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 if find_spec("triton"):
-    from pipeline.loss import triton_kernels
+    from . import triton_kernels
 
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
 GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.loss.comm import Group, all_gather, rank_and_size
-from pipeline.loss.indexing import bounds, ranges, upload
-from pipeline.loss.loss_batch import LossBatch
+from .comm import Group, all_gather, rank_and_size
+from .indexing import bounds, ranges, upload
+from .loss_batch import LossBatch
 
 FIELDS = 5  # integers of a sequence in the message of a rank
 

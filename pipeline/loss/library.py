@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from pipeline.loss.comm import Group, rank_and_size
-from pipeline.loss.loss_batch import LossBatch, LossNormalizers
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.softmax_state import accumulation_dtype
-from pipeline.loss.vocab_parallel import SolarLoss, solar_loss
-from pipeline.loss.vocabulary import Vocabulary, VocabularyShard, vocabulary_range
+from .comm import Group, rank_and_size
+from .loss_batch import LossBatch, LossNormalizers
+from .settings import LossSettings
+from .softmax_state import accumulation_dtype
+from .vocab_parallel import SolarLoss, solar_loss
+from .vocabulary import Vocabulary, VocabularyShard, vocabulary_range
 
 Matrix = Tensor | VocabularyShard
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.loss.layout import GlobalLayout
+    from .layout import GlobalLayout
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from pipeline.loss.loss_batch import LossBatch, LossNormalizers
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.soft_tokens import head_logits, soft_tokens
+from .loss_batch import LossBatch, LossNormalizers
+from .settings import LossSettings
+from .soft_tokens import head_logits, soft_tokens
 
 
 def solar_loss_reference(

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.loss.comm import (
+from .comm import (
     Group,
     all_gather,
     all_to_all,
@@ -30,10 +30,10 @@ from pipeline.loss.comm import (
     start_all_gather,
     start_reduce_scatter,
 )
-from pipeline.loss.kernels import add_product_
-from pipeline.loss.softmax import ShardedSoftmax
-from pipeline.loss.softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
-from pipeline.loss.vocabulary import Vocabulary
+from .kernels import add_product_
+from .softmax import ShardedSoftmax
+from .softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
+from .vocabulary import Vocabulary
 
 
 class RingSoftmax(ShardedSoftmax):

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pipeline.loss.chunking import row_stride
-from pipeline.loss.comm import Group, all_gather, all_reduce
-from pipeline.loss.kernels import (
+from .chunking import row_stride
+from .comm import Group, all_gather, all_reduce
+from .kernels import (
     SubchunkTokens,
     add_product_,
     inner_products,
@@ -22,9 +22,9 @@ from pipeline.loss.kernels import (
     softmax_backward_,
     times_embedding,
 )
-from pipeline.loss.softmax_state import RowStatistics, SoftGradient, SoftmaxState
-from pipeline.loss.top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, one_hot, pool_top_k
-from pipeline.loss.vocabulary import Vocabulary
+from .softmax_state import RowStatistics, SoftGradient, SoftmaxState
+from .top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, one_hot, pool_top_k
+from .vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
 FP16_GAIN = 64.0
@@ -50,7 +50,7 @@ class ShardedSoftmax:
         self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
-        self._tied = vocabulary.embedding is vocabulary.head
+        self._tied = vocabulary.embedding is vocabulary.head and vocabulary.head.grad is not None
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
         self._buffer_rows = 0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.loss.kernels import SubchunkTokens
-from pipeline.loss.top_k import TopKMixture, TopKStatistics
+from .kernels import SubchunkTokens
+from .top_k import TopKMixture, TopKStatistics
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

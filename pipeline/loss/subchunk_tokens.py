@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.loss.alignment import PooledRepresentations
-from pipeline.loss.chunking import Chunk
-from pipeline.loss.indexing import ranges, upload
-from pipeline.loss.kernels import SubchunkTokens
-from pipeline.loss.layout import GlobalLayout
+from .alignment import PooledRepresentations
+from .chunking import Chunk
+from .indexing import ranges, upload
+from .kernels import SubchunkTokens
+from .layout import GlobalLayout
 
 
 @dataclass(frozen=True)

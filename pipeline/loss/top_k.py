@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.loss.comm import Group, all_reduce, all_to_all, rank_and_size
-from pipeline.loss.kernels import SubchunkTokens, block_maxima
+from .comm import Group, all_reduce, all_to_all, rank_and_size
+from .kernels import SubchunkTokens, block_maxima
 
 BLOCK = 32  # columns of a block; smaller blocks have fewer candidates, but more maxima
 

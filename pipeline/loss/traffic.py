@@ -21,6 +21,7 @@ class Traffic:
         sequences: sequences of all ranks.
         requires_grad: sequences of all ranks whose pooled representations have a gradient.
         top_k: number of logits that a soft token mixes, at most V; None for all.
+        frozen_head: whether the head has no gradient.
     """
 
     ranks: int
@@ -35,6 +36,7 @@ class Traffic:
     sequences: int
     requires_grad: int
     top_k: int | None
+    frozen_head: bool = False
 
     @property
     def _remote_fraction(self) -> float:
@@ -72,12 +74,12 @@ class Traffic:
     def gathered(self) -> float:
         """Bytes received by a rank with the ring head.
 
-        The head is gathered for each softmax and for the gradients, and its fp32 gradient is reduce-scattered once per
-        subchunk. Pooled probabilities are sent to the owners of the columns, which return the gradients.
+        The head is gathered for each softmax and for the gradients, and its fp32 gradient, if any, is reduce-scattered
+        once per subchunk. Pooled probabilities are sent to the owners of the columns, which return the gradients.
         """
         passes = 2 * self.subchunks + self.recomputed
         head = self._remote_fraction * passes * self.vocab * self.hidden * self.element_size
-        gradient = self._remote_fraction * self.subchunks * self.vocab * self.hidden * 4
+        gradient = 0 if self.frozen_head else self._remote_fraction * self.subchunks * self.vocab * self.hidden * 4
         columns = self._remote_fraction * self.vocab / self.ranks
         soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size)
         # Cross entropy and, with top-k, kept mass and entropy of each position.

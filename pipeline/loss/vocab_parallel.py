@@ -13,7 +13,7 @@ of all ranks, one subchunk at a time:
     c = g E^T, <q_t, c>            [C]      all-reduce
     dz = (p - onehot)/N + w_t q (c - <q_t, c>)    in place of e
     dH = dz W                      [C, d]   product 2, all-to-all and sum in fp32
-    dW += dz^T H                   [v, d]   product 3
+    dW += dz^T H                   [v, d]   product 3, unless the head is frozen
 
 With `pooling_tokens: hard`, q is the one-hot vector of the target, and the logits get no gradient of the alignment.
 With `top_k: null`, q is p (or the softmax at the soft tokens' temperature) and is never stored. Pooling, <q_t, c> and
@@ -33,21 +33,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.loss.alignment import PooledRepresentations, RunningMeans
-from pipeline.loss.chunking import BufferSizes, Chunk
-from pipeline.loss.comm import Group, HiddenExchange, all_reduce, rank_and_size
-from pipeline.loss.head_choice import choose_head
-from pipeline.loss.indexing import upload
-from pipeline.loss.kernels import SubchunkTokens
-from pipeline.loss.layout import LayoutExchange
-from pipeline.loss.loss_batch import LossBatch, LossNormalizers
-from pipeline.loss.ring import RingSoftmax
-from pipeline.loss.settings import LossSettings
-from pipeline.loss.softmax import FP16_GAIN, ShardedSoftmax
-from pipeline.loss.softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
-from pipeline.loss.subchunk_tokens import TokenTables, subchunk_tokens, token_tables
-from pipeline.loss.vocabulary import Vocabulary
-from pipeline.loss.with_gradient import WithGradient
+from .alignment import PooledRepresentations, RunningMeans
+from .chunking import BufferSizes, Chunk
+from .comm import Group, HiddenExchange, all_reduce, rank_and_size
+from .head_choice import choose_head
+from .indexing import upload
+from .kernels import SubchunkTokens
+from .layout import LayoutExchange
+from .loss_batch import LossBatch, LossNormalizers
+from .ring import RingSoftmax
+from .settings import LossSettings
+from .softmax import FP16_GAIN, ShardedSoftmax
+from .softmax_state import SoftGradient, SoftmaxState, accumulation_dtype
+from .subchunk_tokens import TokenTables, subchunk_tokens, token_tables
+from .vocabulary import Vocabulary
+from .with_gradient import WithGradient
 
 
 @dataclass
@@ -251,7 +251,7 @@ class _Step:
         grad_probs = None
         if soft is not None and not self.hard and "probabilities" not in self.settings.detach:
             grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u_of_parts), requires_grad_of_rank)
-        if "embeddings" in self.settings.detach:
+        if "embeddings" in self.settings.detach or self.vocabulary.embedding.grad is None:
             soft = None
         for subchunk, state in zip(chunk.subchunks, states, strict=True):
             if len(states) > 1:  # a later subchunk has overwritten the logits

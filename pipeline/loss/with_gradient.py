@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.loss.softmax_state import accumulation_dtype
+from .softmax_state import accumulation_dtype
 
 
 class WithGradient(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Load a Hugging Face causal language model, or build one with random weights."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pipeline.config.settings import ModelSettings
 from pipeline.models.multimodal import TEXT_KEY_MAPPING, text_decoder_config
 from pipeline.models.packed_attention import resolve_attention
 
+ADAPTER_CONFIG = "adapter_config.json"  # peft's file name
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,10 +34,13 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
             attention implementation is not supported, or its vocabulary is smaller than the tokenizer's.
     """
     name = settings.path or "model.config"
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{name}: is an adapter; merge it into its base model first (pipeline.export --merge)")
     try:
         if settings.path is not None:
-            config = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-            config = text_decoder_config(config, name)
+            whole = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+            config = text_decoder_config(whole, name)
+            _check_weights(name, whole, settings)
             config.eos_token_id = _stop_tokens_of(settings.path, config)
         else:
             fields = dict(settings.config or {})
@@ -56,6 +61,23 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
     return config
 
 
+def _check_weights(name: str, config: PreTrainedConfig, settings: ModelSettings) -> None:
+    """Check that the weights of a model are not quantized, and that an adapter's base is a text model.
+
+    Raises:
+        UserError: they are, or it is not.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{name}: has quantized weights, which ZeRO-3 cannot partition (QLoRA is not supported); use the model "
+            "in bf16, whose memory ZeRO-3 divides by the number of GPUs"
+        )
+    if settings.adapter.r is not None and config.get_text_config() is not config:
+        raise UserError(
+            f"{name}: model.adapter is not supported for multimodal models; save the text decoder as a model of its own"
+        )
+
+
 def _stop_tokens_of(path: str, config: PreTrainedConfig) -> int | list[int] | None:
     """Return `eos_token_id` of the generation config, or that of the configuration if there is none."""
     try:
@@ -68,6 +90,18 @@ def _stop_tokens_of(path: str, config: PreTrainedConfig) -> int | list[int] | No
 def padded_vocab_size(vocab_size: int, multiple: int) -> int:
     """Round a vocabulary size up to a multiple."""
     return math.ceil(vocab_size / multiple) * multiple
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of positions of a model, or None if its configuration does not limit them.
+
+    A rotary embedding that is scaled by a factor has that many times its original positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)  # families with two kinds of attention layers
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(positions, int(original * factor)) if positions and original and factor else positions
 
 
 def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

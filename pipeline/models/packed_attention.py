@@ -60,9 +60,7 @@ def resolve_attention(requested: str | None, config: PreTrainedConfig) -> str:
     return requested or other
 
 
-def sequence_arguments(
-    batch: MicroBatch, implementation: str, head_exchange: HeadExchange | None = None
-) -> dict[str, Any]:
+def sequence_arguments(batch: MicroBatch, implementation: str) -> dict[str, Any]:
     """Return the keyword arguments that tell attention the sequence boundaries of a flattened micro-batch.
 
     The names are those of transformers. With all four, its flash attention does not derive them in each layer, which
@@ -77,7 +75,6 @@ def sequence_arguments(
     }
     if implementation == PACKED:
         arguments["sequence_groups"] = SequenceGroups(batch.seq_lens, batch.cu_seq_lens.device)
-        arguments["head_exchange"] = head_exchange
     return arguments
 
 

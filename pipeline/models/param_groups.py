@@ -16,7 +16,8 @@ def adamw_arguments(
     """Return the parameter groups and the keyword arguments for AdamW.
 
     Matrices have weight decay. Vectors (norms, biases) have none. The input embedding is in a group of its own if
-    `training.embedding_learning_rate` is set. Works for plain and for ZeRO-3 parameters.
+    `training.embedding_learning_rate` is set. Frozen parameters are in no group. Works for plain and for ZeRO-3
+    parameters.
 
     Args:
         module: the model.
@@ -27,6 +28,8 @@ def adamw_arguments(
     embeddings: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if parameter is embedding and training.embedding_learning_rate is not None:
             embeddings.append(parameter)

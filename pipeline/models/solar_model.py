@@ -111,11 +111,14 @@ def decode(
     decoder, implementation = model.get_decoder(), model.config._attn_implementation
     if implementation in MASKED:
         return decoder(inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False)[0]
+    arguments = sequence_arguments(batch, implementation)
+    if head_exchange is not None:
+        arguments["head_exchange"] = head_exchange
     # Implementations without a mask require all rows concatenated into one.
     hidden = decoder(
         inputs_embeds=embeddings.flatten(0, 1)[None],
         position_ids=batch.position_ids.flatten()[None],
         use_cache=False,
-        **sequence_arguments(batch, implementation, head_exchange),
+        **arguments,
     )[0]
     return hidden.view(embeddings.shape)

@@ -81,7 +81,7 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
     ds = deepspeed_config(config, cluster.ranks, model_config.hidden_size, max_steps, device="cuda")
     run = PlannedRun(
         config,
-        model_stats(model_config),
+        model_stats(model_config, config.model.adapter),
         ZeroSettings.from_config(ds),
         workload,
         cluster.ranks,
@@ -93,8 +93,9 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
 def show(prediction: Prediction, console: Console) -> None:
     """Print memory, traffic and time, and whether the run fits. If not, print the nearest settings that fit."""
     run, cluster, device = prediction.run, prediction.cluster, prediction.cluster.device
+    trained = f" ({sum(run.stats.matrices + run.stats.vectors):,} trained)" if run.stats.adapter.r is not None else ""
     console.print(
-        f"{run.stats.config.model_type}, {run.stats.parameters:,} parameters, on {cluster.nodes} x "
+        f"{run.stats.config.model_type}, {run.stats.parameters:,} parameters{trained}, on {cluster.nodes} x "
         f"{cluster.per_node} {device.name}: {run.micro_batch_size} x {run.row_tokens} tokens per rank and "
         f"micro-step, {run.gradient_accumulation_steps} micro-steps, head {run.head}"
     )

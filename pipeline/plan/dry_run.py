@@ -18,7 +18,7 @@ from pipeline.training.preflight import PreparedRun
 def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
     """Print parameter counts, tokens and pairs per step, steps, memory per rank and bytes per step."""
     prepared.model_config.vocab_size = prepared.padded_size
-    stats = model_stats(prepared.model_config)
+    stats = model_stats(prepared.model_config, prepared.config.model.adapter)
     gpu = torch.cuda.is_available()
     device = device_called(torch.cuda.get_device_name()) if gpu else None
     run = PlannedRun(
@@ -33,6 +33,8 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
     table = Table(title=f"dry run: {prepared.config.output_dir}", show_header=False)
     table.add_row("model", f"{prepared.model_config.model_type}, {stats.parameters:,} parameters")
     table.add_row("  of which vocabulary", f"{sum(stats.vocabulary):,} ({prepared.padded_size:,} rows)")
+    if stats.adapter.r is not None:
+        table.add_row("  of which trained", f"{sum(stats.matrices + stats.vectors):,}")
     table.add_row("ranks", f"{ranks} ({prepared.padded_size // ranks:,} vocabulary rows each)")
     for key, value in workload_summary(prepared).items():
         table.add_row(key, f"{value:,}")

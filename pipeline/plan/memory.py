@@ -70,23 +70,23 @@ def estimate_memory(run: PlannedRun) -> MemoryEstimate:
 
 def _states(run: PlannedRun) -> tuple[dict[str, int], dict[str, int]]:
     """Return the states on the device and on the host."""
-    e, local = run.element_size, run.local_elements
+    e, trained = run.element_size, run.trained_elements
     vocabulary = run.partition_elements(run.stats.vocabulary)
     optimizer = {
-        "fp32 parameters": 4 * local,  # a copy, even if the parameters are fp32
-        "Adam moments": 8 * local,
-        "fp32 gradients": 4 * local,
+        "fp32 parameters": 4 * trained,  # a copy, even if the parameters are fp32
+        "Adam moments": 8 * trained,
+        "fp32 gradients": 4 * trained,
     }
     states = {
-        "parameters": e * local,
+        "parameters": e * run.local_elements,
         "persistent parameters": e * sum(run.persistent_sizes) if run.ranks > 1 else 0,
-        "vocabulary gradients": 4 * vocabulary,
+        "vocabulary gradients": 0 if run.frozen_head else 4 * vocabulary,
         "reduce bucket": e * run.zero.reduce_bucket_size if run.zero.contiguous_gradients else 0,
     }
     host: dict[str, int] = {}
     if run.zero.offload_optimizer:
         # DeepSpeed keeps the accumulated gradient and the optimizer's own copy of it.
-        host |= {**optimizer, "optimizer's gradients": 4 * local}
+        host |= {**optimizer, "optimizer's gradients": 4 * trained}
     else:
         states |= optimizer
     if run.zero.offload_param:
@@ -105,7 +105,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     sequences = c.chunk_sequences * (ranks if vocab_parallel else 1)
     with_gradient = run.workload.pairs / max(1e-9, run.workload.sequences) if "pivot" in run.config.loss.detach else 1.0
     buffers = 1 + run.config.loss.needs_second_softmax + run.stats.softcap
-    extra_rows = sequences if run.stats.tied and vocab_parallel else 0
+    extra_rows = sequences if run.stats.tied and vocab_parallel and not run.frozen_head else 0
     # Weighted hidden states of a subchunk, and their gradient. The ring head sums its gradient in fp32.
     temporary = rows * d * (2 * e if vocab_parallel else e + accumulation_size)
     if not run.gpu:
@@ -114,7 +114,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         # CPU kernels read the logits tile by tile, convert half precision to fp32 twice, and accumulate their matrix
         # products in a separate tensor.
         tile = min(rows * columns * e, CACHE_BYTES)
-        product = run.stats.vocab_size / ranks * d * e if e < 4 else 0
+        product = run.stats.vocab_size / ranks * d * e if e < 4 and not run.frozen_head else 0
         temporary = max(temporary, tile if e == 4 else 4 * tile, product)
     parts = {
         "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns)) * e,
@@ -128,6 +128,8 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         selected = min(run.config.loss.num_selected, columns)
         per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
         parts["top-k"] = rows * per_row
+        if run.frozen_head and not run.gpu:  # tiles and the selection do not coincide without product 3
+            parts["passing"] = max(0, parts["passing"] - parts["top-k"])
     if vocab_parallel and ranks > 1:
         # Hidden states and the partial gradients from all ranks, each for two subchunks if there are several.
         parts["exchange buffers"] = rows * d * e * (2 if c.subchunks == 1 else 4)
@@ -135,7 +137,8 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         block_rows = run.buffer_sizes.block_rows(run.config.loss)
         blocks = min(2, -(-run.buffer_sizes.shard_rows // block_rows))
         # Blocks of the head, their gradients, and a copy of the logits or of their gradients.
-        parts["blocks"] = ranks * block_rows * (blocks * d * (e + accumulation_size) + rows * e)
+        gradient = 0 if run.frozen_head else accumulation_size
+        parts["blocks"] = ranks * block_rows * (blocks * d * (e + gradient) + rows * e)
     return {name: round(size) for name, size in parts.items()}
 
 
@@ -171,12 +174,11 @@ def reduce_scatters(run: PlannedRun) -> list[tuple[int, list[int]]]:
     """
     result: list[tuple[int, list[int]]] = []
     bucket: list[int] = []
-    order = [(len(run.stats.layers) - 1, size) for module in run.stats.final for size in module]
-    vectors = set(run.stats.vectors)
-    for index in range(len(run.stats.layers) - 1, -1, -1):
-        # DeepSpeed reduces the gradients of a leaf module after its backward, by optimizer group: matrices first.
-        sizes = [size for module in run.stats.layers[index] for size in module]
-        order += [(index, size) for size in sorted(sizes, key=vectors.__contains__)]
+    *layers, final = run.stats.trained
+    order = [(len(layers) - 1, size) for size in final]
+    for index in range(len(layers) - 1, -1, -1):
+        # DeepSpeed reduces the gradients of a leaf module after its backward.
+        order += [(index, size) for size in layers[index]]
     for index, size in order:
         if bucket and sum(bucket) + size > run.zero.reduce_bucket_size:
             result.append((index, bucket))

@@ -80,9 +80,9 @@ class Prediction:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization as in metrics.jsonl: 6 x parameters x tokens per second / peak FLOP/s."""
+        """Model FLOPs utilization as in metrics.jsonl: 6 x parameters (4 x if frozen) x tokens per second / peak."""
         peak = self.cluster.device.flops(self.run.precision) * self.run.ranks
-        return 6 * self.run.stats.parameters * self.tokens_per_second / peak
+        return self.run.stats.flops_per_token * self.tokens_per_second / peak
 
     @property
     def hours(self) -> float:
@@ -97,6 +97,7 @@ class Prediction:
         m, run = self.memory, self.run
         return {
             "parameters": run.stats.parameters,
+            "trained_parameters": sum(run.stats.matrices + run.stats.vectors),
             "ranks": run.ranks,
             "gpu": asdict(self.cluster.device),
             "micro_batch_rows": run.micro_batch_size,

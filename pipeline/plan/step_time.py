@@ -80,8 +80,8 @@ class StepTime:
 def estimate_flops(run: PlannedRun) -> Flops:
     """Estimate the FLOPs of a micro-step.
 
-    A multiply-add counts as 2 FLOPs. Backward counts as 2 times forward, or 2.5 times for fused attention, which
-    recomputes the scores.
+    A multiply-add counts as 2 FLOPs. Backward counts as 2 times forward, as 1 time for frozen weights, or as 2.5 times
+    for fused attention, which recomputes the scores.
     """
     config, tokens = run.stats.config, run.micro_batch_tokens
     recomputed = 1 if run.checkpointing else 0
@@ -93,9 +93,11 @@ def estimate_flops(run: PlannedRun) -> Flops:
         keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
     product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
-    loss = (4 if run.chunking.recomputed else 3) * product * run.target_tokens
+    products = (2 if run.frozen_head else 3) + bool(run.chunking.recomputed)
+    loss = products * product * run.target_tokens
     backward = 2.0 if run.attention == "eager" else 2.5
-    layers = 2.0 * run.stats.decoder_matrix_elements * tokens * (3 + recomputed)
+    all_elements, trained = run.stats.decoder_matrix_elements, run.stats.trained_matrix_elements
+    layers = 2.0 * tokens * ((2 + recomputed) * all_elements + trained)
     return Flops(layers, scores * (1 + backward + recomputed), loss)
 
 
@@ -139,22 +141,22 @@ def estimate_loss_bytes(run: PlannedRun) -> float:
     """Return the bytes that the loss of a micro-step reads and writes.
 
     In addition to the passes over the logits, each subchunk reads the head twice (three times if its logits are
-    recomputed) and updates its fp32 gradient. Each chunk reads the embedding for the pooled representations and for
-    their gradients.
+    recomputed) and updates its fp32 gradient, unless it is frozen. Each chunk reads the embedding for the pooled
+    representations and for their gradients.
     """
     matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
     logits = loss_passes(run) * run.target_tokens * run.stats.vocab_size * e
     head_shards = 1 if run.head == "gathered" else run.ranks
-    head = matrix / head_shards * (c.subchunks * (2 * e + 8) + c.recomputed * e)
+    head = matrix / head_shards * (c.subchunks * (2 * e + (0 if run.frozen_head else 8)) + c.recomputed * e)
     return logits + head + matrix / run.ranks * c.chunks * 2 * e
 
 
 def _optimizer_seconds(run: PlannedRun, device: Device) -> float:
     if not run.zero.offload_optimizer:
-        return OPTIMIZER_BYTES * run.local_elements / (device.memory_gb_s * 1e9)
+        return OPTIMIZER_BYTES * run.trained_elements / (device.memory_gb_s * 1e9)
     # The gradients of each micro-step are copied to the host and back. The updated weights are copied back at the end.
-    copied = run.local_elements * (run.gradient_accumulation_steps * 8 + run.element_size)
-    update = OPTIMIZER_BYTES * run.local_elements / (device.host_optimizer_gb_s * 1e9)
+    copied = run.trained_elements * (run.gradient_accumulation_steps * 8 + run.element_size)
+    update = OPTIMIZER_BYTES * run.trained_elements / (device.host_optimizer_gb_s * 1e9)
     return copied / (device.host_gb_s * 1e9) + update
 
 

@@ -19,10 +19,6 @@ from pipeline.plan.workload import PlannedRun
 Pattern = Literal["ring", "all-to-all"]
 Phase = Literal["layers", "loss", "alone"]
 
-# Scalar all-reduces per step: the loss normalizers, and a norm for each of the two optimizer groups. fp16 has another
-# one, which is not counted.
-SCALAR_ALL_REDUCES = 3
-
 
 @dataclass(frozen=True)
 class Transfer:
@@ -64,6 +60,8 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
     reductions = reduce_scatters(run)
     reduced = run.partition_elements(tuple(size for _, sizes in reductions for size in sizes)) * run.ranks
     persistent = run.partition_elements(run.persistent_sizes) * run.ranks
+    # Scalar all-reduces: the loss normalizers, and a norm for each optimizer group. fp16 has another one.
+    sums = 1 + bool(run.stats.matrices) + bool(run.stats.vectors)
     persistent_calls = min(1, len(run.persistent_sizes))  # one collective gathers all of them after the update
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
@@ -71,16 +69,18 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
 
     gathered = steps * fraction * run.gathers.gathered_elements(run.ranks) * e
     distinct_ids = expected_distinct_ids(run.stats.vocab_size, run.micro_batch_tokens)
-    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + 4) + 8) * fraction
+    gradient = 0 if run.frozen_head else 4
+    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * fraction
+    lookup_calls = steps * (2 if run.frozen_head else 3)
     shared = [_head_transfer(run)] if run.sequence_parallel_size > 1 else []
     return [
         ring("parameters", gathered, steps * run.gathers.calls, "layers"),
         ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
         ring("persistent parameters", fraction * persistent * e, persistent_calls, "alone"),
-        Transfer("sums", 0.0, SCALAR_ALL_REDUCES, 2 * others * SCALAR_ALL_REDUCES, "ring", "alone"),
+        Transfer("sums", 0.0, sums, 2 * others * sums, "ring", "alone"),
         _loss_transfer(run),
         # Ids, rows and their gradients. The counts are exchanged with the layout.
-        Transfer("input embeddings", looked_up, 3 * steps, 3 * steps * others, "all-to-all", "alone"),
+        Transfer("input embeddings", looked_up, lookup_calls, lookup_calls * others, "all-to-all", "alone"),
         *shared,
     ]
 
@@ -108,8 +108,8 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     layout = 1  # one gather for all micro-steps
     if run.head == "gathered":
         blocks = -(-run.buffer_sizes.shard_rows // run.buffer_sizes.block_rows(run.config.loss))
-        # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of its gradient.
-        collectives = blocks * (3 * c.subchunks + c.recomputed)
+        # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of a gradient.
+        collectives = blocks * ((2 if run.frozen_head else 3) * c.subchunks + c.recomputed)
         all_reduces, all_to_alls = c.chunks + 1, 2 * c.chunks
         calls = layout + steps * (collectives + all_reduces + all_to_alls)
         hops = others * (layout + steps * (collectives + 2 * all_reduces + all_to_alls))

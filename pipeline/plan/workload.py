@@ -9,8 +9,9 @@ from pipeline.loss.chunking import BufferSizes
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
 from pipeline.models.packed_attention import resolve_attention
+from pipeline.plan.activations import Activations, trace_activations
 from pipeline.plan.gathers import GatherSimulation, ZeroSettings, simulate_gathers
-from pipeline.plan.model_facts import Activations, ModelStats, trace_activations
+from pipeline.plan.model_facts import ModelStats
 
 ResolvedHead = Literal["vocab_parallel", "gathered"]
 
@@ -136,6 +137,7 @@ class PlannedRun:
             self.precision,
             attention,
             self.sequence_parallel_size,
+            self.stats.adapter,
         )
 
     @cached_property
@@ -155,7 +157,18 @@ class PlannedRun:
     @cached_property
     def local_elements(self) -> int:
         """Number of elements of all parameters on one rank."""
+        stats = self.stats
+        return self.trained_elements + self.partition_elements(stats.frozen_matrices + stats.frozen_vectors)
+
+    @cached_property
+    def trained_elements(self) -> int:
+        """Number of elements of all trained parameters on one rank."""
         return self.partition_elements(self.stats.matrices + self.stats.vectors)
+
+    @property
+    def frozen_head(self) -> bool:
+        """Whether head and input embedding have no gradient."""
+        return self.stats.adapter.freezes_embeddings
 
     @cached_property
     def head(self) -> ResolvedHead:
@@ -172,7 +185,13 @@ class PlannedRun:
         """Sizes that determine how many target tokens fit in the memory budget of the loss."""
         rows = -(-self.stats.vocab_size // self.ranks)
         return BufferSizes(
-            self.ranks, rows, self.stats.hidden_size, self.element_size, bool(self.stats.softcap), self.gpu
+            self.ranks,
+            rows,
+            self.stats.hidden_size,
+            self.element_size,
+            bool(self.stats.softcap),
+            self.gpu,
+            self.frozen_head,
         )
 
     @cached_property
@@ -203,6 +222,7 @@ class PlannedRun:
             sequences=round(sequences * self.ranks),
             requires_grad=round(with_gradient * self.ranks),
             top_k=None if top_k is None else min(top_k, self.stats.vocab_size),
+            frozen_head=self.frozen_head,
         )
 
 

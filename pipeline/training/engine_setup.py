@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.config.settings import Config
+from pipeline.models.adapters import add_adapter
 from pipeline.models.loading import DTYPES, load_model
 from pipeline.zero3.engine import ZeroEngine
 from pipeline.zero3.initialize import build_partitioned
@@ -23,5 +24,9 @@ def build_engine(
         num_languages: number of languages in the data.
     """
     dtype = DTYPES[config.training.precision]
-    model = build_partitioned(ds, lambda: load_model(config.model, model_config, dtype))
+
+    def build() -> PreTrainedModel:
+        return add_adapter(load_model(config.model, model_config, dtype), config.model.adapter, config.seed)
+
+    model = build_partitioned(ds, build)
     return ZeroEngine(config, ds, model, vocab_size, num_languages)

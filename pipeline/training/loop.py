@@ -112,9 +112,8 @@ def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> Me
     if is_main:
         trackers = Trackers(run.trackers, run.config, state.step)
         write_atomically(directory / "config.yaml", layout.recipe_yaml(run.config).encode())
-    flops_per_token = 6.0 * engine.num_parameters()
     ranks = distributed.world_size()
-    return MetricsWriter(directory, is_main, state.step, run.max_steps, flops_per_token, ranks, trackers)
+    return MetricsWriter(directory, is_main, state.step, run.max_steps, engine.flops_per_token(), ranks, trackers)
 
 
 def sync_step_state(

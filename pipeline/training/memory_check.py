@@ -1,6 +1,5 @@
 """Compare the memory that a run needs at least with what the GPU and the host have, before the model is loaded."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ from transformers import PreTrainedConfig
 from pipeline.common.distributed import local_device
 from pipeline.common.memory import available_host_memory
 from pipeline.config.settings import Config
-from pipeline.models.loading import DTYPES, meta_model
+from pipeline.models.adapters import adapted_meta_model
+from pipeline.models.loading import DTYPES
 
 GIB = 2**30
 OPTIMIZER_BYTES = 16  # per parameter: fp32 weights, two Adam moments and fp32 gradients
@@ -32,7 +32,7 @@ class MemoryNeed:
     copies: int
 
 
-def memory_need(config: Config, ds: dict[str, Any], parameters: int, ranks: int) -> MemoryNeed:
+def memory_need(config: Config, ds: dict[str, Any], parameters: int, ranks: int, frozen: int = 0) -> MemoryNeed:
     """Compute the memory of weights, optimizer state and copies for background saves.
 
     `pipeline.plan` also estimates the temporary memory.
@@ -42,9 +42,11 @@ def memory_need(config: Config, ds: dict[str, Any], parameters: int, ranks: int)
         ds: the complete DeepSpeed configuration.
         parameters: number of parameters.
         ranks: the world size.
+        frozen: number of parameters without gradient and optimizer state.
     """
-    local, zero = -(-parameters // ranks), ds["zero_optimization"]
-    weights, optimizer = DTYPES[config.training.precision].itemsize * local, OPTIMIZER_BYTES * local
+    local, zero = -(-(parameters - frozen) // ranks), ds["zero_optimization"]
+    weights = DTYPES[config.training.precision].itemsize * -(-parameters // ranks)
+    optimizer = OPTIMIZER_BYTES * local
     places = {"none": 0, "cpu": 0, "nvme": 0}
     for size, section in ((weights, "offload_param"), (optimizer, "offload_optimizer")):
         places[zero.get(section, {}).get("device", "none")] += size
@@ -63,9 +65,11 @@ def memory_warning(
         ranks: the world size.
         ranks_per_node: number of ranks that share the memory of this host.
     """
-    parameters = sum(parameter.numel() for parameter in meta_model(copy.deepcopy(model_config)).parameters())
+    model = adapted_meta_model(model_config, config.model.adapter)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     free = torch.cuda.mem_get_info()[0] if local_device().type == "cuda" else None
-    need = memory_need(config, ds, parameters, ranks)
+    need = memory_need(config, ds, parameters, ranks, frozen)
     return describe_shortage(need, free, available_host_memory(), ranks, ranks_per_node)
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import load_packed_tokenizer, part_that_differs
 from pipeline.checkpoint.layout import ModelIdentity
+from pipeline.common import distributed
 from pipeline.common.atomic_io import ensure_writable, sha256_file
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, DataSettings, TrainingSettings
@@ -19,7 +20,9 @@ from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.mixture import ShardMixture, shard_directories
 from pipeline.data.sequential_loader import SequentialLoader
 from pipeline.data.token_weights import load_token_weights
-from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.models.adapters import adapted_meta_model
+from pipeline.models.fingerprint import base_fingerprint
+from pipeline.models.loading import load_model_config, max_positions, padded_vocab_size
 from pipeline.models.multimodal import load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
@@ -75,13 +78,17 @@ class PreparedRun:
         """
         loss = self.config.loss
         weights = {"loss.vocabulary_weights": loss.vocabulary_weights, "loss.token_weights": loss.token_weights}
-        return {
+        base = {}
+        if self.config.model.adapter.r is not None and distributed.is_main_process():  # only rank 0 compares them
+            base = {"model.path": base_fingerprint(str(self.config.model.path), self.model_config)}
+        return base | {
             "data.shards": rows_fingerprint(self.shards.manifest),
             **{key: None if path is None else sha256_file(Path(path)) for key, path in weights.items()},
         }
 
     def check_hashes(self) -> None:
         """Read all shards and compare their hashes with the manifests. Raises UserError if a file has changed."""
+        _ = self.fingerprints  # hashes the base of an adapter, too
         validation = [] if self.eval_shards is None else [self.eval_shards]
         for shards in [*self.shards.sources, *validation]:
             shards.check_hashes()
@@ -112,6 +119,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     model_config = load_model_config(config.model, len(tokenizer))
     check_sequence_parallel(config, model_config)
     if rank == 0:
+        if config.model.adapter.r is not None:
+            adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
         check_model(model_config, config.model, config.training.sequence_parallel_size)
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
@@ -258,15 +267,3 @@ def _check_sequence_lengths(sources: Sequence[ShardSet], config: PreTrainedConfi
                 f"{source.path}: its longest sequence has {longest} tokens, but the model has {limit} positions "
                 f"(max_position_embeddings); pack again with --max_seq_length {limit}"
             )
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of positions of a model, or None if its configuration does not limit them.
-
-    A rotary embedding that is scaled by a factor has that many times its original positions.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope = rope.get("full_attention", rope)  # families with two kinds of attention layers
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    return max(positions, int(original * factor)) if positions and original and factor else positions

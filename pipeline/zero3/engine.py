@@ -92,7 +92,8 @@ class ZeroEngine:
             self._parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
         if self._head.bias is not None:
             self._parameters["bias"] = self._head.bias
-        self._grad_accumulators = {name: self._new_accumulator(p) for name, p in self._parameters.items()}
+        trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        self._grad_accumulators = {name: self._new_accumulator(p) for name, p in trained.items()}
         weights = load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
         self._start, self._end = vocabulary_range(vocab_size, self.padded_size, self.rank, self.ranks)
         self._weights = None if weights is None else weights[self._start : self._end].to(self.device)
@@ -117,10 +118,10 @@ class ZeroEngine:
         """
 
         def local_rows(name: str) -> tuple[Tensor, Tensor | None]:
-            partition, grad = getattr(self._parameters[name], "ds_tensor"), self._grad_accumulators[name]  # noqa: B009
-            rows = self._end - self._start
-            values = partition.detach().to(self.device).view(grad.shape)[:rows]
-            return values, grad[:rows] if with_grad else None
+            parameter, grad, rows = self._parameters[name], self._grad_accumulators.get(name), self._end - self._start
+            partition, columns = parameter.ds_tensor, parameter.ds_shape[1:]  # type: ignore[attr-defined]
+            values = partition.detach().to(self.device).view(-1, *columns)[:rows]
+            return values, grad[:rows] if with_grad and grad is not None else None
 
         def shard(name: str) -> VocabularyShard:
             weight, grad = local_rows(name)
@@ -214,11 +215,10 @@ class ZeroEngine:
             fp16, where DeepSpeed lowers the loss scale and training continues.
         """
         if self.ds_engine.is_gradient_accumulation_boundary():
-            for name, parameter in self._parameters.items():
-                accumulator = self._grad_accumulators[name]
+            for name, accumulator in self._grad_accumulators.items():
                 if self.loss_scale != 1:
                     accumulator.mul_(self.loss_scale)
-                safe_set_local_grad(parameter, accumulator.flatten())
+                safe_set_local_grad(self._parameters[name], accumulator.flatten())
                 accumulator.zero_()
         self.ds_engine.step()
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
@@ -250,7 +250,7 @@ class ZeroEngine:
 
     def _local_squared_norm(self) -> float:
         """Sum the squares of this rank's gradient partitions in float64, after the last micro-step of a batch."""
-        accumulators = {id(p): self._grad_accumulators[name] for name, p in self._parameters.items()}
+        accumulators = {id(self._parameters[name]): grad for name, grad in self._grad_accumulators.items()}
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for parameter in self.ds_engine.module.parameters():
             if parameter.requires_grad:
@@ -286,9 +286,9 @@ class ZeroEngine:
         ids = {id(p) for p in self._parameters.values()}
         return [name for name, p in self.ds_engine.module.named_parameters() if id(p) in ids]
 
-    def num_parameters(self) -> int:
-        """Count the parameters of the whole model, vocabulary padding included."""
-        return sum(p.ds_numel for p in self.ds_engine.module.parameters())
+    def flops_per_token(self) -> float:
+        """Return 6 FLOPs per parameter, or 4 if it is frozen. Vocabulary padding is included."""
+        return float(sum((6 if p.requires_grad else 4) * p.ds_numel for p in self.ds_engine.module.parameters()))
 
     def set_learning_rate(self, value: float, embedding_value: float | None = None) -> None:
         """Set the learning rate, and that of the input embedding if it has its own. See `set_learning_rates`."""

@@ -30,10 +30,11 @@ class StateCollector(TorchCheckpointEngine):
 def collect_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> dict[str, Any]:
     """Return the files that DeepSpeed would save for this rank in directory/tag, as {path in directory: state}.
 
-    The checkpoint engine must be a `StateCollector`. The states are references, not copies.
+    Frozen parameters are left out. The checkpoint engine must be a `StateCollector`. The states are references, not
+    copies.
     """
     collector = ds_engine.checkpoint_engine
-    ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+    ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
     files, collector.files = collector.files, {}
     return {str(Path(name).relative_to(directory)): state for name, state in files.items()}
 
@@ -50,7 +51,8 @@ def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
     groups = [{k: v for k, v in g.items() if k != "params"} for g in ds_engine.optimizer.param_groups]
     try:
         with weights_only_loading():
-            loaded, _ = ds_engine.load_checkpoint(str(directory), tag=tag)
+            complete = all(parameter.requires_grad for parameter in ds_engine.module.parameters())
+            loaded, _ = ds_engine.load_checkpoint(str(directory), tag=tag, load_module_strict=complete)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

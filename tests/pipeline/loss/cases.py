@@ -55,6 +55,7 @@ class Case:
     ties: bool = False
     rows: int | None = None
     parts: int = 1
+    frozen: bool = False
 
     def with_rows(self, rows: int) -> "Case":
         """Return the case with a memory budget for that many rows of each rank in a subchunk."""
@@ -222,7 +223,8 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
 
     def shard(weight: Tensor) -> VocabularyShard:
         rows = weight[start:end].to(case.device, case.dtype)
-        return VocabularyShard(rows, start, torch.zeros(rows.shape, dtype=total, device=case.device))
+        grad = None if case.frozen else torch.zeros(rows.shape, dtype=total, device=case.device)
+        return VocabularyShard(rows, start, grad)
 
     head = shard(t.head)
     vocabulary = Vocabulary(
@@ -255,9 +257,10 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
     )
     result.loss.backward()
     assert hidden.grad is not None
-    assert head.grad is not None and vocabulary.embedding.grad is not None
-    results = {"loss": result.loss.detach(), "hidden": hidden.grad, "head": head.grad, "tokens": tokens}
-    results["embedding"] = vocabulary.embedding.grad
+    results = {"loss": result.loss.detach(), "hidden": hidden.grad, "tokens": tokens}
+    if head.grad is not None and vocabulary.embedding.grad is not None:
+        results |= {"head": head.grad, "embedding": vocabulary.embedding.grad}
+    assert len(results) == (3 if case.frozen else 5)
     count = result.soft_token_count
     results |= {"kept_mass": result.kept_mass / count.clamp_min(1), "count": count.to(total)}
     results["entropy"] = result.soft_token_entropy / count.clamp_min(1)

@@ -112,7 +112,7 @@ def test_check_model_refuses_leak_between_sequences(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_check_model_refuses_mask_that_ignores_positions(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def continuing(model: Any, embeddings: Any, batch: Any) -> Any:
+    def continuing(model: Any, embeddings: Any, batch: Any, head_exchange: Any) -> Any:
         positions = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
         return solar_model.decode(model, embeddings, replace(batch, position_ids=positions))
 

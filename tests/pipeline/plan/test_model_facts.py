@@ -8,7 +8,8 @@ from pipeline.benchmarks.common import random_batch
 from pipeline.common.errors import UserError
 from pipeline.models.packed_attention import PACKED
 from pipeline.models.solar_model import decode
-from pipeline.plan.model_facts import model_stats, trace_activations
+from pipeline.plan.activations import trace_activations
+from pipeline.plan.model_facts import model_stats
 from tests.pipeline.plan.cases import MODELS, stats_of
 from tests.runs import TINY
 

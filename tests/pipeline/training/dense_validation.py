@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from data_prep.shards.format import ShardSet
 from pipeline.config.recipe import load_config
 from pipeline.data.micro_batch import MicroBatch, collate, local_normalizers
 from pipeline.loss import LossNormalizers, solar_loss_reference
+from pipeline.models.adapters import load_exported
 from pipeline.models.solar_model import decode
 
 
@@ -22,10 +22,10 @@ def dense_validation(model_dir: Path, recipe: Path, checkpoint: Path) -> dict[st
     """Compute the loss of an exported model over the validation shards of a recipe.
 
     Args:
-        model_dir: the exported model. checkpoint: the checkpoint it was made from, for the running means.
+        model_dir: the exported model or adapter. checkpoint: the checkpoint it was made from, for the running means.
     """
     config = load_config(recipe, [])
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
+    model = load_exported(model_dir, torch.float64)
     rows, languages = (
         ShardSet.open(str(config.data.eval_shards)),
         ShardSet.open(config.data.shards).manifest["languages"],
