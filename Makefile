@@ -32,9 +32,9 @@ screening: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments --plan pipeline/experiments/screening.yaml --output runs/screening
 	cp runs/screening/chosen.yaml pipeline/experiments/chosen.yaml
 
-# For a machine of two cores: the Slurm tests, in one of the processes, mostly wait.
+# For a machine of two cores: the Slurm tests, in one of the processes, mostly wait, and so do many others.
 test: $(VENV)/.installed
-	$(RUN) python -m pytest -q -n 3
+	$(RUN) python -m pytest -q -n 4
 
 test-fast: $(VENV)/.installed
 	$(RUN) python -m pytest -q -n 3 -m "not slow"

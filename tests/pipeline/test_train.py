@@ -64,7 +64,7 @@ def known_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of all settings; each must have an explanation in its class's docstring."""
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.default_factory):
-            yield from known_keys(field.default_factory, f"{field.name}.")  # type: ignore[arg-type]
+            yield from known_keys(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
             assert f"\n        {field.name}: " in (cls.__doc__ or ""), f"{cls.__name__}.{field.name} is not explained"
             yield prefix + field.name

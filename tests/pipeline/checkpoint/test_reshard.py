@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {
     "training__train_batch_size": 12,
-    "training__max_steps": 6,
+    "training__max_steps": 5,
     "training__save_steps": 1,
     "training__save_total_limit": 10,
     "training__embedding_learning_rate": 0.0005,
@@ -63,9 +63,9 @@ def uninterrupted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Path, tmp_path: Path) -> None:
-    """One run on 2, 1, 2, 4 and 3 ranks in turn.
+    """Train one run on 2, 1, 4 and 3 ranks in turn.
 
-    The start on one rank offloads its optimizer to CPU memory. The second start on 2 ranks and that on 4 share rows.
+    The start on one rank offloads its optimizer to CPU memory. On 4 ranks, two share each row.
     """
     changes = {**SETTINGS, **VALIDATION, "data__eval_shards": str(uninterrupted.parent / "eval")}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
@@ -73,16 +73,15 @@ def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Pat
     shutil.copytree(uninterrupted, run)
     for saved_ranks, ranks, step, extra in [
         (2, 1, 1, ["--deepspeed", "ds_configs/zero3_offload.json"]),
-        (1, 2, 2, ["--training.sequence_parallel_size", 2]),
-        (2, 4, 3, ["--training.sequence_parallel_size", 4]),
-        (4, 3, 4, []),
+        (1, 4, 2, ["--training.sequence_parallel_size", 2]),
+        (4, 3, 3, []),
     ]:
         keep_up_to(run, step)
         output = train(ranks, "--config", recipe, *extra)
         assert f"resumed from {run}/checkpoint-{step}, saved by {saved_ranks} ranks" in output
         assert_same(run, uninterrupted)
-        validation = read_state(run / "checkpoint-6")["validation"]
-        assert (validation["step"], validation["best_step"], validation["without_improvement"]) == (6, 1, 5)
+        validation = read_state(run / "checkpoint-5")["validation"]
+        assert (validation["step"], validation["best_step"], validation["without_improvement"]) == (5, 1, 4)
         assert (run / f".checkpoint-{step}.universal").is_dir()
         assert not list(run.glob(".*.partial"))
 

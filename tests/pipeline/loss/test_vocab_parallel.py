@@ -108,8 +108,10 @@ def test_loss_families_weights_and_centering(workers: Workers, extra: dict[str, 
             check(workers, ranks, case.with_rows(5), FP32)
 
 
-@pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (4, 2), (4, 4)])
-@pytest.mark.parametrize("name", SETTINGS)
+SHARED_ROWS = [(name, 4, 2) for name in SETTINGS] + [("default", 2, 2), ("infonce attached", 4, 4)]
+
+
+@pytest.mark.parametrize(("name", "ranks", "parts"), SHARED_ROWS)
 def test_loss_rows_shared_by_ranks(workers: Workers, name: str, ranks: int, parts: int) -> None:
     """Divide the target tokens of each sequence between ranks, so that parts of many sequences are empty."""
     centered, weighted = name in ("default", "infonce attached"), name in ("mse", "cold")

@@ -117,14 +117,14 @@ def test_adapters_match_dense_peft(prepared: Prepared, tmp_path: Path) -> None:
                 "path": str(base), "vocab_multiple": 24, "adapter": adapter, "activation_checkpointing": number % 2 == 1
             },
             training__train_batch_size=12,
-            training__max_steps=3,
+            training__max_steps=2,
             training__max_grad_norm=0.5,
         )  # fmt: skip
         recipes.append(recipe)
     expected = [dense_records(recipe) for recipe in recipes]
     assert any(norm > 0.5 for records in expected for _, norm in records)
     script = "tests/pipeline/training/adapter_ranks.py"
-    for ranks, cases in ((1, [1, 2]), (2, [0, 3]), (3, [2]), (4, [1])):
+    for ranks, cases in ((1, [1]), (2, [0]), (3, [2]), (4, [3])):
         results = run_forked_ranks(ranks, [script, *(str(recipes[number]) for number in cases)])
         assert len(results) == len(cases)
         for number, result in zip(cases, results, strict=True):
