@@ -15,7 +15,7 @@ from tests.runs import ENVIRONMENT
 
 def with_short_evaluation(stages: Callable[..., list[demo.Stage]]) -> Callable[..., list[demo.Stage]]:
     """Evaluate a few problems only: a model of four steps never ends an answer before the token limit."""
-    limits: dict[str, list[str | Path]] = {"evaluate": ["--limit", "6"]}
+    limits: dict[str, list[str | Path]] = {"evaluate": ["--limit", "2"]}
     return lambda *args: [replace(s, command=s.command + limits.get(s.name, [])) for s in stages(*args)]
 
 

@@ -53,7 +53,7 @@ def count_in_second_half(length: int, number: int) -> int:
 
 
 @given(GROUPS, LIMITS)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_window_rows_contain_all_that_fits(groups, limits):
     packing_window = window(groups)
     whole = packing_window.groups()

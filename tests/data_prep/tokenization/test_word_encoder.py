@@ -62,7 +62,7 @@ def backends(tokenizer_dir) -> list[Tokenizer]:
 
 
 @given(TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_word_encoder_matches_tokenizers_library(backends, text):
     for backend in backends:
         encoder = WordEncoder.for_backend(backend)

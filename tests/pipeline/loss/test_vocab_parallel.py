@@ -80,7 +80,7 @@ def test_loss_layouts(workers: Workers, layout: str, ranks: int, tied: bool) -> 
         check(workers, ranks, Case(LAYOUTS[layout], LossSettings(head=head), tied=tied), FP32)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 100], ids=["1 row", "4 rows", "one chunk"])
+@pytest.mark.parametrize("rows", [1, 100], ids=["1 row", "one chunk"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_loss_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
     for head in HEADS:
@@ -130,7 +130,7 @@ def test_loss_uneven_vocabulary(workers: Workers, vocab_size: int) -> None:
 groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple), max_size=3).map(tuple)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None:
     """Compare in float64, so that errors beyond rounding exceed the bound."""

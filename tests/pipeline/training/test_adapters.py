@@ -124,7 +124,7 @@ def test_adapters_match_dense_peft(prepared: Prepared, tmp_path: Path) -> None:
     expected = [dense_records(recipe) for recipe in recipes]
     assert any(norm > 0.5 for records in expected for _, norm in records)
     script = "tests/pipeline/training/adapter_ranks.py"
-    for ranks, cases in ((1, [1]), (2, [0]), (3, [2]), (4, [3])):
+    for ranks, cases in ((1, [1]), (2, [0, 3]), (4, [2])):
         results = run_forked_ranks(ranks, [script, *(str(recipes[number]) for number in cases)])
         assert len(results) == len(cases)
         for number, result in zip(cases, results, strict=True):
