@@ -155,9 +155,7 @@ class Packer:
         """Return whether the output exists. Raises UserError if it was packed with different settings."""
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return False
-        check_same_settings(
-            self.head, asdict(PackSettings()) | read_manifest(self.output), self.output
-        )  # has no newer settings
+        check_same_settings(self.head, read_manifest(self.output), self.output)
         return True
 
     def remove_leftovers(self) -> None:
