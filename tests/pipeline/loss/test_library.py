@@ -51,6 +51,8 @@ def library_results(group: Group, case: Case, form: str) -> dict[str, Tensor]:
             return grad.to_local() / LOSS_SCALE
         return grad[start:end] / LOSS_SCALE / ranks if form == "full" else grad[: end - start] / LOSS_SCALE
 
+    averaged = form != "shards"  # otherwise the loop sums the gradients of hidden states over ranks
+    factor = ranks if averaged else 1
     head = matrix(t.head)
     embedding = head if case.tied else matrix(t.embedding)
     loss, _ = alignment_sft_loss(
@@ -66,10 +68,11 @@ def library_results(group: Group, case: Case, form: str) -> dict[str, Tensor]:
         softcap=case.softcap,
         vocabulary_weights=t.weights.float() if case.vocabulary_weights else None,
         group=group,
+        averaged_gradients=averaged,
     )
     (LOSS_SCALE * loss).backward()
     assert hidden.grad is not None
-    results = {"loss": loss.detach(), "hidden": hidden.grad / LOSS_SCALE / ranks, "head": gradient(head)}
+    results = {"loss": loss.detach(), "hidden": hidden.grad / LOSS_SCALE / factor, "head": gradient(head)}
     return results | {"embedding": gradient(embedding)}
 
 
