@@ -87,10 +87,9 @@ finish() { # STATUS: 0, 2 and 77 end the job, 75 requeues it, and any other stat
   elif [ "$failures" -gt 3 ]; then
     rm -f "$FAILED_STARTS_FILE"
     echo "$message, restarted 3 times after failures: not requeued; fix the cause shown above and submit it again" >&2
-  elif scontrol requeue "$job"; then
-    echo "$message: requeued" >&2
   else
-    echo "$message and cannot be requeued (submitted with --no-requeue?)" >&2
+    echo "$message: requeue" >&2 # before the command, which ends this script
+    scontrol requeue "$job" || echo "job $job cannot be requeued (submitted with --no-requeue?)" >&2
   fi
   exit "$1"
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ COMMANDS = {
     "scontrol": """case "$*" in
   "show hostnames"*) seq -f "node%g" "${NODES:-1}" ;;
   *"show job"*) echo "JobId=7 JobState=RUNNING ExitCode=0:0" ;;
-  requeue*) echo requeued >>log ;;
+  requeue*) echo requeued >>log; kill -KILL $PPID ;;
 esac""",
     # Prints a job id. If REFUSED is set, refuses the script of this name.
     "sbatch": """number=$(($(wc -l <submitted 2>/dev/null || echo 0) + 101))
@@ -63,11 +64,13 @@ status=0; on_one_rank python main.py || status=$?; finish "$status" """
 
 
 def test_finish_requeues_killed_rank_without_user_error(tmp_path: Path) -> None:
+    """A requeue may end the job script at once, so the message comes first."""
     script = """set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh
 status=0; on_one_rank true || status=$?; finish "$status" """
     (tmp_path / "slurm-x-7.user_error").touch()  # left by an earlier start of the job
     result = run(tmp_path, script, KILLED="1")
-    assert result.returncode == 137 and (tmp_path / "log").read_text() == "requeued\n"
+    assert (tmp_path / "log").read_text() == "requeued\n"
+    assert result.returncode == -signal.SIGKILL and result.stderr == "job 7 ended with status 137: requeue\n"
 
 
 @pytest.mark.parametrize(("answer", "exports"), [("yes", 0), ("no", 1)])

@@ -100,7 +100,7 @@ def test_evaluate_resumes_after_signal(cluster: Cluster, chain: dict[str, str], 
     records = (checkout / "test.jsonl").read_text().splitlines()
     assert kept < len(records) == len((run / "generations.jsonl").read_text().splitlines())
     evaluated = (checkout / f"slurm-solar-evaluate-{job}.log").read_text()
-    assert "ended with status 75: requeued" in evaluated
+    assert "ended with status 75: requeue\n" in evaluated
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["settings"]["max_new_tokens"] == 64
     assert evaluation["model"]["export"]["step"] == STEPS and evaluation["model"]["dtype"] == "float32"
