@@ -148,7 +148,7 @@ def _lay_out_targets(
 def take_part(batch: MicroBatch, index: int, count: int) -> MicroBatch:
     """Return the tokens of rank `index` of `count` ranks that share the rows: token `index` and every `count`-th after.
 
-    A position and the target token that it predicts may be on different ranks, so the target is taken before.
+    A position and the target token that it predicts may be on different ranks, so targets are found in the whole rows.
 
     Args:
         batch: the whole rows, whose width is a multiple of `count`.
@@ -163,7 +163,7 @@ def take_part(batch: MicroBatch, index: int, count: int) -> MicroBatch:
         position_ids=position_ids,
         positions=batch.positions[targets] // count,
         loss_batch=batch.loss_batch.take_part(targets, index, count),
-        num_tokens=batch.num_tokens if index == 0 else 0,
+        num_tokens=batch.num_tokens if index == 0 else 0,  # counted once
         distinct_ids=DistinctIds.of(input_ids),
     )
 
