@@ -106,11 +106,13 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     """Estimate the communication of the loss over all micro-steps, for a non-zero alignment weight."""
     steps, others, c = run.gradient_accumulation_steps, run.ranks - 1, run.chunking
     layout = 1  # one gather for all micro-steps
+    # Pooled hidden states take one gather of a micro-step, and nothing of a chunk.
+    pools = run.config.loss.pools_vocabulary
     if run.head == "gathered":
         blocks = -(-run.buffer_sizes.shard_rows // run.buffer_sizes.block_rows(run.config.loss))
         # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of a gradient.
         collectives = blocks * ((2 if run.frozen_head else 3) * c.subchunks + c.recomputed)
-        all_reduces, all_to_alls = c.chunks + 1, 2 * c.chunks
+        all_reduces, all_to_alls = (c.chunks + 1, 2 * c.chunks) if pools else (1, 1)
         calls = layout + steps * (collectives + all_reduces + all_to_alls)
         hops = others * (layout + steps * (collectives + 2 * all_reduces + all_to_alls))
         return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "ring", "loss")
@@ -122,6 +124,8 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     # Top-k: two all-to-alls of each subchunk.
     all_to_alls = 0 if run.config.loss.num_selected is None else 2 * c.subchunks
     gathers, sums = 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
+    if not pools:
+        gathers, sums = gathers + 1, 0
     received = steps * run.loss_traffic.vocab_parallel
     return Transfer(
         "loss",
