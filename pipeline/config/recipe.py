@@ -138,8 +138,8 @@ def _check_values(config: Config, recipe: Path) -> None:
         raise UserError(f"{recipe}: loss.layer requires loss.pooling_tokens hidden_states; set it too")
     if not loss.pools_vocabulary and set(loss.detach) - {"pivot"}:
         raise UserError(
-            f"{recipe}: loss.detach {', '.join(loss.detach)}: with loss.pooling_tokens hidden_states, only pivot can be "
-            "detached; use [pivot] or []"
+            f"{recipe}: loss.detach has {', '.join(loss.detach)}, but with loss.pooling_tokens hidden_states only "
+            "pivot can be detached; set it to [pivot] or []"
         )
     if (config.model.path is None) == (config.model.config is None):
         raise UserError(

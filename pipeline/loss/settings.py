@@ -82,5 +82,5 @@ class LossSettings:
 
     @property
     def pools_vocabulary(self) -> bool:
-        """Whether the pooled representations are mixtures of vocabulary rows, which the loss computes from the logits."""
+        """Whether the pooled representations are mixtures of vocabulary rows."""
         return self.pooling_tokens != "hidden_states"

@@ -64,6 +64,7 @@ def save_gradients(recipe: str) -> None:
     (batch,) = engine.exchange_layouts([take_part(whole, rank % parts, parts)])
     local = local_normalizers([batch])
     normalizers = LossNormalizers(*distributed.all_reduce_sum([local.tokens, local.pairs], engine.device))
+    evaluated = engine.evaluate(batch, normalizers)
     result = engine.forward_backward(batch, config.loss.alignment_weight, normalizers)
     trained = {name: p for name, p in engine.ds_engine.module.named_parameters() if p.requires_grad}
     gradients = {name: safe_get_full_grad(p) for name, p in trained.items() if name not in engine.vocabulary_names()}
@@ -72,6 +73,7 @@ def save_gradients(recipe: str) -> None:
         if shard.grad is not None:
             gradients[name] = torch.cat(distributed.all_gather_object(shard.grad))[:VOCAB]
     sums = {"loss": result.loss.detach(), "ce_sum": result.ce_sum, "distance_sum": result.distance_sum}
+    sums["eval_distance_sum"] = evaluated.distance_sum
     if rank == 0:
         torch.save(sums | gradients, Path(recipe).with_suffix(f".{ranks}.pt"))
     engine.ds_engine.destroy()

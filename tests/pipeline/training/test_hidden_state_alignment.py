@@ -69,6 +69,7 @@ def dense_gradients(recipe: Path) -> dict[str, Tensor]:
     names = {id(embedding): "embedding", id(head): "head"}
     gradients = {names.get(id(p), f"model.{name}"): p.grad for name, p in model.named_parameters() if p.requires_grad}
     sums = {"loss": loss, "ce_sum": ce * normalizers.tokens, "distance_sum": alignment * normalizers.pairs}
+    sums["eval_distance_sum"] = sums["distance_sum"]
     return {name: value.detach() for name, value in sums.items()} | gradients
 
 
