@@ -53,13 +53,16 @@ def add_hidden_state_alignment(
     layout = loss_batch.layout
     if layout is None:
         (layout,), _ = LayoutExchange(group).exchange([loss_batch], settings.pooling, hidden.device)
+    if not len(layout.lengths):  # no rank has a sequence in this micro-step
+        return
     pooled = pool_hidden_states(hidden, loss_batch, settings.pooling)
-    of_all = _gather_sequences(pooled.detach(), layout.sequence_counts, group)
+    weight, training = alignment_weight / normalizers.pairs, torch.is_grad_enabled()
     chunk = Chunk((), bounds(layout.sequence_counts))
     table = PooledRepresentations(layout, [chunk], hidden.shape[1], pooled.dtype, settings)
-    table.sum_parts(0, of_all)
-    weight = alignment_weight / normalizers.pairs
-    grad_u = table.align(0, of_all, running_means, weight if torch.is_grad_enabled() else 0.0)
+    with torch.no_grad():
+        of_all = _gather_sequences(pooled, layout.sequence_counts, group)
+        table.sum_parts(0, of_all)
+        grad_u = table.align(0, of_all, running_means, weight if training else 0.0)
     result.distance_sum, result.cosine_sum = table.distance_sum, table.cosine_sum
     if alignment_weight:
         result.loss = result.loss + table.distance_sum * weight
@@ -70,7 +73,7 @@ def add_hidden_state_alignment(
             grad = grad[first_part]
         own = grad[chunk.sequences_of_rank(rank_and_size(group)[0])]
         result.loss = WithGradient.apply(pooled, result.loss, own, 1.0)
-    if running_means is not None and torch.is_grad_enabled():
+    if running_means is not None and training:
         running_means.update(table.values, table.language, table.counted, settings.centring_momentum)
 
 

@@ -264,6 +264,7 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
         add_hidden_state_alignment(
             result, layer, local, case.settings, case.weight, _normalizers(global_batch), running_means, group
         )
+    assert not (result.distance_sum.requires_grad or result.cosine_sum.requires_grad)
     result.loss.backward()
     assert hidden.grad is not None
     layer_grad = torch.zeros_like(layer) if layer.grad is None else layer.grad
