@@ -84,9 +84,12 @@ def alignment_sft_loss(
         The scalar to call `backward()` on, equal on all ranks, and the parts of the loss.
 
     Raises:
-        ValueError: the two matrices have different forms, or a `DTensor` has another placement.
+        ValueError: the two matrices have different forms, a `DTensor` has another placement, or the settings align
+            hidden states of a middle layer.
     """
     settings = settings or LossSettings()
+    if not settings.pools_vocabulary:
+        raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
     _, ranks = rank_and_size(group)
     matrices, vocabulary = _shard_vocabulary(head, embedding, vocab_size, vocabulary_weights, group)
     vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
