@@ -286,16 +286,3 @@ def test_loss_target_far_below_logits_of_other_rank(workers: Workers) -> None:
     torch.nn.functional.cross_entropy(hidden @ head.T, targets).backward()
     torch.testing.assert_close(grad_hidden, hidden.grad)
     torch.testing.assert_close(torch.cat([grad_first, grad_second]), head.grad)
-
-
-def test_pooling_weights_all_zero_use_mean() -> None:
-    loss_batch = LossBatch(
-        targets=torch.zeros(5, dtype=torch.int64),
-        lengths=torch.tensor([2, 3]),
-        pivot=torch.tensor([0, 0]),
-        problem_id=torch.tensor([0, 0]),
-        language=torch.tensor([0, 1]),
-        token_weights=torch.tensor([0.0, 0.0, 1.0, 3.0, 0.0]),
-    )
-    weights = loss_batch.pooling_weights("weights", torch.float64)
-    assert weights.tolist() == [0.5, 0.5, 0.25, 0.75, 0.0]
