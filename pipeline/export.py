@@ -172,7 +172,7 @@ def _select_checkpoint(source: Path, best: bool) -> tuple[Path, bool]:
 
 
 def _best_checkpoint(run: Path) -> Path:
-    """Return the best checkpoint of a run by its last validation. Raises UserError if the run has none."""
+    """Return the best checkpoint of a run, which its last validation names. Raises UserError if it has none."""
     validations = read_validations(run)
     step = validations[-1].get("best_step") if validations else None
     if step is None:

@@ -148,7 +148,7 @@ def suggest(prediction: Prediction) -> tuple[TunableSettings, Prediction] | None
 
 
 def reasons(settings: TunableSettings, prediction: Prediction) -> list[tuple[str, str, str]]:
-    """Return (key, value, effects) for each setting. The effects describe each other value with the rest unchanged."""
+    """Return (key, value, effects) for each setting: the effects of changing only this setting to other values."""
     rows = []
     for name, values in candidate_values(prediction).items():
         effects = []
@@ -159,7 +159,7 @@ def reasons(settings: TunableSettings, prediction: Prediction) -> list[tuple[str
             if other.fits:
                 effects.append(f"{_format(value)}: {other.time.overlapped / prediction.time.overlapped:.2f} x the time")
             else:
-                host = f", {other.host_bytes / GIB:.0f} GiB of a host" if other.host_bytes else ""
+                host = f", {other.host_bytes / GIB:.0f} GiB of CPU memory per node" if other.host_bytes else ""
                 effects.append(f"{_format(value)}: does not fit ({other.memory.peak / GIB:.1f} GiB{host})")
         rows.append((SETTING_LABELS[name], _format(getattr(settings, name)), "; ".join(effects)))
     return rows

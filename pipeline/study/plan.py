@@ -145,7 +145,7 @@ def common_arguments(study: StudySettings, run: Path, data: str = "records") -> 
 
 
 def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
-    """Return the arguments that a variant changes in the recipe."""
+    """Return the training arguments that override recipe settings for a variant."""
     arguments = []
     for key, value in variant.settings.items():
         # No spaces, at which the Slurm scripts split arguments.
