@@ -165,18 +165,19 @@ def comparison_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdict(entry: Mapping[str, float]) -> str:
-    """State in words whether a difference is beyond noise.
+def verdict(entry: Mapping[str, Any]) -> str:
+    """State in words whether a difference is beyond noise: that of problems, and of seeds if there are several.
 
     Args:
-        entry: the 95 % interval of the difference, `low` to `high`, and `p_holm` if there are several comparisons.
+        entry: the 95 % interval of the difference, `low` to `high`; `p_holm` if it is one of several comparisons, and
+            `by_seed` if it covers several seeds.
     """
     if entry["low"] <= 0 <= entry["high"]:
         return "no difference beyond noise"
     direction = "higher" if entry["low"] > 0 else "lower"
     if entry.get("p_holm", 0) > SIGNIFICANCE_LEVEL:
         return f"{direction} before Holm's correction only"
-    return f"{direction} beyond noise"
+    return f"{direction} beyond noise" if "by_seed" in entry else f"{direction} beyond the noise of problems"
 
 
 def primary_sentence(result: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Write a report of one or several runs: `report.html`, `report.md` and `report.png`.
 
-    python -m pipeline.report --run runs/demo
+    python -m pipeline.report --run runs/demo/solar-seed42
     python -m pipeline.report --run runs/sft runs/solar --output runs/report
 
 The report is built from `metrics.jsonl`, `evaluation.json`, `generations.jsonl`, `representations.json` and

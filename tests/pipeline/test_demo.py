@@ -33,7 +33,8 @@ def test_demo_compares_sft_and_solar_once(
     tree = yaml.safe_load(demo.RECIPE.read_text())
     tree["output_dir"] = str(root / "solar-seed42")
     tree["data"] = {"shards": f"{root}/shards-records", "tokenizer": f"{root}/tokenizer"}
-    tree["training"] |= {"max_steps": 4, "save_steps": 2}
+    # One row per step, and so one rank: each rank of a process group takes seconds to start.
+    tree["training"] |= {"max_steps": 4, "save_steps": 2, "train_batch_size": 1}
     recipe.write_text(yaml.safe_dump(tree))
     for name, value in (
         ("RECIPE", recipe),
