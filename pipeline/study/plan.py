@@ -118,9 +118,7 @@ def _check_without_model(study: StudySettings, variants: list[Variant]) -> None:
         raise UserError(f"--model: is missing; {study.recipe} does not build a model but loads {path}")
     for variant in variants:
         if _needs_weights(variant):
-            raise UserError(
-                f"--model: is missing; the vocabulary weights of the variant {variant.name} are for a model"
-            )
+            raise UserError(f"--model: is missing; the variant {variant.name} has vocabulary weights of a model")
 
 
 def _check_splits(study: StudySettings) -> None:
