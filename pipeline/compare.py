@@ -203,8 +203,8 @@ def unfinished_summary(result: dict[str, Any]) -> str:
     baseline, candidate = unfinished_totals(result)
     responses = result["records"] * len(result["seeds"])
     return (
-        f"Of {responses} responses, {baseline} of the baseline and {candidate} of the candidate are unfinished "
-        f"(cut at the token limit). Both models ran in {result['dtype']}."
+        f"Of the {responses} responses of each model, {baseline} of the baseline and {candidate} of the candidate are "
+        f"unfinished (cut at the token limit). Both models ran in {result['dtype']}."
     )
 
 

@@ -67,6 +67,8 @@ def _schedule(layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, 
 
 def alignment_group(settings: LossSettings) -> AlignmentGroup:
     """Return the kind of alignment group that the settings require."""
+    if not settings.pools_vocabulary:
+        return "sequence"
     if settings.distance == "infonce":
         return "all"
     return "sequence" if "pivot" in settings.detach else "pair_group"
@@ -102,4 +104,5 @@ def traffic(
         requires_grad=sequences - pivots,
         top_k=None if top_k is None else min(top_k, vocab),
         frozen_head=sizes.frozen_head,
+        pools_vocabulary=settings.pools_vocabulary,
     )

@@ -25,6 +25,7 @@ def solar_loss_reference(
     head_bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    layer_hidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute cross entropy + alignment_weight * alignment, holding all [T, V] and [T, d] intermediates in memory.
 
@@ -37,6 +38,7 @@ def solar_loss_reference(
         vocabulary_weights: [V] weights in the soft tokens, or None for 1.
         head_bias: [V] or None.
         logit_scale, softcap: see `pipeline.loss.soft_tokens.head_logits`.
+        layer_hidden: [T, d] hidden states of a middle layer, for `pooling_tokens: hidden_states`.
 
     Returns:
         Three scalars: the loss, the cross entropy, and the unweighted alignment term.
@@ -54,7 +56,10 @@ def solar_loss_reference(
     z_TV = z_TV.detach() if "probabilities" in settings.detach else z_TV
     e_Vd = head if settings.soft_token_embeddings == "output" else embedding
     e_Vd = e_Vd.detach() if "embeddings" in settings.detach else e_Vd
-    if settings.pooling_tokens == "hard":
+    if settings.pooling_tokens == "hidden_states":
+        assert layer_hidden is not None
+        tokens_Td = layer_hidden
+    elif settings.pooling_tokens == "hard":
         weighted_Vd = e_Vd if vocabulary_weights is None else vocabulary_weights[:, None] * e_Vd
         tokens_Td = weighted_Vd[loss_batch.targets]
     else:

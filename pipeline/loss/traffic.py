@@ -22,6 +22,7 @@ class Traffic:
         requires_grad: sequences of all ranks whose pooled representations have a gradient.
         top_k: number of logits that a soft token mixes, at most V; None for all.
         frozen_head: whether the head has no gradient.
+        pools_vocabulary: whether the loss pools probabilities of the vocabulary.
     """
 
     ranks: int
@@ -37,6 +38,7 @@ class Traffic:
     requires_grad: int
     top_k: int | None
     frozen_head: bool = False
+    pools_vocabulary: bool = True
 
     @property
     def _remote_fraction(self) -> float:
@@ -81,7 +83,7 @@ class Traffic:
         head = self._remote_fraction * passes * self.vocab * self.hidden * self.element_size
         gradient = 0 if self.frozen_head else self._remote_fraction * self.subchunks * self.vocab * self.hidden * 4
         columns = self._remote_fraction * self.vocab / self.ranks
-        soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size)
+        soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size) * self.pools_vocabulary
         # Cross entropy and, with top-k, kept mass and entropy of each position.
         values = 1 if self.top_k is None else 3
         sums = 2 * self._remote_fraction * (self.positions * 4 * values + self.sequences * self.hidden * 4)

@@ -8,7 +8,7 @@ from pipeline.loss.settings import Head
 from pipeline.plan.prediction import GIB, Cluster, Prediction
 
 BUDGETS_MB = (128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
-OFFLOADS = ("none", "optimizer", "optimizer and parameters")
+NO_OFFLOAD, OPTIMIZER, OPTIMIZER_AND_PARAMETERS = OFFLOADS = ("none", "optimizer", "optimizer and parameters")
 HEADS: tuple[Head, ...] = ("vocab_parallel", "gathered")
 MAX_MICRO_BATCH_SIZE = 64
 MAX_GPUS = 4096
@@ -37,7 +37,9 @@ class TunableSettings:
     def from_prediction(cls, prediction: Prediction) -> "TunableSettings":
         """Return the tunable settings of a prediction, with `auto` and null replaced by the values used."""
         run = prediction.run
-        offload = OFFLOADS[2] if run.zero.offload_param else OFFLOADS[1] if run.zero.offload_optimizer else OFFLOADS[0]
+        offload = OPTIMIZER if run.zero.offload_optimizer else NO_OFFLOAD
+        if run.zero.offload_param:
+            offload = OPTIMIZER_AND_PARAMETERS
         head: Head = "gathered" if run.head == "gathered" else "vocab_parallel"
         budget_mb = run.config.loss.memory_budget_mb or 2048.0
         return cls(run.micro_batch_size, run.checkpointing, offload, head, budget_mb)
@@ -52,7 +54,9 @@ class TunableSettings:
             training=replace(run.config.training, train_micro_batch_size_per_gpu=self.micro_batch_size),
         )
         zero = replace(
-            run.zero, offload_optimizer=self.offload != OFFLOADS[0], offload_param=self.offload == OFFLOADS[2]
+            run.zero,
+            offload_optimizer=self.offload != NO_OFFLOAD,
+            offload_param=self.offload == OPTIMIZER_AND_PARAMETERS,
         )
         return replace(prediction, run=replace(run, config=config, zero=zero))
 
@@ -100,7 +104,7 @@ def nearest_fit(prediction: Prediction) -> tuple[str, Prediction] | None:
 
 def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
     """Find the smallest number of nodes on which the run fits, using the settings that need the least memory."""
-    smallest = TunableSettings(1, True, OFFLOADS[2], "vocab_parallel", BUDGETS_MB[0])
+    smallest = TunableSettings(1, True, OPTIMIZER_AND_PARAMETERS, "vocab_parallel", BUDGETS_MB[0])
     cluster, run = prediction.cluster, prediction.run
     for nodes in range(cluster.nodes + 1, MAX_GPUS // cluster.per_node + 1):
         ranks = nodes * cluster.per_node

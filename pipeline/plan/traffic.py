@@ -106,13 +106,16 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     """Estimate the communication of the loss over all micro-steps, for a non-zero alignment weight."""
     steps, others, c = run.gradient_accumulation_steps, run.ranks - 1, run.chunking
     layout = 1  # one gather for all micro-steps
+    # Pooled hidden states take one gather per micro-step, and no collective per chunk.
+    pools = run.config.loss.pools_vocabulary
     if run.head == "gathered":
         blocks = -(-run.buffer_sizes.shard_rows // run.buffer_sizes.block_rows(run.config.loss))
         # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of a gradient.
         collectives = blocks * ((2 if run.frozen_head else 3) * c.subchunks + c.recomputed)
-        all_reduces, all_to_alls = c.chunks + 1, 2 * c.chunks
-        calls = layout + steps * (collectives + all_reduces + all_to_alls)
-        hops = others * (layout + steps * (collectives + 2 * all_reduces + all_to_alls))
+        # All-to-alls of pooled probabilities and their gradients, or the gather of pooled hidden states.
+        all_reduces, exchanges = (c.chunks + 1, 2 * c.chunks) if pools else (1, 1)
+        calls = layout + steps * (collectives + all_reduces + exchanges)
+        hops = others * (layout + steps * (collectives + 2 * all_reduces + exchanges))
         return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "ring", "loss")
     # Hidden states, statistics and gradients (an all-to-all) of each subchunk. All-reduces: pooled representations of
     # each chunk; inner products of each subchunk that has sequences with a gradient. A chunk of one pivot has none;
@@ -122,6 +125,8 @@ def _loss_transfer(run: PlannedRun) -> Transfer:
     # Top-k: two all-to-alls of each subchunk.
     all_to_alls = 0 if run.config.loss.num_selected is None else 2 * c.subchunks
     gathers, sums = 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
+    if not pools:
+        gathers, sums = gathers + 1, 0
     received = steps * run.loss_traffic.vocab_parallel
     return Transfer(
         "loss",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.config.settings import Config
 from pipeline.loss.chunking import BufferSizes
+from pipeline.loss.head_choice import alignment_group
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
 from pipeline.models.packed_attention import resolve_attention
@@ -223,6 +224,7 @@ class PlannedRun:
             requires_grad=round(with_gradient * self.ranks),
             top_k=None if top_k is None else min(top_k, self.stats.vocab_size),
             frozen_head=self.frozen_head,
+            pools_vocabulary=self.config.loss.pools_vocabulary,
         )
 
 
@@ -255,7 +257,7 @@ class Chunking:
         if target_tokens <= budget:
             return cls(target_tokens, target_tokens, 1, 0, 1, sequences)
         examples = max(1.0, sequences - rows * workload.pairs)
-        groups = 1.0 if loss.distance == "infonce" else sequences if "pivot" in loss.detach else examples
+        groups = {"all": 1.0, "sequence": sequences, "pair_group": examples}[alignment_group(loss)]
         group_tokens = target_tokens / max(1.0, groups)
         if group_tokens <= budget:
             groups_per_chunk = int(budget / group_tokens)
