@@ -1,4 +1,4 @@
-# make demo: generate data, train, evaluate and report. make test: run the tests. Each creates .venv first.
+# make demo: train and compare plain fine-tuning and SOLAR on generated data. make test: run the tests. Each creates .venv.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv

@@ -10,7 +10,7 @@ Writes `comparison.json` and `comparison.md`.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.evaluation.results_reader import read_paired_scores, read_seed
 from pipeline.evaluation.seed_intervals import reduce_languages, seed_interval
 from pipeline.evaluation.significance import holm, mcnemar, paired_bootstrap
 
+SIGNIFICANCE_LEVEL = 0.05
 MEAN = "mean"  # name of the mean over all languages as the primary measure
 
 
@@ -40,8 +41,8 @@ def compare_runs(
         The content of `comparison.json`. `baseline`, `candidate`: the paths. `seeds`: the seed of each pair of runs,
         None if unknown. `unfinished`: for each language, the numbers of responses of baseline and candidate that were
         cut at the token limit, over all seeds. `languages`, `mean`, `primary`: see `compare_matrices`. `dtype`: data
-        type in which all models ran. `records`: number of records in common. `left_out`: number of records that at
-        least one run lacks.
+        type in which all models ran. `problems`: number of problems. `records`: number of records in common.
+        `left_out`: number of records that at least one run lacks.
 
     Raises:
         UserError: a file is missing or damaged, the runs cannot be paired, or a primary language is unknown.
@@ -61,6 +62,7 @@ def compare_runs(
         "candidate": [str(path) for path in candidates],
         "seeds": seeds,
         "dtype": scores.dtype,
+        "problems": scores.correct.shape[1],
         "records": scores.records,
         "left_out": scores.left_out,
         **compare_matrices(first, second, scores.languages, primary),
@@ -163,12 +165,27 @@ def comparison_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verdict(entry: Mapping[str, Any]) -> str:
+    """State in words whether a difference is beyond noise: that of problems, and of seeds if there are several.
+
+    Args:
+        entry: the 95 % interval of the difference, `low` to `high`; `p_holm` if it is one of several comparisons, and
+            `by_seed` if it covers several seeds.
+    """
+    if entry["low"] <= 0 <= entry["high"]:
+        return "no difference beyond noise"
+    direction = "higher" if entry["low"] > 0 else "lower"
+    if entry.get("p_holm", 0) > SIGNIFICANCE_LEVEL:
+        return f"{direction} before Holm's correction only"
+    return f"{direction} beyond noise" if "by_seed" in entry else f"{direction} beyond the noise of problems"
+
+
 def primary_sentence(result: dict[str, Any]) -> str:
     """State the result of the primary measure and what its interval covers."""
     entry, seeds = result["primary"], len(result["seeds"])
     name = "the mean of all languages" if entry["measure"] == MEAN else f"the mean of {entry['measure']}"
     points = "{:+.1f} points, {:+.1f} to {:+.1f}".format(*(100 * entry[key] for key in ("difference", "low", "high")))
-    sentence = f"Primary measure, {name}: {points}, p = {entry['p']:.3g}."
+    sentence = f"Primary measure, {name}: {points}, p = {entry['p']:.3g}: {verdict(entry)}."
     if seeds == 1:
         return f"{sentence} One seed: the interval covers the choice of problems, not that of the seed."
     by_seed = ", ".join(f"{100 * value:+.1f}" for value in entry["by_seed"])

@@ -7,7 +7,7 @@
 #
 # Export a run's newest checkpoint, generate and score on all ranks, write the report. Submit from the repository root:
 #
-#   sbatch slurm/evaluate.sh                                                 # the demo run
+#   sbatch slurm/evaluate.sh                                                 # the SOLAR run of the demo
 #   RUN=runs/mine/solar DATA=test.jsonl sbatch --gpus-per-node=8 --cpus-per-gpu=8 slurm/evaluate.sh [--batch_size 32]
 #
 # Script arguments are passed to `pipeline.evaluation`. An export in RUN/hf is kept if it is of the newest checkpoint or
@@ -20,7 +20,7 @@ source slurm/lib.sh
 need_gpus
 
 if [ -z "${RUN:-}" ]; then
-  RUN=runs/demo
+  RUN=runs/demo/solar-seed42
   set -- --max_new_tokens 96 --batch_size 100 "$@"
 fi
 DATA=${DATA:-runs/demo/train.test.jsonl}

@@ -20,7 +20,7 @@ source slurm/env.sh
 source slurm/lib.sh
 
 if [ -z "${INPUT:-}" ]; then
-  INPUT=runs/demo/train.jsonl TOKENIZER=runs/demo/tokenizer SHARDS=runs/demo/shards
+  INPUT=runs/demo/train.jsonl TOKENIZER=runs/demo/tokenizer SHARDS=runs/demo/shards-records
   mkdir -p runs/demo
   test=runs/demo/train.test.jsonl
   [ -e "$test" ] || on_one_rank python -m data_prep demo --output "$INPUT" --test_output "$test" || finish $?

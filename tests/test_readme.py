@@ -32,13 +32,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 FEW_STEPS = "--training.train_batch_size 2 --training.train_micro_batch_size_per_gpu 1 --training.max_steps 2"
+DRY_RUN = "python pipeline/train.py --config $RECIPE --model.path $MODEL --dry"
 
 # (text of the README, what runs in its place, why)
 SUBSTITUTIONS = [
     ("make ", "make --dry-run ", "the demo takes minutes, and the tests would start themselves"),
     ("source .venv/bin/activate", "true", "the tests already run in an environment"),
     ("--max_seq_length 4096", "--max_seq_length 512", "there is little data, and long rows are slow on a CPU"),
-    ("deepspeed pipeline", "python pipeline", "the launcher takes seconds; test_demo.py and ONE_RANK replace it"),
+    ("deepspeed pipeline/train.py --config $RECIPE --model.path $MODEL --dry", DRY_RUN, "the launcher takes seconds"),
+    ("deepspeed pipeline", "deepspeed --num_accelerators 1 --master_port $MASTER_PORT pipeline", "one rank is enough"),
     ("-0.5b.yaml", f"-0.5b.yaml FEW_STEPS='{FEW_STEPS}'", "an epoch takes long"),
     ("train.py --config $RECIPE", "train.py --config $RECIPE $FEW_STEPS", "likewise"),
     ("-m pipeline.evaluation", "-m pipeline.evaluation --limit 2 --max_new_tokens 8", "generation on a CPU is slow"),

@@ -85,7 +85,7 @@ class DataSettings:
             no validation.
     """
 
-    shards: list[str] | str = field(default="runs/demo/shards", metadata={"on_resume": "same content"})
+    shards: list[str] | str = field(default="runs/demo/shards-records", metadata={"on_resume": "same content"})
     source_weights: list[float] | None = field(default=None, metadata={"range": "(0, inf)"})
     tokenizer: str | None = field(default=None, metadata={"on_resume": "same content"})
     language_weights: dict[str, float] = field(default_factory=dict, metadata={"range": "(0, inf)"})
@@ -189,7 +189,7 @@ class Config:
         training: optimization and checkpoints.
     """
 
-    output_dir: str = field(default="runs/demo", metadata={"on_resume": "may change"})
+    output_dir: str = field(default="runs/demo/solar-seed42", metadata={"on_resume": "may change"})
     seed: int = field(default=42, metadata={"range": "[0, 4294967295]"})
     deepspeed: str = field(default="ds_configs/zero3.json", metadata={"on_resume": "may change"})
     model: ModelSettings = field(default_factory=ModelSettings)

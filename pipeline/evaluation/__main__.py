@@ -1,6 +1,6 @@
 """Measure accuracy per language by greedy generation, and how often answers agree across languages.
 
-    python -m pipeline.evaluation --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
+    python -m pipeline.evaluation --model runs/mine/hf --data test.jsonl --output runs/mine
 
 For several GPUs or processes, use `torchrun --nproc-per-node 8 -m pipeline.evaluation …`, `deepspeed --module
 pipeline.evaluation …` or slurm/evaluate.sh. The examples are divided among the ranks, and rank 0 writes the same files:

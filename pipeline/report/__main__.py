@@ -1,6 +1,6 @@
 """Write a report of one or several runs: `report.html`, `report.md` and `report.png`.
 
-    python -m pipeline.report --run runs/demo
+    python -m pipeline.report --run runs/demo/solar-seed42
     python -m pipeline.report --run runs/sft runs/solar --output runs/report
 
 The report is built from `metrics.jsonl`, `evaluation.json`, `generations.jsonl`, `representations.json` and
@@ -22,6 +22,7 @@ from pipeline.report.plots import plot_overview, run_color
 from pipeline.report.render import to_html, to_markdown
 from pipeline.report.runs import RunResults, read_runs, series
 from pipeline.report.sections import build_sections
+from pipeline.report.similarity_table import in_words, soft_token_differences
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None, primary: Sequence[str] = (MEAN,)) -> None:
@@ -67,8 +68,7 @@ def compare_with_first(runs: Sequence[RunResults], primary: Sequence[str] = (MEA
 def summarize_runs(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> str:
     """Summarize a single run in a few sentences, or name the baseline of several runs and state the differences."""
     if len(runs) > 1:
-        about = f"Comparison of {len(runs)} runs; {runs[0].name} is the baseline."
-        return " ".join([about, *(f"{name}: {primary_sentence(result)}" for name, result in comparisons.items())])
+        return _summarize_comparisons(runs, comparisons)
     (run,) = runs
     sentences = []
     if run.metrics:
@@ -88,6 +88,21 @@ def summarize_runs(runs: Sequence[RunResults], comparisons: dict[str, dict[str, 
         if macro["consistency_with_pivot"] is not None:
             sentence += f", same answer as {run.evaluation['pivot']}: {100 * macro['consistency_with_pivot']:.1f} %"
         sentences.append(sentence + ".")
+    return " ".join(sentences)
+
+
+def _summarize_comparisons(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]) -> str:
+    baseline = runs[0]
+    sentences = [f"Comparison of {len(runs)} runs; {baseline.name} is the baseline."]
+    if comparisons:
+        largest = max(comparisons.values(), key=lambda result: int(result["problems"]))
+        size = f"{largest['problems']} problems in {len(largest['languages'])} languages"
+        sentences = [f"Comparison of {len(runs)} runs on {size}; {baseline.name} is the baseline."]
+    for run in runs[1:]:
+        if run.name in comparisons:
+            sentences.append(f"{run.name}: {primary_sentence(comparisons[run.name])}")
+        if difference := soft_token_differences(baseline, run).get("centred_cosine"):
+            sentences.append(f"{run.name}: centered cosine of translations, soft tokens, {in_words(difference)}.")
     return " ".join(sentences)
 
 

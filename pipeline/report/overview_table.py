@@ -33,14 +33,21 @@ def _from_evaluation(select: Callable[[dict[str, Any]], float | None]) -> Metric
     return read
 
 
-def _from_representations(group: str, metric: str) -> MetricReader:
+def _from_representations(group: str, metric: str, state: str = "final") -> MetricReader:
     def read(run: RunResults) -> str | None:
         if not run.representations:
             return None
-        values = run.representations["representations"]["final"][group]
+        values = run.representations["representations"][state][group]
         return f"{values['all'][metric]['value']:.3f}" if group == "similarity" else f"{values[metric]:.3f}"
 
     return read
+
+
+def _soft_token_cosine(run: RunResults) -> str | None:
+    if not run.representations:
+        return None
+    cosine = run.representations["representations"]["soft_tokens"]["similarity"]["all"]["cosine"]
+    return f"{cosine['value']:.3f} ({cosine['floor']:.3f})"
 
 
 def _from_metrics(key: str, combine: Callable[[list[float]], float], format_spec: str) -> MetricReader:
@@ -55,10 +62,15 @@ def _last(values: list[float]) -> float:
     return values[-1]
 
 
-def mean_in_language(evaluation: dict[str, Any]) -> float | None:
-    """Return the mean fraction of outputs in the language of the question, or None if it was not measured."""
+def mean_in_language(evaluation: dict[str, Any], metric: str = "share") -> float | None:
+    """Return the mean over languages of a metric of the outputs' languages, or None if it was not measured.
+
+    Args:
+        evaluation: content of evaluation.json.
+        metric: see `language_metrics`; default: the fraction of outputs in the language of the question.
+    """
     languages = (evaluation.get("output_languages") or {}).values()
-    fractions = [language["share"] for language in languages if language["share"] is not None]
+    fractions = [language[metric] for language in languages if language.get(metric) is not None]
     return sum(fractions) / len(fractions) if fractions else None
 
 
@@ -81,6 +93,12 @@ OVERVIEW_METRICS: dict[str, MetricReader] = {
     "same answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["mean_pairwise"]),
     "same wrong answer, any two languages, %": _from_evaluation(lambda result: result["agreement"]["wrong"]["share"]),
     "answers in the language of the question, %": _from_evaluation(mean_in_language),
+    "lines in the language of the question (LPR), %": _from_evaluation(
+        lambda result: mean_in_language(result, "line_pass_rate")
+    ),
+    "words in another script, %": _from_evaluation(lambda result: mean_in_language(result, "other_script_words")),
+    "cosine of pairs, soft tokens (of shuffled pairs)": _soft_token_cosine,
+    "centered cosine of pairs, soft tokens": _from_representations("similarity", "centred_cosine", "soft_tokens"),
     "centered cosine of pairs, final state": _from_representations("similarity", "centred_cosine"),
     "retrieval P@1, final state": _from_representations("similarity", "retrieval"),
     "silhouette by language, final state": _from_representations("separability", "silhouette"),

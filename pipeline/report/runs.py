@@ -133,6 +133,7 @@ def _check_representations(result: dict[str, Any]) -> None:
             for metric in state[group]["all"].values():
                 _ = metric["value"] + metric["floor"]
         _ = state["similarity"]["all"]["debiased_cka"]["interval"], state["variance"]["language"]["interval"]
+        _ = state["examples"]["similarity"]["cosine"], result["pair_ids"]
         _ = state["scatter"]["points"], state["separability"]["silhouette"], result["languages"][0], result["position"]
 
 

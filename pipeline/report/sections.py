@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.compare import MEAN
+from pipeline.compare import MEAN, verdict
 from pipeline.evaluation.accuracy import BY_SCRIPT, accuracy_table, unfinished_sentence
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table
 from pipeline.evaluation.details import detail_tables
@@ -13,6 +13,7 @@ from pipeline.report.blocks import CodeBlock, MarkdownBlock, PlotBlock, ReportBl
 from pipeline.report.main_table import difference_cell, main_table
 from pipeline.report.overview_table import ABSENT, overview_rows
 from pipeline.report.runs import MetricHistory, RunResults, languages_of, series
+from pipeline.report.similarity_table import similarity_rows
 from pipeline.representations.plots import label
 from pipeline.representations.tables import POSITIONS, with_interval
 
@@ -117,15 +118,15 @@ def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, An
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
     figure = plots.plot_differences(runs, comparisons, order)
     blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
-    header = ["language", "difference, points", "gained", "lost", "p", "Holm p"]
+    header = ["language", "difference, points", "gained", "lost", "p", "Holm p", "in words"]
     for name, comparison in comparisons.items():
         mean = comparison["mean"]
-        rows = [[f"{name}: mean of languages", difference_cell(mean), "", "", f"{mean['p']:.3g}", ""]]
+        rows = [[f"{name}: mean of languages", difference_cell(mean), "", "", f"{mean['p']:.3g}", "", verdict(mean)]]
         for lang in order:
             if entry := comparison["languages"].get(lang):
                 counts = [str(entry.get(key, ABSENT)) for key in ("gained", "lost")]
                 tests = [f"{entry[key]:.3g}" for key in ("p", "p_holm")]
-                rows.append([lang, difference_cell(entry), *counts, *tests])
+                rows.append([lang, difference_cell(entry), *counts, *tests, verdict(entry)])
         blocks.append(ReportTable(header, rows, num_means=1))
     return Section(f"Differences from {runs[0].name}", blocks)
 
@@ -179,7 +180,11 @@ def _representations(runs: Sequence[RunResults]) -> Section:
             cells += [with_interval(values["variance"][part]) for part in ("language", "example")]
             cells += [f"{values['separability'][metric]:.3f}" for metric in ("silhouette", "kmeans_nmi", "probe")]
             rows.append([f"{name}: {label(state)}", *cells])
-    return Section("Representations", [*blocks, ReportTable(["", *metrics], rows)])
+    blocks.append(ReportTable(["", *metrics], rows))
+    if differences := similarity_rows(runs):
+        header = ["soft tokens of translations", *(f"{run.name} − {runs[0].name}" for run in runs[1:])]
+        blocks.append(ReportTable(header, differences, text_cells=True))
+    return Section("Representations", blocks)
 
 
 def _training(runs: Sequence[RunResults]) -> Section:

@@ -1,6 +1,6 @@
 """Measure the cross-lingual similarity and separability of a model's hidden states on questions and answers.
 
-    python -m pipeline.representations --model runs/demo/hf --data runs/demo/train.test.jsonl --output runs/demo
+    python -m pipeline.representations --model runs/mine/hf --data test.jsonl --output runs/mine
 
 Each question and its gold answer are encoded as in training. No text is generated. Only questions that exist in every
 language are used, so that all languages are measured on the same questions. Writes `representations.json`, `.md` and

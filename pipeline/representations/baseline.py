@@ -1,6 +1,7 @@
 """Differences of the representations of two models on the same problems, with paired intervals."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,21 @@ def differences_from(path: Path, result: dict[str, Any]) -> dict[str, Any]:
 def _differences(candidate: dict[str, Any], baseline: dict[str, Any], bootstrap: Bootstrap) -> dict[str, Any]:
     table: dict[str, dict[str, Any]] = {}
     for group, metric, _ in MAIN_METRICS:
-        difference = np.subtract(candidate[group][metric], baseline[group][metric])
-        entry = {"value": float(difference.mean()), "interval": bootstrap.interval(difference)}
-        table.setdefault(group, {})[metric] = entry
+        difference = paired_difference(candidate[group][metric], baseline[group][metric], bootstrap)
+        table.setdefault(group, {})[metric] = difference
     return table
+
+
+def paired_difference(candidate: Sequence[float], baseline: Sequence[float], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return the difference of a metric between two models, with its interval.
+
+    Args:
+        candidate: [G] per-example values of the metric, in the order of the problems.
+        baseline: [G] the same of the other model.
+        bootstrap: the resamples of G problems.
+
+    Returns:
+        `value`, candidate minus baseline, and its `interval`.
+    """
+    difference = np.subtract(candidate, baseline)
+    return {"value": float(difference.mean()), "interval": bootstrap.interval(difference)}

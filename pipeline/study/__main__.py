@@ -39,7 +39,9 @@ def print_jobs(study: StudySettings) -> None:
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
     _, _, variants = read_variants()
-    parser.add_argument("--model", required=True, help="Hugging Face directory that all variants start from")
+    parser.add_argument(
+        "--model", help="Hugging Face directory that all variants start from; default: the recipe's model.config"
+    )
     parser.add_argument("--recipe", required=True, help="recipe that the variants change")
     parser.add_argument("--train", nargs="+", required=True, help="canonical records to train on")
     parser.add_argument("--test", required=True, help="records of the test split, evaluated once for each run")

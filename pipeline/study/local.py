@@ -115,7 +115,7 @@ def job_commands(job: Job, study: StudySettings, ranks: int) -> Iterator[list[st
         evaluation = ["--model", f"{run}/hf", "--data", job.variables["DATA"], "--output", run, *job.arguments]
         yield [*launch(ranks, ["-m", "pipeline.evaluation"]), *evaluation]
     elif job.kind == "compare" and study.answers:
-        for path in (study.root / "base", *(study.run(name, seed) for name in study.variants for seed in study.seeds)):
+        for path in study.evaluated_runs():
             if not (path / "representations.json").is_file():
                 measure = ["--model", str(path / "hf"), "--data", study.answers, "--output", str(path)]
                 yield [*MODULE, "pipeline.representations", *measure]
@@ -149,9 +149,11 @@ def report_command(study: StudySettings) -> list[str]:
     """Return the command that writes the report of the base and of each variant's first seed, the baseline first."""
     baseline, _, _ = read_variants()
     names = [baseline, *(name for name in study.variants if name != baseline)]
-    runs = [str(study.run(name, study.seeds[0])) for name in names]
-    base, output = str(study.root / "base"), str(study.root / "report")
-    return [*MODULE, "pipeline.report", "--run", *runs, base, "--output", output, "--primary", *study.primary]
+    runs = [study.run(name, study.seeds[0]) for name in names]
+    if study.base:
+        runs.append(study.base)
+    paths = ["--run", *map(str, runs), "--output", str(study.report)]
+    return [*MODULE, "pipeline.report", *paths, "--primary", *study.primary]
 
 
 def machine_environment(gpus: int) -> dict[str, str]:

@@ -15,7 +15,7 @@ from data_prep.readers import read_file
 from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
 from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import read_restart_log
-from pipeline.study.settings import CHOICES, SETTINGS_FILE, StudySettings
+from pipeline.study.settings import CHOICES, RESULTS_FILE, SETTINGS_FILE, StudySettings
 
 VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
 # What may differ when a study is continued. Everything else, the primary measure in particular, is fixed at its start.
@@ -82,7 +82,9 @@ def begin_study(study: StudySettings) -> StudySettings:
             raise UserError(f"--variants: no variant {name!r}; choose from {', '.join(variants)}")
     if baseline not in study.variants:
         raise UserError(f"--variants: must include the baseline {baseline}")
-    if not Path(study.model, "config.json").is_file():
+    if study.model is None:
+        _check_without_model(study, [variants[name] for name in study.variants])
+    elif not Path(study.model, "config.json").is_file():
         raise UserError(f"{study.model}: no model there; --model is a Hugging Face directory")
     for path in (study.recipe, *study.train, study.test, study.dev, study.answers):
         if path is not None and not Path(path).is_file():
@@ -96,10 +98,10 @@ def begin_study(study: StudySettings) -> StudySettings:
     recorded = read_json_or_none(study.root / SETTINGS_FILE)
     if recorded:
         study = _continue(study, recorded, hashes)
-    for folder in (CHOICES, "base"):
-        (study.root / folder).mkdir(parents=True, exist_ok=True)
-    if not (base := study.root / "base" / "hf").is_symlink():
-        base.symlink_to(Path(study.model).resolve())
+    (study.root / CHOICES).mkdir(parents=True, exist_ok=True)
+    if study.base and study.model and not (link := study.base / "hf").is_symlink():
+        study.base.mkdir(exist_ok=True)
+        link.symlink_to(Path(study.model).resolve())
     write_json(study.root / SETTINGS_FILE, {**asdict(study), "sha256": hashes})
     return study
 
@@ -123,6 +125,15 @@ def _continue(study: StudySettings, recorded: dict[str, Any], hashes: dict[str, 
     return replace(study, variants=names, seeds=tuple(dict.fromkeys([*recorded["seeds"], *study.seeds])))
 
 
+def _check_without_model(study: StudySettings, variants: list[Variant]) -> None:
+    """Check that the recipe builds a model, and that no variant needs the vocabulary weights of an existing one."""
+    if path := _recipe_value(study, [], "model.path"):
+        raise UserError(f"--model: is missing; {study.recipe} does not build a model but loads {path}")
+    for variant in variants:
+        if _needs_weights(variant):
+            raise UserError(f"--model: is missing; the variant {variant.name} has vocabulary weights of a model")
+
+
 def _check_splits(study: StudySettings) -> None:
     """Check that both splits have the primary languages, and that they share no question."""
     questions = []
@@ -140,8 +151,8 @@ def _check_splits(study: StudySettings) -> None:
 def common_arguments(study: StudySettings, run: Path, data: str = "records") -> list[str]:
     """Return the arguments of the training command that do not depend on the variant's loss."""
     shards = study.root / f"shards-{data}"
-    paths = ["--model.path", study.model, "--data.shards", str(shards), "--output_dir", str(run)]
-    return [*paths, *shlex.split(study.train_args)]
+    model = ["--model.path", study.model] if study.model else []
+    return [*model, "--data.shards", str(shards), "--output_dir", str(run), *shlex.split(study.train_args)]
 
 
 def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
@@ -173,8 +184,8 @@ def plan_jobs(study: StudySettings) -> list[Job]:
     _, factors, all_variants = read_variants()
     variants = [all_variants[name] for name in study.variants]
     jobs = _prepare_jobs(study, variants)
-    base = _evaluate_job(study, study.root / "base", study.test, ())
-    jobs.append(base)
+    base = [_evaluate_job(study, study.base, study.test, ())] if study.base else []
+    jobs += base
     before_final: tuple[str, ...] = ()
     if study.dev:
         trials = []
@@ -193,24 +204,38 @@ def plan_jobs(study: StudySettings) -> list[Job]:
         for seed in study.seeds:
             run, arguments = study.run(variant.name, seed), ("--seed", str(seed))
             final += _train_and_evaluate(study, variant, run, study.test, before_final, chosen, arguments)
-    waits = (base.name, *(job.name for job in final if job.kind == "evaluate"))
+    jobs += final
+    waits = tuple(job.name for job in [*base, *final] if job.kind == "evaluate")
     variables = {"OUTPUT": study.output, "ANSWERS": study.answers or ""}
-    return [*jobs, *final, Job("compare", "compare", waits, variables)]
+    done = all(job.done for job in jobs) and _is_compared(study)
+    return [*jobs, Job("compare", "compare", waits, variables, done=done)]
+
+
+def _is_compared(study: StudySettings) -> bool:
+    """Return whether the results and the report are those of all variants and seeds, and newer than what they show."""
+    results, report = read_json_or_none(study.root / RESULTS_FILE), study.report / "report.html"
+    names = ["evaluation.json", *(["representations.json"] if study.answers else [])]
+    shown = [run / name for run in study.evaluated_runs() for name in names]
+    if results is None or not all(path.is_file() for path in [report, *shown]):
+        return False
+    is_newer = report.stat().st_mtime >= max(path.stat().st_mtime for path in shown)
+    return is_newer and results["seeds"] == list(study.seeds) and set(study.variants) <= set(results["variants"])
 
 
 def _prepare_jobs(study: StudySettings, variants: list[Variant]) -> list[Job]:
     weights = study.root / "weights.safetensors"
-    needs_weights = any("{weights}" in str(variant.settings) for variant in variants)
+    needs_weights = any(map(_needs_weights, variants))
+    tokenizer = study.model or _recipe_value(study, [], "data.tokenizer")
     kinds = dict.fromkeys([*(["records"] if needs_weights else []), *(variant.data for variant in variants)])
     jobs = []
     for kind in kinds:
         shards = study.root / f"shards-{kind}"
-        variables = {"INPUT": " ".join(study.train), "SHARDS": str(shards), "TOKENIZER": study.model}
+        variables = {"INPUT": " ".join(study.train), "SHARDS": str(shards), "TOKENIZER": tokenizer}
         done = (shards / "manifest.json").is_file()
         if kind != "records":
             variables["DERIVE"] = kind
         elif needs_weights:
-            variables |= {"WEIGHTS": str(weights), "MODEL": study.model}
+            variables |= {"WEIGHTS": str(weights), "MODEL": study.model or ""}
             done = done and weights.is_file()
         arguments = tuple(shlex.split(study.prepare_args))
         jobs.append(Job("prepare", f"prepare-{kind}", (), variables, arguments, done))
@@ -239,9 +264,12 @@ def _train_and_evaluate(
     return [train, _evaluate_job(study, run, data, (train.name,))]
 
 
+def _needs_weights(variant: Variant) -> bool:
+    return "{weights}" in str(variant.settings)
+
+
 def _weights_job(variant: Variant) -> tuple[str, ...]:
-    needs = "{weights}" in str(variant.settings) and variant.data != "records"
-    return ("prepare-records",) if needs else ()
+    return ("prepare-records",) if _needs_weights(variant) and variant.data != "records" else ()
 
 
 def _evaluate_job(study: StudySettings, run: Path, data: str, after: tuple[str, ...]) -> Job:

@@ -11,7 +11,7 @@ from pipeline.compare import MEAN, compare_runs, write_comparison
 from pipeline.evaluation.accuracy import percent
 from pipeline.evaluation.significance import holm
 from pipeline.study.plan import read_variants, trial_arguments
-from pipeline.study.settings import CHOICES, StudySettings
+from pipeline.study.settings import CHOICES, RESULTS_FILE, StudySettings
 
 CHOICES_FILE = "choices.json"
 
@@ -71,7 +71,9 @@ def compare_variants(study: StudySettings) -> str:
     baseline, _, _ = read_variants()
     runs = {name: [study.run(name, seed) for seed in study.seeds] for name in study.variants}
     choices = read_json_or_none(study.root / CHOICES / CHOICES_FILE) or {}
-    rows: dict[str, dict[str, Any]] = {"base": {"accuracy": [primary_accuracy(study, study.root / "base")]}}
+    rows: dict[str, dict[str, Any]] = {}
+    if study.base:
+        rows["base"] = {"accuracy": [primary_accuracy(study, study.base)]}
     for name, paths in runs.items():
         rows[name] = {"accuracy": [primary_accuracy(study, path) for path in paths]}
         if name in choices:
@@ -85,7 +87,7 @@ def compare_variants(study: StudySettings) -> str:
         row["p_holm"] = p
     result = {"baseline": baseline, "primary": list(study.primary), "seeds": list(study.seeds), "variants": rows}
     text = _format(result, study)
-    write_atomically(study.root / "results.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(study.root / RESULTS_FILE, json.dumps(result, indent=2) + "\n")
     write_atomically(study.root / "results.md", text)
     return text
 
@@ -96,7 +98,7 @@ def _format(result: dict[str, Any], study: StudySettings) -> str:
     covers = "problems and seeds" if seeds > 1 else "problems, not of the seed"
     tuned = f"chosen on `{study.dev}`, with the same number of trials each" if study.dev else "those of the recipe"
     lines = [
-        f"# Variants of {study.model}",
+        f"# Variants of {study.model or study.recipe}",
         "",
         f"Primary measure, named at the start: accuracy on `{study.test}`, {primary}. Seeds: "
         f"{', '.join(map(str, study.seeds))}. Settings: {tuned}. The intervals (95 %) cover the choice of {covers}; "

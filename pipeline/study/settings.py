@@ -9,6 +9,7 @@ from pipeline.common.atomic_io import read_json_or_none
 from pipeline.common.errors import UserError
 
 SETTINGS_FILE = "study.json"  # in the output directory
+RESULTS_FILE = "results.json"  # likewise
 CHOICES = "choices"  # directory of the settings that the trials have selected
 
 
@@ -18,7 +19,8 @@ class StudySettings:
 
     Attributes:
         output: directory of the study.
-        model: Hugging Face directory of the model that all variants start from.
+        model: Hugging Face directory of the model that all variants start from; None: the recipe builds a model with
+            random weights (`model.config`), and no base is evaluated.
         recipe: the recipe that the variants change.
         train: canonical records to train on.
         test: records of the test split.
@@ -31,7 +33,7 @@ class StudySettings:
     """
 
     output: str
-    model: str
+    model: str | None
     recipe: str
     train: tuple[str, ...]
     test: str
@@ -54,6 +56,21 @@ class StudySettings:
     def root(self) -> Path:
         """The output directory."""
         return Path(self.output)
+
+    @property
+    def base(self) -> Path | None:
+        """The directory of the results of the model before training, or None if its weights are random."""
+        return self.root / "base" if self.model else None
+
+    @property
+    def report(self) -> Path:
+        """The directory of the report."""
+        return self.root / "report"
+
+    def evaluated_runs(self) -> list[Path]:
+        """Return the directories of all results on the test split, that of the base first."""
+        runs = [self.run(name, seed) for name in self.variants for seed in self.seeds]
+        return [self.base, *runs] if self.base else runs
 
     def run(self, variant: str, seed: int) -> Path:
         """Return the output directory of a training run."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.compare import compare_matrices, compare_runs, comparison_table, primary_sentence
+from pipeline.compare import compare_matrices, compare_runs, comparison_table, primary_sentence, verdict
 from pipeline.evaluation.results_reader import read_generations
 from tests.runs import python, refuses
 
@@ -88,6 +88,11 @@ def test_compare_runs_pairs_seeds(tmp_path):
     assert primary["difference"] == pytest.approx(np.mean([by_language[lang]["difference"] for lang in ("sw", "te")]))
     assert primary["low"] < 0.3 < primary["high"] and primary["p"] < 0.05
     assert "the mean of sw, te: +" in primary_sentence(result) and "By seed: +" in primary_sentence(result)
+    assert ": higher beyond noise. The interval covers" in primary_sentence(result)
+    assert verdict(by_language["sw"] | {"p_holm": 0.2}) == "higher before Holm's correction only"
+    reverse = compare_runs(runs["solar"], runs["sft"])["mean"]
+    assert verdict(reverse) == "lower beyond noise"
+    assert verdict(reverse | {"high": 0.0}) == "no difference beyond noise"
     assert "| seed SD | p | Holm p |" in comparison_table(result)
 
     with pytest.raises(UserError, match="3 runs of the baseline but 2 of the candidate"):

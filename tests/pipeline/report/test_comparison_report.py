@@ -44,7 +44,8 @@ def test_report_of_two_runs_has_all_sections(report: Path) -> None:
     text = (report / "report.md").read_text()
     for expected in [
         "# sft and solar",
-        "Comparison of 2 runs; sft is the baseline. solar: Primary measure, the mean of all languages: +11.7 points, ",
+        "Comparison of 2 runs on 20 problems in 3 languages; sft is the baseline. "
+        "solar: Primary measure, the mean of all languages: +11.7 points, ",
         "| language | n | sft | solar | solar − sft | Holm p | unfinished %: sft, solar | in the language %: sft, ",
         "| **mean of languages** | **60** | **48.3** | **60.0** | **+11.7 (",
         "| unfinished responses, % | 5.0 | 5.0 |",
@@ -55,8 +56,10 @@ def test_report_of_two_runs_has_all_sections(report: Path) -> None:
         "solar: model `solar/hf` (step 40), data `test.jsonl`, greedy decoding of at most 64 tokens in bfloat16.",
         "| sw | 20 | 20.0 (8.1 to 41.6) | 60.0 (38.7 to 78.1) | +40.0 (",
         " | 0.0234 | 15.0, 15.0 | 0.0, 0.0 |",
-        "| 8 | 0 | 0.00781 | 0.0234 |",
-        "| 0 | 1 | 1 | 1 |",
+        "| 8 | 0 | 0.00781 | 0.0234 | higher beyond the noise of problems |",
+        "| 0 | 1 | 1 | 1 | no difference beyond noise |",
+        "| words in another script, % | 0.0 | 0.0 |",
+        "| soft tokens of translations | solar − sft |",
         "| loss.alignment_weight | 0.0 | 1.0 |",
         "Two languages give the same answer",
         "| sw | lingua | 0.0 | 0.0 to 16.1 | 0.0 | 100.0 | de 20 | – | – | 0.0 |",
@@ -67,6 +70,10 @@ def test_report_of_two_runs_has_all_sections(report: Path) -> None:
         "torch 9.9.9",
     ]:
         assert expected in text, expected
+    assert ": higher beyond the noise of problems. One seed: " in text.splitlines()[2]
+    (first, second) = re.findall(r"\| centered cosine of pairs, soft tokens \| (\S+) \| (\S+) \|", text)[0]
+    (difference,) = re.findall(r"\| centered cosine \| (\S+) \(", text)
+    assert float(difference) == pytest.approx(float(second) - float(first), abs=0.0011)
     assert "| seed |" not in text and "output_dir |" not in text  # only differing settings, not paths
     (silhouettes,) = re.findall(r"\| silhouette by language, final state \| (\S+) \| (\S+) \|", text)
     assert float(silhouettes[0]) > 0.4 > float(silhouettes[1])

@@ -11,6 +11,7 @@ from data_prep.derive import KINDS
 from pipeline.common.errors import UserError
 from pipeline.config.fields import value_of
 from pipeline.config.recipe import load_config
+from pipeline.study.local import report_command
 from pipeline.study.plan import (
     begin_study,
     common_arguments,
@@ -21,7 +22,9 @@ from pipeline.study.plan import (
 )
 from pipeline.study.results import choose_settings, compare_variants
 from pipeline.study.settings import StudySettings, read_study
+from tests.conftest import Prepared
 from tests.pipeline.test_compare import write_run
+from tests.runs import write_recipe
 
 
 @pytest.fixture
@@ -137,6 +140,24 @@ def test_study_grows_but_its_measure_and_test_split_are_fixed(study: StudySettin
     copy.write_text(Path(study.test).read_text() + Path(study.test).read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match="began with another test"):
         begin_study(replace(study, test=str(copy)))
+
+
+def test_study_of_random_weights_has_no_base(study: StudySettings, prepared: Prepared, tmp_path: Path) -> None:
+    scratch = str(write_recipe(tmp_path / "scratch.yaml", prepared.shards, prepared.tokenizer))
+    for changes, message in (
+        ({}, "--model: is missing; .*recipe.yaml does not build a model but loads .*/model"),
+        ({"recipe": scratch, "variants": ("sft", "words")}, "--model: is missing; the variant words has"),
+    ):
+        with pytest.raises(UserError, match=message):
+            begin_study(replace(study, model=None, **changes))
+    begun = begin_study(replace(study, model=None, recipe=scratch))
+    jobs = {job.name: job for job in plan_jobs(begun)}
+    assert "evaluate-base" not in jobs and not (begun.root / "base").exists()
+    assert "--model.path" not in jobs["train-sft-seed1"].arguments
+    assert jobs["prepare-records"].variables["TOKENIZER"] == str(prepared.tokenizer)
+    runs = [str(begun.run(name, 1)) for name in ("sft", "shuffled_pairs")]
+    command = report_command(begun)
+    assert command[command.index("--run") + 1 : command.index("--output")] == runs
 
 
 def test_study_refuses_bad_settings(study: StudySettings, with_trials: StudySettings) -> None:
