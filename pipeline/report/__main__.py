@@ -34,8 +34,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None, primary: Seq
         primary: the primary measure of several runs; see `compare_runs`.
 
     Raises:
-        UserError: there is nothing to report, a file is damaged, `output` is missing for several runs, or the runs were
-            evaluated on different data.
+        UserError: there is nothing to report, a file is damaged, `output` is missing for several runs, the runs were
+            evaluated on different data, or there is a primary measure and nothing to compare.
     """
     if output is None:
         if len(paths) > 1:
@@ -44,6 +44,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None, primary: Seq
     runs = read_runs(list(paths))
     heading = f"Run `{runs[0].name}`" if len(runs) == 1 else " and ".join(run.name for run in runs)
     comparisons = compare_with_first(runs, primary)
+    if list(primary) != [MEAN] and not comparisons:
+        raise UserError("--primary: there is nothing to compare; give --run two evaluated runs, the baseline first")
     summary, sections = summarize_runs(runs, comparisons), build_sections(runs, comparisons)
     colors = {run.name: run_color(runs, run) for run in runs} if len(runs) > 1 else {}
     page, text = to_html(heading.replace("`", ""), summary, sections, colors), to_markdown(heading, summary, sections)

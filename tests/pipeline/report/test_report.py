@@ -249,5 +249,12 @@ def test_report_of_several_runs_needs_output(tmp_path):
         write_report([tmp_path, tmp_path])
 
 
+def test_report_primary_measure_needs_runs_to_compare(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(step(1)) + "\n")
+    with pytest.raises(UserError, match="--primary: there is nothing to compare"):
+        write_report([tmp_path], primary=["sw"])
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_compare_with_first_skips_runs_without_generations():
     assert compare_with_first([run_of([step(1)], None), run_of([step(1)], None)]) == {}
