@@ -2,6 +2,7 @@
 
 from .alignment import RunningMeans
 from .embedding import DistinctIds, LookupRoute, embedding_lookup
+from .head_time import BYTES_ONLY, ClusterSpeeds
 from .layout import LayoutExchange
 from .library import alignment_sft_loss, target_tokens
 from .loss_batch import LossBatch, LossNormalizers
@@ -11,6 +12,8 @@ from .vocab_parallel import SolarLoss, solar_loss
 from .vocabulary import Vocabulary, VocabularyShard, vocabulary_range
 
 __all__ = [
+    "BYTES_ONLY",
+    "ClusterSpeeds",
     "DistinctIds",
     "LayoutExchange",
     "LookupRoute",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import (
+    ClusterSpeeds,
     LossBatch,
     LossNormalizers,
     LossSettings,
@@ -203,9 +204,8 @@ def _normalizers(loss_batch: LossBatch) -> LossNormalizers:
     return replace(normalizers, tokens=normalizers.tokens or 1.0, pairs=normalizers.pairs or 1.0)
 
 
-def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[str, Tensor]:
-    """Compute the loss, and the gradients of this rank's target tokens and vocabulary rows, with the sharded loss."""
-    rank, size = rank_and_size(group)
+def local_inputs(case: Case, rank: int) -> tuple[LossBatch, Tensor, Tensor, Tensors, LossNormalizers]:
+    """Return this rank's target tokens, their indices among those of all ranks, their hidden states, and the rest."""
     generator = torch.Generator().manual_seed(case.seed)
     global_batch, counts = layout(case, None, generator)
     t = tensors(case, generator)
@@ -218,6 +218,13 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
         local = local.take_part(tokens, part, case.parts)
     local, tokens = local.to(case.device), tokens + sum(counts[:member])
     hidden = t.hidden[tokens].to(case.device, case.dtype).requires_grad_()
+    return local, tokens, hidden, t, _normalizers(global_batch)
+
+
+def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[str, Tensor]:
+    """Compute the loss, and the gradients of this rank's target tokens and vocabulary rows, with the sharded loss."""
+    rank, size = rank_and_size(group)
+    local, tokens, hidden, t, normalizers = local_inputs(case, rank)
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, size)
     total = torch.promote_types(case.dtype, torch.float32)
 
@@ -249,11 +256,11 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
         vocabulary,
         case.budgeted_settings(vocabulary, size),
         case.weight,
-        _normalizers(global_batch),
+        normalizers,
         LANGUAGES,
         running_means,
         group,
-        ranks_per_node,
+        ClusterSpeeds(ranks_per_node=ranks_per_node),
     )
     result.loss.backward()
     assert hidden.grad is not None
