@@ -58,7 +58,7 @@ def has_visible_text(text: str) -> bool:
 
 
 def number_text(value: Any) -> str | None:
-    """Normalize a gold answer to text, so that equal numbers give equal strings. Numbers are compared exactly.
+    """Normalize a gold answer to text, so that equal numbers give equal strings. Numbers are never rounded.
 
     For example, 8.0, "8" and " 8 " all become "8", and "8,000" becomes "8000". A comma separates thousands in English
     or Indian notation (1,00,000). Other text is only stripped: "1,5" may be 1.5 or two numbers. None returns None.

@@ -107,7 +107,7 @@ def compare_matrices(
         which Holm's method adjusts for the number of languages. With one seed and answers that are right or wrong,
         `gained` and `lost` are the numbers of questions that only the candidate or only the baseline answers correctly,
         and `p` is `mcnemar_p`. With several seeds, `by_seed` are the differences of each seed, and `seed_sd`,
-        `example_sd` and `rest_sd` the estimated standard deviations of `seed_intervals`. `mean`: the mean over
+        `example_sd` and `rest_sd` the standard deviations that `seed_interval` estimates. `mean`: the mean over
         languages, without `p_holm`. `primary`: the primary measure, with its `languages`. Accuracies are fractions.
     """
     differences = candidate - baseline
@@ -186,8 +186,8 @@ def unfinished_summary(result: dict[str, Any]) -> str:
     baseline, candidate = unfinished_totals(result)
     responses = result["records"] * len(result["seeds"])
     return (
-        f"Of {responses} responses, {baseline} of the baseline and {candidate} of the candidate are unfinished "
-        f"(cut at the token limit). Both models ran in {result['dtype']}."
+        f"Of the {responses} responses of each model, {baseline} of the baseline and {candidate} of the candidate are "
+        f"unfinished (cut at the token limit). Both models ran in {result['dtype']}."
     )
 
 

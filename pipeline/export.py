@@ -27,8 +27,9 @@ from pipeline.checkpoint.export_record import (
     is_newer_without_record,
     read_export_record,
     relative_directory,
+    replaceable_export,
     run_id,
-    write_export_record,
+    update_export_record,
 )
 from pipeline.checkpoint.hub import push_to_hub
 from pipeline.checkpoint.model_card import write_model_card
@@ -77,11 +78,7 @@ def export(
             cannot be written.
     """
     named, output = output, output.resolve()  # replace the target of a symbolic link, not the link
-    newest = not best and not (source / layout.COMPLETE_MARKER).is_file()
-    if best:
-        source = _best_checkpoint(source)
-    elif newest:
-        source = layout.newest_checkpoint(source) or source
+    source, newest = _select_checkpoint(source, best)
     state = layout.read_state(source)
     if update and is_newer_without_record(output, source):
         print(f"note: {output}: has no {EXPORT_FILE}; kept, because its weights are newer than {source.name}")
@@ -92,14 +89,11 @@ def export(
         raise UserError(f"{source}: has no adapter to merge; export it without --merge")
     record = _record(source, output, recipe, state, dtype, newest)
     record = dataclasses.replace(record, adapter=recipe.model.adapter.r is not None and not merge)
-    existing = _existing_export(output, source, record, update)
+    existing = replaceable_export(output, source, record, update)
     if existing:
         record = dataclasses.replace(record, dtype=dtype or existing.dtype, adapter=record.adapter and existing.adapter)
-        if [existing.checkpoint, existing.dtype, existing.adapter] == [record.checkpoint, record.dtype, record.adapter]:
-            record = dataclasses.replace(record, newest=record.newest and existing.newest)
-            if existing != record:  # the run or the export has been moved, or now this checkpoint is asked for
-                write_export_record(output, record)
-            return record
+        if existing.has_same_weights(record):
+            return update_export_record(output, existing, record)
         if _is_kept(named, existing, source, newest, keep_if_evaluated):
             return existing
     partial = _write_partial(source, output, recipe, state, record)
@@ -168,8 +162,17 @@ def _is_kept(output: Path, existing: ExportRecord, source: Path, newest: bool, k
     return False
 
 
+def _select_checkpoint(source: Path, best: bool) -> tuple[Path, bool]:
+    """Return the checkpoint to export, and whether it is exported because it is the newest one of its run."""
+    if best:
+        return _best_checkpoint(source), False
+    if (source / layout.COMPLETE_MARKER).is_file():
+        return source, False
+    return layout.newest_checkpoint(source) or source, True
+
+
 def _best_checkpoint(run: Path) -> Path:
-    """Return the best checkpoint of a run by its last validation. Raises UserError if the run has none."""
+    """Return the best checkpoint of a run, which its last validation names. Raises UserError if it has none."""
     validations = read_validations(run)
     step = validations[-1].get("best_step") if validations else None
     if step is None:
@@ -237,31 +240,6 @@ def base_dtype(source: Path, trust_remote_code: bool = False) -> str | None:
 def _metrics_at(run: Path, step: int) -> dict[str, Any]:
     """Return the metrics of a step, or an empty dictionary if the run's directory has none."""
     return next((record for record in read_metrics(run) if record["step"] == step), {})
-
-
-def _existing_export(output: Path, source: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
-    """Return the record of an export that `record` may replace, or None if the directory is missing or empty.
-
-    Raises:
-        UserError: The directory may not be replaced.
-    """
-    if not output.exists() or not any(output.iterdir()):
-        return None
-    existing = read_export_record(output)
-    if not update:
-        hint = "; --update replaces an older export of the same run" if existing else ""
-        raise UserError(f"{output}: exists and is not empty; give another --output or remove it{hint}")
-    if existing is None:
-        raise UserError(
-            f"{output}: has no {EXPORT_FILE} and is not newer than {source}; if it is an export by an earlier version, "
-            "remove it, or else give another --output"
-        )
-    if not existing.is_same_run(record.run_id, record.checkpoints):
-        reason = f"an export of another run ({existing.run})"
-        if not (existing.run_id and record.run_id):
-            reason = f"an export by an earlier version, of a run in {(output / existing.checkpoints).resolve()}"
-        raise UserError(f"{output}: {reason}; give another --output or remove it")
-    return existing
 
 
 def main() -> None:

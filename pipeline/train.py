@@ -142,7 +142,8 @@ def split_args(args: list[str]) -> tuple[str, bool, list[str]]:
 def run_and_report_once() -> int:
     """Run `main` and print an error only once.
 
-    If all ranks fail with the same error, rank 0 prints it. The other ranks only print theirs if rank 0 does not exit.
+    Rank 0 prints its error at once. The other ranks print none if all have agreed on it. Otherwise they wait first,
+    because the launcher ends them meanwhile if rank 0 has failed too.
     """
     try:
         return main(sys.argv[1:], STOP)

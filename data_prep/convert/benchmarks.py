@@ -17,19 +17,19 @@ class Benchmark(NamedTuple):
     """The published form of a benchmark. Templates name columns in braces.
 
     Attributes:
-        files: Ends of the paths of its files. `{lang}` stands for a language, `{split}` for a split, `*` for any text.
+        files: Path endings of its files. `{lang}` stands for a language, `{split}` for a split, `*` for any text.
         gold: Column with the answer. If there are several names, the first that a row has is used.
         question: Template of the question, without the options.
-        key: Template of what translations of an example share. Empty if they share their row number, in which case the
-            files must have equally many rows.
+        key: Template of the key that the translations of an example share. If empty, they are the rows with the same
+            number, and the files must have equally many rows (unless `unpaired`).
         unpaired: Whether the examples of its languages are not translations of each other.
         pivot: Language that the others are paired with by default.
         splits: Splits to read by default. Its Hub dataset may name them differently.
         lang: Pattern of its language names.
-        languages: Language codes of the names that are not codes.
+        languages: Language code for each language name that is not itself a code.
         header: Columns of its text files without a header. None if the first line names them.
-        quoted: Whether fields of its files with tabs may be in quotes.
-        answer_type: Answer type of its records. None for a number if `gold` is one and an expression otherwise.
+        quoted: Whether fields of its tab-separated files may be in quotes.
+        answer_type: Answer type of its records. If None, `number` where `gold` is a number, otherwise `expression`.
         choices: Templates of the options.
         first_choice: Value of `gold` for the first option.
         pivot_text: Column with the text in the pivot language, which must be the same in all languages.

@@ -151,7 +151,7 @@ def _read_json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_rows(rows: Iterable[_Row], source: Source) -> Iterator[RawExample]:
-    """Yield the examples of a table. Malformed ones are yielded to be counted.
+    """Yield the examples of a table. A malformed one is yielded without content, so that it is counted.
 
     Raises the first error if the table has no well-formed example.
     """
@@ -163,8 +163,9 @@ def _read_rows(rows: Iterable[_Row], source: Source) -> Iterator[RawExample]:
                 well_formed = True
             except UserError as error:
                 first_error = first_error or f"{row.location}: {error}"
-                known = lang or row.values.get(source.columns.get("lang", "lang"))
-                yield RawExample("", known if isinstance(known, str) and known else "?", {}, None, "malformed")
+                lang_or_none = lang or row.values.get(source.columns.get("lang", "lang"))
+                known = lang_or_none if isinstance(lang_or_none, str) and lang_or_none else "?"
+                yield RawExample("", known, {}, None, "malformed")
     if first_error and not well_formed:
         raise UserError(first_error)
 

@@ -11,9 +11,9 @@ from data_prep.convert.benchmarks import LANGUAGE_NAMES
 from data_prep.convert.examples import (
     RawExample,
     Source,
-    file_of_each,
     last_number,
     list_files,
+    map_languages_to_files,
     pivot_first,
     read_objects,
 )
@@ -27,7 +27,7 @@ def read_mcot(source: Source) -> Iterator[RawExample]:
 
     If a row has a `result` that is not null, it must be true for the row to be kept.
     """
-    files = file_of_each((path.stem, path) for path in list_files(source.inputs, "*.jsonl"))
+    files = map_languages_to_files((path.stem, path) for path in list_files(source.inputs, "*.jsonl"))
     for index, lang, row in _read_aligned(files, read_objects, source.pivot):
         prompt, response = row.apply(lambda columns: _get_strings(columns, "question", "response"))
         question = prompt.split("Question:\n", 1)[-1].rsplit("\nAnswer:", 1)[0].strip()
@@ -42,7 +42,7 @@ def read_parallel(source: Source) -> Iterator[RawExample]:
     for path in list_files(source.inputs, "*.*"):
         stems.setdefault(path.stem, []).append(path)
     for stem, paths in stems.items():
-        files = file_of_each((path.suffix[1:], path) for path in paths)
+        files = map_languages_to_files((path.suffix[1:], path) for path in paths)
         for index, lang, row in _read_aligned(files, read_lines, source.pivot):
             yield RawExample(f"{stem}-{index:09d}", lang, {"question": "", "answer": row.value.strip()}, None)
 

@@ -85,17 +85,17 @@ def list_files(inputs: list[str], *patterns: str) -> list[Path]:
     return files
 
 
-def file_of_each(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Return the file of each name, which is a language.
+def map_languages_to_files(files_by_language: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Return the file of each language.
 
     Raises:
-        UserError: two files have the same name, so that one would replace the other.
+        UserError: two files are of the same language, so that one would replace the other.
     """
     files: dict[str, Path] = {}
-    for name, path in named:
-        if name in files:
-            raise UserError(f"{path}: same name as {files[name]}; convert one folder at a time")
-        files[name] = path
+    for lang, path in files_by_language:
+        if lang in files:
+            raise UserError(f"{path}: same name as {files[lang]}; convert one folder at a time")
+        files[lang] = path
     return files
 
 

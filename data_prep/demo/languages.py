@@ -23,9 +23,10 @@ class DemoLanguage:
     Attributes:
         names, nouns: Template fields of each name in `NAMES` and each noun in `NOUNS`. If a noun has the field `few`,
             that is the form after 2, 3 and 4, and `x` is the form after other numbers (Russian).
-        has, boxes, events, ask: Sentences of the question: the start without or with boxes, the events, the question.
-        start, in_boxes, after, answer: Sentences of the answer: the start without or with boxes, the calculation after
-            each event, the result.
+        has, boxes, events, ask: Sentences of the problem, in this order: the start without boxes, the start with boxes,
+            the events, what is asked.
+        start, in_boxes, after, answer: Sentences of the answer, in this order: the start without boxes, the start with
+            boxes, the calculation after each event, the result.
         gap: Text between two sentences.
         box_few, box_many: Values of the field `box` for 2 to 4 boxes and for other numbers.
     """

@@ -31,6 +31,7 @@ def pack_bins(lengths: Sequence[int], capacity: int, counts: Sequence[int] = (),
         ValueError: An item does not fit a bin.
     """
     bins = best_fit_decreasing(lengths, capacity, counts, limit)
+    # `improve` does not take the number of sequences into account.
     return bins if limit else improve(bins, lengths, capacity)
 
 
@@ -138,8 +139,9 @@ def _fill_one_by_one(items: list[int], lengths: Sequence[int], capacity: int) ->
             sums.append((sums[-1] | sums[-1] << lengths[item]) & mask)
         total = sums[-1].bit_length() - 1
         chosen, remaining = [first], []
+        # Shortest first: leave an item out if longer ones alone reach the total. Long items are harder to place later.
         for i in range(len(rest) - 1, -1, -1):
-            if sums[i] >> total & 1:  # reachable without this item: prefer longer items, which are harder to place
+            if sums[i] >> total & 1:
                 remaining.append(rest[i])
             else:
                 chosen.append(rest[i])

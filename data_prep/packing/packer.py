@@ -256,9 +256,9 @@ class Packer:
     def _entry_file(self, shard: int) -> Path:
         return self.work / "entries" / f"{shard:05d}.json"
 
-    def _write_shards(self, rows: list[int], with_copies: bool) -> int:
+    def _write_shards(self, rows_per_window: list[int], with_copies: bool) -> int:
         """Write the shards and their manifest entries (with counts per language). Return the number of shards."""
-        starts = np.cumsum([0, *rows])
+        starts = np.cumsum([0, *rows_per_window])
         size = self.settings.rows_per_shard
         shards = -(-int(starts[-1]) // size)
         reader = TokenReader(self.work / "pieces")
@@ -267,7 +267,7 @@ class Packer:
             packed = build_rows(plan, reader, self.settings.pivot, with_copies)
             entry = write_shard(self.work / "shards" / shard_name(shard), packed)
             write_json(self._entry_file(shard), {**entry, "languages": count_languages(plan, packed)})
-        self.ranks.all_gather(None)
+        self.ranks.all_gather(None)  # wait for all ranks
         return shards
 
     def _publish(self, shards: int, drops: Counter) -> None:

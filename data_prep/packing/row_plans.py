@@ -22,7 +22,7 @@ def write_row_plan(path: Path, table: pa.Table) -> None:
 
 
 def read_row_plan(folder: Path, starts: np.ndarray, first: int, stop: int) -> pa.Table:
-    """Read the sequences of a range of rows, counted over all windows.
+    """Read the sequences of a range of rows. Rows are numbered across all windows.
 
     Args:
         folder: Folder of the row plans.

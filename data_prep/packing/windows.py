@@ -127,9 +127,9 @@ class Window:
         )
 
     def _with_equal_gold(self, pivot: int, translations: list[int], skip: bool) -> list[int]:
-        """Return the translations whose gold answer is not a different number than that of the group.
+        """Return the translations without those whose gold answer contradicts that of the group.
 
-        Golds that are not numbers may be translated.
+        Two golds contradict each other if they are different numbers. Other golds may be translated.
         """
         reference, equal = pivot, []
         for member in translations:
@@ -144,7 +144,7 @@ class Window:
                 raise UserError(
                     f"{self._location(member)}: pair_id {self._pair_id[member]} has the gold {self._gold[member]}, but "
                     f"{self._gold[reference]} in {self._location(reference)}; "
-                    "translations of one example have one gold, and other examples need other pair_ids"
+                    "translations of one example must have the same gold, and different examples different pair_ids"
                 )
         return equal
 

@@ -256,7 +256,7 @@ class ShardSet:
         return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in columns), default=0)
 
     def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """Open a shard. Return its file, and the first row of each row group followed by the number of rows."""
+        """Open a shard. Return its file, and where each row group starts, followed by the total of rows."""
         file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         return file, np.cumsum([0, *rows])

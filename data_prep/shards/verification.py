@@ -45,8 +45,10 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
 def _find_row_error(row: PackedRow, manifest: dict) -> str | None:
     """Return a description of the first error of a row, or None."""
     ids, labels = row.input_ids, row.labels
-    if len(ids) != len(labels) or int(row.seq_lens.sum()) != len(ids) or (row.seq_lens < 1).any():
+    if len(ids) != len(labels) or int(row.seq_lens.sum()) != len(ids):
         return "input_ids, labels and seq_lens disagree in length"
+    if (row.seq_lens < 1).any():
+        return "a sequence without tokens"
     if not len(row.seq_lens) == len(row.pair_id) == len(row.lang) == len(row.role):
         return "seq_lens, pair_id, lang and role disagree in length"
     if row.copies is not None and len(row.copies) != len(row.seq_lens):

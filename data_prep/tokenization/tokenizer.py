@@ -128,7 +128,10 @@ def _tokenizer_class(name: str | Path) -> Any:
 def _set_template(
     tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str] | None, variables: Mapping[str, Any]
 ) -> None:
-    """Give a tokenizer a chat template (a dictionary if it has several), without its clock and with set variables."""
+    """Set the chat template of a tokenizer (a dictionary if it has several).
+
+    The templates get `variables`, and read a fixed date instead of the clock.
+    """
     templates = template if isinstance(template, dict) else {"": template or ""}
     if any(map(reads_clock, templates.values())):
         tokenizer.init_kwargs[TEMPLATE_DATE] = CLOCK.date().isoformat()

@@ -92,8 +92,9 @@ class WordEncoder:
         def complements(text: str) -> list[int]:
             return [~i for i in ids(text)]
 
-        # For other text (False) and target text (True): a cache for the first word of a segment, which is the text
-        # between two added tokens, and one for words after a space.
+        # The ids of target text are complemented (~id), so that one list holds both the ids and which of them are
+        # targets. Both target text (True) and other text (False) have a cache for the first word of a segment, which is
+        # the text between two added tokens, and one for words after a space.
         self._caches = {
             False: (_Cache(ids), _Cache(lambda word: ids(" " + word))),
             True: (_Cache(complements), _Cache(lambda word: complements(" " + word))),

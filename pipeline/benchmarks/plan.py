@@ -222,7 +222,7 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, float]:
     return {
         "bytes": distributed.all_reduce_sum([counter.received], engine.device)[0] / distributed.world_size(),
         "calls": counter.calls,
-        "after": after,
+        "states": after,
         "peak": tracker.peak,
         "step_s": statistics.median(times) if times else math.nan,
     }
@@ -265,7 +265,7 @@ def compare(case: Case, ranks: int, measurements: dict[str, Any]) -> Row:
     pairs = {
         "received_mb": (sum(t.received for t in transfers) / 1e6, measurements["bytes"] / 1e6),
         "calls": (sum(t.calls for t in transfers), measurements["calls"] if ranks > 1 else 0),
-        "states_mb": (memory.resident / 1e6, measurements["after"] / 1e6),
+        "states_mb": (memory.resident / 1e6, measurements["states"] / 1e6),
         "peak_mb": (memory.peak / 1e6, measurements["peak"] / 1e6),
     }
     row: Row = {"case": case.name, "ranks": ranks}

@@ -1,4 +1,4 @@
-"""Variants of `pipeline.benchmarks.step`: SOLAR, what differs from it in one respect, and two baselines.
+"""Variants of `pipeline.benchmarks.step`: SOLAR, variants that differ from it in one respect, and two baselines.
 
 Each variant is a function that runs one optimizer step on a list of micro-batches.
 """

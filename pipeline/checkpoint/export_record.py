@@ -42,6 +42,10 @@ class ExportRecord:
         """
         return self.run_id == run_id if self.run_id and run_id else self.checkpoints == checkpoints
 
+    def has_same_weights(self, other: "ExportRecord") -> bool:
+        """Return whether two exports have the same weights in the same form."""
+        return (self.checkpoint, self.dtype, self.adapter) == (other.checkpoint, other.dtype, other.adapter)
+
 
 def checkpoint_id(path: Path) -> str:
     """Return the random id of a finished checkpoint, or an empty string if its COMPLETE file is unreadable."""
@@ -80,6 +84,42 @@ def read_export_record(directory: Path) -> ExportRecord | None:
         return ExportRecord(**(read_json_or_none(path) or {}))
     except TypeError:
         raise UserError(f"{path}: damaged record of an export; remove {directory} and export again") from None
+
+
+def update_export_record(output: Path, existing: ExportRecord, record: ExportRecord) -> ExportRecord:
+    """Write `record` to an export with the same weights if it differs from the existing one, and return it.
+
+    It differs if the run or the export has been moved, or if a checkpoint is now asked for by name.
+    """
+    record = dataclasses.replace(record, newest=record.newest and existing.newest)
+    if existing != record:
+        write_export_record(output, record)
+    return record
+
+
+def replaceable_export(output: Path, source: Path, record: ExportRecord, update: bool) -> ExportRecord | None:
+    """Return the record of an export that `record` may replace, or None if the directory is missing or empty.
+
+    Raises:
+        UserError: The directory may not be replaced.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    existing = read_export_record(output)
+    if not update:
+        hint = "; --update replaces an older export of the same run" if existing else ""
+        raise UserError(f"{output}: exists and is not empty; give another --output or remove it{hint}")
+    if existing is None:
+        raise UserError(
+            f"{output}: has no {EXPORT_FILE} and is not newer than {source}; if it is an export by an earlier version, "
+            "remove it, or else give another --output"
+        )
+    if not existing.is_same_run(record.run_id, record.checkpoints):
+        reason = f"an export of another run ({existing.run})"
+        if not (existing.run_id and record.run_id):
+            reason = f"an export by an earlier version, of a run in {(output / existing.checkpoints).resolve()}"
+        raise UserError(f"{output}: {reason}; give another --output or remove it")
+    return existing
 
 
 def is_newer_without_record(output: Path, source: Path) -> bool:

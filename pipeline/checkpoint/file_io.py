@@ -54,13 +54,13 @@ class HostCopies:
         return copy.deepcopy(value)
 
     def _buffer(self, like: Tensor) -> Tensor:
-        """Return the next buffer, reallocated if its shape or dtype differs."""
+        """Return the next buffer, reallocated if its shape or dtype differs from those of `like`."""
         index, self._used = self._used, self._used + 1
         old = self._buffers[index] if index < len(self._buffers) else None
         if old is not None and (old.shape, old.dtype) == (like.shape, like.dtype):
             return old
         new = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
-        self._buffers[index : index + 1] = [new]
+        self._buffers[index : index + 1] = [new]  # replaces the old buffer or, at the end, appends
         return new
 
 

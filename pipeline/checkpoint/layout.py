@@ -6,12 +6,12 @@ checkpoint-N/rng-RANK.safetensors, centres.safetensors (random generators, runni
 checkpoint-N/model_config/, tokenizer/  for export; multimodal_config/ if the model is the text decoder of a larger one
 checkpoint-N/config.yaml         the recipe
 checkpoint-N/COMPLETE            JSON: a random id, and size and SHA-256 of every file; written last. `validation`, if
-                                 present, replaces that of trainer_state.json: its step was validated after the save
+                                 present, replaces that of trainer_state.json: the validation came after the save
 
 `pipeline.checkpoint.saver` writes these files. .checkpoint-N.partial is a checkpoint that is still being written.
 .checkpoint-N.universal is a copy of checkpoint-N in DeepSpeed's universal format, to resume with a different number of
 ranks. If a run tries to resume from a checkpoint in which a file does not match its checksum, COMPLETE is renamed to
-DAMAGED. Sizes are cheap to compare, so a missing or truncated file is detected again each time (`find_damage`).
+DAMAGED. A missing or truncated file needs no such mark, because sizes are cheap to compare (`find_damage`).
 """
 
 import dataclasses
@@ -209,11 +209,11 @@ def remove_checkpoint(path: Path) -> None:
 def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None) -> None:
     """Delete all but the newest `limit` checkpoints, and universal copies of checkpoints that no longer exist.
 
-    A damaged checkpoint neither counts nor is deleted, nor is one that cannot be read now.
+    Checkpoints that are damaged, or cannot be read now, are neither counted nor deleted.
 
     Args:
         directory: Directory of the checkpoints.
-        limit: Number of checkpoints to keep. The best one counts. If it is 1, the newest and the best one are kept.
+        limit: Number of checkpoints to keep, including the best one. A limit of 1 keeps both the newest and the best.
         best_step: Step of the best checkpoint, which is never deleted, or None.
 
     Raises:

@@ -163,6 +163,7 @@ class Saver:
         Raises:
             AgreedError: The checkpoint cannot be written.
         """
+        # The two jobs of a save: every rank's files, then the commit by rank 0, which `advance` starts.
         for _ in ("files", "commit"):
             if self._job is not None:
                 wait([self._job])

@@ -76,8 +76,8 @@ class LossError(AgreedError):
 def exit_cleanly(main: Callable[[], int | None]) -> None:
     """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error.
 
-    If a rank fails before it is connected to the others, Slurm kills them, and the status of the job step is theirs.
-    The file `USER_ERROR_FILE` tells the job script that the cause is a user error.
+    If a rank fails before it is connected to the others, Slurm kills the others, and the job step ends with their exit
+    status. The file `USER_ERROR_FILE` therefore tells the job script that the cause is a user error.
     """
     try:
         sys.exit(main() or 0)

@@ -134,6 +134,13 @@ def _check_values(config: Config, recipe: Path) -> None:
     _check_adapter(config, recipe)
     if (loss.pooling == "weights") != (loss.token_weights is not None):
         raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights must be set together")
+    if loss.layer is not None and loss.pools_vocabulary:
+        raise UserError(f"{recipe}: loss.layer requires loss.pooling_tokens hidden_states; set it too")
+    if not loss.pools_vocabulary and set(loss.detach) - {"pivot"}:
+        raise UserError(
+            f"{recipe}: loss.detach has {', '.join(loss.detach)}, but with loss.pooling_tokens hidden_states only "
+            "pivot can be detached; set it to [pivot] or []"
+        )
     if (config.model.path is None) == (config.model.config is None):
         raise UserError(
             f"{recipe}: set either model.path (a directory or Hub model ID) or model.config (a model to build)"

@@ -84,27 +84,53 @@ def collate(
     """
     width = max(len(row.input_ids) for row in rows)
     width += -width % width_multiple
+    input_ids, position_ids, seq_lens = _pad_and_stack(rows, width, pad_token_id)
+    positions, loss_batch = _lay_out_targets(rows, width, languages, token_weights)
+    return MicroBatch(
+        input_ids,
+        position_ids,
+        positions,
+        seq_lens,
+        torch.from_numpy(np.cumsum([0, *seq_lens]).astype(np.int32)),
+        loss_batch,
+        sum(len(row.input_ids) for row in rows),
+        sorted({pair_id for row in rows for pair_id in row.pair_id}),
+        DistinctIds.of(input_ids),
+    )
+
+
+def _pad_and_stack(rows: list[PackedRow], width: int, pad_token_id: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return input_ids and position_ids, both [B, width] int64, and the lengths of the sequences."""
     input_ids = np.full((len(rows), width), pad_token_id, np.int64)
     position_ids = np.tile(np.arange(width), (len(rows), 1))
-    positions, targets, lengths, pivots, problem_ids, language_ids = [], [], [], [], [], []
     seq_lens: list[int] = []
     for b, row in enumerate(rows):
         size = len(row.input_ids)
         input_ids[b, :size] = row.input_ids
         position_ids[b, size:] -= size
-        starts = np.cumsum(row.seq_lens) - row.seq_lens
-        position_ids[b, :size] -= np.repeat(starts, row.seq_lens)
+        position_ids[b, :size] -= np.repeat(np.cumsum(row.seq_lens) - row.seq_lens, row.seq_lens)
         seq_lens += [*row.seq_lens.tolist(), *([width - size] if size < width else [])]
+    return torch.from_numpy(input_ids), torch.from_numpy(position_ids), seq_lens
+
+
+def _lay_out_targets(
+    rows: list[PackedRow], width: int, languages: list[str], token_weights: Tensor | None
+) -> tuple[Tensor, LossBatch]:
+    """Return the positions that predict the target tokens, [T] int64 indices into [B, width], and the loss batch."""
+    positions, targets, lengths, pivots, problem_ids, language_ids = [], [], [], [], [], []
+    first = 0  # index of the row's first sequence
+    for b, row in enumerate(rows):
         # Position t predicts token t + 1 of its sequence. The first token of a sequence is never a target.
         target_at = np.flatnonzero(row.labels != IGNORE)
         positions.append(b * width + target_at - 1)
         targets.append(row.labels[target_at])
-        lengths.append(np.bincount(np.repeat(np.arange(len(starts)), row.seq_lens)[target_at], minlength=len(starts)))
+        count = len(row.seq_lens)
+        lengths.append(np.bincount(np.repeat(np.arange(count), row.seq_lens)[target_at], minlength=count))
         is_pivot = np.array([role == PIVOT for role in row.role])
-        first = sum(len(n) for n in lengths[:-1])
-        pivots.append(first + np.maximum.accumulate(np.where(is_pivot, np.arange(len(is_pivot)), 0)))
+        pivots.append(first + np.maximum.accumulate(np.where(is_pivot, np.arange(count), 0)))
         problem_ids += [problem_number(pair_id) for pair_id in row.pair_id]
         language_ids += [languages.index(lang) for lang in row.lang]
+        first += count
     copies = [np.ones(len(row.seq_lens)) if row.copies is None else row.copies for row in rows]
     target_ids = torch.from_numpy(np.concatenate(targets).astype(np.int64))
     loss_batch = LossBatch(
@@ -116,23 +142,13 @@ def collate(
         token_weights=None if token_weights is None else token_weights[target_ids],
         ce_weights=None if all(row.copies is None for row in rows) else torch.from_numpy(1 / np.concatenate(copies)),
     )
-    return MicroBatch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(position_ids),
-        torch.from_numpy(np.concatenate(positions).astype(np.int64)),
-        seq_lens,
-        torch.from_numpy(np.cumsum([0, *seq_lens]).astype(np.int32)),
-        loss_batch,
-        sum(len(row.input_ids) for row in rows),
-        sorted({pair_id for row in rows for pair_id in row.pair_id}),
-        DistinctIds.of(torch.from_numpy(input_ids)),
-    )
+    return torch.from_numpy(np.concatenate(positions).astype(np.int64)), loss_batch
 
 
 def take_part(batch: MicroBatch, index: int, count: int) -> MicroBatch:
     """Return the tokens of rank `index` of `count` ranks that share the rows: token `index` and every `count`-th after.
 
-    A position and the target token that it predicts may be on different ranks, so the target is taken before.
+    A position and the target token that it predicts may be on different ranks, so targets are found in the whole rows.
 
     Args:
         batch: the whole rows, whose width is a multiple of `count`.
@@ -147,7 +163,7 @@ def take_part(batch: MicroBatch, index: int, count: int) -> MicroBatch:
         position_ids=position_ids,
         positions=batch.positions[targets] // count,
         loss_batch=batch.loss_batch.take_part(targets, index, count),
-        num_tokens=batch.num_tokens if index == 0 else 0,
+        num_tokens=batch.num_tokens if index == 0 else 0,  # counted once
         distinct_ids=DistinctIds.of(input_ids),
     )
 

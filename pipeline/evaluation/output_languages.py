@@ -73,11 +73,12 @@ class Identifier:
         return self._detector is not None and base_language(lang) in self._names.values()
 
     def identify(self, text: str, lang: str) -> str:
-        """Return the language of a text that should be in the language of a code.
+        """Return the language of a text that is expected to be in `lang`.
 
         Returns:
-            A language without script and region; `none` if the text has no letters; or "Han script" if its script is of
-            no candidate. A text in the script of a language that lingua lacks is taken to be in this language.
+            A language code without script and region; `none` if no language is identified, for example without letters;
+            or a script, such as "Han script", if no candidate language uses it. If lingua lacks `lang`, a text in the
+            script of `lang` is taken to be in `lang`.
         """
         script = main_script(text)
         if script is None:

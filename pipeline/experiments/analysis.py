@@ -43,7 +43,7 @@ class Comparison:
         seeds: number of seeds that have both models.
         interval: mean difference, and its 95 % interval without correction.
         p: two-sided p-value; NaN for fewer than two seeds.
-        p_holm: p-value after Holm's correction over all tests of the same kind.
+        p_holm: p-value after Holm's correction over all primary or all secondary tests.
         primary: whether the plan names the contrast as primary.
     """
 

@@ -242,7 +242,10 @@ class SyntheticBenchmark:
         return self.format_question(problem, lang, language.ask), " ".join(solution)
 
     def format_copy_task(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
-        """Format a task to repeat the problem as question and answer. It requires words and digits but no meaning."""
+        """Return the question and the answer of a task that asks to repeat the problem.
+
+        It requires the words and the digits, but not their meaning.
+        """
         language, (noun, steps) = self.languages[lang], self._word_indices(problem, lang)
         copied = [
             f"{language.clause(*step, None)} {number} ."

@@ -58,7 +58,7 @@ class Watchdog:
         self._heartbeats = 0
         self._oom_kills = count_oom_kills()  # before this start of the run
         self._is_first_failure = False
-        self._next_rank: tuple[int, float] = (-1, time.monotonic())  # its counter, and when the counter last changed
+        self._next_rank_beats, self._next_rank_changed_at = -1, time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -166,9 +166,8 @@ class Watchdog:
             "oom_kills": count_oom_kills() - self._oom_kills,
             **self._values,
         }
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk is reported by the next save; failing here would blame this rank
+        # The next save reports a full disk. If this failed, the run would end as if this rank were the cause.
+        with contextlib.suppress(OSError):
             write_atomically(heartbeat_path(self.directory, self.rank), json.dumps(content), durable=False)
 
     def _run(self) -> None:
@@ -189,7 +188,9 @@ class Watchdog:
             if time.monotonic() - since > self.timeout:
                 self._end_run(f"no progress for {self.timeout:.0f} s at step {step} ({phase})")
             elif self._next_rank_is_silent():
-                self._end_run(f"a rank sent no heartbeat for {self.max_silence:.0f} s at step {step} ({phase})")
+                silent = (self.rank + 1) % self.ranks
+                where = f"rank {self.rank} is at step {step} ({phase})"
+                self._end_run(f"rank {silent} sent no heartbeat for {self.max_silence:.0f} s; {where}")
 
     def _end_run(self, reason: str) -> None:
         """Record the failure, print it and exit, because the main thread hangs or is about to.
@@ -211,9 +212,9 @@ class Watchdog:
             return False
         path = heartbeat_path(self.directory, (self.rank + 1) % self.ranks)
         heartbeat = self._read(path) or {"beats": -1, "phase": ""}
-        if heartbeat["beats"] != self._next_rank[0] or heartbeat["phase"] == "done":
-            self._next_rank = (heartbeat["beats"], time.monotonic())
-        return time.monotonic() - self._next_rank[1] > self.max_silence
+        if heartbeat["beats"] != self._next_rank_beats or heartbeat["phase"] == "done":
+            self._next_rank_beats, self._next_rank_changed_at = heartbeat["beats"], time.monotonic()
+        return time.monotonic() - self._next_rank_changed_at > self.max_silence
 
     def _read_heartbeats(self) -> dict[int, dict[str, Any]]:
         """Return the heartbeats of all ranks that have written one since this start of the run."""

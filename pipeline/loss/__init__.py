@@ -3,6 +3,7 @@
 from .alignment import RunningMeans
 from .embedding import DistinctIds, LookupRoute, embedding_lookup
 from .head_time import BYTES_ONLY, ClusterSpeeds
+from .hidden_states import add_hidden_state_alignment
 from .layout import LayoutExchange
 from .library import alignment_sft_loss, target_tokens
 from .loss_batch import LossBatch, LossNormalizers
@@ -24,6 +25,7 @@ __all__ = [
     "SolarLoss",
     "Vocabulary",
     "VocabularyShard",
+    "add_hidden_state_alignment",
     "alignment_sft_loss",
     "embedding_lookup",
     "solar_loss",

@@ -76,6 +76,8 @@ def _schedule(layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, 
 
 def alignment_group(settings: LossSettings) -> AlignmentGroup:
     """Return the kind of alignment group that the settings require."""
+    if not settings.pools_vocabulary:
+        return "sequence"
     if settings.distance == "infonce":
         return "all"
     return "sequence" if "pivot" in settings.detach else "pair_group"
@@ -114,4 +116,5 @@ def traffic(
         chunks=1 if chunks is None else len(chunks),
         blocks=-(-sizes.shard_rows // sizes.block_rows(settings)),
         passes=settings.logit_passes,
+        pools_vocabulary=settings.pools_vocabulary,
     )

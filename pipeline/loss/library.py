@@ -3,7 +3,7 @@
 Shape letters: N tokens, S sequences, T target tokens of this rank, V vocabulary, d hidden size, R ranks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,9 +84,27 @@ def alignment_sft_loss(
         The scalar to call `backward()` on, equal on all ranks, and the parts of the loss.
 
     Raises:
-        ValueError: the two matrices have different forms, or a `DTensor` has another placement.
+        ValueError: the two matrices have different forms, a `DTensor` has another placement, or the settings align
+            hidden states of a middle layer.
     """
     settings = settings or LossSettings()
+    if not settings.pools_vocabulary:
+        raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
+    _, ranks = rank_and_size(group)
+    matrices, vocabulary = _shard_vocabulary(head, embedding, vocab_size, vocabulary_weights, group)
+    vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
+    weight = settings.alignment_weight if alignment_weight is None else alignment_weight
+    counts = normalizers or _count(loss_batch, hidden.device, group)
+    result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
+    factor = ranks if averaged_gradients else 1
+    loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
+    return loss, result
+
+
+def _shard_vocabulary(
+    head: Matrix, embedding: Matrix, vocab_size: int | None, weights: Tensor | None, group: Group
+) -> tuple[list["_Rows"], Vocabulary]:
+    """Return this rank's rows of the one or two matrices, and the vocabulary that consists of them."""
     rank, ranks = rank_and_size(group)
     matrices = [_Rows.of(head, vocab_size, rank, ranks)]
     if embedding is not head:
@@ -95,22 +113,14 @@ def alignment_sft_loss(
     if (first.vocab_size, first.padded_size) != (last.vocab_size, last.padded_size):
         raise ValueError("head and embedding must have the same number of rows and the same sharding")
     start, end = vocabulary_range(first.vocab_size, first.padded_size, rank, ranks)
-    weights = None if vocabulary_weights is None else vocabulary_weights[start:end]
     vocabulary = Vocabulary(
         size=first.vocab_size,
         head=first.shard,
         embedding=last.shard,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        weights=weights,
+        weights=None if weights is None else weights[start:end],
         padded_size=first.padded_size,
     )
-    weight = settings.alignment_weight if alignment_weight is None else alignment_weight
-    counts = normalizers or _count(loss_batch, hidden.device, group)
-    result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
-    factor = ranks if averaged_gradients else 1
-    loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
-    return loss, result
+    return matrices, vocabulary
 
 
 def _count(loss_batch: LossBatch, device: torch.device, group: Group) -> LossNormalizers:

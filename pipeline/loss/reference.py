@@ -25,6 +25,7 @@ def solar_loss_reference(
     head_bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    layer_hidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute cross entropy + alignment_weight * alignment, holding all [T, V] and [T, d] intermediates in memory.
 
@@ -37,6 +38,7 @@ def solar_loss_reference(
         vocabulary_weights: [V] weights in the soft tokens, or None for 1.
         head_bias: [V] or None.
         logit_scale, softcap: see `pipeline.loss.soft_tokens.head_logits`.
+        layer_hidden: [T, d] hidden states of a middle layer, for `pooling_tokens: hidden_states`.
 
     Returns:
         Three scalars: the loss, the cross entropy, and the unweighted alignment term.
@@ -51,15 +53,11 @@ def solar_loss_reference(
         ce_T = ce_T * loss_batch.ce_weights[sequence]
     ce = ce_T.sum() / normalizers.tokens
 
-    z_TV = z_TV.detach() if "probabilities" in settings.detach else z_TV
-    e_Vd = head if settings.soft_token_embeddings == "output" else embedding
-    e_Vd = e_Vd.detach() if "embeddings" in settings.detach else e_Vd
-    if settings.pooling_tokens == "hard":
-        weighted_Vd = e_Vd if vocabulary_weights is None else vocabulary_weights[:, None] * e_Vd
-        tokens_Td = weighted_Vd[loss_batch.targets]
+    if settings.pooling_tokens == "hidden_states":
+        assert layer_hidden is not None
+        tokens_Td = layer_hidden
     else:
-        tokens_Td = soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights, settings.top_k)
-
+        tokens_Td = _vocabulary_tokens(z_TV, head, embedding, loss_batch, settings, vocabulary_weights)
     weight_T = loss_batch.pooling_weights(settings.pooling, hidden.dtype)
     u = [(weight_T[sequence == i, None] * tokens_Td[sequence == i]).sum(0) for i in range(len(loss_batch.lengths))]
     if running_means is not None:
@@ -72,6 +70,24 @@ def solar_loss_reference(
     distances = [_distance(i, u, loss_batch, settings) for i in range(len(u)) if paired[i]]
     alignment = torch.stack(distances).sum() / normalizers.pairs if distances else ce.new_zeros(())
     return ce + alignment_weight * alignment, ce, alignment
+
+
+def _vocabulary_tokens(
+    z_TV: Tensor,
+    head: Tensor,
+    embedding: Tensor,
+    loss_batch: LossBatch,
+    settings: LossSettings,
+    vocabulary_weights: Tensor | None,
+) -> Tensor:
+    """Return the [T, d] soft tokens, or the embeddings of the target tokens (`hard`)."""
+    z_TV = z_TV.detach() if "probabilities" in settings.detach else z_TV
+    e_Vd = head if settings.soft_token_embeddings == "output" else embedding
+    e_Vd = e_Vd.detach() if "embeddings" in settings.detach else e_Vd
+    if settings.pooling_tokens == "soft":
+        return soft_tokens(z_TV, e_Vd, settings.softmax_temperature, vocabulary_weights, settings.top_k)
+    weighted_Vd = e_Vd if vocabulary_weights is None else vocabulary_weights[:, None] * e_Vd
+    return weighted_Vd[loss_batch.targets]
 
 
 def _distance(i: int, u: list[Tensor], loss_batch: LossBatch, settings: LossSettings) -> Tensor:

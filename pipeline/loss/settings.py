@@ -5,7 +5,7 @@ from typing import Literal
 
 Distance = Literal["cosine", "mse", "infonce"]
 Pooling = Literal["mean", "last", "weights"]
-PoolingTokens = Literal["soft", "hard"]
+PoolingTokens = Literal["soft", "hard", "hidden_states"]
 ResolvedHead = Literal["vocab_parallel", "gathered"]
 Head = Literal["auto"] | ResolvedHead
 Detach = Literal["pivot", "embeddings", "probabilities"]
@@ -31,8 +31,12 @@ class LossSettings:
         soft_token_embeddings: matrix whose rows the soft tokens mix: the input embeddings, or the LM head (`output`).
             Makes no difference if the model ties them.
         pooling_tokens: what is pooled: soft tokens or, as an ablation, the embeddings of the target tokens (`hard`).
-            With `hard`, top_k, softmax_temperature and `probabilities` in detach have no effect.
-        pooling: how soft tokens are pooled: mean over the response, last position only, or weighted per token.
+            With `hard`, top_k, softmax_temperature and `probabilities` in detach have no effect. `hidden_states`: the
+            hidden states of a middle layer, for the baseline mid-align. Then top_k, softmax_temperature,
+            soft_token_embeddings and vocabulary_weights have no effect, and detach may only have `pivot`.
+        layer: with pooling_tokens `hidden_states`, the number of decoder layers below the pooled hidden states, which
+            are `hidden_states[layer]` of transformers; null: half of the model's layers, rounded down.
+        pooling: how tokens are pooled: mean over the response, last position only, or weighted per token.
         detach: what receives no alignment gradient: the pooled representations of the pivots, the embeddings E, or
             the probabilities p.
         centring: subtract the running mean of each language from its pooled representations before comparing them.
@@ -57,6 +61,7 @@ class LossSettings:
     top_k: int | None = field(default=20, metadata={"range": "(0, inf)"})
     soft_token_embeddings: SoftTokenEmbeddings = "input"
     pooling_tokens: PoolingTokens = "soft"
+    layer: int | None = field(default=None, metadata={"range": "(0, inf)"})
     pooling: Pooling = "mean"
     detach: tuple[Detach, ...] = ("pivot",)
     centring: bool = False
@@ -76,13 +81,18 @@ class LossSettings:
         """How often the loss reads or writes all logits.
 
         Three products, softmax, pooling, inner products, softmax backward. With top-k, one pass to find the largest
-        logits replaces the last three. With hard tokens, nothing does.
+        logits replaces the last three. With hard tokens or hidden states, nothing does.
         """
-        if self.pooling_tokens == "hard":
+        if self.pooling_tokens != "soft":
             return 5
         return 8 if self.top_k is None else 6
 
     @property
     def num_selected(self) -> int | None:
-        """Number of logits that the loss selects from each row; None for the full mixture and for hard tokens."""
+        """Number of logits that the loss selects from each row; None unless soft tokens mix the top k."""
         return self.top_k if self.pooling_tokens == "soft" else None
+
+    @property
+    def pools_vocabulary(self) -> bool:
+        """Whether the pooled representations are mixtures of vocabulary rows."""
+        return self.pooling_tokens != "hidden_states"

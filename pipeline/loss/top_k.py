@@ -86,7 +86,7 @@ def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
         starts = positions_of_largest(block_maxima(in_blocks), k) * BLOCK
         stride = z_Cv.stride(0)
         offsets = (starts + torch.arange(0, rows * stride, stride, device=z_Cv.device)[:, None]).flatten()
-        # index_select on a view of all runs of BLOCK elements copies whole blocks, also if v is not a multiple.
+        # Row i of `runs` is the BLOCK elements from i on, so index_select copies whole blocks for any v and stride.
         runs = z_Cv.as_strided(((rows - 1) * stride + v - BLOCK + 1, BLOCK), (1, 1))
         candidates = runs.index_select(0, offsets).view(rows, k * BLOCK)
         if v % BLOCK:

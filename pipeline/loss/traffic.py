@@ -27,6 +27,7 @@ class Traffic:
         chunks: number of chunks. blocks: number of blocks of the head that the ring head gathers.
         inner_products: number of subchunks that have sequences with a gradient; None for all.
         passes: how often all logits are read or written.
+        pools_vocabulary: whether the loss pools probabilities of the vocabulary.
     """
 
     ranks: int
@@ -42,6 +43,7 @@ class Traffic:
     requires_grad: int
     top_k: int | None
     frozen_head: bool = False
+    pools_vocabulary: bool = True
     chunks: int = 1
     blocks: int = 1
     inner_products: float | None = None
@@ -55,13 +57,18 @@ class Traffic:
         """Return the number of collectives, without the gather of the layout, and how many of them are all-reduces."""
         if head == "gathered":
             # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of a gradient.
-            # All-reduces: pooled representations of each chunk, and the cross entropy. Two all-to-alls of each chunk.
             blocks = self.blocks * ((2 if self.frozen_head else 3) * self.subchunks + self.recomputed)
+            if not self.pools_vocabulary:  # the cross entropy, and the gather of pooled hidden states
+                return blocks + 2, 1
+            # All-reduces: pooled representations of each chunk, and the cross entropy. Two all-to-alls of each chunk.
             return blocks + 3 * self.chunks + 1, self.chunks + 1
         # Hidden states, statistics and gradients (an all-to-all) of each subchunk. Top-k: two all-to-alls of each.
         # All-reduces: pooled representations of each chunk; inner products.
+        gathers = (3 if self.top_k is None else 5) * self.subchunks + self.recomputed
+        if not self.pools_vocabulary:
+            return gathers + 1, 0
         sums = self.chunks + (self.subchunks if self.inner_products is None else self.inner_products)
-        return (3 if self.top_k is None else 5) * self.subchunks + self.recomputed + sums, sums
+        return gathers + sums, sums
 
     def _logits(self, head: ResolvedHead) -> float:
         """Return the number of logits on a rank. With the ring head, the rank with the most target tokens counts."""
@@ -128,7 +135,7 @@ class Traffic:
         head = self._remote_fraction * passes * self.vocab * self.hidden * self.element_size
         gradient = 0 if self.frozen_head else self._remote_fraction * self.subchunks * self.vocab * self.hidden * 4
         columns = self._remote_fraction * self.vocab / self.ranks
-        soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size)
+        soft = columns * (self.sequences * 4 + self.requires_grad * self.element_size) * self.pools_vocabulary
         # Cross entropy and, with top-k, kept mass and entropy of each position.
         values = 1 if self.top_k is None else 3
         sums = 2 * self._remote_fraction * (self.positions * 4 * values + self.sequences * self.hidden * 4)

@@ -69,7 +69,7 @@ def _pool(
 
 @triton.jit
 def _block_maxima(z_ptr, maxima_ptr, stride, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Compute the maxima of BLOCKS blocks of one row."""
+    """Compute the maxima of BLOCKS of the `blocks` blocks of one row. A block has BLOCK columns."""
     row = tl.program_id(0)
     block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < blocks

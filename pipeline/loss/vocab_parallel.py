@@ -93,6 +93,8 @@ def solar_loss(
 ) -> SolarLoss:
     """Compute CE / normalizers.tokens + alignment_weight * alignment / normalizers.pairs over all ranks.
 
+    With `pooling_tokens: hidden_states`, the second term is left to `add_hidden_state_alignment`.
+
     Collective: all ranks must call it.
 
     The gradient of `hidden` is that of the global loss. If the optimizer averages gradients over ranks, multiply the
@@ -147,7 +149,8 @@ class _Step:
         self.sizes = BufferSizes.of(vocabulary, rank_and_size(group)[1])
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
         self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
-        # Without pairs, nothing is pooled. Hard tokens do not depend on the logits.
+        # Without pairs, nothing is pooled. Hard tokens and hidden states of a layer do not depend on the logits.
+        self.pools = bool(normalizers.pairs) and settings.pools_vocabulary
         soft = bool(normalizers.pairs) and settings.pooling_tokens == "soft"
         self.temperature = settings.softmax_temperature if soft else 1.0
         self.top_k = settings.top_k if soft else None
@@ -202,7 +205,7 @@ class _Step:
         softmax.finish(self.grad_scale)
         if not gather_rows:
             all_reduce(rows, self.group)
-        if running_means is not None and pairs and grad is not None:
+        if running_means is not None and self.pools and grad is not None:
             running_means.update(table.values, table.language, table.counted, settings.centring_momentum)
         return self._result(tables, table, rows, alignment_weight, languages)
 
@@ -226,14 +229,14 @@ class _Step:
         Fills `rows` [1 or 3, A]: cross entropy and, with top-k, kept mass and entropy of the soft tokens.
 
         Returns:
-            (pooled, states). `pooled`: [n, v] pooled probabilities of the chunk, or None if the global batch has no
-            pairs. `states`: the softmax state of each subchunk, without hidden states and top-k if there are several.
+            (pooled, states). `pooled`: [n, v] pooled probabilities of the chunk, or None if none are pooled.
+            `states`: the softmax state of each subchunk, without hidden states and top-k if there are several.
         """
         pooled, states = None, []
         for in_layout, tokens_of_subchunk in tokens:
             state = softmax.softmax(tokens_of_subchunk, next(stream), None)
             rows[:, in_layout] = state.statistics.rows(self.temperature)
-            if self.normalizers.pairs:
+            if self.pools:
                 part = softmax.pool(state)
                 pooled = part if pooled is None else pooled.add_(part)
             states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0], top_k=None))

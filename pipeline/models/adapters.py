@@ -39,7 +39,8 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
     the rank or the number of ranks. Torch's random state changes.
 
     Raises:
-        UserError: no linear layer of the decoder has such a name, or `target_modules` includes embedding or head.
+        UserError: a name in `target_modules` is not that of a linear layer of the decoder, or `target_modules` includes
+            experts, the embedding or the head.
     """
     if settings.r is None:
         return model

@@ -17,10 +17,12 @@ from pipeline.loss import (
     RunningMeans,
     SolarLoss,
     Vocabulary,
+    add_hidden_state_alignment,
     embedding_lookup,
     solar_loss,
 )
 from pipeline.models.families import head_config
+from pipeline.models.middle_layer import aligned_layer, record_output
 from pipeline.models.packed_attention import MASKED, sequence_arguments
 from pipeline.models.sequence_parallel import HeadExchange
 
@@ -46,6 +48,7 @@ class SolarModel(nn.Module):
         self.model, self.settings, self.speeds = model, settings, speeds
         self.padded_vocab_size, self.num_languages = padded_vocab_size, num_languages
         self.embed_scale = head_config(model).embed_scale
+        self.layer = aligned_layer(settings, len(model.get_decoder().layers))
 
     def forward(
         self,
@@ -78,7 +81,13 @@ class SolarModel(nn.Module):
         )
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)
-        hidden_BNd = decode(self.model, embeddings, batch, self.head_exchange)
+        layer_Td = None
+        if self.layer is None:
+            hidden_BNd = decode(self.model, embeddings, batch, self.head_exchange)
+        else:
+            with record_output(self.model.get_decoder().layers[self.layer - 1]) as outputs:
+                hidden_BNd = decode(self.model, embeddings, batch, self.head_exchange)
+            layer_Td = outputs[0].flatten(0, 1).index_select(0, batch.positions)
         hidden_Td = hidden_BNd.flatten(0, 1).index_select(0, batch.positions)
         result = solar_loss(
             hidden_Td,
@@ -92,6 +101,17 @@ class SolarModel(nn.Module):
             group,
             self.speeds,
         )
+        if layer_Td is not None:
+            add_hidden_state_alignment(
+                result,
+                layer_Td,
+                batch.loss_batch,
+                self.settings,
+                alignment_weight,
+                normalizers,
+                running_means,
+                group,
+            )
         return result.loss, result
 
 

@@ -38,8 +38,9 @@ def stop_strings(tokenizer: Any) -> list[str] | None:
 def end_of_turn_id(tokenizer: Any) -> int | None:
     """Return the id of the token that the chat template writes after an assistant turn.
 
-    It is the first added token after the response (not counting whitespace, which Gemma adds as tokens too). A model
-    trained on the template predicts it first. None if there is no chat template, or it writes no such token.
+    It is the first added token after the response that is not whitespace (Gemma's tokenizer has added tokens of
+    whitespace). A model trained on the template ends its responses with it. None if there is no chat template, or it
+    writes no such token.
 
     Raises:
         UserError: the chat template cannot be rendered.

@@ -70,7 +70,7 @@ def trace_activations(
     Args:
         attention: the attention implementation, or "sdpa_shared" for sdpa kernels that do not copy the mask.
         parts: number of ranks that share the rows. Each has `tokens` tokens of a row.
-        adapter: adapter settings, without rank for full fine-tuning.
+        adapter: adapter settings; `r` is None for full fine-tuning.
     """
     key = (config.to_json_string(use_diff=False), rows, tokens, precision, attention, parts, adapter)
     if key not in _TRACED:

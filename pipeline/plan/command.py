@@ -22,7 +22,7 @@ from pipeline.models.loading import load_model_config, padded_vocab_size
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.model_facts import model_stats
 from pipeline.plan.prediction import GIB, Cluster, Prediction
-from pipeline.plan.suggest import OFFLOADS, TunableSettings, nearest_fit, reasons, suggest
+from pipeline.plan.suggest import NO_OFFLOAD, OPTIMIZER_AND_PARAMETERS, TunableSettings, nearest_fit, reasons, suggest
 from pipeline.plan.tables import memory_table, time_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
 from pipeline.training.preflight import count_steps
@@ -165,9 +165,9 @@ def _suggested_deepspeed(ds: dict[str, Any], settings: TunableSettings) -> dict[
     result = {key: value for key, value in ds.items() if key not in filled_in}
     zero = {key: v for key, v in ds["zero_optimization"].items() if not key.startswith("offload")}
     cpu = {"device": "cpu", "pin_memory": True}
-    if settings.offload != OFFLOADS[0]:
+    if settings.offload != NO_OFFLOAD:
         zero["offload_optimizer"] = cpu
-    if settings.offload == OFFLOADS[2]:
+    if settings.offload == OPTIMIZER_AND_PARAMETERS:
         zero["offload_param"] = cpu
     return result | {"zero_optimization": zero}
 

@@ -144,7 +144,7 @@ def _simulate(sizes: ModuleSizes, settings: ZeroSettings, checkpointing: bool, l
     coordinator = _SimulatedCoordinator(trace, settings, forward_steps if leaf_modules else None)
     for step, module in enumerate(trace):
         coordinator.fetch(step, module)
-        coordinator.release(step + 1, module)
+        coordinator.release(step + 1, module)  # DeepSpeed has advanced its step counter when it releases
     parameters = {p: size for module in trace for p, size in module}
     persistent = tuple(size for size in parameters.values() if size <= settings.persistence_threshold)
     return GatherSimulation(tuple(coordinator.gathered_sizes), coordinator.peak_live, coordinator.calls, persistent)

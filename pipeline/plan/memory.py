@@ -120,8 +120,10 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     parts = {
         "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns)) * e,
         # Pooled probabilities of all sequences, and those of sequences with a gradient again, with their gradients.
-        "pooled probabilities": sequences * columns * (accumulation_size + with_gradient * (accumulation_size + e)),
-        "hidden states": 2 * c.target_tokens * d * e,  # of this rank, with their gradient
+        "pooled probabilities": run.config.loss.pools_vocabulary
+        * (sequences * columns * (accumulation_size + with_gradient * (accumulation_size + e))),
+        # Of this rank, with their gradient, and those of a middle layer, if they are aligned.
+        "hidden states": (2 if run.config.loss.pools_vocabulary else 3) * c.target_tokens * d * e,
         "passing": temporary,
     }
     if run.config.loss.num_selected is not None:

@@ -31,7 +31,7 @@ class ModelStats:
         frozen_matrices, frozen_vectors: the same of the frozen parameters.
         tied: whether the head is the input embedding.
         softcap: whether the logits are soft-capped.
-        adapter: adapter settings, without rank for full fine-tuning.
+        adapter: adapter settings; `r` is None for full fine-tuning.
     """
 
     config: PreTrainedConfig

@@ -9,7 +9,7 @@ from pipeline.loss.settings import ResolvedHead
 from pipeline.plan.prediction import GIB, Cluster, Prediction
 
 BUDGETS_MB = (128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
-OFFLOADS = ("none", "optimizer", "optimizer and parameters")
+NO_OFFLOAD, OPTIMIZER, OPTIMIZER_AND_PARAMETERS = OFFLOADS = ("none", "optimizer", "optimizer and parameters")
 MAX_MICRO_BATCH_SIZE = 64
 MAX_GPUS = 4096
 
@@ -37,7 +37,9 @@ class TunableSettings:
     def from_prediction(cls, prediction: Prediction) -> "TunableSettings":
         """Return the tunable settings of a prediction, with `auto` and null replaced by the values used."""
         run = prediction.run
-        offload = OFFLOADS[2] if run.zero.offload_param else OFFLOADS[1] if run.zero.offload_optimizer else OFFLOADS[0]
+        offload = OPTIMIZER if run.zero.offload_optimizer else NO_OFFLOAD
+        if run.zero.offload_param:
+            offload = OPTIMIZER_AND_PARAMETERS
         budget_mb = run.config.loss.memory_budget_mb or 2048.0
         return cls(run.micro_batch_size, run.checkpointing, offload, run.head, budget_mb)
 
@@ -51,7 +53,9 @@ class TunableSettings:
             training=replace(run.config.training, train_micro_batch_size_per_gpu=self.micro_batch_size),
         )
         zero = replace(
-            run.zero, offload_optimizer=self.offload != OFFLOADS[0], offload_param=self.offload == OFFLOADS[2]
+            run.zero,
+            offload_optimizer=self.offload != NO_OFFLOAD,
+            offload_param=self.offload == OPTIMIZER_AND_PARAMETERS,
         )
         return replace(prediction, run=replace(run, config=config, zero=zero))
 
@@ -99,7 +103,7 @@ def nearest_fit(prediction: Prediction) -> tuple[str, Prediction] | None:
 
 def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
     """Find the smallest number of nodes on which the run fits, using the settings that need the least memory."""
-    smallest = TunableSettings(1, True, OFFLOADS[2], "vocab_parallel", BUDGETS_MB[0])
+    smallest = TunableSettings(1, True, OPTIMIZER_AND_PARAMETERS, "vocab_parallel", BUDGETS_MB[0])
     cluster, run = prediction.cluster, prediction.run
     for nodes in range(cluster.nodes + 1, MAX_GPUS // cluster.per_node + 1):
         ranks = nodes * cluster.per_node
@@ -143,7 +147,7 @@ def suggest(prediction: Prediction) -> tuple[TunableSettings, Prediction] | None
 
 
 def reasons(settings: TunableSettings, prediction: Prediction) -> list[tuple[str, str, str]]:
-    """Return (key, value, effects) for each setting. The effects describe each other value with the rest unchanged."""
+    """Return (key, value, effects) for each setting: the effects of changing only this setting to other values."""
     rows = []
     for name, values in candidate_values(prediction).items():
         effects = []
@@ -154,7 +158,7 @@ def reasons(settings: TunableSettings, prediction: Prediction) -> list[tuple[str
             if other.fits:
                 effects.append(f"{_format(value)}: {other.time.overlapped / prediction.time.overlapped:.2f} x the time")
             else:
-                host = f", {other.host_bytes / GIB:.0f} GiB of a host" if other.host_bytes else ""
+                host = f", {other.host_bytes / GIB:.0f} GiB of CPU memory per node" if other.host_bytes else ""
                 effects.append(f"{_format(value)}: does not fit ({other.memory.peak / GIB:.1f} GiB{host})")
         rows.append((SETTING_LABELS[name], _format(getattr(settings, name)), "; ".join(effects)))
     return rows

@@ -6,7 +6,7 @@ from itertools import chain
 
 from pipeline.config.settings import Config
 from pipeline.loss.chunking import BufferSizes
-from pipeline.loss.head_choice import HEADS
+from pipeline.loss.head_choice import HEADS, alignment_group
 from pipeline.loss.head_time import BYTES_ONLY, ClusterSpeeds, loss_seconds
 from pipeline.loss.settings import ResolvedHead
 from pipeline.loss.traffic import Traffic
@@ -241,6 +241,7 @@ class PlannedRun:
             # A chunk of one pivot has no sequence with a gradient; such chunks are assumed to coincide on all ranks.
             inner_products=c.subchunks * (pairs / sequences if single_pivots else 1.0),
             passes=self.config.loss.logit_passes,
+            pools_vocabulary=self.config.loss.pools_vocabulary,
         )
 
 
@@ -273,7 +274,7 @@ class Chunking:
         if target_tokens <= budget:
             return cls(target_tokens, target_tokens, 1, 0, 1, sequences)
         examples = max(1.0, sequences - rows * workload.pairs)
-        groups = 1.0 if loss.distance == "infonce" else sequences if "pivot" in loss.detach else examples
+        groups = {"all": 1.0, "sequence": sequences, "pair_group": examples}[alignment_group(loss)]
         group_tokens = target_tokens / max(1.0, groups)
         if group_tokens <= budget:
             groups_per_chunk = int(budget / group_tokens)

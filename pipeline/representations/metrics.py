@@ -87,8 +87,8 @@ def _mean_metrics(
     """Average metrics over pairs of languages.
 
     Returns:
-        The value, the chance level, and the interval if the metric has one; None if there are no pairs. And the
-        per-example values.
+        (means, examples). `means`: for each metric its value, its chance level and, if it has values per example, the
+        interval; None if there are no pairs. `examples`: the means per example of the metrics that have them.
     """
     if not pairs:
         return None, {}

@@ -37,8 +37,8 @@ def metrics_tables(result: dict[str, Any]) -> str:
             _difference_table(result["baseline"]["differences"]),
         ]
     sections += [
-        "**Raw and z-scored by dimension**, in parentheses for shuffled pairs. A few dimensions of large values can "
-        "determine raw cosine and CKA.",
+        "**Raw and z-scored by dimension**, with the values of shuffled pairs in parentheses. A few dimensions of "
+        "large values can determine raw cosine and CKA.",
         _raw_table(result["representations"]),
         "**Separability of languages**",
         _separability_table(result["representations"]),

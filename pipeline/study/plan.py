@@ -24,7 +24,13 @@ MAY_GROW = ("variants", "seeds", "answers")
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of the recipe; see variants.yaml."""
+    """A variant of the recipe; see variants.yaml.
+
+    Attributes:
+        tuned: dotted key of the setting that differs between trials.
+        settings: settings that differ from the recipe, by dotted key.
+        data: `records`, or a data set derived from them (`python -m data_prep derive`).
+    """
 
     name: str
     tuned: str
@@ -99,12 +105,19 @@ def begin_study(study: StudySettings) -> StudySettings:
 
 
 def _continue(study: StudySettings, recorded: dict[str, Any], hashes: dict[str, str]) -> StudySettings:
+    """Return the study with the recorded variants and seeds added.
+
+    Raises:
+        UserError: a setting that may not change, or the content of a file, differs from the recorded one.
+    """
     current = json.loads(json.dumps({**asdict(study), "sha256": hashes}))
     for key, value in current.items():
         if key not in MAY_GROW and recorded.get(key) != value:
+            name, values = key, f" ({recorded.get(key)}, now {value})"
+            if key == "sha256":
+                name, values = "content of the test or development records", ""
             raise UserError(
-                f"{study.root / SETTINGS_FILE}: the study began with another {key} ({recorded.get(key)}, now {value}); "
-                "give another --output"
+                f"{study.root / SETTINGS_FILE}: the study began with another {name}{values}; give another --output"
             )
     names = tuple(dict.fromkeys([*recorded["variants"], *study.variants]))
     return replace(study, variants=names, seeds=tuple(dict.fromkeys([*recorded["seeds"], *study.seeds])))
@@ -132,7 +145,7 @@ def common_arguments(study: StudySettings, run: Path, data: str = "records") -> 
 
 
 def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
-    """Return the arguments that a variant changes in the recipe."""
+    """Return the training arguments that override recipe settings for a variant."""
     arguments = []
     for key, value in variant.settings.items():
         # No spaces, at which the Slurm scripts split arguments.

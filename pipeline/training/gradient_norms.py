@@ -25,7 +25,7 @@ def term_gradient_norms(
 
     Returns:
         `ce_grad_norm` and `align_grad_norm`, over all parameters and before clipping. A norm is None if it is not
-        finite, that of the alignment term also if the global batch has no pairs.
+        finite. `align_grad_norm` is also None if the global batch has no pairs.
     """
     without_ce = [_without_cross_entropy(batch) for batch in micro_batches]
     return {

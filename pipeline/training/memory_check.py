@@ -1,4 +1,4 @@
-"""Compare the memory that a run needs at least with what the GPU and the host have, before the model is loaded."""
+"""Compare a run's minimum memory with what the GPU and the host have, before the model is loaded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ def memory_need(config: Config, ds: dict[str, Any], parameters: int, ranks: int,
     Args:
         config: the recipe.
         ds: the complete DeepSpeed configuration.
-        parameters: number of parameters.
+        parameters: number of parameters, including the frozen ones.
         ranks: the world size.
         frozen: number of parameters without gradient and optimizer state.
     """

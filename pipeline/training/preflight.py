@@ -23,6 +23,7 @@ from pipeline.data.token_weights import load_token_weights
 from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.fingerprint import base_fingerprint
 from pipeline.models.loading import load_model_config, max_positions, padded_vocab_size
+from pipeline.models.middle_layer import check_layer
 from pipeline.models.multimodal import load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
@@ -118,6 +119,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     _check_same_tokenizer(tokenizer, shards.sources)
     model_config = load_model_config(config.model, len(tokenizer))
     check_sequence_parallel(config, model_config)
+    check_layer(config.loss, model_config)
     if rank == 0:
         if config.model.adapter.r is not None:
             adapted_meta_model(model_config, config.model.adapter)  # checks target_modules

@@ -26,7 +26,10 @@ class ValidationState:
     without_improvement: int = 0
 
     def update(self, step: int, value: float, greater_is_better: bool) -> bool:
-        """Record the value of a validation. Return whether it is the best so far. NaN never is."""
+        """Record the value of `metric_for_best_model`. Return whether it is the best so far. NaN never is.
+
+        `self.step` is not changed, because it also counts validations without this metric.
+        """
         sign = 1 if greater_is_better else -1
         improved = not math.isnan(value) and (self.best_metric is None or sign * value > sign * self.best_metric)
         if improved:

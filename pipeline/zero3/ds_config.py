@@ -132,20 +132,19 @@ def _read(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _fill_auto(
-    path: Path, ds: dict[str, Any], config: Config, ranks: int, hidden_size: int, max_steps: int
+    path: Path, ds: dict[str, Any], config: Config, data_parallel_size: int, hidden_size: int, max_steps: int
 ) -> dict[str, Any]:
     """Replace "auto" as Hugging Face's Trainer does, and drop the sections `optimizer` and `scheduler`.
-
-    `ranks` is the data-parallel size.
 
     Raises:
         UserError: a value contradicts the recipe, or "auto" is not supported for a key.
     """
     training = config.training
     arguments = SimpleNamespace(
-        world_size=ranks,
+        world_size=data_parallel_size,
         per_device_train_batch_size=training.train_micro_batch_size_per_gpu,
-        gradient_accumulation_steps=training.train_batch_size // (training.train_micro_batch_size_per_gpu * ranks),
+        gradient_accumulation_steps=training.train_batch_size
+        // (training.train_micro_batch_size_per_gpu * data_parallel_size),
         max_grad_norm=training.max_grad_norm,
         learning_rate=training.learning_rate,
         adam_beta1=training.adam_beta1,
@@ -170,7 +169,7 @@ def _fill_auto(
             key, value, _, expected = re.findall(r"- ds (\S+)=(.*) vs hf (.+?)=(.*)", mismatch)[0]
             setting = RECIPE_KEYS.get(key, "the recipe")
             raise UserError(
-                f'{path}: {key} is {value}, but the recipe sets it to {expected} by {setting}; remove it or set "auto"'
+                f'{path}: {key} is {value}, but {setting} sets it to {expected}; remove it or set "auto"'
             ) from None
         raise
     result = {key: value for key, value in filled.config.items() if key not in ("optimizer", "scheduler")}

@@ -147,7 +147,9 @@ def test_command_writes_json_and_markdown(tmp_path):
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert result["mean"]["difference"] == pytest.approx(2 / 3)
     lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
-    assert lines[2].startswith("Of 18 responses, 9 of the baseline and 9 of the candidate are unfinished")
+    assert lines[2].startswith(
+        "Of the 18 responses of each model, 9 of the baseline and 9 of the candidate are unfinished"
+    )
     assert lines[4].startswith("Primary measure, the mean of all languages: +66.7 points, ")
     assert lines[4].endswith("One seed: the interval covers the choice of problems, not that of the seed.")
     assert comparison_table(result).splitlines() == lines[6:]

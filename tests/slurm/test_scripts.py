@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import ROOT
-from tests.slurm.conftest import Cluster, until
+from tests.slurm.conftest import Cluster, log_of, until
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_finish_limits_restarts_after_failures(cluster: Cluster, probes: Path) -
         # The state is FAILED for a moment while a job is requeued, too.
         return all(cluster.state(job) == "FAILED" and "not requeued" in log(probes, job) for job in jobs)
 
-    until(all_ended, 300, lambda: str([cluster.job(job) for job in jobs]))
+    until(all_ended, 300, lambda: log_of(probes))
     for job in jobs:
         fields = cluster.job(job)
         assert (fields["ExitCode"], fields["Restarts"]) == ("1:0", "3")

@@ -41,11 +41,9 @@ def write(folder: Path, files: dict) -> Path:
 
 def run(name: str, folder: Path, **source):
     output = folder.parent / "out.jsonl"
-    source = {"pivot": default_pivot(name), "columns": {}, **source}
-    report = convert(name, Source([str(folder)], **source), output)
+    report = convert(name, Source([str(folder)], **{"pivot": default_pivot(name), "columns": {}} | source), output)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    for row in rows:
-        parse_record(row)  # every converted record is canonical
+    assert all(map(parse_record, rows))  # every converted record is canonical
     return report, rows
 
 

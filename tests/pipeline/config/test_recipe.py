@@ -89,6 +89,12 @@ def test_load_config_overrides(tmp_path: Path) -> None:
         ("loss: {top_k: 2.5}", [], "loss.top_k"),
         ("loss: {softmax_temperature: 0}", [], "loss.softmax_temperature is 0.0; it must be greater than 0"),
         ("loss: {soft_token_embeddings: middle}", [], "loss.soft_token_embeddings"),
+        ("loss: {layer: 3}", [], "loss.layer requires loss.pooling_tokens hidden_states"),
+        (
+            "loss: {pooling_tokens: hidden_states}",
+            ["--loss.detach", "[pivot,embeddings]"],
+            "loss.detach has pivot, embeddings, but with loss.pooling_tokens hidden_states only pivot can be detached",
+        ),
         ("model: {path: x, config: {model_type: qwen2}}", [], "model.path"),
         ("data: {tokenizer: null}", [], "data.tokenizer"),
         ("training: {eval_steps: 5}", [], "training.eval_steps requires data.eval_shards"),

@@ -110,7 +110,7 @@ def test_watchdog_ends_process_in_bounded_time(tmp_path: Path, monkeypatch: pyte
     message = json.loads((tmp_path / "ranks" / "failed.json").read_text())["message"]
     expected = {
         "main thread stuck": "no progress for 0 s at step 3 (saving)",
-        "next rank silent": "a rank sent no heartbeat for 0 s at step 3 (saving)",
+        "next rank silent": "rank 1 sent no heartbeat for 0 s; rank 0 is at step 3 (saving)",
         "another failed": "a mistake",
     }
     assert message == expected[case]

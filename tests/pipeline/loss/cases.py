@@ -16,6 +16,7 @@ from pipeline.loss import (
     RunningMeans,
     Vocabulary,
     VocabularyShard,
+    add_hidden_state_alignment,
     solar_loss,
     solar_loss_reference,
     vocabulary_range,
@@ -124,6 +125,7 @@ class Tensors:
     bias: Tensor
     running_means: Tensor
     weights: Tensor
+    layer: Tensor
 
 
 def tensors(case: Case, generator: torch.Generator) -> Tensors:
@@ -145,6 +147,7 @@ def tensors(case: Case, generator: torch.Generator) -> Tensors:
         bias=draw(case.vocab_size),
         running_means=draw(LANGUAGES, case.hidden_size, scale=0.1),
         weights=torch.rand(case.vocab_size, generator=generator).double(),
+        layer=draw(tokens, case.hidden_size),
     )
 
 
@@ -153,7 +156,7 @@ def reference_results(case: Case, dtype: torch.dtype = torch.float64) -> dict[st
     generator = torch.Generator().manual_seed(case.seed)
     global_batch, _ = layout(case, None, generator)
     t = tensors(case, generator)
-    hidden, head = (x.to(dtype).requires_grad_() for x in (t.hidden, t.head))
+    hidden, head, layer = (x.to(dtype).requires_grad_() for x in (t.hidden, t.head, t.layer))
     embedding = head if case.tied else t.embedding.to(dtype).requires_grad_()
     bias = t.bias.to(dtype).requires_grad_()
     loss, ce, alignment = solar_loss_reference(
@@ -169,11 +172,12 @@ def reference_results(case: Case, dtype: torch.dtype = torch.float64) -> dict[st
         head_bias=bias if case.bias else None,
         logit_scale=case.logit_scale,
         softcap=case.softcap,
+        layer_hidden=layer,
     )
-    leaves = [hidden, head, embedding, bias]
+    leaves = [hidden, head, embedding, bias, layer]
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
-    names = ["hidden", "head", "embedding", "bias"]
+    names = ["hidden", "head", "embedding", "bias", "layer"]
     scalars = {"loss": loss.detach(), "ce": ce.detach(), "alignment": alignment.detach()}
     return scalars | dict(zip(names, grads, strict=True)) | _top_k_metrics(case, t, global_batch)
 
@@ -245,29 +249,21 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
         weights=t.weights[start:end].to(case.device, total) if case.vocabulary_weights else None,
         padded_size=case.padded_size,
     )
-    running_means = None
-    if case.centered:
-        running_means = RunningMeans(
-            t.running_means.to(case.device, total), torch.ones(LANGUAGES, dtype=torch.bool, device=case.device)
-        )
-    result = solar_loss(
-        hidden,
-        local,
-        vocabulary,
-        case.budgeted_settings(vocabulary, size),
-        case.weight,
-        normalizers,
-        LANGUAGES,
-        running_means,
-        group,
-        ClusterSpeeds(ranks_per_node=ranks_per_node),
-    )
+    seen = torch.ones(LANGUAGES, dtype=torch.bool, device=case.device)
+    means = RunningMeans(t.running_means.to(case.device, total), seen) if case.centered else None
+    settings, speeds = case.budgeted_settings(vocabulary, size), ClusterSpeeds(ranks_per_node=ranks_per_node)
+    result = solar_loss(hidden, local, vocabulary, settings, case.weight, normalizers, LANGUAGES, means, group, speeds)
+    layer = t.layer[tokens].to(case.device, case.dtype).requires_grad_()
+    if case.settings.pooling_tokens == "hidden_states":
+        add_hidden_state_alignment(result, layer, local, case.settings, case.weight, normalizers, means, group)
+    assert not (result.distance_sum.requires_grad or result.cosine_sum.requires_grad)
     result.loss.backward()
     assert hidden.grad is not None
-    results = {"loss": result.loss.detach(), "hidden": hidden.grad, "tokens": tokens}
+    layer_grad = torch.zeros_like(layer) if layer.grad is None else layer.grad
+    results = {"loss": result.loss.detach(), "hidden": hidden.grad, "layer": layer_grad, "tokens": tokens}
     if head.grad is not None and vocabulary.embedding.grad is not None:
         results |= {"head": head.grad, "embedding": vocabulary.embedding.grad}
-    assert len(results) == (3 if case.frozen else 5)
+    assert len(results) == (4 if case.frozen else 6)
     count = result.soft_token_count
     results |= {"kept_mass": result.kept_mass / count.clamp_min(1), "count": count.to(total)}
     results["entropy"] = result.soft_token_entropy / count.clamp_min(1)
@@ -279,10 +275,10 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
 def errors(case: Case, parts: list[dict[str, Tensor]], reference: dict[str, Tensor]) -> dict[str, float]:
     """Return the relative errors ||actual - expected|| / ||expected|| of loss and gradients over all ranks."""
     relative = {}
-    for name in parts[0].keys() & {"hidden", "head", "embedding", "bias"}:
+    for name in parts[0].keys() & {"hidden", "head", "embedding", "bias", "layer"}:
         actual = torch.cat([part[name].double() for part in parts])
         expected = reference[name]
-        if name == "hidden" and "tokens" in parts[0]:
+        if name in ("hidden", "layer") and "tokens" in parts[0]:
             expected = expected[torch.cat([part["tokens"] for part in parts])]
         scale = float(expected.norm()) or 1.0
         relative[name] = float((actual - expected).norm()) / scale

@@ -1,11 +1,11 @@
-"""Check the exchange of layouts, the division into chunks, and the running means by language."""
+"""Check the exchange of layouts, the division into chunks, pooling weights, and the running means by language."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.loss import LayoutExchange, LossSettings, RunningMeans
+from pipeline.loss import LayoutExchange, LossBatch, LossSettings, RunningMeans
 from pipeline.loss.chunking import AlignmentGroup, schedule
 from pipeline.loss.comm import Group, rank_and_size
 from tests.pipeline.loss.cases import Case, layout
@@ -115,3 +115,16 @@ def test_running_means_of_empty_and_new_languages() -> None:
     means.update(pooled, torch.tensor([0, 1, 2, 0]), torch.tensor([True, True, False, True]), 0.75)
     assert means.means.tolist() == [[1.25, 2.0], [7.0, 8.0], [5.0, 6.0]]
     assert means.seen.tolist() == [True, True, True]
+
+
+def test_pooling_weights_all_zero_use_mean() -> None:
+    loss_batch = LossBatch(
+        targets=torch.zeros(5, dtype=torch.int64),
+        lengths=torch.tensor([2, 3]),
+        pivot=torch.tensor([0, 0]),
+        problem_id=torch.tensor([0, 0]),
+        language=torch.tensor([0, 1]),
+        token_weights=torch.tensor([0.0, 0.0, 1.0, 3.0, 0.0]),
+    )
+    weights = loss_batch.pooling_weights("weights", torch.float64)
+    assert weights.tolist() == [0.5, 0.5, 0.25, 0.75, 0.0]

@@ -49,6 +49,8 @@ SETTINGS = {
     "embeddings detached": LossSettings(detach=("embeddings",)),
     "probabilities detached": LossSettings(detach=("pivot", "probabilities")),
     "hard": LossSettings(pooling_tokens="hard", softmax_temperature=2.5, detach=()),
+    "hidden states": LossSettings(pooling_tokens="hidden_states", pooling="last", distance="mse"),
+    "hidden states, infonce": LossSettings(pooling_tokens="hidden_states", distance="infonce", detach=()),
     "infonce attached": replace(FULL, distance="infonce", detach=(), softmax_temperature=1.5),
 }
 
@@ -78,6 +80,14 @@ def bound_of(case: Case) -> float:
 def test_loss_layouts(workers: Workers, layout: str, ranks: int, tied: bool) -> None:
     for head in HEADS:
         check(workers, ranks, Case(LAYOUTS[layout], LossSettings(head=head), tied=tied), FP32)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_state_alignment_layouts(workers: Workers, layout: str, ranks: int) -> None:
+    for detach, centered in (((), False), (("pivot",), True)):
+        settings = LossSettings(pooling_tokens="hidden_states", distance="infonce", detach=detach)  # type: ignore[arg-type]
+        check(workers, ranks, Case(LAYOUTS[layout], settings, centered=centered, dtype=torch.float64), FP64)
 
 
 @pytest.mark.parametrize("rows", [1, 100], ids=["1 row", "one chunk"])
@@ -144,7 +154,7 @@ def test_loss_random_combinations(workers: Workers, data: st.DataObject) -> None
             softmax_temperature=data.draw(st.sampled_from([1.0, 0.1, 0.7, 3.0, 10.0])),
             top_k=data.draw(st.sampled_from([None, 1, 2, 3, 5, 20, 24, 1000])),
             soft_token_embeddings=data.draw(st.sampled_from(["input", "output"])),
-            pooling_tokens=data.draw(st.sampled_from(["soft", "hard"])),
+            pooling_tokens=data.draw(st.sampled_from(["soft", "hard", "hidden_states"])),
             pooling=data.draw(st.sampled_from(["mean", "last", "weights"])),
             head=data.draw(st.sampled_from(HEADS)),
             detach=tuple(data.draw(st.sets(st.sampled_from(["pivot", "embeddings", "probabilities"])))),
@@ -276,16 +286,3 @@ def test_loss_target_far_below_logits_of_other_rank(workers: Workers) -> None:
     torch.nn.functional.cross_entropy(hidden @ head.T, targets).backward()
     torch.testing.assert_close(grad_hidden, hidden.grad)
     torch.testing.assert_close(torch.cat([grad_first, grad_second]), head.grad)
-
-
-def test_pooling_weights_all_zero_use_mean() -> None:
-    loss_batch = LossBatch(
-        targets=torch.zeros(5, dtype=torch.int64),
-        lengths=torch.tensor([2, 3]),
-        pivot=torch.tensor([0, 0]),
-        problem_id=torch.tensor([0, 0]),
-        language=torch.tensor([0, 1]),
-        token_weights=torch.tensor([0.0, 0.0, 1.0, 3.0, 0.0]),
-    )
-    weights = loss_batch.pooling_weights("weights", torch.float64)
-    assert weights.tolist() == [0.5, 0.5, 0.25, 0.75, 0.0]

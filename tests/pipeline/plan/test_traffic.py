@@ -15,9 +15,9 @@ def test_between_nodes_by_pattern() -> None:
     assert Transfer("x", 31.0, 1, 1, "all-to-all", "alone").between_nodes(32, 8) == pytest.approx(24)
 
 
-def calls_and_hops(head: str) -> dict[str, tuple[float, float]]:
+def calls_and_hops(head: str, **loss: object) -> dict[str, tuple[float, float]]:
     """Return (calls, hops) by transfer on 8 GPUs with two micro-steps and one subchunk."""
-    prediction = prediction_of("Qwen2.5-0.5B", head=head)
+    prediction = prediction_of("Qwen2.5-0.5B", head=head, **loss)
     assert prediction.run.gradient_accumulation_steps == 2 and prediction.run.chunking.subchunks == 1
     return {t.name: (t.calls, t.hops) for t in prediction.transfers}
 
@@ -63,3 +63,10 @@ def test_node_shards_match_hand_count() -> None:
     total = 2 * nodes.run.gathers.gathered_elements(32)
     assert after["parameters within nodes"].received == pytest.approx(7 / 8 * (total - sizes) * 2)
     assert after["parameters within nodes"].between_nodes(32, 8) == 0
+
+
+def test_hops_of_hidden_state_alignment_match_hand_count() -> None:
+    """The pooled hidden states take one gather. Nothing is selected, and no probabilities are exchanged."""
+    aligned = {"pooling_tokens": "hidden_states", "distance": "infonce"}
+    assert calls_and_hops("vocab_parallel", **aligned)["loss"] == (1 + 2 * 4, 7 + 2 * 4 * 7)
+    assert calls_and_hops("gathered", **aligned)["loss"] == (1 + 2 * (12 + 1 + 1), 7 + 2 * (12 * 7 + 14 + 7))

@@ -44,7 +44,7 @@ def write_evaluated(run: Path, correct: dict[tuple[str, str], bool], seed: int |
 
 def test_declared_variants() -> None:
     baseline, factors, variants = read_variants()
-    names = {"sft", "solar", "hard_tokens", "question_translation", "shuffled_pairs", "words"}
+    names = {"sft", "solar", "hard_tokens", "question_translation", "shuffled_pairs", "mid_align", "words"}
     assert baseline == "sft" and factors[0] == 1 and set(variants) == names
     assert {variant.data for variant in variants.values()} == {"records", *KINDS}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
 from pipeline.export import export
 from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.loss import LossSettings
 from pipeline.status import status
 from pipeline.training.preflight import prepare_run
 from pipeline.training.resume_checks import ResumePoint, find_resume_point
@@ -32,6 +34,9 @@ def test_changed_settings_of_older_checkpoint(monkeypatch: pytest.MonkeyPatch) -
         "training.learning_rate 2e-05 -> 1e-05",
         "training.export_at_end false -> true",
     ]
+    aligned = replace(Config(), loss=LossSettings(pooling_tokens="hidden_states", layer=3))
+    changes = {change.key: change.rule for change in changed_settings(saved_config(recipe), aligned)}
+    assert changes["loss.pooling_tokens"] is None and changes["loss.layer"] is None  # a resumed run keeps them
     monkeypatch.setitem(VALUES_BEFORE, "loss.distance", "mse")
     change, *_ = changed_settings(saved_config(recipe), Config())
     assert (str(change), change.rule) == ('loss.distance "mse" -> "cosine"', None)

@@ -10,7 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.benchmarks.ranks import HIDDEN, SEQUENCE_LENGTH, VOCAB, CollectiveCounter, random_inputs
-from pipeline.loss import LossNormalizers, LossSettings, embedding_lookup, solar_loss, vocabulary_range
+from pipeline.loss import (
+    LossNormalizers,
+    LossSettings,
+    add_hidden_state_alignment,
+    embedding_lookup,
+    solar_loss,
+    vocabulary_range,
+)
 from pipeline.loss.comm import rank_and_size
 from pipeline.loss.settings import Head
 from pipeline.models.families import HeadConfig
@@ -62,6 +69,9 @@ def node_results(world: dist.ProcessGroup, case: Case, size: int) -> dict[str, T
     vocabulary = shards.vocabulary()
     settings = case.budgeted_settings(vocabulary, size)
     result = solar_loss(hidden, local, vocabulary, settings, case.weight, normalizers, LANGUAGES, None, node)
+    layer = t.layer[tokens].to(case.dtype).requires_grad_()
+    if case.settings.pooling_tokens == "hidden_states":
+        add_hidden_state_alignment(result, layer, local, case.settings, case.weight, normalizers, None, node)
     result.loss.backward()
     assert hidden.grad is not None
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, ranks)
@@ -72,6 +82,7 @@ def node_results(world: dist.ProcessGroup, case: Case, size: int) -> dict[str, T
         "head": gradients.get("head", gradients["embedding"]),
         "loss": summed.loss.detach(),
         "hidden": hidden.grad,
+        "layer": torch.zeros_like(layer) if layer.grad is None else layer.grad,
         "tokens": tokens,
         "kept_mass": summed.kept_mass / count,
         "entropy": summed.soft_token_entropy / count,
