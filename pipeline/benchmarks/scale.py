@@ -2,9 +2,9 @@
 
     python -m pipeline.benchmarks.scale --out docs/bench/scale
 
-Covers four published models on H100 GPUs, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong
-scaling (1,024 rows per step). Variants: the loss with each LM head implementation and with `auto` (the one that sends
-less); plain ZeRO-3 with full logits; `auto` with persistent parameters gathered one by one. Each point uses the fastest
+Covers published models on H100 GPUs, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong scaling
+(1,024 rows per step). Variants: the loss with each LM head implementation and with `auto` (the one with less predicted
+time); plain ZeRO-3 with full logits; `auto` with persistent parameters gathered one by one. Each point uses the fastest
 combination of micro-batch size, activation checkpointing and loss buffer that fits. Nothing is measured here.
 `python -m pipeline.benchmarks.plan` compares the formulas with measurements.
 """
