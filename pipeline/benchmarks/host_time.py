@@ -32,6 +32,7 @@ from pipeline.loss import layout as layout_module
 from pipeline.loss.alignment import PooledRepresentations
 from pipeline.loss.chunking import BufferSizes
 from pipeline.loss.head_choice import HeadSchedule, choose_head
+from pipeline.loss.head_time import BYTES_ONLY
 from pipeline.loss.layout import message_parts, pad_message
 from pipeline.loss.subchunk_tokens import subchunk_tokens, token_tables
 
@@ -96,7 +97,7 @@ def measure(ranks: int, repeats: int) -> Row:
     settings = LossSettings(memory_budget_mb=2048)
 
     def scheduled() -> HeadSchedule:
-        return choose_head(layout, sizes, settings, VOCAB, settings.top_k)
+        return choose_head(layout, sizes, settings, VOCAB, settings.top_k, BYTES_ONLY)
 
     chosen = scheduled()
     chunks, order = chosen.chunks, chosen.order

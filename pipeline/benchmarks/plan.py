@@ -55,6 +55,7 @@ class Case:
             parameters are gathered and released.
         live: DeepSpeed's maximum of live parameters, in elements.
         shared: whether up to four ranks, as many as the model has heads, share each row.
+        hpz: number of ranks of a node of hpZ.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Case:
     row_tokens: int = 256
     sequence_length: int = 32
     shared: bool = False
+    hpz: int = 1
 
     def parts(self, ranks: int) -> int:
         """Return the number of ranks that share a row."""
@@ -83,21 +85,20 @@ class Case:
 
     def config(self, ranks: int) -> Config:
         """Return the recipe of the case for a number of ranks."""
-        heads = self.hidden // 32
         fields = {
             "model_type": self.model_type,
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": 3 * self.hidden,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": max(1, heads // 2),
+            "num_attention_heads": self.hidden // 32,
+            "num_key_value_heads": max(1, self.hidden // 64),
             "head_dim": 32,
             "tie_word_embeddings": self.tied,
             "pad_token_id": None,
         }
-        checkpointing, adapter = self.checkpointing, self.adapter
-        model = ModelSettings(None, fields, self.attention, activation_checkpointing=checkpointing, adapter=adapter)
+        attention, checkpointing = self.attention, self.checkpointing
+        model = ModelSettings(None, fields, attention, activation_checkpointing=checkpointing, adapter=self.adapter)
         return Config(
             model=model,
             loss=LossSettings(head=self.head, memory_budget_mb=self.budget_mb),
@@ -119,6 +120,7 @@ class Case:
                 "stage3_max_live_parameters": self.live,
                 "stage3_max_reuse_distance": self.live,
                 "stage3_param_persistence_threshold": 1000,
+                "zero_hpz_partition_size": min(self.hpz, ranks),
             },
             "steps_per_print": 10**9,
             "train_batch_size": self.rows * self.accumulation * ranks // self.parts(ranks),
@@ -148,6 +150,7 @@ CASES = (
     Case("lora", tied=False, rows=2, adapter=AdapterSettings(r=16)),
     Case("dora with embeddings", layers=6, adapter=AdapterSettings(r=8, use_dora=True, train_embeddings=True)),
     Case("shared row", vocab=2048, layers=2, row_tokens=16384, sequence_length=512, shared=True, budget_mb=4),
+    Case("nodes of two", tied=False, rows=2, accumulation=2, hpz=2),
 )
 
 
@@ -157,12 +160,11 @@ def case_named(name: str) -> Case:
 
 def planned_run(case: Case, ranks: int) -> PlannedRun:
     """Return the planner's input for a case and a number of ranks."""
-    config = case.config(ranks)
+    config, zero = case.config(ranks), ZeroSettings.from_config(case.deepspeed(ranks))
     stats = model_stats(load_model_config(config.model, 1), case.adapter)
     tokens, length = case.row_tokens, case.sequence_length
     target_tokens = int((np.arange(tokens) % length >= length // 3).sum())
     workload = Workload(tokens, tokens, target_tokens, tokens // length, tokens // length / 2, 1000)
-    zero = ZeroSettings.from_config(case.deepspeed(ranks))
     return PlannedRun(config, stats, zero, workload, ranks, gpu=False, mask_copies=True)
 
 
@@ -170,10 +172,8 @@ def build_case_engine(case: Case) -> "ZeroEngine":
     """Build the ZeRO-3 engine of a case, with random weights, on all ranks of the process group."""
     from pipeline.training.engine_setup import build_engine
 
-    ranks = distributed.world_size()
-    config = case.config(ranks)
-    model_config = load_model_config(config.model, 1)
-    engine = build_engine(config, case.deepspeed(ranks), model_config, case.vocab, 2)
+    config, ds = case.config(distributed.world_size()), case.deepspeed(distributed.world_size())
+    engine = build_engine(config, ds, load_model_config(config.model, 1), case.vocab, 2)
     engine.set_learning_rate(1e-5)
     return engine
 
@@ -194,8 +194,8 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, float]:
         timed_steps: steps to time after those whose bytes are counted; 0 measures no time.
 
     Returns:
-        Received bytes, number of collectives, live bytes after a step and at its peak, and the median seconds of a
-        step (NaN without timed steps).
+        Received bytes (mean over ranks), number of collectives, live bytes after a step and at its peak, and the
+        median seconds of a step (NaN without timed steps).
     """
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
@@ -207,7 +207,7 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, float]:
         for step in range(COUNTED_STEPS):
             batches, normalizers = random_micro_batches(case, step)
             tracker.peak = 0
-            with CollectiveCounter(distributed.rank(), distributed.world_size()) as counter:
+            with CollectiveCounter() as counter:
                 distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], engine.device)
                 train_step(engine, batches, 1.0, normalizers, TrainState(step))
         after = tracker.live_bytes()
@@ -220,7 +220,7 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, float]:
         times.append(time.perf_counter() - started)
     engine.ds_engine.destroy()
     return {
-        "bytes": counter.received,
+        "bytes": distributed.all_reduce_sum([counter.received], engine.device)[0] / distributed.world_size(),
         "calls": counter.calls,
         "states": after,
         "peak": tracker.peak,

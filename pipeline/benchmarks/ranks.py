@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, pyplot, run_ranks, write_csv
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss.head_choice import HEADS
 from pipeline.loss.settings import Head
 from pipeline.loss.traffic import Traffic
-from pipeline.plan.suggest import HEADS
 
 VOCAB, HIDDEN, SEQUENCE_LENGTH = 4096, 64, 32
 TOKENS = (256, 1024, 4096, 8192, 16384)
@@ -34,16 +34,20 @@ TOKENS = (256, 1024, 4096, 8192, 16384)
 class CollectiveCounter(TorchDispatchMode):
     """Count the collectives inside the context and the bytes that this rank receives in them.
 
+    Args:
+        per_node: number of consecutive ranks that count as a node; None if all ranks do.
+
     Attributes:
         received: bytes; an all-reduce is counted as a ring all-reduce.
+        between_nodes: those that come from ranks of other nodes, as if each pair of ranks communicated directly.
         calls: number of collectives and received messages.
         largest: number of elements of the largest storage that any operation reads or writes.
     """
 
-    def __init__(self, rank: int, ranks: int) -> None:
+    def __init__(self, per_node: int | None = None) -> None:
         super().__init__()
-        self.rank, self.ranks = rank, ranks
-        self.received, self.calls, self.largest = 0.0, 0, 0
+        self.per_node = per_node
+        self.received, self.between_nodes, self.calls, self.largest = 0.0, 0.0, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -51,24 +55,32 @@ class CollectiveCounter(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
         if func.namespace == "c10d":
-            self.received += self._received_bytes(func._opname, args)
+            by_rank = self._received_by_rank(func._opname, args)
+            self.received += sum(by_rank.values())
+            if self.per_node is not None:
+                node = dist.get_rank() // self.per_node
+                self.between_nodes += sum(size for rank, size in by_rank.items() if rank // self.per_node != node)
             self.calls += func._opname != "send"
         return result
 
-    def _received_bytes(self, name: str, args: Any) -> float:
+    def _received_by_rank(self, name: str, args: Any) -> dict[int, float]:
+        """Return the bytes received from each other rank."""
         sizes = [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        if name == "_allgather_base_":
-            return sizes[0] - sizes[1]
-        if name == "_reduce_scatter_base_":
-            return sizes[1] - sizes[0]
-        if name == "allreduce_":
-            return 2 * (self.ranks - 1) / self.ranks * sizes[0]
+        boxed = [arg for arg in args if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type())]
+        if not boxed:
+            return {}
+        group = dist.distributed_c10d._resolve_process_group(dist.ProcessGroup.unbox(boxed[0]).group_name)
+        ranks = dist.get_process_group_ranks(group)
+        others = [(i, rank) for i, rank in enumerate(ranks) if rank != dist.get_rank()]
         if name == "alltoall_base_":
-            rows = args[3] or [1] * self.ranks
-            return sizes[0] * (1 - rows[self.rank] / max(1, sum(rows)))
-        if name == "recv_":
-            return sizes[0]
-        return 0.0
+            rows = args[3] or [1] * len(ranks)
+            return {rank: sizes[0] * rows[i] / max(1, sum(rows)) for i, rank in others}
+        total = {
+            "_allgather_base_": sizes[0] * (len(ranks) - 1) / len(ranks),
+            "_reduce_scatter_base_": sizes[-1] * (len(ranks) - 1) / len(ranks),
+            "allreduce_": 2 * (len(ranks) - 1) / len(ranks) * sizes[0],
+        }.get(name, 0.0)
+        return {rank: total / len(others) for _, rank in others}
 
 
 def random_inputs(rank: int, ranks: int, tokens: int) -> tuple[Tensor, LossBatch, Vocabulary, LossNormalizers]:
@@ -121,7 +133,7 @@ def measure_traffic(
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     hidden, loss_batch, vocabulary, normalizers = random_inputs(rank, ranks, tokens)
     settings = LossSettings(head=head, memory_budget_mb=memory_budget_mb, top_k=top_k)
-    with CollectiveCounter(rank, ranks) as counter:
+    with CollectiveCounter() as counter:
         solar_loss(hidden, loss_batch, vocabulary, settings, 1.0, normalizers, 2, None, group).loss.backward()
     times = []
     for _ in range(repeats):

@@ -2,9 +2,9 @@
 
     python -m pipeline.benchmarks.scale --out docs/bench/scale
 
-Covers four published models on H100 GPUs, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong
-scaling (1,024 rows per step). Variants: the loss with each LM head implementation and with `auto` (the one that sends
-less); plain ZeRO-3 with full logits; `auto` with persistent parameters gathered one by one. Each point uses the fastest
+Covers published models on H100 GPUs, with weak scaling (16 rows of 4,096 tokens per GPU and step) and strong scaling
+(1,024 rows per step). Variants: the loss with each LM head implementation and with `auto` (the one with less predicted
+time); plain ZeRO-3 with full logits; `auto` with persistent parameters gathered one by one. Each point uses the fastest
 combination of micro-batch size, activation checkpointing and loss buffer that fits. Nothing is measured here.
 `python -m pipeline.benchmarks.plan` compares the formulas with measurements.
 """
@@ -58,6 +58,7 @@ def published_model_stats(fields: dict[str, Any], vocab_multiple: int = 1024) ->
 def predictions(stats: ModelStats, gpus: int, rows: int, variant: str, gpu: str) -> Iterator[Prediction]:
     """Yield the predictions for all settings. `rows` is the number of rows per optimizer step over all GPUs."""
     device = load_device(gpu)
+    cluster = Cluster(gpus // 8, 8, device)
     head: Any = {"full_logits": "vocab_parallel", "one_by_one": "auto"}.get(variant, variant)
     prediction_class = {"full_logits": FullLogitsPrediction, "one_by_one": OneByOnePrediction}.get(variant, Prediction)
     micro_batch_sizes = [size for size in MICRO_BATCH_SIZES if rows % (size * gpus) == 0]
@@ -68,8 +69,9 @@ def predictions(stats: ModelStats, gpus: int, rows: int, variant: str, gpu: str)
             training=TrainingSettings(train_batch_size=rows, train_micro_batch_size_per_gpu=micro_batch_size),
         )
         config = replace(config, model=replace(config.model, activation_checkpointing=checkpointing))
-        run = PlannedRun(config, stats, ZERO, WORKLOAD, gpus, mask_copies=device.attention_copies_mask)
-        yield prediction_class(run, Cluster(gpus // 8, 8, device))
+        speeds = cluster.speeds(config.training.precision)
+        run = PlannedRun(config, stats, ZERO, WORKLOAD, gpus, True, device.attention_copies_mask, speeds=speeds)
+        yield prediction_class(run, cluster)
 
 
 def point(name: str, stats: ModelStats, mode: str, gpus: int, variant: str, gpu: str) -> Row:

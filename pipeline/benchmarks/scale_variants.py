@@ -8,9 +8,10 @@ in its own collective after the optimizer update.
 from dataclasses import replace
 from functools import cached_property
 
+from pipeline.loss import LossSettings
 from pipeline.plan.memory import MemoryEstimate, estimate_memory
 from pipeline.plan.prediction import Prediction
-from pipeline.plan.step_time import LOSS_PASSES_FULL_MIXTURE, StepWork
+from pipeline.plan.step_time import StepWork
 from pipeline.plan.traffic import Transfer
 from pipeline.plan.workload import PlannedRun
 
@@ -46,7 +47,7 @@ class FullLogitsPrediction(Prediction):
         loss = 3 * product * run.micro_batch_tokens
         if run.config.loss.alignment_weight:
             loss += 3 * product * target_tokens
-        logits_bytes = LOSS_PASSES_FULL_MIXTURE * target_tokens * run.stats.vocab_size * run.element_size
+        logits_bytes = LossSettings(top_k=None).logit_passes * target_tokens * run.stats.vocab_size * run.element_size
         return StepWork(replace(work.flops, loss=loss), logits_bytes, transfers)
 
 

@@ -196,3 +196,16 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def vocabulary_ranks(self, ranks: int, hpz: int) -> int:
+        """Return the number of consecutive ranks between which head and input embedding are divided.
+
+        With hpZ, these are the ranks of its secondary partition, usually those of a node. All ranks if sequences are
+        compared with those of other ranks, or if ranks of several nodes share a row.
+
+        Args:
+            ranks: the world size.
+            hpz: `zero_hpz_partition_size` of the DeepSpeed file, 1 without hpZ.
+        """
+        compared = self.loss.distance == "infonce" or self.loss.centring
+        return ranks if hpz == 1 or compared or hpz % self.training.sequence_parallel_size else hpz

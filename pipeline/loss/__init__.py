@@ -2,6 +2,7 @@
 
 from .alignment import RunningMeans
 from .embedding import DistinctIds, LookupRoute, embedding_lookup
+from .head_time import BYTES_ONLY, ClusterSpeeds
 from .hidden_states import add_hidden_state_alignment
 from .layout import LayoutExchange
 from .library import alignment_sft_loss, target_tokens
@@ -12,6 +13,8 @@ from .vocab_parallel import SolarLoss, solar_loss
 from .vocabulary import Vocabulary, VocabularyShard, vocabulary_range
 
 __all__ = [
+    "BYTES_ONLY",
+    "ClusterSpeeds",
     "DistinctIds",
     "LayoutExchange",
     "LookupRoute",

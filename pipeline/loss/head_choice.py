@@ -1,21 +1,21 @@
-"""Divide the target tokens into chunks for one of the two heads, and choose the head that receives fewer bytes.
+"""Divide the target tokens into chunks for one of the two heads, and choose the head that should take less time.
 
 Shape letters: R ranks, S sequences of all ranks.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .chunking import AlignmentGroup, BufferSizes, Chunk, schedule
+from .head_time import ClusterSpeeds, loss_seconds
 from .indexing import bounds
 from .layout import GlobalLayout
-from .settings import LossSettings
+from .settings import LossSettings, ResolvedHead
 from .traffic import Traffic
 
-HEADS: tuple[Literal["vocab_parallel", "gathered"], ...] = ("vocab_parallel", "gathered")
+HEADS: tuple[ResolvedHead, ...] = ("vocab_parallel", "gathered")
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,14 @@ class HeadSchedule:
 
 
 def choose_head(
-    layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, vocab: int, top_k: int | None
+    layout: GlobalLayout,
+    sizes: BufferSizes,
+    settings: LossSettings,
+    vocab: int,
+    top_k: int | None,
+    speeds: ClusterSpeeds,
 ) -> HeadSchedule:
-    """Divide the target tokens into chunks for the head of the settings, or for that with less traffic.
+    """Divide the target tokens into chunks for the head of the settings, or for that with less predicted time.
 
     Args:
         layout: layout of all ranks, ordered by rank.
@@ -44,19 +49,23 @@ def choose_head(
         settings: settings of the loss.
         vocab: V, the unpadded vocabulary size.
         top_k: number of logits that a soft token mixes, or None for all.
+        speeds: speeds by which the time is predicted.
     """
     if sizes.ranks == 1 or settings.head != "auto":
         return _schedule(layout, sizes, settings, sizes.ranks == 1 or settings.head == "vocab_parallel")
-    # More chunks never decrease the traffic, so the second head is only scheduled if it could have less.
-    in_one = traffic(layout, sizes, settings, vocab, top_k, None)
-    at_least = {name: float(getattr(in_one, name)) for name in HEADS}
-    first, second = sorted(HEADS, key=lambda name: at_least[name])
+
+    def seconds(head: ResolvedHead, chunks: list[Chunk] | None) -> float:
+        return loss_seconds(traffic(layout, sizes, settings, vocab, top_k, chunks), head, speeds)
+
+    # More chunks never decrease the time, so the second head is only scheduled if it could take less.
+    at_least = {head: seconds(head, None) for head in HEADS}
+    first, second = sorted(HEADS, key=lambda head: at_least[head])
     candidates = {first: _schedule(layout, sizes, settings, first == "vocab_parallel")}
-    received = {first: getattr(traffic(layout, sizes, settings, vocab, top_k, candidates[first].chunks), first)}
-    if received[first] > at_least[second]:
+    predicted = {first: seconds(first, candidates[first].chunks)}
+    if predicted[first] > at_least[second]:
         candidates[second] = _schedule(layout, sizes, settings, second == "vocab_parallel")
-        received[second] = getattr(traffic(layout, sizes, settings, vocab, top_k, candidates[second].chunks), second)
-    return candidates[min(received, key=lambda name: received[name])]
+        predicted[second] = seconds(second, candidates[second].chunks)
+    return candidates[min(predicted, key=lambda head: predicted[head])]
 
 
 def _schedule(layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, gather_rows: bool) -> HeadSchedule:
@@ -104,5 +113,8 @@ def traffic(
         requires_grad=sequences - pivots,
         top_k=None if top_k is None else min(top_k, vocab),
         frozen_head=sizes.frozen_head,
+        chunks=1 if chunks is None else len(chunks),
+        blocks=-(-sizes.shard_rows // sizes.block_rows(settings)),
+        passes=settings.logit_passes,
         pools_vocabulary=settings.pools_vocabulary,
     )

@@ -6,7 +6,8 @@ from typing import Literal
 Distance = Literal["cosine", "mse", "infonce"]
 Pooling = Literal["mean", "last", "weights"]
 PoolingTokens = Literal["soft", "hard", "hidden_states"]
-Head = Literal["auto", "vocab_parallel", "gathered"]
+ResolvedHead = Literal["vocab_parallel", "gathered"]
+Head = Literal["auto"] | ResolvedHead
 Detach = Literal["pivot", "embeddings", "probabilities"]
 SoftTokenEmbeddings = Literal["input", "output"]
 
@@ -45,8 +46,8 @@ class LossSettings:
         token_weights: safetensors file with a tensor `weights` [V]; with pooling `weights`, each position has the
             weight of its target token.
         head: what the ranks exchange: hidden states and their gradients (`vocab_parallel`), or blocks of the head
-            and its gradient (`gathered`); `auto` selects the one with less communication. The results are equal up to
-            rounding.
+            and its gradient (`gathered`); `auto` selects the one that is predicted to take less time, or that
+            communicates less if the speeds of the device are unknown. The results are equal up to rounding.
         memory_budget_mb: memory of each rank for the logits and hidden states of a subchunk, or with `gathered` for its
             logits and blocks of the head, in MiB; null: 64 on a CPU, and 2048 on a GPU, where larger matrix products
             are faster. The lists of a large `top_k` do not exceed this size either.
@@ -74,6 +75,17 @@ class LossSettings:
     def needs_second_softmax(self) -> bool:
         """Whether the soft tokens need a second buffer, for the softmax of all logits at their temperature."""
         return self.pooling_tokens == "soft" and self.top_k is None and self.softmax_temperature != 1
+
+    @property
+    def logit_passes(self) -> int:
+        """How often the loss reads or writes all logits.
+
+        Three products, softmax, pooling, inner products, softmax backward. With top-k, one pass to find the largest
+        logits replaces the last three. With hard tokens or hidden states, nothing does.
+        """
+        if self.pooling_tokens != "soft":
+            return 5
+        return 8 if self.top_k is None else 6
 
     @property
     def num_selected(self) -> int | None:

@@ -37,6 +37,7 @@ from .alignment import PooledRepresentations, RunningMeans
 from .chunking import BufferSizes, Chunk
 from .comm import Group, HiddenExchange, all_reduce, rank_and_size
 from .head_choice import choose_head
+from .head_time import BYTES_ONLY, ClusterSpeeds
 from .indexing import upload
 from .kernels import SubchunkTokens
 from .layout import LayoutExchange
@@ -88,7 +89,7 @@ def solar_loss(
     languages: int,
     running_means: RunningMeans | None = None,
     group: Group = None,
-    ranks_per_node: int = 1,
+    speeds: ClusterSpeeds = BYTES_ONLY,
 ) -> SolarLoss:
     """Compute CE / normalizers.tokens + alignment_weight * alignment / normalizers.pairs over all ranks.
 
@@ -112,7 +113,8 @@ def solar_loss(
             unless grad mode is disabled. None to disable centering.
         group: process group that shards the vocabulary, or None for a single process without one (not the default
             group, as in torch.distributed).
-        ranks_per_node: number of consecutive ranks of the group that share a node. It reduces the bytes between nodes.
+        speeds: number of ranks of the group that share a node, which reduces the bytes between nodes, and the speeds by
+            which `head: auto` chooses.
 
     Raises:
         ValueError: pooling is `weights` and `loss_batch` has no token weights.
@@ -120,7 +122,7 @@ def solar_loss(
     if settings.soft_token_embeddings == "output":
         vocabulary = replace(vocabulary, embedding=vocabulary.head)
     grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
-    step = _Step(vocabulary, settings, normalizers, group, ranks_per_node)
+    step = _Step(vocabulary, settings, normalizers, group, speeds)
     result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
     if grad is not None:
         gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
@@ -141,9 +143,9 @@ class _Step:
         settings: LossSettings,
         normalizers: LossNormalizers,
         group: Group,
-        ranks_per_node: int,
+        speeds: ClusterSpeeds,
     ) -> None:
-        self.ranks_per_node = ranks_per_node
+        self.speeds = speeds
         self.sizes = BufferSizes.of(vocabulary, rank_and_size(group)[1])
         self.vocabulary, self.settings, self.normalizers, self.group = vocabulary, settings, normalizers, group
         self.grad_scale = 1.0 / normalizers.tokens if normalizers.tokens else 1.0
@@ -173,7 +175,7 @@ class _Step:
         layout = loss_batch.layout
         if layout is None:
             (layout,), _ = LayoutExchange(self.group).exchange([loss_batch], settings.pooling, device)
-        chosen = choose_head(layout, self.sizes, settings, self.vocabulary.size, self.top_k)
+        chosen = choose_head(layout, self.sizes, settings, self.vocabulary.size, self.top_k, self.speeds)
         chunks, gather_rows = chosen.chunks, chosen.gather_rows
         layout = layout.in_order(chosen.order)
         table = PooledRepresentations(layout, chunks, hidden.shape[1], dtype, settings)
@@ -185,7 +187,7 @@ class _Step:
         rows = hidden.new_zeros(1 if self.top_k is None else 3, len(tables.targets), dtype=dtype)
         pairs = self.normalizers.pairs
         factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
-        exchange = HiddenExchange(hidden, grad, self.group, gather_rows, self.ranks_per_node)
+        exchange = HiddenExchange(hidden, grad, self.group, gather_rows, self.speeds.ranks_per_node)
         stream = exchange.stream([s for chunk in chunks for s in chunk.passes(backward=grad is not None)])
 
         for index, chunk in enumerate(chunks):

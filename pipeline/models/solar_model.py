@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import (
+    BYTES_ONLY,
+    ClusterSpeeds,
     LossNormalizers,
     LossSettings,
     RunningMeans,
@@ -38,12 +40,12 @@ class SolarModel(nn.Module):
         settings: LossSettings,
         padded_vocab_size: int,
         num_languages: int,
-        ranks_per_node: int = 1,
+        speeds: ClusterSpeeds = BYTES_ONLY,
         head_exchange: HeadExchange | None = None,
     ) -> None:
         super().__init__()
         self.head_exchange = head_exchange
-        self.model, self.settings, self.ranks_per_node = model, settings, ranks_per_node
+        self.model, self.settings, self.speeds = model, settings, speeds
         self.padded_vocab_size, self.num_languages = padded_vocab_size, num_languages
         self.embed_scale = head_config(model).embed_scale
         self.layer = aligned_layer(settings, len(model.get_decoder().layers))
@@ -97,7 +99,7 @@ class SolarModel(nn.Module):
             self.num_languages,
             running_means,
             group,
-            self.ranks_per_node,
+            self.speeds,
         )
         if layer_Td is not None:
             add_hidden_state_alignment(

@@ -86,6 +86,7 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
         workload,
         cluster.ranks,
         mask_copies=cluster.device.attention_copies_mask,
+        speeds=cluster.speeds(config.training.precision),
     )
     return Prediction(run, cluster), ds
 

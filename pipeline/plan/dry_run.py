@@ -13,6 +13,7 @@ from pipeline.plan.model_facts import model_stats
 from pipeline.plan.tables import memory_table, traffic_table
 from pipeline.plan.workload import PlannedRun, Workload
 from pipeline.training.preflight import PreparedRun
+from pipeline.zero3.cluster_speeds import cluster_speeds
 
 
 def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
@@ -29,13 +30,14 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
         ranks,
         gpu=gpu,
         mask_copies=device.attention_copies_mask if device else True,
+        speeds=cluster_speeds(device, prepared.config.training.precision, ranks_per_node),
     )
     table = Table(title=f"dry run: {prepared.config.output_dir}", show_header=False)
     table.add_row("model", f"{prepared.model_config.model_type}, {stats.parameters:,} parameters")
     table.add_row("  of which vocabulary", f"{sum(stats.vocabulary):,} ({prepared.padded_size:,} rows)")
     if stats.adapter.r is not None:
         table.add_row("  of which trained", f"{sum(stats.matrices + stats.vectors):,}")
-    table.add_row("ranks", f"{ranks} ({prepared.padded_size // ranks:,} vocabulary rows each)")
+    table.add_row("ranks", f"{ranks} ({prepared.padded_size // run.vocabulary_ranks:,} vocabulary rows each)")
     for key, value in workload_summary(prepared).items():
         table.add_row(key, f"{value:,}")
     console = Console()

@@ -27,7 +27,11 @@ DEEPSPEED_DEFAULTS = {
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """DeepSpeed settings that determine memory and communication sizes. Numbers are in elements."""
+    """DeepSpeed settings that determine memory and communication sizes. Numbers are in elements.
+
+    Attributes:
+        hpz: `zero_hpz_partition_size`, the number of ranks of a secondary partition; 1 if there are none.
+    """
 
     reduce_bucket_size: int
     prefetch_bucket_size: int
@@ -39,6 +43,7 @@ class ZeroSettings:
     overlap_comm: bool
     offload_optimizer: bool
     offload_param: bool
+    hpz: int = 1
 
     @classmethod
     def from_config(cls, ds: dict) -> "ZeroSettings":
@@ -56,6 +61,7 @@ class ZeroSettings:
             overlap_comm=bool(zero.get("overlap_comm", True)),
             offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
             offload_param=_is_offloaded(zero.get("offload_param")),
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
         )
 
 

@@ -57,12 +57,13 @@ class MemoryEstimate:
 def estimate_memory(run: PlannedRun) -> MemoryEstimate:
     """Estimate the memory of a rank. All ranks are equal."""
     states, host = _states(run)
-    gathered = run.gathers.peak_live * run.element_size if run.ranks > 1 else 0
+    gathered = {"gathered parameters": run.gathers.peak_live * run.element_size if run.ranks > 1 else 0}
+    gathered |= _node_copies(run)
     saved = run.activations.saved(run.stats.config.num_hidden_layers, run.checkpointing)
     return MemoryEstimate(
         states=states,
-        loss={"activations": saved, "gathered parameters": gathered, **_loss_chunk(run)},
-        layers=_layers(run, gathered),
+        loss={"activations": saved, **gathered, **_loss_chunk(run)},
+        layers=_layers(run) | gathered,
         step=_optimizer_step(run),
         host=host,
     )
@@ -71,7 +72,7 @@ def estimate_memory(run: PlannedRun) -> MemoryEstimate:
 def _states(run: PlannedRun) -> tuple[dict[str, int], dict[str, int]]:
     """Return the states on the device and on the host."""
     e, trained = run.element_size, run.trained_elements
-    vocabulary = run.partition_elements(run.stats.vocabulary)
+    vocabulary = sum(-(-size // run.vocabulary_ranks) for size in run.stats.vocabulary)
     optimizer = {
         "fp32 parameters": 4 * trained,  # a copy, even if the parameters are fp32
         "Adam moments": 8 * trained,
@@ -97,7 +98,7 @@ def _states(run: PlannedRun) -> tuple[dict[str, int], dict[str, int]]:
 
 def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     """Return the temporary memory of the loss at its peak: the logits buffer and other tensors."""
-    e, d, ranks, c = run.element_size, run.stats.hidden_size, run.ranks, run.chunking
+    e, d, ranks, c = run.element_size, run.stats.hidden_size, run.vocabulary_ranks, run.chunking
     accumulation_size = max(4, e)
     vocab_parallel = run.head == "vocab_parallel"
     rows = c.subchunk_tokens * (ranks if vocab_parallel else 1)
@@ -144,7 +145,16 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     return {name: round(size) for name, size in parts.items()}
 
 
-def _layers(run: PlannedRun, gathered: int) -> dict[str, int]:
+def _node_copies(run: PlannedRun) -> dict[str, int]:
+    """Return the bytes that a rank keeps of its node's copy of the parameters with hpZ, until the update."""
+    if run.zero.hpz == 1:
+        return {}
+    shards = sum(run.stats.vocabulary) // run.vocabulary_ranks if run.vocabulary_ranks < run.ranks else 0
+    secondary = sum(-(-size // run.zero.hpz) for size in run.secondary_sizes)
+    return {"vocabulary shards": run.element_size * shards, "secondary partitions": run.element_size * secondary}
+
+
+def _layers(run: PlannedRun) -> dict[str, int]:
     """Return the temporary memory at the layer where activations plus reduction copies peak."""
     copies = _reduction_copies(run)
     moments = [
@@ -152,7 +162,7 @@ def _layers(run: PlannedRun, gathered: int) -> dict[str, int]:
         for index in range(len(run.stats.layers))
     ]
     activations, copy = max(moments, key=sum)
-    return {"activations": activations, "gathered parameters": gathered, "reduction": copy}
+    return {"activations": activations, "reduction": copy}
 
 
 def _reduction_copies(run: PlannedRun) -> dict[int, int]:
@@ -192,7 +202,7 @@ def reduce_scatters(run: PlannedRun) -> list[tuple[int, list[int]]]:
 def _optimizer_step(run: PlannedRun) -> dict[str, int]:
     """Return the fp32 gradient of the largest sub-group; torch's AdamW on a CPU needs two more tensors of that size."""
     if run.zero.offload_optimizer:
-        return {"gradients for the optimizer": 0}
+        return {"gradients for the optimizer": 0, "vocabulary gradients of all nodes": _node_gradients(run)}
     largest = 0
     for sizes in (run.stats.matrices, run.stats.vectors):
         group = 0
@@ -204,4 +214,11 @@ def _optimizer_step(run: PlannedRun) -> dict[str, int]:
     return {
         "gradients for the optimizer": 4 * largest,
         "optimizer's temporaries": 0 if run.gpu else 8 * largest,
+        "vocabulary gradients of all nodes": _node_gradients(run),
     }
+
+
+def _node_gradients(run: PlannedRun) -> int:
+    """Return the fp32 gradients that a rank receives from all nodes, for one vocabulary matrix."""
+    largest = max(run.stats.vocabulary) // run.vocabulary_ranks
+    return 0 if run.frozen_head or run.vocabulary_ranks == run.ranks else 4 * largest

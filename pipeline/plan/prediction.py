@@ -5,10 +5,12 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.common.hardware import Device
+from pipeline.loss import ClusterSpeeds
 from pipeline.plan.memory import MemoryEstimate, estimate_memory
-from pipeline.plan.step_time import Flops, StepTime, StepWork, estimate_flops, estimate_loss_bytes, step_time
+from pipeline.plan.step_time import Flops, StepTime, StepWork, estimate_flops, step_time
 from pipeline.plan.traffic import Transfer, estimate_transfers
 from pipeline.plan.workload import PlannedRun
+from pipeline.zero3.cluster_speeds import cluster_speeds
 
 GIB = 2**30
 
@@ -29,6 +31,10 @@ class Cluster:
     def ranks(self) -> int:
         return self.nodes * self.per_node
 
+    def speeds(self, precision: str) -> ClusterSpeeds:
+        """Return the speeds in the units of the loss."""
+        return cluster_speeds(self.device, precision, self.per_node)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -43,7 +49,8 @@ class Prediction:
 
     @cached_property
     def work(self) -> StepWork:
-        return StepWork(estimate_flops(self.run), estimate_loss_bytes(self.run), estimate_transfers(self.run))
+        run = self.run
+        return StepWork(estimate_flops(run), run.loss_traffic.memory_bytes(run.head), estimate_transfers(run))
 
     @property
     def transfers(self) -> list[Transfer]:

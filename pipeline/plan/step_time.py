@@ -11,15 +11,11 @@ from pipeline.common.hardware import Device
 from pipeline.models.packed_attention import MASKED
 from pipeline.plan.traffic import Transfer
 from pipeline.plan.workload import PlannedRun
+from pipeline.zero3.cluster_speeds import cluster_speeds
 
 # Bytes that the update reads and writes per parameter: fp32 gradient, two moments, fp32 parameter, the copy in the
 # compute dtype, gradient norm and clipping.
 OPTIMIZER_BYTES = 44
-# Passes over the logits: three products, softmax, pooling, inner products, softmax backward. With top-k, one pass to
-# find the largest logits replaces the last three. With hard tokens or hidden states, nothing does.
-LOSS_PASSES_FULL_MIXTURE, LOSS_PASSES_TOP_K, LOSS_PASSES_HARD = 8, 6, 5
-# Start latency of a collective, in hops. Among 0 to 4, this value fits the measurements of benchmarks.plan best.
-LAUNCH_HOPS = 3
 # Host time of a layer that is a leaf module, relative to the sum over its modules with hooks on each. Measured on CPU
 # ranks with whole steps of 24 tiny layers, see docs/performance.md.
 LEAF_HOST_FRACTION = 0.66
@@ -92,9 +88,7 @@ def estimate_flops(run: PlannedRun) -> Flops:
         # Kernels that read the sequence boundaries compute half of the score matrix of each sequence (causal).
         keys = run.workload.tokens / max(1.0, run.workload.sequences) / 2
     scores = 4 * tokens * keys * head_dim * config.num_attention_heads * len(run.stats.layers)
-    product = 2.0 * run.stats.vocab_size * run.stats.hidden_size
-    products = (2 if run.frozen_head else 3) + bool(run.chunking.recomputed)
-    loss = products * product * run.target_tokens
+    loss = run.loss_traffic.flops(run.head)
     backward = 2.0 if run.attention == "eager" else 2.5
     all_elements, trained = run.stats.decoder_matrix_elements, run.stats.trained_matrix_elements
     layers = 2.0 * tokens * ((2 + recomputed) * all_elements + trained)
@@ -103,8 +97,9 @@ def estimate_flops(run: PlannedRun) -> Flops:
 
 def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) -> StepTime:
     """Estimate the step time on `run.ranks` ranks with `per_node` ranks per node."""
-    steps, bandwidth = run.gradient_accumulation_steps, device.memory_gb_s * 1e9
-    flops, rate = work.flops, device.flops(run.precision) * device.compute_efficiency
+    steps, speeds = run.gradient_accumulation_steps, cluster_speeds(device, run.precision, per_node)
+    bandwidth = speeds.memory
+    flops, rate = work.flops, speeds.flops
     elementwise = run.activations.elementwise * len(run.stats.layers) * (4 / 3 if run.checkpointing else 1)
     modules = sum(len(layer) for layer in run.stats.layers) * (1.5 if run.checkpointing else 1)
     modules *= LEAF_HOST_FRACTION if run.leaf_modules else 1
@@ -114,7 +109,10 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
         "optimizer": _optimizer_seconds(run, device),
         "host": steps * modules * device.module_seconds,
     }
-    messages = {t.name: transfer_seconds(t, run.ranks, per_node, device) for t in work.transfers}
+    messages = {
+        t.name: speeds.transfer_seconds(t.received, t.between_nodes(run.ranks, per_node), t.calls, t.hops)
+        for t in work.transfers
+    }
     by_phase = {
         phase: sum(messages[t.name] for t in work.transfers if t.phase == phase)
         for phase in ("layers", "loss", "alone")
@@ -130,27 +128,6 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
     return StepTime(compute, messages, serial, overlapped)
 
 
-def loss_passes(run: PlannedRun) -> int:
-    """Return how often the loss reads or writes all logits."""
-    if run.config.loss.pooling_tokens != "soft":
-        return LOSS_PASSES_HARD
-    return LOSS_PASSES_FULL_MIXTURE if run.config.loss.top_k is None else LOSS_PASSES_TOP_K
-
-
-def estimate_loss_bytes(run: PlannedRun) -> float:
-    """Return the bytes that the loss of a micro-step reads and writes.
-
-    In addition to the passes over the logits, each subchunk reads the head twice (three times if its logits are
-    recomputed) and updates its fp32 gradient, unless it is frozen. Each chunk reads the embedding for the pooled
-    representations and for their gradients.
-    """
-    matrix, e, c = run.stats.vocab_size * run.stats.hidden_size, run.element_size, run.chunking
-    logits = loss_passes(run) * run.target_tokens * run.stats.vocab_size * e
-    head_shards = 1 if run.head == "gathered" else run.ranks
-    head = matrix / head_shards * (c.subchunks * (2 * e + (0 if run.frozen_head else 8)) + c.recomputed * e)
-    return logits + head + matrix / run.ranks * c.chunks * 2 * e
-
-
 def _optimizer_seconds(run: PlannedRun, device: Device) -> float:
     if not run.zero.offload_optimizer:
         return OPTIMIZER_BYTES * run.trained_elements / (device.memory_gb_s * 1e9)
@@ -158,13 +135,3 @@ def _optimizer_seconds(run: PlannedRun, device: Device) -> float:
     copied = run.trained_elements * (run.gradient_accumulation_steps * 8 + run.element_size)
     update = OPTIMIZER_BYTES * run.trained_elements / (device.host_optimizer_gb_s * 1e9)
     return copied / (device.host_gb_s * 1e9) + update
-
-
-def transfer_seconds(transfer: Transfer, ranks: int, per_node: int, device: Device) -> float:
-    """Return the time on the slower type of link, plus the latency of starts and hops."""
-    outside = transfer.between_nodes(ranks, per_node)
-    network = device.network_gb_s * 1e9 * device.link_efficiency
-    inside_seconds = (transfer.received - outside) / (device.node_gb_s * 1e9 * device.link_efficiency)
-    outside_seconds = outside / network
-    latency = (transfer.hops + LAUNCH_HOPS * transfer.calls) * device.hop_seconds
-    return max(inside_seconds, outside_seconds) + latency

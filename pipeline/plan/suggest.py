@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 
-from pipeline.loss.settings import Head
+from pipeline.loss.head_choice import HEADS
+from pipeline.loss.settings import ResolvedHead
 from pipeline.plan.prediction import GIB, Cluster, Prediction
 
 BUDGETS_MB = (128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
 NO_OFFLOAD, OPTIMIZER, OPTIMIZER_AND_PARAMETERS = OFFLOADS = ("none", "optimizer", "optimizer and parameters")
-HEADS: tuple[Head, ...] = ("vocab_parallel", "gathered")
 MAX_MICRO_BATCH_SIZE = 64
 MAX_GPUS = 4096
 
@@ -30,7 +30,7 @@ class TunableSettings:
     micro_batch_size: int
     checkpointing: bool
     offload: str
-    head: Head
+    head: ResolvedHead
     budget_mb: float
 
     @classmethod
@@ -40,9 +40,8 @@ class TunableSettings:
         offload = OPTIMIZER if run.zero.offload_optimizer else NO_OFFLOAD
         if run.zero.offload_param:
             offload = OPTIMIZER_AND_PARAMETERS
-        head: Head = "gathered" if run.head == "gathered" else "vocab_parallel"
         budget_mb = run.config.loss.memory_budget_mb or 2048.0
-        return cls(run.micro_batch_size, run.checkpointing, offload, head, budget_mb)
+        return cls(run.micro_batch_size, run.checkpointing, offload, run.head, budget_mb)
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction for the same run with these settings."""

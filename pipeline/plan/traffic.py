@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.loss.head_time import ring_between_nodes
 from pipeline.plan.memory import reduce_scatters
 from pipeline.plan.workload import PlannedRun
 
@@ -25,7 +26,7 @@ class Transfer:
     """One kind of communication in an optimizer step.
 
     Attributes:
-        received: bytes that each rank receives.
+        received: bytes that each rank receives, on average.
         calls: number of collectives.
         hops: number of consecutive messages: R - 1 for a collective on a ring, twice that for an all-reduce.
         pattern: how the ranks communicate.
@@ -48,7 +49,7 @@ class Transfer:
             return 0.0
         if self.pattern == "all-to-all":
             return self.received * (ranks - per_node) / (ranks - 1)
-        return self.received * (ranks - per_node) / (ranks - 1) / per_node
+        return ring_between_nodes(self.received, ranks, per_node)
 
 
 def estimate_transfers(run: PlannedRun) -> list[Transfer]:
@@ -62,27 +63,66 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
     persistent = run.partition_elements(run.persistent_sizes) * run.ranks
     # Scalar all-reduces: the loss normalizers, and a norm for each optimizer group. fp16 has another one.
     sums = 1 + bool(run.stats.matrices) + bool(run.stats.vectors)
+    sharing = run.vocabulary_ranks
+    sums += steps if sharing < run.ranks else 0  # the loss, over nodes
     persistent_calls = min(1, len(run.persistent_sizes))  # one collective gathers all of them after the update
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
         return Transfer(name, received, calls, others * calls, "ring", phase)
 
-    gathered = steps * fraction * run.gathers.gathered_elements(run.ranks) * e
     distinct_ids = expected_distinct_ids(run.stats.vocab_size, run.micro_batch_tokens)
     gradient = 0 if run.frozen_head else 4
-    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * fraction
+    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * (sharing - 1) / sharing
     lookup_calls = steps * (2 if run.frozen_head else 3)
     shared = [_head_transfer(run)] if run.sequence_parallel_size > 1 else []
+    shared += [_node_transfer(run)] if sharing < run.ranks and not run.frozen_head else []
     return [
-        ring("parameters", gathered, steps * run.gathers.calls, "layers"),
+        *_parameter_transfers(run),
         ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
         ring("persistent parameters", fraction * persistent * e, persistent_calls, "alone"),
         Transfer("sums", 0.0, sums, 2 * others * sums, "ring", "alone"),
         _loss_transfer(run),
         # Ids, rows and their gradients. The counts are exchanged with the layout.
-        Transfer("input embeddings", looked_up, lookup_calls, lookup_calls * others, "all-to-all", "alone"),
+        Transfer(
+            "input embeddings", looked_up, lookup_calls, lookup_calls * (sharing - 1), "all-to-all", "alone", sharing
+        ),
         *shared,
     ]
+
+
+def _parameter_transfers(run: PlannedRun) -> list[Transfer]:
+    """Estimate the gathers of the decoder's parameters.
+
+    With hpZ, only the first gather of a parameter after an update is from all ranks. It leaves a secondary partition,
+    from which later gathers are served.
+    """
+    steps, gathers, e = run.gradient_accumulation_steps, run.gathers, run.element_size
+    total = steps * gathers.gathered_elements(run.ranks)
+    first = run.partition_elements(run.secondary_sizes) * run.ranks if run.zero.hpz > 1 else total
+    first = min(first, total)
+    transfers = []
+    for name, elements, ranks in (
+        ("parameters", first, run.ranks),
+        ("parameters within nodes", total - first, run.zero.hpz),
+    ):
+        if elements or ranks == run.ranks:
+            calls = steps * gathers.calls * (elements / total if total else 1.0)
+            received = (ranks - 1) / ranks * elements * e
+            transfers.append(Transfer(name, received, calls, (ranks - 1) * calls, "ring", "layers", ranks))
+    return transfers
+
+
+def _node_transfer(run: PlannedRun) -> Transfer:
+    """Estimate the exchange between vocabulary shards of nodes and ZeRO-3 partitions.
+
+    Once per optimizer step, a rank receives the weights of N = R / G partitions, and the fp32 gradients of its own
+    partition from N nodes. Frozen weights are received once in a run, which is not counted.
+    """
+    nodes, matrices = run.ranks // run.vocabulary_ranks, len(run.stats.vocabulary)
+    elements = nodes * run.partition_elements(run.stats.vocabulary) * (run.ranks - 1) / run.ranks
+    calls = 2 * matrices
+    received = elements * (run.element_size + 4)
+    return Transfer("vocabulary shards", received, calls, calls * (nodes - 1), "all-to-all", "alone")
 
 
 def _head_transfer(run: PlannedRun) -> Transfer:
@@ -104,38 +144,11 @@ def _head_transfer(run: PlannedRun) -> Transfer:
 
 def _loss_transfer(run: PlannedRun) -> Transfer:
     """Estimate the communication of the loss over all micro-steps, for a non-zero alignment weight."""
-    steps, others, c = run.gradient_accumulation_steps, run.ranks - 1, run.chunking
-    layout = 1  # one gather for all micro-steps
-    # Pooled hidden states take one gather per micro-step, and no collective per chunk.
-    pools = run.config.loss.pools_vocabulary
-    if run.head == "gathered":
-        blocks = -(-run.buffer_sizes.shard_rows // run.buffer_sizes.block_rows(run.config.loss))
-        # Gathers of the head, twice and once more for recomputed subchunks, and reduce-scatters of a gradient.
-        collectives = blocks * ((2 if run.frozen_head else 3) * c.subchunks + c.recomputed)
-        # All-to-alls of pooled probabilities and their gradients, or the gather of pooled hidden states.
-        all_reduces, exchanges = (c.chunks + 1, 2 * c.chunks) if pools else (1, 1)
-        calls = layout + steps * (collectives + all_reduces + exchanges)
-        hops = others * (layout + steps * (collectives + 2 * all_reduces + exchanges))
-        return Transfer("loss", steps * run.loss_traffic.gathered, calls, hops, "ring", "loss")
-    # Hidden states, statistics and gradients (an all-to-all) of each subchunk. All-reduces: pooled representations of
-    # each chunk; inner products of each subchunk that has sequences with a gradient. A chunk of one pivot has none;
-    # such chunks are assumed to coincide on all ranks.
-    single = c.chunk_sequences <= 1 and "pivot" in run.config.loss.detach
-    with_gradient = c.subchunks * (run.workload.pairs / run.workload.sequences if single else 1.0)
-    # Top-k: two all-to-alls of each subchunk.
-    all_to_alls = 0 if run.config.loss.num_selected is None else 2 * c.subchunks
-    gathers, sums = 3 * c.subchunks + c.recomputed + all_to_alls, c.chunks + with_gradient
-    if not pools:
-        gathers, sums = gathers + 1, 0
-    received = steps * run.loss_traffic.vocab_parallel
-    return Transfer(
-        "loss",
-        received,
-        layout + steps * (gathers + sums),
-        others * (layout + steps * (gathers + 2 * sums)),
-        "ring",
-        "loss",
-    )
+    steps, ranks = run.gradient_accumulation_steps, run.vocabulary_ranks
+    calls, all_reduces = run.loss_traffic.collectives(run.head)
+    # The layout is gathered once for all micro-steps.
+    received, hops = steps * run.loss_traffic.received(run.head), (ranks - 1) * (1 + steps * (calls + all_reduces))
+    return Transfer("loss", received, 1 + steps * calls, hops, "ring", "loss", ranks)
 
 
 def expected_distinct_ids(vocab_size: int, tokens: float) -> float:

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from itertools import chain
 
 from pipeline.config.settings import Config
 from pipeline.loss.chunking import BufferSizes
-from pipeline.loss.head_choice import alignment_group
+from pipeline.loss.head_choice import HEADS, alignment_group
+from pipeline.loss.head_time import BYTES_ONLY, ClusterSpeeds, loss_seconds
+from pipeline.loss.settings import ResolvedHead
 from pipeline.loss.traffic import Traffic
 from pipeline.models.loading import DTYPES
 from pipeline.models.packed_attention import resolve_attention
 from pipeline.plan.activations import Activations, trace_activations
 from pipeline.plan.gathers import GatherSimulation, ZeroSettings, simulate_gathers
 from pipeline.plan.model_facts import ModelStats
-
-ResolvedHead = Literal["vocab_parallel", "gathered"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class PlannedRun:
         mask_copies: whether sdpa converts the bool mask of packed rows to a float mask in each layer. All kernels
             except cuDNN attention do.
         leaf_modules: whether the decoder layers are ZeRO-3 leaf modules, as in the trainer.
+        speeds: speeds by which `head: auto` chooses.
     """
 
     config: Config
@@ -72,6 +73,7 @@ class PlannedRun:
     gpu: bool = True
     mask_copies: bool = False
     leaf_modules: bool = True
+    speeds: ClusterSpeeds = BYTES_ONLY
 
     @property
     def micro_batch_size(self) -> int:
@@ -167,6 +169,17 @@ class PlannedRun:
         return self.partition_elements(self.stats.matrices + self.stats.vectors)
 
     @property
+    def vocabulary_ranks(self) -> int:
+        """Number of consecutive ranks between which head and input embedding are divided."""
+        return self.config.vocabulary_ranks(self.ranks, self.zero.hpz)
+
+    @cached_property
+    def secondary_sizes(self) -> tuple[int, ...]:
+        """Sizes of the parameters that hpZ keeps a second time, divided between the ranks of a node."""
+        sizes = chain(*chain(*self.stats.layers), *self.stats.final)
+        return tuple(size for size in sizes if self.zero.hpz > 1 and size > self.zero.persistence_threshold)
+
+    @property
     def frozen_head(self) -> bool:
         """Whether head and input embedding have no gradient."""
         return self.stats.adapter.freezes_embeddings
@@ -174,20 +187,18 @@ class PlannedRun:
     @cached_property
     def head(self) -> ResolvedHead:
         """The configured head, or the one that `auto` would select."""
-        if self.ranks == 1:
+        if self.vocabulary_ranks == 1:
             return "vocab_parallel"
         if self.config.loss.head != "auto":
             return self.config.loss.head
-        fewer = self._traffic("vocab_parallel").vocab_parallel <= self._traffic("gathered").gathered
-        return "vocab_parallel" if fewer else "gathered"
+        return min(HEADS, key=lambda head: loss_seconds(self._traffic(head), head, self.speeds))
 
     @cached_property
     def buffer_sizes(self) -> BufferSizes:
         """Sizes that determine how many target tokens fit in the memory budget of the loss."""
-        rows = -(-self.stats.vocab_size // self.ranks)
         return BufferSizes(
-            self.ranks,
-            rows,
+            self.vocabulary_ranks,
+            -(-self.stats.vocab_size // self.vocabulary_ranks),
             self.stats.hidden_size,
             self.element_size,
             bool(self.stats.softcap),
@@ -207,23 +218,29 @@ class PlannedRun:
     def _traffic(self, head: ResolvedHead) -> Traffic:
         """Return the traffic of the loss in one micro-step, if it is divided into subchunks for that head."""
         c, sequences = Chunking.from_run(self, head), self.micro_batch_size * self.workload.sequences
-        pairs = self.micro_batch_size * self.workload.pairs
+        pairs, ranks = self.micro_batch_size * self.workload.pairs, self.vocabulary_ranks
         with_gradient = pairs if "pivot" in self.config.loss.detach else sequences
+        single_pivots = c.chunk_sequences <= 1 and "pivot" in self.config.loss.detach
         top_k = self.config.loss.num_selected
         return Traffic(
-            ranks=self.ranks,
+            ranks=ranks,
             vocab=self.stats.vocab_size,
             hidden=self.stats.hidden_size,
             element_size=self.element_size,
-            positions=round(c.target_tokens * self.ranks),
+            positions=round(c.target_tokens * ranks),
             padded=round(c.target_tokens),
             subchunks=c.subchunks,
             recomputed=c.recomputed,
             padded_recomputed=round(c.target_tokens) if c.recomputed else 0,
-            sequences=round(sequences * self.ranks),
-            requires_grad=round(with_gradient * self.ranks),
+            sequences=round(sequences * ranks),
+            requires_grad=round(with_gradient * ranks),
             top_k=None if top_k is None else min(top_k, self.stats.vocab_size),
             frozen_head=self.frozen_head,
+            chunks=c.chunks,
+            blocks=-(-self.buffer_sizes.shard_rows // self.buffer_sizes.block_rows(self.config.loss)),
+            # A chunk of one pivot has no sequence with a gradient; such chunks are assumed to coincide on all ranks.
+            inner_products=c.subchunks * (pairs / sequences if single_pivots else 1.0),
+            passes=self.config.loss.logit_passes,
             pools_vocabulary=self.config.loss.pools_vocabulary,
         )
 

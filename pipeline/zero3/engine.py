@@ -1,10 +1,8 @@
 """The ZeRO-3 engine: passes this rank's vocabulary rows to the loss, and their gradients to DeepSpeed.
 
-ZeRO-3 divides a [P, d] parameter into R equal flat partitions, so the partition of rank r is rows [r*P/R, (r+1)*P/R).
-The loss and the embedding lookup use these rows in place and accumulate their gradients in fp32. Between backward and
-step, the accumulated gradients are passed to DeepSpeed, so clipping, offload and overflow checks include them.
-
-Shape letters: P padded vocabulary, R ranks, d hidden size.
+The loss and the embedding lookup accumulate the gradients of these rows in fp32 (see `vocabulary_shards`). Between
+backward and step, the accumulated gradients are passed to DeepSpeed, so clipping, offload and overflow checks include
+them.
 """
 
 import copy
@@ -17,12 +15,12 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_local_grad, safe_set_local_grad, set_z3_leaf_modules
-from torch import Tensor, nn
+from deepspeed.utils import groups, safe_get_local_grad, safe_set_local_grad, set_z3_leaf_modules
 from transformers import PreTrainedModel
 
 from pipeline.common import distributed
-from pipeline.common.distributed import rank, world_size
+from pipeline.common.distributed import world_size
+from pipeline.common.hardware import device_called
 from pipeline.config.settings import Config
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.data.token_weights import load_token_weights
@@ -32,18 +30,17 @@ from pipeline.loss import (
     LossNormalizers,
     RunningMeans,
     SolarLoss,
-    Vocabulary,
-    VocabularyShard,
-    vocabulary_range,
 )
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.sequence_parallel import HeadExchange
 from pipeline.models.solar_model import SolarModel
+from pipeline.zero3.cluster_speeds import cluster_speeds
 from pipeline.zero3.initialize import import_muon_uncompiled
 from pipeline.zero3.model_state import StateCollector, collect_state, load_state
 from pipeline.zero3.optimizer import build_optimizer
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
+from pipeline.zero3.vocabulary_shards import NodeExchange, VocabularyShards
 
 
 class ZeroEngine:
@@ -72,10 +69,11 @@ class ZeroEngine:
         embedding = vocabulary_parameter(model.get_input_embeddings())
         shape = getattr(embedding, "ds_shape", embedding.shape)
         self.padded_size, hidden_size = int(shape[0]), int(shape[1])
-        self.vocab_size, self.ranks, self.rank = vocab_size, world_size(), rank()
-        self.group = dist.group.WORLD if self.ranks > 1 else None
-        exchange = HeadExchange.of_ranks(config.training)
-        module = SolarModel(model, config.loss, self.padded_size, num_languages, distributed.ranks_per_node(), exchange)
+        self.vocab_size, self.ranks = vocab_size, world_size()
+        head_exchange, precision = HeadExchange.of_ranks(config.training), config.training.precision
+        gpu = device_called(torch.cuda.get_device_name()) if distributed.local_device().type == "cuda" else None
+        speeds = cluster_speeds(gpu, precision, distributed.ranks_per_node())
+        module = SolarModel(model, config.loss, self.padded_size, num_languages, speeds, head_exchange)
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.
         set_z3_leaf_modules(module, list({type(layer) for layer in model.get_decoder().layers}))
@@ -85,61 +83,26 @@ class ZeroEngine:
         self.device = self.ds_engine.device
         self.ds_engine.checkpoint_engine = StateCollector()
         self.ds_engine._copy_recovery_script = lambda path: None  # `pipeline.export` replaces that script
-        self._head = head_config(model)
-        self.tied = self._head.tied
-        self._parameters = {"embedding": embedding}
-        if not self.tied:
-            self._parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
-        if self._head.bias is not None:
-            self._parameters["bias"] = self._head.bias
-        trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        self._grad_accumulators = {name: self._new_accumulator(p) for name, p in trained.items()}
+        head = head_config(model)
+        self.tied = head.tied
+        parameters = {"embedding": embedding}
+        if not head.tied:
+            parameters["head"] = vocabulary_parameter(model.get_output_embeddings())
+        if head.bias is not None:
+            parameters["bias"] = head.bias
         weights = load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
-        self._start, self._end = vocabulary_range(vocab_size, self.padded_size, self.rank, self.ranks)
-        self._weights = None if weights is None else weights[self._start : self._end].to(self.device)
+        hpz = ds["zero_optimization"].get("zero_hpz_partition_size", 1)
+        exchange = None
+        self.group = dist.group.WORLD if self.ranks > 1 else None
+        if self.group is not None and config.vocabulary_ranks(self.ranks, hpz) < self.ranks:
+            node = groups._get_zero_param_intra_parallel_group()
+            self.group, exchange = node, NodeExchange(self.group, node)
+        self._shards = VocabularyShards(
+            parameters, head, vocab_size, self.padded_size, weights, self.group, exchange, self.device
+        )
         self._layout_exchange, self._pooling = LayoutExchange(self.group), config.loss.pooling
         self.running_means = (
             RunningMeans.zeros(num_languages, hidden_size, self.device) if config.loss.centring else None
-        )
-
-    def _new_accumulator(self, parameter: nn.Parameter) -> Tensor:
-        """Create the fp32 gradient accumulator for this rank's rows."""
-        partition, columns = parameter.ds_tensor, parameter.ds_shape[1:].numel()  # type: ignore[attr-defined]
-        rows = self.padded_size // self.ranks
-        if partition.numel() != rows * columns:
-            raise RuntimeError(f"ZeRO-3 partition has {partition.numel()} elements; expected {rows} x {columns}")
-        return torch.zeros(rows, *parameter.ds_shape[1:], device=self.device)  # type: ignore[attr-defined]
-
-    def vocabulary(self, with_grad: bool = True) -> Vocabulary:
-        """Return the current values of this rank's rows of LM head and input embedding.
-
-        Args:
-            with_grad: whether to include the gradient accumulators.
-        """
-
-        def local_rows(name: str) -> tuple[Tensor, Tensor | None]:
-            parameter, grad, rows = self._parameters[name], self._grad_accumulators.get(name), self._end - self._start
-            partition, columns = parameter.ds_tensor, parameter.ds_shape[1:]  # type: ignore[attr-defined]
-            values = partition.detach().to(self.device).view(-1, *columns)[:rows]
-            return values, grad[:rows] if with_grad and grad is not None else None
-
-        def shard(name: str) -> VocabularyShard:
-            weight, grad = local_rows(name)
-            return VocabularyShard(weight, self._start, grad)
-
-        embedding = shard("embedding")
-        head = embedding if self.tied else shard("head")
-        bias, bias_grad = local_rows("bias") if self._head.bias is not None else (None, None)
-        return Vocabulary(
-            self.vocab_size,
-            head,
-            embedding,
-            bias=bias,
-            bias_grad=bias_grad,
-            logit_scale=self._head.logit_scale,
-            softcap=self._head.softcap,
-            weights=self._weights,
-            padded_size=self.padded_size,
         )
 
     @property
@@ -154,7 +117,7 @@ class ZeroEngine:
         """
         if all(batch.loss_batch.layout is not None for batch in micro_batches):
             return micro_batches
-        counts = [batch.distinct_ids.counts(self.padded_size, self.ranks) for batch in micro_batches]
+        counts = [batch.distinct_ids.counts(self.padded_size, self._layout_exchange.size) for batch in micro_batches]
         layouts, requested_by = self._layout_exchange.exchange(
             [batch.loss_batch for batch in micro_batches], self._pooling, self.device, torch.stack(counts)
         )
@@ -175,7 +138,7 @@ class ZeroEngine:
         """
         loss, result = self.ds_engine(
             batch.to(self.device),
-            self.vocabulary(),
+            self._shards.vocabulary(),
             alignment_weight,
             normalizers,
             self.running_means,
@@ -184,7 +147,7 @@ class ZeroEngine:
             1.0 / (self.ranks * self.loss_scale),
         )
         self.ds_engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        return result
+        return self._shards.sum_losses(result)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch, normalizers: LossNormalizers) -> SolarLoss:
@@ -200,12 +163,12 @@ class ZeroEngine:
             The parts of the loss, summed over all ranks.
         """
         self.ds_engine.eval()
-        (batch,), vocabulary = self.exchange_layouts([batch]), self.vocabulary(with_grad=False)
+        (batch,), vocabulary = self.exchange_layouts([batch]), self._shards.vocabulary(with_grad=False)
         _, result = self.ds_engine(
             batch.to(self.device), vocabulary, 0.0, normalizers, self.running_means, self.group, 1.0
         )
         self.ds_engine.train()
-        return result
+        return self._shards.sum_losses(result)
 
     def end_micro_step(self) -> bool:
         """End a micro-step. At the gradient accumulation boundary, update the weights.
@@ -215,11 +178,12 @@ class ZeroEngine:
             fp16, where DeepSpeed lowers the loss scale and training continues.
         """
         if self.ds_engine.is_gradient_accumulation_boundary():
-            for name, accumulator in self._grad_accumulators.items():
+            for name, gradient in self._shards.gradients().items():
                 if self.loss_scale != 1:
-                    accumulator.mul_(self.loss_scale)
-                safe_set_local_grad(self._parameters[name], accumulator.flatten())
-                accumulator.zero_()
+                    gradient.mul_(self.loss_scale)
+                safe_set_local_grad(self._shards.parameters[name], gradient.flatten())
+            self._shards.zero_grad()
+            self._shards.weights_changed()
         self.ds_engine.step()
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 
@@ -242,19 +206,18 @@ class ZeroEngine:
                 self.forward_backward(batch, alignment_weight, normalizers)
         squared_norm = distributed.all_reduce_sum([self._local_squared_norm()], self.device)[0]
         self.running_means = running_means
-        for accumulator in self._grad_accumulators.values():
-            accumulator.zero_()
+        self._shards.zero_grad()
         self.ds_engine.optimizer.zero_grad()  # the next backward overwrites the partitions instead of adding to them
         self.ds_engine.set_gradient_accumulation_boundary(None)  # count micro-steps again
         return math.sqrt(squared_norm) if math.isfinite(squared_norm) else None
 
     def _local_squared_norm(self) -> float:
         """Sum the squares of this rank's gradient partitions in float64, after the last micro-step of a batch."""
-        accumulators = {id(self._parameters[name]): grad for name, grad in self._grad_accumulators.items()}
+        accumulated = {id(self._shards.parameters[name]): grad for name, grad in self._shards.gradients().items()}
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for parameter in self.ds_engine.module.parameters():
             if parameter.requires_grad:
-                gradient, scale = accumulators.get(id(parameter)), 1.0
+                gradient, scale = accumulated.get(id(parameter)), 1.0
                 if gradient is None:
                     gradient, scale = safe_get_local_grad(parameter), self.loss_scale
                 total += (torch.linalg.vector_norm(gradient, dtype=torch.float64) / scale) ** 2
@@ -279,11 +242,12 @@ class ZeroEngine:
         Raises:
             UserError: a file contains more than tensors and plain values, which could run code.
         """
+        self._shards.weights_changed(loaded=True)
         return load_state(self.ds_engine, directory, tag)
 
     def vocabulary_names(self) -> list[str]:
         """Return the names of the parameters whose rows are vocabulary entries."""
-        ids = {id(p) for p in self._parameters.values()}
+        ids = {id(p) for p in self._shards.parameters.values()}
         return [name for name, p in self.ds_engine.module.named_parameters() if id(p) in ids]
 
     def flops_per_token(self) -> float:

@@ -26,7 +26,7 @@ def steps(together: bool) -> tuple[list[float], list[torch.Tensor], int]:
     zero.set_learning_rate(1e-2)
     for step in range(2):
         batches, normalizers = random_micro_batches(CASE, step)
-        with CollectiveCounter(distributed.rank(), distributed.world_size()) as counter:
+        with CollectiveCounter() as counter:
             losses += [float(part.loss) for part in train_step(zero, batches, 1.0, normalizers, TrainState(step))]
     persistent = [p.detach().clone() for p in zero.ds_engine.optimizer.persistent_parameters]
     zero.ds_engine.destroy()

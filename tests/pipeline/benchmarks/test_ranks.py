@@ -58,7 +58,7 @@ def look_up(group: Group) -> int:
     rank, ranks = rank_and_size(group)
     weight = torch.randn(VOCAB // ranks, HIDDEN)
     shard = VocabularyShard(weight, rank * len(weight), torch.zeros_like(weight))
-    with CollectiveCounter(rank, ranks) as counter:
+    with CollectiveCounter() as counter:
         embedding_lookup(torch.randint(0, VOCAB, (500,)), shard, VOCAB, group, 1.0).sum().backward()
     return counter.largest
 
@@ -68,6 +68,6 @@ def test_embedding_lookup_allocates_at_most_a_shard(workers: Workers) -> None:
 
 
 def test_collective_counter_detects_full_matrix() -> None:
-    with CollectiveCounter(0, 1) as counter:
+    with CollectiveCounter() as counter:
         torch.zeros(VOCAB, HIDDEN)
     assert counter.largest == VOCAB * HIDDEN

@@ -1,5 +1,6 @@
 """A run resumes on another number of ranks with the same rows in the same order and the same losses."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from pipeline.checkpoint.layout import read_state
 from tests.conftest import Prepared
-from tests.runs import metrics, select_rows, train, validations, write_recipe
+from tests.runs import ROOT, metrics, select_rows, train, validations, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -65,15 +66,19 @@ def uninterrupted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) 
 def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Path, tmp_path: Path) -> None:
     """Train one run on 2, 1, 4 and 3 ranks in turn.
 
-    The start on one rank offloads its optimizer to CPU memory. On 4 ranks, two share each row.
+    The start on one rank offloads its optimizer to CPU memory. On 4 ranks, two share each row, and form a node of hpZ
+    that divides the vocabulary between them.
     """
+    ds = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    ds["zero_optimization"] |= {"zero_hpz_partition_size": 2}
+    (tmp_path / "hpz.json").write_text(json.dumps(ds))
     changes = {**SETTINGS, **VALIDATION, "data__eval_shards": str(uninterrupted.parent / "eval")}
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **changes)
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     for saved_ranks, ranks, step, extra in [
         (2, 1, 1, ["--deepspeed", "ds_configs/zero3_offload.json"]),
-        (1, 4, 2, ["--training.sequence_parallel_size", 2]),
+        (1, 4, 2, ["--training.sequence_parallel_size", 2, "--deepspeed", tmp_path / "hpz.json"]),
         (4, 3, 3, []),
     ]:
         keep_up_to(run, step)

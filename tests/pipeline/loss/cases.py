@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.loss import (
+    ClusterSpeeds,
     LossBatch,
     LossNormalizers,
     LossSettings,
@@ -207,9 +208,8 @@ def _normalizers(loss_batch: LossBatch) -> LossNormalizers:
     return replace(normalizers, tokens=normalizers.tokens or 1.0, pairs=normalizers.pairs or 1.0)
 
 
-def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[str, Tensor]:
-    """Compute the loss, and the gradients of this rank's target tokens and vocabulary rows, with the sharded loss."""
-    rank, size = rank_and_size(group)
+def local_inputs(case: Case, rank: int) -> tuple[LossBatch, Tensor, Tensor, Tensors, LossNormalizers]:
+    """Return this rank's target tokens, their indices among those of all ranks, their hidden states, and the rest."""
     generator = torch.Generator().manual_seed(case.seed)
     global_batch, counts = layout(case, None, generator)
     t = tensors(case, generator)
@@ -222,6 +222,13 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
         local = local.take_part(tokens, part, case.parts)
     local, tokens = local.to(case.device), tokens + sum(counts[:member])
     hidden = t.hidden[tokens].to(case.device, case.dtype).requires_grad_()
+    return local, tokens, hidden, t, _normalizers(global_batch)
+
+
+def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[str, Tensor]:
+    """Compute the loss, and the gradients of this rank's target tokens and vocabulary rows, with the sharded loss."""
+    rank, size = rank_and_size(group)
+    local, tokens, hidden, t, normalizers = local_inputs(case, rank)
     start, end = vocabulary_range(case.vocab_size, case.padded_size, rank, size)
     total = torch.promote_types(case.dtype, torch.float32)
 
@@ -242,28 +249,13 @@ def sharded_results(group: Group, case: Case, ranks_per_node: int = 1) -> dict[s
         weights=t.weights[start:end].to(case.device, total) if case.vocabulary_weights else None,
         padded_size=case.padded_size,
     )
-    running_means = None
-    if case.centered:
-        running_means = RunningMeans(
-            t.running_means.to(case.device, total), torch.ones(LANGUAGES, dtype=torch.bool, device=case.device)
-        )
-    result = solar_loss(
-        hidden,
-        local,
-        vocabulary,
-        case.budgeted_settings(vocabulary, size),
-        case.weight,
-        _normalizers(global_batch),
-        LANGUAGES,
-        running_means,
-        group,
-        ranks_per_node,
-    )
+    seen = torch.ones(LANGUAGES, dtype=torch.bool, device=case.device)
+    means = RunningMeans(t.running_means.to(case.device, total), seen) if case.centered else None
+    settings, speeds = case.budgeted_settings(vocabulary, size), ClusterSpeeds(ranks_per_node=ranks_per_node)
+    result = solar_loss(hidden, local, vocabulary, settings, case.weight, normalizers, LANGUAGES, means, group, speeds)
     layer = t.layer[tokens].to(case.device, case.dtype).requires_grad_()
     if case.settings.pooling_tokens == "hidden_states":
-        add_hidden_state_alignment(
-            result, layer, local, case.settings, case.weight, _normalizers(global_batch), running_means, group
-        )
+        add_hidden_state_alignment(result, layer, local, case.settings, case.weight, normalizers, means, group)
     assert not (result.distance_sum.requires_grad or result.cosine_sum.requires_grad)
     result.loss.backward()
     assert hidden.grad is not None

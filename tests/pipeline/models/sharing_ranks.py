@@ -4,9 +4,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.config.settings import AdapterSettings
 from pipeline.data.micro_batch import MicroBatch, collate, take_part
 from pipeline.loss import LossNormalizers, LossSettings, Vocabulary, VocabularyShard, vocabulary_range
 from pipeline.loss.comm import Group, rank_and_size
+from pipeline.models.adapters import add_adapter
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.sequence_parallel import HeadExchange
 from pipeline.models.solar_model import SolarModel
@@ -15,14 +17,20 @@ from tests.pipeline.models.test_models import VOCAB, rows, tiny
 LANGUAGES = ["en", "sw", "th"]
 
 
-def micro_batches(count: int, parts: int) -> list[MicroBatch]:
+def micro_batches(count: int, parts: int, weighted: bool) -> list[MicroBatch]:
     """Return the whole micro-batches of `count` groups of ranks: two rows of 16 and 13 tokens, then other rows."""
-    both = rows()
-    return [collate(some, LANGUAGES, 0, None, parts) for some in (both, both[1:], both[:1], both)][:count]
+    both, weights = rows(), torch.arange(VOCAB) / VOCAB if weighted else None
+    return [collate(some, LANGUAGES, 0, weights, parts) for some in (both, both[1:], both[:1], both)][:count]
 
 
 def gradients(
-    group: Group, family: str, groups: int, parts: int, settings: LossSettings, checkpointing: bool
+    group: Group,
+    family: str,
+    groups: int,
+    parts: int,
+    settings: LossSettings,
+    checkpointing: bool,
+    adapter: AdapterSettings | None = None,
 ) -> dict[str, Tensor]:
     """Compute the loss of `groups` micro-batches, and the gradients of all parameters, summed over ranks.
 
@@ -31,12 +39,18 @@ def gradients(
         family: model type.
         settings: settings of the loss.
         checkpointing: whether to recompute activations.
+        adapter: adapter to add to the model, whose random weights are then the only ones with a gradient.
     """
     rank, size = rank_and_size(group)
     model = tiny(family, tied=False).train()
+    if adapter is not None:
+        model = add_adapter(model, adapter)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # with peft's zeros, lora_A has no gradient
+                torch.nn.init.normal_(parameter)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    whole = micro_batches(groups, parts)
+    whole = micro_batches(groups, parts, settings.pooling == "weights")
     counts = [batch.loss_batch.normalizers() for batch in whole]
     normalizers = LossNormalizers(sum(c.tokens for c in counts), sum(c.pairs for c in counts))
     padded = -(-VOCAB // size) * size

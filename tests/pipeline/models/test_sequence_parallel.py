@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from data_prep.shards.format import ShardSet
 from pipeline.common.errors import UserError
-from pipeline.config.settings import Config, ModelSettings, TrainingSettings
+from pipeline.config.settings import AdapterSettings, Config, ModelSettings, TrainingSettings
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import collate, local_normalizers, take_part
 from pipeline.data.sequential_loader import SequentialLoader
@@ -27,23 +27,42 @@ ATTACHED = LossSettings(detach=(), pooling="last", head="gathered")
 
 
 @pytest.mark.parametrize(
-    ("family", "groups", "parts", "settings", "checkpointing"),
+    ("family", "groups", "parts", "settings", "checkpointing", "adapter"),
     [
-        ("qwen2", 1, 2, LossSettings(), False),
-        ("qwen2", 2, 2, ATTACHED, True),
-        ("gemma3_text", 1, 4, LossSettings(distance="infonce"), True),
-        ("qwen2", 1, 4, LossSettings(memory_budget_mb=0.001), False),
+        ("qwen2", 1, 2, LossSettings(), False, None),
+        ("qwen2", 2, 2, ATTACHED, True, None),
+        ("gemma3_text", 1, 4, LossSettings(distance="infonce"), True, None),
+        ("qwen2", 1, 4, LossSettings(memory_budget_mb=0.001), False, None),
+        ("qwen2", 1, 2, LossSettings(pooling_tokens="hard", pooling="weights"), False, None),
+        ("qwen2", 2, 2, ATTACHED, True, AdapterSettings(r=4)),
+        ("qwen2", 1, 4, LossSettings(), False, AdapterSettings(r=2, use_dora=True, train_embeddings=True)),
     ],
-    ids=["2 ranks", "2 x 2 ranks, checkpointing", "4 ranks, sliding window, checkpointing", "4 ranks, many chunks"],
+    ids=[
+        "2 ranks",
+        "2 x 2 ranks, checkpointing",
+        "4 ranks, sliding window, checkpointing",
+        "4 ranks, many chunks",
+        "2 ranks, hard tokens by weight",
+        "2 x 2 ranks, LoRA, checkpointing",
+        "4 ranks, DoRA",
+    ],
 )
 def test_shared_rows_give_gradients_of_whole_rows(
-    workers: Workers, family: str, groups: int, parts: int, settings: LossSettings, checkpointing: bool
+    workers: Workers,
+    family: str,
+    groups: int,
+    parts: int,
+    settings: LossSettings,
+    checkpointing: bool,
+    adapter: AdapterSettings | None,
 ) -> None:
     """The model has two key-value heads, fewer than the four ranks. The rows have 16 and 13 tokens."""
     if settings.distance == "infonce":
         assert groups == 1  # its negatives are those of the micro-step
-    shared = workers.run(gradients, groups * parts, family, groups, parts, settings, checkpointing)
-    expected = gradients(None, family, groups, parts, settings, False)
+    shared = workers.run(gradients, groups * parts, family, groups, parts, settings, checkpointing, adapter)
+    expected = gradients(None, family, groups, parts, settings, False, adapter)
+    if adapter is not None:
+        assert {name.partition("lora_")[2][:1] for name in expected} >= {"A", "B"}
     norms = {name: gradient.norm() for name, gradient in expected.items() if name != "loss"}
     total = torch.stack(list(norms.values())).norm()
     for name, value in expected.items():

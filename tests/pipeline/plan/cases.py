@@ -63,5 +63,6 @@ def prediction_of(
         loss=LossSettings(**loss),  # type: ignore[arg-type]
         training=TrainingSettings(train_batch_size=16 * nodes),
     )
-    run = PlannedRun(config, stats_of(name, 128), ZERO, WORKLOAD, 8 * nodes)
-    return Prediction(run, Cluster(nodes, 8, load_device(gpu)))
+    cluster = Cluster(nodes, 8, load_device(gpu))
+    run = PlannedRun(config, stats_of(name, 128), ZERO, WORKLOAD, 8 * nodes, speeds=cluster.speeds("bf16"))
+    return Prediction(run, cluster)

@@ -1,5 +1,7 @@
 """Estimated communication, against numbers computed by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.plan.traffic import Transfer
@@ -35,6 +37,32 @@ def test_hops_of_ring_head_match_hand_count() -> None:
     # gradients, so there are four blocks: each is gathered twice and its gradient reduce-scattered. All-reduces: pooled
     # representations, cross entropy. Two all-to-alls.
     assert calls_and_hops("gathered")["loss"] == (1 + 2 * (12 + 2 + 2), 7 + 2 * (12 * 7 + 2 * 14 + 2 * 7))
+
+
+def test_node_shards_match_hand_count() -> None:
+    """Four nodes of 8 H100s with hpZ, two micro-steps: the loss is that of one node, plus an exchange per step."""
+    node, nodes = (prediction_of("Qwen2.5-7B", count, head="gathered") for count in (1, 4))
+    assert nodes.run.vocabulary_ranks == 32
+    nodes = replace(nodes, run=replace(nodes.run, zero=replace(nodes.run.zero, hpz=8)))
+    assert nodes.run.vocabulary_ranks == 8
+    before, after = ({t.name: t for t in one.transfers} for one in (node, nodes))
+    for name in ("loss", "input embeddings"):
+        assert after[name] == before[name] and after[name].between_nodes(32, 8) == 0
+    # Weights in bf16 and gradients in fp32 of head and embedding: of four partitions, three are in other nodes.
+    exchange, matrices = after["vocabulary shards"], 2 * 152064 * 3584
+    assert exchange.between_nodes(32, 8) == pytest.approx(3 * matrices / 32 * (2 + 4))
+    assert (exchange.calls, exchange.hops) == (4, 4 * 3)
+    assert after["sums"].calls == before["sums"].calls + 2
+    memory = nodes.memory
+    assert memory.states["vocabulary gradients"] == 4 * matrices / 8 == node.memory.states["vocabulary gradients"]
+    assert memory.loss["vocabulary shards"] == 2 * matrices / 8
+    assert memory.step["vocabulary gradients of all nodes"] == 4 * matrices / 2 / 8
+    # Each parameter of the decoder is gathered from all ranks once per step, and otherwise in its node.
+    sizes = sum(-(-size // 32) * 32 for size in nodes.run.secondary_sizes)
+    assert after["parameters"].received == pytest.approx(31 / 32 * sizes * 2)
+    total = 2 * nodes.run.gathers.gathered_elements(32)
+    assert after["parameters within nodes"].received == pytest.approx(7 / 8 * (total - sizes) * 2)
+    assert after["parameters within nodes"].between_nodes(32, 8) == 0
 
 
 def test_hops_of_hidden_state_alignment_match_hand_count() -> None:

@@ -1,5 +1,6 @@
 """LoRA and DoRA with ZeRO-3 on gloo ranks, against `peft` in one dense process."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def dense_records(recipe: Path) -> list[list[float]]:
 
 
 def test_adapters_match_dense_peft(prepared: Prepared, tmp_path: Path) -> None:
+    """Of the two cases that share rows between ranks, the one on four ranks is trained on two nodes of hpZ."""
+    (tmp_path / "hpz.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}))
     recipes = []
     for number, (tied, adapter) in enumerate(CASES.values()):
         base = save_model(tmp_path / f"model-{tied}", tied)
@@ -116,9 +119,11 @@ def test_adapters_match_dense_peft(prepared: Prepared, tmp_path: Path) -> None:
             model={
                 "path": str(base), "vocab_multiple": 24, "adapter": adapter, "activation_checkpointing": number % 2 == 1
             },
+            deepspeed=str(tmp_path / "hpz.json") if number == 2 else "ds_configs/zero3.json",
             training__train_batch_size=12,
             training__max_steps=2,
             training__max_grad_norm=0.5,
+            training__sequence_parallel_size=1 + (number in (0, 2)),
         )  # fmt: skip
         recipes.append(recipe)
     expected = [dense_records(recipe) for recipe in recipes]
