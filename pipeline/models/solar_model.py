@@ -81,14 +81,7 @@ class SolarModel(nn.Module):
         )
         if self.embed_scale != 1:
             embeddings = embeddings * torch.tensor(self.embed_scale, dtype=embeddings.dtype)
-        layer_Td = None
-        if self.layer is None:
-            hidden_BNd = decode(self.model, embeddings, batch, self.head_exchange)
-        else:
-            with record_output(self.model.get_decoder().layers[self.layer - 1]) as outputs:
-                hidden_BNd = decode(self.model, embeddings, batch, self.head_exchange)
-            layer_Td = outputs[0].flatten(0, 1).index_select(0, batch.positions)
-        hidden_Td = hidden_BNd.flatten(0, 1).index_select(0, batch.positions)
+        hidden_Td, layer_Td = self._hidden_states(embeddings, batch)
         result = solar_loss(
             hidden_Td,
             batch.loss_batch,
@@ -113,6 +106,16 @@ class SolarModel(nn.Module):
                 group,
             )
         return result.loss, result
+
+    def _hidden_states(self, embeddings: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the [T, d] hidden states of the last layer and, if they are aligned, those of a middle layer."""
+        if self.layer is None:
+            states, outputs = decode(self.model, embeddings, batch, self.head_exchange), []
+        else:
+            with record_output(self.model.get_decoder().layers[self.layer - 1]) as outputs:
+                states = decode(self.model, embeddings, batch, self.head_exchange)
+        last, *middle = (x.flatten(0, 1).index_select(0, batch.positions) for x in (states, *outputs))
+        return last, middle[0] if middle else None
 
 
 def decode(

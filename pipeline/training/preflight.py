@@ -118,12 +118,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     tokenizer = load_packed_tokenizer(name, shards.sources[0].path, shards.manifest)
     _check_same_tokenizer(tokenizer, shards.sources)
     model_config = load_model_config(config.model, len(tokenizer))
-    check_sequence_parallel(config, model_config)
-    check_layer(config.loss, model_config)
-    if rank == 0:
-        if config.model.adapter.r is not None:
-            adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
-        check_model(model_config, config.model, config.training.sequence_parallel_size)
+    _check_model(config, model_config, rank)
     vocab_size = model_config.vocab_size
     padded_size = padded_vocab_size(vocab_size, config.model.vocab_multiple)
     training = config.training
@@ -166,6 +161,16 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
         eval_shards=eval_shards,
         eval_loader=eval_loader,
     )
+
+
+def _check_model(config: Config, model_config: PreTrainedConfig, rank: int) -> None:
+    """Raise UserError if the model does not fit the recipe. Rank 0 also checks the family, which takes longer."""
+    check_sequence_parallel(config, model_config)
+    check_layer(config.loss, model_config)
+    if rank == 0:
+        if config.model.adapter.r is not None:
+            adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
+        check_model(model_config, config.model, config.training.sequence_parallel_size)
 
 
 def count_steps(training: TrainingSettings, num_rows: int) -> int:

@@ -72,16 +72,7 @@ def deepspeed_config(
         raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
     if zero.get("offload_param", {}).get("device") == "nvme":
         raise UserError(f"{path}: offload_param.device 'nvme' is not supported; use 'cpu'")
-    hpz = zero.get("zero_hpz_partition_size", 1)
-    # hpZ leaves the primary partition of a parameter as it is, and adds a secondary one for backward.
-    if not isinstance(hpz, int) or hpz < 1 or ranks % hpz:
-        raise UserError(
-            f"{path}: zero_optimization.zero_hpz_partition_size is {hpz}; it must divide the {ranks} ranks, "
-            "and is usually the number of GPUs of a node"
-        )
-    for key in ("mics_shard_size", "zero_quantized_weights"):
-        if zero.get(key, 0) not in (0, 1, -1, False):
-            raise UserError(f"{path}: zero_optimization.{key} changes how parameters are partitioned; remove it")
+    _check_partitions(path, zero, ranks)
     training = config.training
     if training.precision == "fp16" and device == "cpu":
         raise UserError("training.precision 'fp16' needs a GPU; use bf16 or fp32 on CPU")
@@ -107,6 +98,20 @@ def deepspeed_config(
         "gradient_accumulation_steps": total // (micro * (ranks // parts)),
         "gradient_clipping": training.max_grad_norm,
     }
+
+
+def _check_partitions(path: Path, zero: dict[str, Any], ranks: int) -> None:
+    """Raise UserError if the primary partitions of parameters would not be those of plain ZeRO-3."""
+    hpz = zero.get("zero_hpz_partition_size", 1)
+    # hpZ leaves the primary partition of a parameter as it is, and adds a secondary one for backward.
+    if not isinstance(hpz, int) or hpz < 1 or ranks % hpz:
+        raise UserError(
+            f"{path}: zero_optimization.zero_hpz_partition_size is {hpz}; it must divide the {ranks} ranks, "
+            "and is usually the number of GPUs of a node"
+        )
+    for key in ("mics_shard_size", "zero_quantized_weights"):
+        if zero.get(key, 0) not in (0, 1, -1, False):
+            raise UserError(f"{path}: zero_optimization.{key} changes how parameters are partitioned; remove it")
 
 
 def _read(name: str) -> tuple[Path, dict[str, Any]]:

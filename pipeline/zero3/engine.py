@@ -51,6 +51,7 @@ class ZeroEngine:
         device: device of this rank.
         vocab_size: number of vocabulary entries. padded_size: number of rows of the padded vocabulary.
         tied: whether head and input embedding are the same parameter.
+        vocabulary_shards: rows of head and input embedding on this rank.
         running_means: running means of the pooled representations, or None if centering is disabled.
     """
 
@@ -97,7 +98,7 @@ class ZeroEngine:
         if self.group is not None and config.vocabulary_ranks(self.ranks, hpz) < self.ranks:
             node = groups._get_zero_param_intra_parallel_group()
             self.group, exchange = node, NodeExchange(self.group, node)
-        self._shards = VocabularyShards(
+        self.vocabulary_shards = VocabularyShards(
             parameters, head, vocab_size, self.padded_size, weights, self.group, exchange, self.device
         )
         self._layout_exchange, self._pooling = LayoutExchange(self.group), config.loss.pooling
@@ -138,7 +139,7 @@ class ZeroEngine:
         """
         loss, result = self.ds_engine(
             batch.to(self.device),
-            self._shards.vocabulary(),
+            self.vocabulary_shards.vocabulary(),
             alignment_weight,
             normalizers,
             self.running_means,
@@ -147,7 +148,7 @@ class ZeroEngine:
             1.0 / (self.ranks * self.loss_scale),
         )
         self.ds_engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        return self._shards.sum_losses(result)
+        return self.vocabulary_shards.sum_losses(result)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch, normalizers: LossNormalizers) -> SolarLoss:
@@ -163,12 +164,12 @@ class ZeroEngine:
             The parts of the loss, summed over all ranks.
         """
         self.ds_engine.eval()
-        (batch,), vocabulary = self.exchange_layouts([batch]), self._shards.vocabulary(with_grad=False)
+        (batch,), vocabulary = self.exchange_layouts([batch]), self.vocabulary_shards.vocabulary(with_grad=False)
         _, result = self.ds_engine(
             batch.to(self.device), vocabulary, 0.0, normalizers, self.running_means, self.group, 1.0
         )
         self.ds_engine.train()
-        return self._shards.sum_losses(result)
+        return self.vocabulary_shards.sum_losses(result)
 
     def end_micro_step(self) -> bool:
         """End a micro-step. At the gradient accumulation boundary, update the weights.
@@ -178,12 +179,12 @@ class ZeroEngine:
             fp16, where DeepSpeed lowers the loss scale and training continues.
         """
         if self.ds_engine.is_gradient_accumulation_boundary():
-            for name, gradient in self._shards.gradients().items():
+            for name, gradient in self.vocabulary_shards.gradients().items():
                 if self.loss_scale != 1:
                     gradient.mul_(self.loss_scale)
-                safe_set_local_grad(self._shards.parameters[name], gradient.flatten())
-            self._shards.zero_grad()
-            self._shards.weights_changed()
+                safe_set_local_grad(self.vocabulary_shards.parameters[name], gradient.flatten())
+            self.vocabulary_shards.zero_grad()
+            self.vocabulary_shards.weights_changed()
         self.ds_engine.step()
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 
@@ -206,14 +207,17 @@ class ZeroEngine:
                 self.forward_backward(batch, alignment_weight, normalizers)
         squared_norm = distributed.all_reduce_sum([self._local_squared_norm()], self.device)[0]
         self.running_means = running_means
-        self._shards.zero_grad()
+        self.vocabulary_shards.zero_grad()
         self.ds_engine.optimizer.zero_grad()  # the next backward overwrites the partitions instead of adding to them
         self.ds_engine.set_gradient_accumulation_boundary(None)  # count micro-steps again
         return math.sqrt(squared_norm) if math.isfinite(squared_norm) else None
 
     def _local_squared_norm(self) -> float:
         """Sum the squares of this rank's gradient partitions in float64, after the last micro-step of a batch."""
-        accumulated = {id(self._shards.parameters[name]): grad for name, grad in self._shards.gradients().items()}
+        accumulated = {
+            id(self.vocabulary_shards.parameters[name]): grad
+            for name, grad in self.vocabulary_shards.gradients().items()
+        }
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for parameter in self.ds_engine.module.parameters():
             if parameter.requires_grad:
@@ -242,12 +246,12 @@ class ZeroEngine:
         Raises:
             UserError: a file contains more than tensors and plain values, which could run code.
         """
-        self._shards.weights_changed(loaded=True)
+        self.vocabulary_shards.weights_changed(loaded=True)
         return load_state(self.ds_engine, directory, tag)
 
     def vocabulary_names(self) -> list[str]:
         """Return the names of the parameters whose rows are vocabulary entries."""
-        ids = {id(p) for p in self._shards.parameters.values()}
+        ids = {id(p) for p in self.vocabulary_shards.parameters.values()}
         return [name for name, p in self.ds_engine.module.named_parameters() if id(p) in ids]
 
     def flops_per_token(self) -> float:

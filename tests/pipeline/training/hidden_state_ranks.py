@@ -68,7 +68,7 @@ def save_gradients(recipe: str) -> None:
     result = engine.forward_backward(batch, config.loss.alignment_weight, normalizers)
     trained = {name: p for name, p in engine.ds_engine.module.named_parameters() if p.requires_grad}
     gradients = {name: safe_get_full_grad(p) for name, p in trained.items() if name not in engine.vocabulary_names()}
-    vocabulary = engine.vocabulary()
+    vocabulary = engine.vocabulary_shards.vocabulary()
     for name, shard in (("embedding", vocabulary.embedding), ("head", vocabulary.head)):
         if shard.grad is not None:
             gradients[name] = torch.cat(distributed.all_gather_object(shard.grad))[:VOCAB]
