@@ -90,8 +90,10 @@ def test_hidden_state_alignment_layouts(workers: Workers, layout: str, ranks: in
         check(workers, ranks, Case(LAYOUTS[layout], settings, centered=centered, dtype=torch.float64), FP64)
 
 
-@pytest.mark.parametrize("rows", [1, 100], ids=["1 row", "one chunk"])
-@pytest.mark.parametrize("name", SETTINGS)
+ONE_ROW = [(name, 1) for name in ("default", "full mixture, cold", "infonce attached", "hidden states, infonce")]
+
+
+@pytest.mark.parametrize(("name", "rows"), ONE_ROW + [(name, rows) for name in SETTINGS for rows in (4, 100)])
 def test_loss_settings_and_chunks(workers: Workers, name: str, rows: int) -> None:
     for head in HEADS:
         case = Case(UNEVEN, replace(SETTINGS[name], head=head), tied=False).with_rows(rows)
