@@ -41,6 +41,8 @@ for name in PREPARE_ARGS TRAIN_ARGS EVALUATE_ARGS; do options+=("--${name,,}=${!
 # The jobs that remain, one call of the function below each.
 jobs=$(python -m pipeline.study jobs --model "$MODEL" --recipe "$RECIPE" --test "$DATA" --output "$OUTPUT" "${options[@]}")
 
+if [ -z "$jobs" ]; then echo "note: all jobs have succeeded; the results are in $OUTPUT/results.md" >&2; fi
+
 declare -A ids
 job() { # KIND NAME AFTER VARIABLE=VALUE...: submits slurm/KIND.sh, which starts when the jobs AFTER have succeeded
   local kind=$1 name=$2 after=$3 dependencies="" earlier

@@ -154,6 +154,15 @@ def test_experiment_cancels_submitted_jobs_if_one_is_refused(tmp_path: Path) -> 
     assert result.returncode == 2 and "error: --variants: no variant 'magic'" in result.stderr
 
 
+def test_experiment_without_remaining_jobs_names_results(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/bash\n")  # lists no jobs
+    (tmp_path / "bin" / "python").chmod(0o755)
+    result = run(tmp_path, "bash slurm/experiment.sh", **write_study_inputs(tmp_path))
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    assert "all jobs have succeeded; the results are in study/results.md" in result.stderr
+
+
 def test_train_adds_chosen_arguments(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text('#!/bin/bash\necho "$*" >>calls\n')
