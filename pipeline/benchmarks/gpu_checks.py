@@ -1,4 +1,4 @@
-"""Check what only a GPU can show: kernels, speed of whole steps, killed and resumed runs. One line per check.
+"""Check what only a GPU can show: kernels, speed of whole steps, training, the planner. One line per check.
 
     python -m pipeline.benchmarks.gpu_checks --output docs/bench
 
@@ -7,35 +7,29 @@ A line begins with `passed`, `short` (a goal of the project is not reached; the 
 """
 
 import argparse
-import json
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pipeline.benchmarks import gpu_recipes
 from pipeline.benchmarks.common import ROOT, Row, write_csv
+from pipeline.benchmarks.gpu_training import Result, check_options, check_training
 from pipeline.benchmarks.step import compare, parse_args
 from pipeline.benchmarks.step_variants import LIGER, MASK, SOLAR, TRL, WEIGHT_0
 from pipeline.common.errors import UserError, exit_cleanly
-from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 # Goals of the project on one GPU of the H100 class.
 IDLE, MFU, ALIGNMENT, SPEED_OVER_TRL = 0.10, 0.45, 1.03, 1.3
-STEPS = 8  # of the training runs
-LOSS_TOLERANCE = 0.01  # relative; attention's backward adds with atomics, and bf16 rounds to 0.4 %
-
-Result = tuple[str, str]  # status, text
+MEMORY_ERROR, TIME_ERROR = 0.10, 0.25  # of the planner
 
 
 def check_kernels(_: Path | None) -> Iterator[Result]:
     """Run the tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/pipeline"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    command += ["tests/pipeline/loss", "tests/pipeline/models"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     summary = (result.stdout.splitlines() or [result.stderr[-200:]])[-1]
@@ -79,100 +73,24 @@ def judge_steps(name: str, rows: dict[str, Row]) -> Iterator[Result]:
         yield line(ratio >= SPEED_OVER_TRL, f"{ratio:.2f} x TRL's tokens per second (goal: {SPEED_OVER_TRL})")
 
 
-def check_training(_: Path | None) -> Iterator[Result]:
-    """Train, stop by SIGUSR1, kill, resume, and train with an offloaded optimizer."""
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = _prepare(Path(folder))
-        expected = _train(recipe, Path(folder) / "whole")
-        if len(expected) != STEPS:
-            yield "FAILED", f"training: {len(expected)} of {STEPS} steps logged"
-            return
-        run = Path(folder) / "interrupted"
-        statuses = [_interrupt(recipe, run, after=2, by=signal.SIGUSR1), _interrupt(recipe, run, 5, signal.SIGKILL)]
-        if statuses != [STOPPED_BY_SIGNAL, -signal.SIGKILL]:
-            yield "FAILED", f"training: exit statuses {statuses} after SIGUSR1 and SIGKILL"
-        yield _compare_losses("stopped by SIGUSR1, killed and resumed", _train(recipe, run), expected)
-        offload = ["--deepspeed", "ds_configs/zero3_offload.json"]
-        yield _compare_losses("optimizer offloaded", _train(recipe, Path(folder) / "offload", *offload), expected)
-
-
-def _prepare(folder: Path) -> Path:
-    """Generate and pack data, and write a recipe."""
-    data, tokenizer, shards = folder / "train.jsonl", folder / "tokenizer", folder / "shards"
-    for command in (
-        [
-            "demo",
-            "--output",
-            data,
-            "--test_output",
-            folder / "test.jsonl",
-            "--train_problems",
-            "60",
-            "--low_resource_problems",
-            "12",
-            "--test_problems",
-            "4",
-        ],
-        ["tokenizer", "--input", data, "--output", tokenizer, "--vocab_size", "600"],
-        ["pack", "--input", data, "--tokenizer", tokenizer, "--output", shards, "--max_seq_length", "512"],
-    ):
-        subprocess.run([sys.executable, "-m", "data_prep", *map(str, command)], cwd=ROOT, check=True)
-    model = {"model_type": "qwen3", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-    batch = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
-    training = {"max_steps": STEPS, "save_steps": 4, "precision": "bf16", "learning_rate": 1e-3}
-    recipe: dict[str, Any] = {
-        "model": {"config": model | heads},
-        "data": {"shards": str(shards), "tokenizer": str(tokenizer)},
-        "training": batch | training,
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    return folder / "recipe.yaml"
-
-
-def _start(recipe: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
-    """Start training on one GPU."""
-    command = [sys.executable, "pipeline/train.py", "--config", str(recipe), "--output_dir", str(run), *more]
-    log = run.with_suffix(".log").open("ab")
-    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-
-
-def _losses(run: Path) -> dict[int, float]:
-    """Return the loss of each logged step."""
-    path = run / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
-
-
-def _train(recipe: Path, run: Path, *more: str) -> dict[int, float]:
-    """Train to the end and return the loss of each step."""
-    status = _start(recipe, run, *more).wait()
-    if status:
-        print(run.with_suffix(".log").read_text()[-2000:], flush=True)
-    return _losses(run)
-
-
-def _interrupt(recipe: Path, run: Path, after: int, by: signal.Signals) -> int:
-    """Train, send a signal once step `after` is logged, and return the exit status."""
-    process = _start(recipe, run)
-    while process.poll() is None and max(_losses(run), default=0) < after:
-        time.sleep(0.002)
-    process.send_signal(by)
-    return process.wait()
-
-
-def _compare_losses(name: str, losses: dict[int, float], expected: dict[int, float]) -> Result:
-    """Compare the losses of a run with those of an uninterrupted one."""
-    if losses.keys() != expected.keys():
-        return "FAILED", f"{name}: steps {sorted(losses)} instead of {sorted(expected)}"
-    error = max(abs(losses[step] / expected[step] - 1) for step in expected)
-    return ("passed" if error <= LOSS_TOLERANCE else "FAILED"), f"{name}: losses differ by at most {error:.1e}"
+def check_recipes(output: Path | None) -> Iterator[Result]:
+    """Compare memory and step time of recipes with the planner's prediction."""
+    rows: list[Row] = []
+    for case in gpu_recipes.CASES:
+        rows.append(row := gpu_recipes.compare(case))
+        if output:
+            write_csv(rows, output / "gpu_recipes.csv")
+        for key, unit, limit in (("memory_gib", "GiB", MEMORY_ERROR), ("step_s", "s", TIME_ERROR)):
+            status = "passed" if abs(row[f"{key}_error"]) <= limit else "short"
+            yield status, f"{case.name}: {row[key]:.2f} {unit}, planned {row[f'planned_{key}']:.2f} (goal: {limit:.0%})"
 
 
 CHECKS: dict[str, Callable[[Path | None], Iterator[Result]]] = {
     "kernels": check_kernels,
     "steps": check_steps,
     "training": check_training,
+    "options": check_options,
+    "recipes": check_recipes,
 }
 
 

@@ -1,0 +1,150 @@
+"""Checks of training runs on one GPU: stopped, killed and resumed; offloaded; and each option against a CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline.benchmarks.common import ROOT
+from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+
+STEPS = 8  # of the training runs
+LOSS_TOLERANCE = 0.01  # relative; attention's backward adds with atomics, and bf16 rounds to 0.4 %
+# First steps whose losses are compared with fp32 on a CPU, and the largest relative difference. Rounding grows with the
+# steps: after eight, bf16 differs by up to 7 % on a CPU too.
+OPTION_TOLERANCES = {"fp32": (8, 1e-3), "bf16": (3, 2e-2)}
+ADAPTER = ["--model.config", "null", "--model.adapter.r", "8"]
+OPTIONS = {
+    "defaults": [],
+    "full mixture, gradients to pivots": ["--loss.top_k", "null", "--loss.detach", "[]"],
+    "temperature 2": ["--loss.softmax_temperature", "2"],
+    "hard tokens": ["--loss.pooling_tokens", "hard"],
+    "hidden states, InfoNCE": ["--loss.pooling_tokens", "hidden_states", "--loss.distance", "infonce"],
+    "centring": ["--loss.centring", "true"],
+    "checkpointing, small budget": ["--model.activation_checkpointing", "true", "--loss.memory_budget_mb", "0.2"],
+    "LoRA": ADAPTER,
+    "LoRA, embeddings trained": [*ADAPTER, "--model.adapter.train_embeddings", "true"],
+}
+
+Result = tuple[str, str]  # status, text
+
+
+def check_training(_: Path | None) -> Iterator[Result]:
+    """Train, stop by SIGUSR1, kill, resume, and train with an offloaded optimizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _prepare(Path(folder))
+        expected = _train(recipe, Path(folder) / "whole")
+        if len(expected) != STEPS:
+            yield "FAILED", f"training: {len(expected)} of {STEPS} steps logged"
+            return
+        run = Path(folder) / "interrupted"
+        statuses = [_interrupt(recipe, run, after=2, by=signal.SIGUSR1), _interrupt(recipe, run, 5, signal.SIGKILL)]
+        if statuses != [STOPPED_BY_SIGNAL, -signal.SIGKILL]:
+            yield "FAILED", f"training: exit statuses {statuses} after SIGUSR1 and SIGKILL"
+        yield _compare_losses("stopped by SIGUSR1, killed and resumed", _train(recipe, run), expected)
+        offload = ["--deepspeed", "ds_configs/zero3_offload.json"]
+        yield _compare_losses("optimizer offloaded", _train(recipe, Path(folder) / "offload", *offload), expected)
+
+
+def check_options(_: Path | None) -> Iterator[Result]:
+    """Compare the losses of short runs with different options to those of fp32 on a CPU."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+        recipe = _prepare(Path(folder))
+        pretrained = Path(folder) / "pretrained"
+        _train(recipe, pretrained, "--training.precision", "fp32")
+
+        def train(name: str, precision: str, on_cpu: bool) -> dict[int, float]:
+            run = Path(folder) / f"{list(OPTIONS).index(name)}-{precision}-{on_cpu}"
+            model = ["--model.path", str(pretrained / "hf")] if "LoRA" in name else []
+            arguments = [*OPTIONS[name], *model, "--training.precision", precision]
+            return _train(recipe, run, *arguments, on_cpu=on_cpu)
+
+        expected = {name: pool.submit(train, name, "fp32", True) for name in OPTIONS}
+        for precision, (steps, tolerance) in OPTION_TOLERANCES.items():
+            measured = {name: pool.submit(train, name, precision, False) for name in OPTIONS}
+            for name, future in measured.items():
+                losses, reference = (dict(list(f.result().items())[:steps]) for f in (future, expected[name]))
+                yield _compare_losses(f"{name}, {precision} against a CPU", losses, reference, tolerance)
+
+
+def _prepare(folder: Path) -> Path:
+    """Generate and pack data, and write a recipe."""
+    data, tokenizer, shards = folder / "train.jsonl", folder / "tokenizer", folder / "shards"
+    for command in (
+        [
+            "demo",
+            "--output",
+            data,
+            "--test_output",
+            folder / "test.jsonl",
+            "--train_problems",
+            "60",
+            "--low_resource_problems",
+            "12",
+            "--test_problems",
+            "4",
+        ],
+        ["tokenizer", "--input", data, "--output", tokenizer, "--vocab_size", "600"],
+        ["pack", "--input", data, "--tokenizer", tokenizer, "--output", shards, "--max_seq_length", "512"],
+    ):
+        subprocess.run([sys.executable, "-m", "data_prep", *map(str, command)], cwd=ROOT, check=True)
+    model = {"model_type": "qwen3", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    batch = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 2}
+    training = {"max_steps": STEPS, "save_steps": 4, "precision": "bf16", "learning_rate": 1e-3}
+    recipe: dict[str, Any] = {
+        "model": {"config": model | heads},
+        "data": {"shards": str(shards), "tokenizer": str(tokenizer)},
+        "training": batch | training,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    return folder / "recipe.yaml"
+
+
+def _start(recipe: Path, run: Path, *more: str, on_cpu: bool = False) -> subprocess.Popen[bytes]:
+    """Start training on one GPU, or on a CPU."""
+    command = [sys.executable, "pipeline/train.py", "--config", str(recipe), "--output_dir", str(run), *more]
+    log = run.with_suffix(".log").open("ab")
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} if on_cpu else {}
+    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | hidden)
+
+
+def _losses(run: Path) -> dict[int, float]:
+    """Return the loss of each logged step."""
+    path = run / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def _train(recipe: Path, run: Path, *more: str, on_cpu: bool = False) -> dict[int, float]:
+    """Train to the end and return the loss of each step."""
+    status = _start(recipe, run, *more, on_cpu=on_cpu).wait()
+    if status:
+        print(run.with_suffix(".log").read_text()[-2000:], flush=True)
+    return _losses(run)
+
+
+def _interrupt(recipe: Path, run: Path, after: int, by: signal.Signals) -> int:
+    """Train, send a signal once step `after` is logged, and return the exit status."""
+    process = _start(recipe, run)
+    while process.poll() is None and max(_losses(run), default=0) < after:
+        time.sleep(0.002)
+    process.send_signal(by)
+    return process.wait()
+
+
+def _compare_losses(
+    name: str, losses: dict[int, float], expected: dict[int, float], tolerance: float = LOSS_TOLERANCE
+) -> Result:
+    """Compare the losses of a run, step by step, with the expected ones."""
+    if losses.keys() != expected.keys() or not losses:
+        return "FAILED", f"{name}: steps {sorted(losses)} instead of {sorted(expected)}"
+    error = max(abs(losses[step] / expected[step] - 1) for step in expected)
+    return ("passed" if error <= tolerance else "FAILED"), f"{name}: losses differ by at most {error:.1e}"
