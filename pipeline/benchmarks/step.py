@@ -15,6 +15,7 @@ the fraction of its peak (`pipeline/common/hardware`) that forward and backward 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -143,12 +144,21 @@ def launch(variant: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(args: argparse.Namespace) -> list[Row]:
-    """Run SOLAR and the variants in turn. Print, write and return a row for each, with the ratio of SOLAR to it."""
+    """Run SOLAR and the variants in turn. Print, write and return a row for each, with the ratio of SOLAR to it.
+
+    A variant that fails has no row; its error is printed.
+    """
     variants = [SOLAR, *(variant for variant in args.arms if variant != SOLAR)]
     measurements: dict[str, list[dict]] = {variant: [] for variant in variants}
     for _ in range(args.rounds):
         for variant in variants:
-            measurements[variant].append(launch(variant, args))
+            try:
+                measurements[variant].append(launch(variant, args))
+            except RuntimeError as error:
+                if variant == SOLAR:
+                    raise
+                print(f"{variant}: {error}", file=sys.stderr, flush=True)
+    variants = [variant for variant in variants if measurements[variant]]
     rows = [row_of(variant, measurements, args) for variant in variants]
     shown = ("arm", "step_s", "processor_s", "memory_gb", "idle", "mfu")
     for row in rows:

@@ -27,6 +27,7 @@ if find_spec("triton"):
 
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
 GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits
+MAX_SELECTED = 64  # logits of a row that the GPU kernel selects; it takes as many iterations
 PARTS = 8  # batch size to split a product with few rows into, because a CPU only parallelizes over the batch
 
 
@@ -119,11 +120,15 @@ def log_sum_exp(z_Cv: Tensor, temperature: float) -> Tensor:
     return log_sum
 
 
-def block_maxima(z_CbB: Tensor) -> Tensor:
-    """Compute [C, b]: the maximum of each block of [C, b, B] logits. The last dimension must be contiguous."""
-    if _use_triton(z_CbB):
-        return triton_kernels.block_maxima(z_CbB)
-    return z_CbB.amax(2)
+def largest_logits(z_Cv: Tensor, k: int, block: int) -> tuple[Tensor, Tensor] | None:
+    """Select the k largest logits of each row on a GPU, largest first. Among equal ones, the lower column is first.
+
+    Returns:
+        [C, k] values and [C, k] columns, or None if the GPU kernel does not apply.
+    """
+    if not _use_triton(z_Cv) or k > MAX_SELECTED or z_Cv.shape[1] < k * block:
+        return None
+    return triton_kernels.largest_logits(z_Cv, k, block)
 
 
 def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:

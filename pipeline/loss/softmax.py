@@ -154,8 +154,9 @@ class ShardedSoftmax:
         """
         embedding = self.vocabulary.embedding.weight
         grad_probs = embedding.new_empty(len(grad_u), row_stride(len(embedding)))[:, : len(embedding)]
-        # In this order a CPU reads E only once, at memory bandwidth.
-        grad_probs.copy_((embedding @ grad_u.to(embedding.dtype).T).T)
+        grad_u = grad_u.to(embedding.dtype)
+        # A CPU reads E only once, at memory bandwidth, if it is the left factor.
+        grad_probs.copy_(grad_u @ embedding.T if embedding.is_cuda else (embedding @ grad_u.T).T)
         return grad_probs if self.vocabulary.weights is None else grad_probs.mul_(self.vocabulary.weights)
 
     def backward(

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import kernels
 from .comm import Group, all_reduce, all_to_all, rank_and_size
-from .kernels import SubchunkTokens, block_maxima
+from .kernels import SubchunkTokens
 
 BLOCK = 32  # columns of a block; smaller blocks have fewer candidates, but more maxima
 
@@ -76,6 +77,9 @@ def positions_of_largest(values_Cn: Tensor, k: int) -> Tensor:
 
 def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the values and columns, [C, j] each, of the j = min(k, v) largest logits of each row, largest first."""
+    on_gpu = kernels.largest_logits(z_Cv, k, BLOCK)
+    if on_gpu is not None:
+        return on_gpu
     rows, v = z_Cv.shape
     blocks = v // BLOCK if rows else 0
     if blocks <= k:
@@ -83,7 +87,7 @@ def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
         candidates = z_Cv
     else:
         in_blocks = z_Cv[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
-        starts = positions_of_largest(block_maxima(in_blocks), k) * BLOCK
+        starts = positions_of_largest(in_blocks.amax(2), k) * BLOCK
         stride = z_Cv.stride(0)
         offsets = (starts + torch.arange(0, rows * stride, stride, device=z_Cv.device)[:, None]).flatten()
         # Row i of `runs` is the BLOCK elements from i on, so index_select copies whole blocks for any v and stride.

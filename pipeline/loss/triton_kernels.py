@@ -68,15 +68,54 @@ def _pool(
 
 
 @triton.jit
-def _block_maxima(z_ptr, maxima_ptr, stride, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Compute the maxima of BLOCKS of the `blocks` blocks of one row. A block has BLOCK columns."""
+def _block_maxima(z_ptr, maxima_ptr, columns, stride, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
+    """Compute the maxima of BLOCKS of the `blocks` blocks of one row. A block has BLOCK columns, the last one fewer."""
     row = tl.program_id(0)
     block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
-    inside = block < blocks
     column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    z = tl.load(z_ptr + row.to(tl.int64) * stride + column, mask=inside[:, None], other=float("-inf"))
+    z = tl.load(z_ptr + row.to(tl.int64) * stride + column, mask=column < columns, other=float("-inf"))
     maxima = tl.max(z.to(tl.float32), 1)
-    tl.store(maxima_ptr + row.to(tl.int64) * blocks + block, maxima.to(maxima_ptr.dtype.element_ty), mask=inside)
+    tl.store(
+        maxima_ptr + row.to(tl.int64) * blocks + block, maxima.to(maxima_ptr.dtype.element_ty), mask=block < blocks
+    )
+
+
+@triton.jit
+def _largest_logits(
+    z_ptr, maxima_ptr, values_ptr, ids_ptr, columns, stride, blocks,
+    k: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Select the k largest logits of one row, largest first, from its k blocks with the largest maxima.
+
+    Each iteration takes the largest remaining value, at the lowest id if several are equal. BLOCKS and K are `blocks`
+    and k, rounded up to powers of two.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * stride
+    slot = tl.arange(0, K)
+
+    block = tl.arange(0, BLOCKS)
+    maxima = tl.load(maxima_ptr + row * blocks + block, mask=block < blocks, other=float("-inf")).to(tl.float32)
+    chosen = tl.zeros((K,), tl.int32)
+    for i in range(k):
+        largest = tl.max(maxima, 0)
+        index = tl.min(tl.where(maxima == largest, block, blocks - 1), 0)
+        chosen = tl.where(slot == i, index, chosen)
+        maxima = tl.where(block == index, float("-inf"), maxima)
+
+    grid = chosen[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (slot < k)[:, None] & (grid < columns)
+    candidates = tl.load(z_ptr + grid, mask=inside, other=float("-inf")).to(tl.float32)
+    # Candidates outside the row or the chosen blocks must not share an id with another one.
+    column, z = tl.reshape(tl.where(inside, grid, columns), (K * BLOCK,)), tl.reshape(candidates, (K * BLOCK,))
+    values, ids = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.int32)
+    for i in range(k):
+        largest = tl.max(z, 0)
+        index = tl.min(tl.where(z == largest, column, columns - 1), 0)
+        values, ids = tl.where(slot == i, largest, values), tl.where(slot == i, index, ids)
+        z = tl.where(column == index, float("-inf"), z)
+    tl.store(values_ptr + row * k + slot, values.to(values_ptr.dtype.element_ty), mask=slot < k)
+    tl.store(ids_ptr + row * k + slot, ids.to(tl.int64), mask=slot < k)
 
 
 @triton.jit
@@ -131,14 +170,19 @@ def softmax_(z_Cv: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return log_sum, total
 
 
-def block_maxima(z_CbB: Tensor) -> Tensor:
-    """Implement `kernels.block_maxima` on a GPU, where `amax` over a short dimension takes ten times as long."""
-    rows, blocks, size = z_CbB.shape
-    maxima = z_CbB.new_empty(rows, blocks)
-    per_program = LINE // size
+def largest_logits(z_Cv: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """Implement `kernels.largest_logits` on a GPU, for k blocks or more."""
+    rows, columns = z_Cv.shape
+    blocks, per_program = triton.cdiv(columns, block), LINE // block
+    maxima = z_Cv.new_empty(rows, blocks)
     grid = (rows, triton.cdiv(blocks, per_program))
-    _block_maxima[grid](z_CbB, maxima, z_CbB.stride(0), blocks, BLOCKS=per_program, BLOCK=size, num_warps=8)
-    return maxima
+    _block_maxima[grid](z_Cv, maxima, columns, z_Cv.stride(0), blocks, BLOCKS=per_program, BLOCK=block, num_warps=8)
+    values, ids = z_Cv.new_empty(rows, k), torch.empty(rows, k, dtype=torch.int64, device=z_Cv.device)
+    powers = {"BLOCKS": triton.next_power_of_2(blocks), "K": triton.next_power_of_2(k)}
+    _largest_logits[(rows,)](
+        z_Cv, maxima, values, ids, columns, z_Cv.stride(0), blocks, k=k, **powers, BLOCK=block, num_warps=8
+    )
+    return values, ids
 
 
 def pool(p_Cv: Tensor, weight_C: Tensor, sequence_C: Tensor, sequences: int) -> Tensor:

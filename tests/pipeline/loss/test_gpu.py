@@ -7,6 +7,7 @@ import torch
 
 from pipeline.loss import VocabularyShard, embedding_lookup
 from pipeline.loss.kernels import softmax_
+from pipeline.loss.top_k import BLOCK, largest_logits
 from tests.pipeline.loss.cases import Case, errors, reference_results, sharded_results
 from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, random_inputs
 from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, LAYOUTS, SETTINGS, UNEVEN, bound_of
@@ -83,6 +84,22 @@ def test_gpu_softmax_of_sorted_logits(dtype: torch.dtype, direction: int) -> Non
     p = torch.softmax(2 * expected, 1)
     error = (z.double() / total[:, None] - p).norm() / p.norm()
     assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [20 * BLOCK, 1187, 5000, 151936, 262208])
+@pytest.mark.parametrize("distinct", [1, 3, 100_000])
+def test_gpu_largest_logits_equal_stable_sort(dtype: torch.dtype, columns: int, distinct: int) -> None:
+    """Use rows with ties between blocks, a last block with fewer columns, and larger values beside the rows."""
+    generator = torch.Generator("cuda").manual_seed(columns)
+    buffer = torch.full((7, columns + 37), 1e4, device="cuda").to(dtype)
+    z = buffer[:, :columns]
+    z.copy_(torch.randint(-distinct, distinct, z.shape, generator=generator, device="cuda") / 10)
+    expected = z.sort(dim=1, descending=True, stable=True)
+    for k in (1, 20):
+        values, ids = largest_logits(z, k)
+        assert torch.equal(values, expected.values[:, :k])
+        assert torch.equal(ids, expected.indices[:, :k])
 
 
 def test_gpu_loss_is_deterministic() -> None:
