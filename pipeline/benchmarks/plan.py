@@ -121,6 +121,7 @@ class Case:
                 "stage3_max_reuse_distance": self.live,
                 "stage3_param_persistence_threshold": 1000,
                 "zero_hpz_partition_size": min(self.hpz, ranks),
+                "memory_efficient_linear": not self.checkpointing,
             },
             "steps_per_print": 10**9,
             "train_batch_size": self.rows * self.accumulation * ranks // self.parts(ranks),
@@ -252,9 +253,8 @@ def launch(
     ranks: int, names: list[str], timed_steps: int = TIMED_STEPS
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Run the named cases on `ranks` ranks. Return rank 0's hardware rates and its measurements of each case."""
-    arguments = ["-m", "pipeline.benchmarks.plan", "--rank_of", str(ranks), "--cases", *names]
-    arguments += ["--timed_steps", str(timed_steps)]
-    rates, *measurements = run_ranks(ranks, arguments)
+    options = ["--rank_of", str(ranks), "--cases", *names, "--timed_steps", str(timed_steps)]
+    rates, *measurements = run_ranks(ranks, ["-m", "pipeline.benchmarks.plan", *options])
     return rates, measurements
 
 

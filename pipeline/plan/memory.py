@@ -57,7 +57,8 @@ class MemoryEstimate:
 def estimate_memory(run: PlannedRun) -> MemoryEstimate:
     """Estimate the memory of a rank. All ranks are equal."""
     states, host = _states(run)
-    gathered = {"gathered parameters": run.gathers.peak_live * run.element_size if run.ranks > 1 else 0}
+    copied = run.ranks > 1 or run.zero.offload_param  # one rank uses its partitions as they are, if they are on the GPU
+    gathered = {"gathered parameters": run.gathers.peak_live * run.element_size if copied else 0}
     gathered |= _node_copies(run)
     saved = run.activations.saved(run.stats.config.num_hidden_layers, run.checkpointing)
     return MemoryEstimate(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from pipeline.plan.memory import estimate_memory
 from pipeline.plan.prediction import Prediction
 from tests.pipeline.plan.cases import prediction_of
 
@@ -34,3 +35,11 @@ def test_offloaded_optimizer_must_fit_in_host_memory() -> None:
     local = run.local_elements
     assert sorted(offloaded.memory.host.values()) == [4 * local, 4 * local, 4 * local, 8 * local]
     assert offloaded.fits and not with_host_memory(offloaded, 1000).fits
+
+
+def test_offloaded_parameters_are_copied_to_the_gpu_on_one_rank_too() -> None:
+    """Gather parameters on one rank only if they are in host memory."""
+    run = replace(prediction_of("Qwen2.5-0.5B").run, ranks=1)
+    offloaded = replace(run, zero=replace(run.zero, offload_param=True))
+    gathered = [estimate_memory(r).loss["gathered parameters"] for r in (run, offloaded)]
+    assert gathered == [0, run.gathers.peak_live * 2] and gathered[1] > 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils.config import get_timers_config
 
 from pipeline.common.errors import UserError
@@ -130,3 +131,18 @@ def test_deepspeed_config_accepts_hpz(tmp_path: Path) -> None:
 def test_deepspeed_config_disables_throughput_timer(configured: dict, tmp_path: Path) -> None:
     ds = build(tmp_path, ZERO3 | configured)
     assert get_timers_config(ds).enabled == bool(configured)
+
+
+@pytest.mark.parametrize("configured", [{}, {"memory_efficient_linear": True}], ids=["default", "set"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_deepspeed_config_uses_plain_linear_layers_with_checkpointing(
+    configured: dict, checkpointing: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3} | configured}))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
+    ds = deepspeed_config(
+        load_config(recipe, ["--model.activation_checkpointing", str(checkpointing).lower()]), 4, 32, 5
+    )
+    zero = DeepSpeedZeroConfig(**ds["zero_optimization"])
+    assert zero.memory_efficient_linear == (not checkpointing or bool(configured))
