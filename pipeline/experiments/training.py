@@ -4,7 +4,8 @@ An experiment consists of hundreds of short runs, for each of which the trainer 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,11 +22,13 @@ from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import MicroBatch
 from pipeline.loss import LossSettings, RunningMeans, Vocabulary, VocabularyShard
 from pipeline.models.families import head_config, vocabulary_parameter
+from pipeline.models.packed_attention import resolve_attention
 from pipeline.models.param_groups import adamw_arguments, set_learning_rates
 from pipeline.models.solar_model import SolarModel
 from pipeline.training.schedules import alignment_weight, embedding_learning_rate, learning_rate
 
 BOTH = ("solar", "auxiliary")  # terms of the loss
+COMPILED_STEPS = 300  # compiling the decoder layers takes as long as it saves in about so many steps
 AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar that includes its weight
 
 
@@ -79,6 +82,19 @@ class TrainingJob:
     alternate: bool = False
 
 
+@contextmanager
+def compiled_forward(modules: Iterable[nn.Module], backend: str = "inductor") -> Iterator[None]:
+    """Compile the forward pass of modules, for inputs of any size, until the context ends."""
+    modules = list(modules)
+    for module in modules:
+        module.forward = torch.compile(module.forward, dynamic=True, backend=backend)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
 def run_training_job(
     model: PreTrainedModel, rows: InMemoryRows, pad_token_id: int, job: TrainingJob
 ) -> dict[str, list[float]]:
@@ -101,21 +117,26 @@ def run_training_job(
     running_means = RunningMeans.zeros(languages, hidden_size, model.device) if job.loss.centring else None
     history: dict[str, list[float]] = {"ce": [], "alignment": [], "term": []}
     model.train()
-    for step in range(steps):
-        (batch,) = loader.next()
-        batch = job.transform_batch(batch) if job.transform_batch else batch
-        rates = learning_rate(training, step, steps), embedding_learning_rate(training, step, steps)
-        set_learning_rates(optimizer.param_groups, *rates)
-        weight = alignment_weight(job.loss, step, steps)
-        if step == steps // 2 and (job.loss.alignment_weight or job.auxiliary_loss):
-            history["gradient_share"] = [_gradient_share(solar, batch, job, weight, running_means)]
-        terms = BOTH if not job.alternate else ("auxiliary",) if step % 2 else ("solar",)
-        losses = _backward(solar, batch, job, weight, running_means, terms)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-        optimizer.step()
-        model.zero_grad(set_to_none=True)
-        for name, value in losses.items():
-            history[name].append(value)
+    compiled = compiled_forward(model.get_decoder().layers) if steps >= COMPILED_STEPS else nullcontext()
+    attention = model.config._attn_implementation
+    model.set_attn_implementation(resolve_attention(None, model.config))  # the trainer's default
+    with compiled:
+        for step in range(steps):
+            (batch,) = loader.next()
+            batch = job.transform_batch(batch) if job.transform_batch else batch
+            rates = learning_rate(training, step, steps), embedding_learning_rate(training, step, steps)
+            set_learning_rates(optimizer.param_groups, *rates)
+            weight = alignment_weight(job.loss, step, steps)
+            if step == steps // 2 and (job.loss.alignment_weight or job.auxiliary_loss):
+                history["gradient_share"] = [_gradient_share(solar, batch, job, weight, running_means)]
+            terms = BOTH if not job.alternate else ("auxiliary",) if step % 2 else ("solar",)
+            losses = _backward(solar, batch, job, weight, running_means, terms)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
+            for name, value in losses.items():
+                history[name].append(value)
+    model.set_attn_implementation(attention)
     model.eval()
     return history
 
