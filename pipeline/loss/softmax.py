@@ -143,9 +143,8 @@ class ShardedSoftmax:
     def pooled_representations(self, pooled: Tensor) -> Tensor:
         """Compute the [n, d] pooled representations from the [n, v] pooled probabilities, summed over all ranks."""
         embedding = self.vocabulary.embedding.weight
-        return all_reduce(
-            times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding).to(pooled.dtype), self.group
-        )
+        u = times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding)
+        return all_reduce(u.to(pooled.dtype), self.group)
 
     def grad_probs(self, grad_u: Tensor) -> Tensor:
         """Backpropagate the [m, d] gradient of the pooled representations to the pooled probabilities, [m, v].

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from data_prep.packing.packer import pack
 from data_prep.packing.settings import PackSettings
@@ -78,24 +78,7 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
 
     # The engine's loss of step 2, before its update, must equal the loss of the exported weights on the same rows.
     train(2, "--config", recipe, "--training.max_steps", 2)
-    config = load_config(recipe, [])
-    loader = Loader(ShardSet.open(prepared.shards), BatchSplit(4, 1, 0, 1), config.seed, 0, None)
-    loader.next()
-    micro_batches = loader.next()
-    normalizers, expected = local_normalizers(micro_batches), 0.0
-    for batch in micro_batches:
-        hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch)
-        expected += float(
-            solar_loss_reference(
-                hidden.flatten(0, 1)[batch.positions],
-                model.get_output_embeddings().weight,
-                model.get_input_embeddings().weight,
-                batch.loss_batch,
-                config.loss,
-                1.0,
-                normalizers,
-            )[0].detach()
-        )
+    expected = _dense_loss_of_second_step(model, load_config(recipe, []), prepared.shards)
     assert losses(tmp_path / "run")[1] == pytest.approx(expected, rel=2e-6)
     if not tied:
         assert getattr(read_export_record(tmp_path / "run" / "hf"), "step", None) == 2  # replaced when resumed
@@ -105,6 +88,27 @@ def test_export_gives_same_loss_as_engine(prepared: Prepared, tmp_path: Path, ti
     _check_update(tmp_path / "run", tmp_path / "hf")
     best = export(tmp_path / "run", tmp_path / "best", best=True)  # the cross entropy was greater after step 1
     assert (best.step, best.newest) == (1, False)
+
+
+def _dense_loss_of_second_step(model: PreTrainedModel, config: Config, shards: Path) -> float:
+    """Compute the loss of the rows of step 2 by the reference."""
+    loader = Loader(ShardSet.open(shards), BatchSplit(4, 1, 0, 1), config.seed, 0, None)
+    loader.next()
+    micro_batches = loader.next()
+    normalizers, total = local_normalizers(micro_batches), 0.0
+    for batch in micro_batches:
+        hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch)
+        loss, *_ = solar_loss_reference(
+            hidden.flatten(0, 1)[batch.positions],
+            model.get_output_embeddings().weight,
+            model.get_input_embeddings().weight,
+            batch.loss_batch,
+            config.loss,
+            1.0,
+            normalizers,
+        )
+        total += float(loss.detach())
+    return total
 
 
 def _check_model_card(directory: Path, last: dict[str, Any]) -> None:
