@@ -4,9 +4,9 @@ An experiment consists of hundreds of short runs, for each of which the trainer 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from pipeline.models.solar_model import SolarModel
 from pipeline.training.schedules import alignment_weight, embedding_learning_rate, learning_rate
 
 BOTH = ("solar", "auxiliary")  # terms of the loss
-COMPILED_STEPS = 300  # compiling the decoder layers takes as long as it saves in about so many steps
 AuxiliaryLoss = Callable[[PreTrainedModel, MicroBatch], Tensor]  # a scalar that includes its weight
 
 
@@ -59,6 +58,30 @@ def pack_groups(tokenizer: PreTrainedTokenizerBase, groups: Iterable[Sequence[Re
     return rows
 
 
+class UnpaddedSplit(BatchSplit):
+    """Division of a global batch whose micro-batches are one row without padding."""
+
+    def collate(
+        self, rows: list[PackedRow], languages: list[str], pad_token_id: int, token_weights: Tensor | None
+    ) -> MicroBatch:
+        """Concatenate rows into one and collate it. See `BatchSplit.collate`."""
+        return super().collate([concatenate(rows)], languages, pad_token_id, token_weights)
+
+
+def concatenate(rows: Sequence[PackedRow]) -> PackedRow:
+    """Return one row with the sequences of all rows."""
+    arrays = zip(*((row.input_ids, row.labels, row.seq_lens, _copies(row)) for row in rows), strict=True)
+    ids, labels, lengths, copies = map(np.concatenate, arrays)
+    pair_id, lang, role = (
+        list(chain(*lists)) for lists in zip(*((r.pair_id, r.lang, r.role) for r in rows), strict=True)
+    )
+    return PackedRow(ids, labels, lengths, pair_id, lang, role, copies)
+
+
+def _copies(row: PackedRow) -> np.ndarray:
+    return np.ones_like(row.seq_lens) if row.copies is None else row.copies
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """Everything that determines a training run, except for the model and the rows.
@@ -82,19 +105,6 @@ class TrainingJob:
     alternate: bool = False
 
 
-@contextmanager
-def compiled_forward(modules: Iterable[nn.Module], backend: str = "inductor") -> Iterator[None]:
-    """Compile the forward pass of modules, for inputs of any size, until the context ends."""
-    modules = list(modules)
-    for module in modules:
-        module.forward = torch.compile(module.forward, dynamic=True, backend=backend)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
 def run_training_job(
     model: PreTrainedModel, rows: InMemoryRows, pad_token_id: int, job: TrainingJob
 ) -> dict[str, list[float]]:
@@ -107,9 +117,8 @@ def run_training_job(
     """
     training, steps = job.training, job.training.max_steps or 0
     languages = len(rows.manifest["languages"])
-    loader = Loader(
-        rows, BatchSplit(training.train_batch_size, training.train_batch_size, 0, 1), job.seed, pad_token_id
-    )
+    split = UnpaddedSplit(training.train_batch_size, training.train_batch_size, 0, 1)
+    loader = Loader(rows, split, job.seed, pad_token_id)
     vocab_size, hidden_size = vocabulary_parameter(model.get_input_embeddings()).shape
     solar = SolarModel(model, job.loss, vocab_size, languages)
     groups, options = adamw_arguments(model, vocabulary_parameter(model.get_input_embeddings()), training)
@@ -117,25 +126,23 @@ def run_training_job(
     running_means = RunningMeans.zeros(languages, hidden_size, model.device) if job.loss.centring else None
     history: dict[str, list[float]] = {"ce": [], "alignment": [], "term": []}
     model.train()
-    compiled = compiled_forward(model.get_decoder().layers) if steps >= COMPILED_STEPS else nullcontext()
     attention = model.config._attn_implementation
     model.set_attn_implementation(resolve_attention(None, model.config))  # the trainer's default
-    with compiled:
-        for step in range(steps):
-            (batch,) = loader.next()
-            batch = job.transform_batch(batch) if job.transform_batch else batch
-            rates = learning_rate(training, step, steps), embedding_learning_rate(training, step, steps)
-            set_learning_rates(optimizer.param_groups, *rates)
-            weight = alignment_weight(job.loss, step, steps)
-            if step == steps // 2 and (job.loss.alignment_weight or job.auxiliary_loss):
-                history["gradient_share"] = [_gradient_share(solar, batch, job, weight, running_means)]
-            terms = BOTH if not job.alternate else ("auxiliary",) if step % 2 else ("solar",)
-            losses = _backward(solar, batch, job, weight, running_means, terms)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            optimizer.step()
-            model.zero_grad(set_to_none=True)
-            for name, value in losses.items():
-                history[name].append(value)
+    for step in range(steps):
+        (batch,) = loader.next()
+        batch = job.transform_batch(batch) if job.transform_batch else batch
+        rates = learning_rate(training, step, steps), embedding_learning_rate(training, step, steps)
+        set_learning_rates(optimizer.param_groups, *rates)
+        weight = alignment_weight(job.loss, step, steps)
+        if step == steps // 2 and (job.loss.alignment_weight or job.auxiliary_loss):
+            history["gradient_share"] = [_gradient_share(solar, batch, job, weight, running_means)]
+        terms = BOTH if not job.alternate else ("auxiliary",) if step % 2 else ("solar",)
+        losses = _backward(solar, batch, job, weight, running_means, terms)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        for name, value in losses.items():
+            history[name].append(value)
     model.set_attn_implementation(attention)
     model.eval()
     return history

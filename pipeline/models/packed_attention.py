@@ -170,7 +170,6 @@ class _Gather(torch.autograd.Function):
         return grad_outputs[0].index_select(0, index).index_fill_(0, zeros, 0), None, None, None, None
 
 
-@torch.compiler.disable  # the groups of each micro-batch would be compiled anew
 def packed_attention(
     module: nn.Module,
     query: Tensor,

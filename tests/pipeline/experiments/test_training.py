@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.config.recipe import load_config
-from pipeline.experiments.training import InMemoryRows, TrainingJob, compiled_forward, run_training_job
+from pipeline.experiments.training import InMemoryRows, TrainingJob, run_training_job
 from tests.conftest import Prepared
 from tests.runs import TINY, metrics, write_recipe
 from tests.runs import train as run_trainer
@@ -39,14 +39,3 @@ def test_train_gives_the_trainers_losses(prepared: Prepared, tmp_path: Path, tie
     # The order of fp32 sums and the AdamW implementation differ, so rounding errors grow with the steps.
     assert history["ce"] == pytest.approx([m["ce_loss"] for m in expected], rel=2e-5)
     assert history["alignment"] == pytest.approx([m["align_loss"] for m in expected], rel=2e-4)
-
-
-def test_compiled_forward_gives_equal_results_and_ends_with_the_context() -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY | {"vocab_size": 60, "num_hidden_layers": 1}))
-    layers, ids = model.get_decoder().layers, torch.arange(12)[None]
-    expected = model(ids).logits
-    with compiled_forward(layers, backend="aot_eager"):
-        assert all("forward" in vars(layer) for layer in layers)
-        torch.testing.assert_close(model(ids).logits, expected)
-        torch.testing.assert_close(model(ids[:, :5]).logits, expected[:, :5])
-    assert not any("forward" in vars(layer) for layer in layers)
