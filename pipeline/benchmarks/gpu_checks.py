@@ -49,6 +49,8 @@ def check_steps(output: Path | None) -> Iterator[Result]:
         variants = [SOLAR, WEIGHT_0, MASK, LIGER, TRL] if "8192" in name else [SOLAR, LIGER, TRL]
         measured = compare(parse_args([*shape, *common, "--arms", *variants]))
         rows += measured
+        for missing in set(variants) - {row["arm"] for row in measured}:
+            yield "FAILED", f"{name}: {missing} did not run; see its error above"
         yield from judge_steps(name, {row["arm"]: row for row in measured})
         if output:
             write_csv(rows, output / "gpu_steps.csv")

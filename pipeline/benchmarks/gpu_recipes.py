@@ -12,16 +12,16 @@ import json
 import statistics
 import time
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from pipeline.benchmarks.calibrate import with_error
 from pipeline.benchmarks.common import OUTPUT, ROOT, Row, machine, print_row, random_batch, run_ranks, write_csv
+from pipeline.benchmarks.scale import published_models
+from pipeline.common import distributed
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.hardware import device_called
 from pipeline.config.recipe import load_config
@@ -77,12 +77,6 @@ CASES = (
     Case("qwen3-8b, 4 layers", "Qwen3-8B", "qwen3-8b", layers=4),
     Case("qwen3-8b, LoRA of rank 16", "Qwen3-8B", "qwen3-8b", row_tokens=4096, overrides=LORA),
 )
-
-
-@cache
-def published_models() -> dict[str, dict[str, Any]]:
-    """Return the configuration fields of published models, by name."""
-    return yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 
 
 def build(case: Case) -> tuple[Config, Any, dict[str, Any]]:
@@ -178,8 +172,6 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to torch; the comparison needs one")
     if args.measure:
-        from pipeline.common import distributed
-
         print(json.dumps(measure(next(case for case in CASES if case.name == args.measure))), flush=True)
         distributed.shut_down()
         return

@@ -151,15 +151,15 @@ def compare(args: argparse.Namespace) -> list[Row]:
     variants = [SOLAR, *(variant for variant in args.arms if variant != SOLAR)]
     measurements: dict[str, list[dict]] = {variant: [] for variant in variants}
     for _ in range(args.rounds):
-        for variant in variants:
+        for variant in list(measurements):
             try:
                 measurements[variant].append(launch(variant, args))
             except RuntimeError as error:
                 if variant == SOLAR:
                     raise
                 print(f"{variant}: {error}", file=sys.stderr, flush=True)
-    variants = [variant for variant in variants if measurements[variant]]
-    rows = [row_of(variant, measurements, args) for variant in variants]
+                del measurements[variant]
+    rows = [row_of(variant, measurements, args) for variant in measurements]
     shown = ("arm", "step_s", "processor_s", "memory_gb", "idle", "mfu")
     for row in rows:
         print({key: value for key, value in row.items() if key in shown or key.endswith("_ratio")}, flush=True)
@@ -248,8 +248,8 @@ def main() -> None:
     args = parse_args()
     if args.variant:
         run_variant(args)
-    else:
-        compare(args)
+    elif len(compare(args)) < len({SOLAR, *args.arms}):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def deepspeed_config(
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     if config.model.activation_checkpointing:
         # DeepSpeed replaces linear layers by a Python function so that the graph does not hold gathered weights. With
-        # checkpointing it holds those of one layer only, and the function takes a sixth of the host's time.
+        # checkpointing it holds those of one layer only, and the function costs host time (docs/scaling.md).
         ds["zero_optimization"].setdefault("memory_efficient_linear", False)
     if device == "cpu":
         ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`
