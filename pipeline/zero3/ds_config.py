@@ -85,9 +85,11 @@ def deepspeed_config(
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     # The throughput timer synchronizes the device twice in each micro-step, and nothing reads it.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
-    if config.model.activation_checkpointing:
+    offloaded = ds["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
+    if config.model.activation_checkpointing or (ranks == 1 and not offloaded):
         # DeepSpeed replaces linear layers by a Python function so that the graph does not hold gathered weights. With
-        # checkpointing it holds those of one layer only, and the function costs host time (docs/scaling.md).
+        # checkpointing it holds those of one layer only, and on one rank nothing is gathered. The function costs host
+        # time (docs/scaling.md).
         ds["zero_optimization"].setdefault("memory_efficient_linear", False)
     if device == "cpu":
         ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`

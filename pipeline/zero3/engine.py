@@ -40,6 +40,7 @@ from pipeline.zero3.initialize import import_muon_uncompiled
 from pipeline.zero3.model_state import StateCollector, collect_state, load_state
 from pipeline.zero3.optimizer import build_optimizer
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
+from pipeline.zero3.reductions import run_ahead_of_reductions
 from pipeline.zero3.vocabulary_shards import NodeExchange, VocabularyShards
 
 
@@ -77,10 +78,12 @@ class ZeroEngine:
         module = SolarModel(model, config.loss, self.padded_size, num_languages, speeds, head_exchange)
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.
-        set_z3_leaf_modules(module, list({type(layer) for layer in model.get_decoder().layers}))
+        layers = model.get_decoder().layers
+        set_z3_leaf_modules(module, list({type(layer) for layer in layers}))
         import_muon_uncompiled()
         self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         gather_together_after_steps(self.ds_engine.optimizer.persistent_parameters)
+        run_ahead_of_reductions(self.ds_engine.optimizer, layers)
         self.device = self.ds_engine.device
         self.ds_engine.checkpoint_engine = StateCollector()
         self.ds_engine._copy_recovery_script = lambda path: None  # `pipeline.export` replaces that script

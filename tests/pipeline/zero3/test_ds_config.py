@@ -133,16 +133,22 @@ def test_deepspeed_config_disables_throughput_timer(configured: dict, tmp_path: 
     assert get_timers_config(ds).enabled == bool(configured)
 
 
-@pytest.mark.parametrize("configured", [{}, {"memory_efficient_linear": True}], ids=["default", "set"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_deepspeed_config_uses_plain_linear_layers_with_checkpointing(
-    configured: dict, checkpointing: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "zero", "expected"),
+    [
+        (["--model.activation_checkpointing", "false"], 4, {}, True),
+        (["--model.activation_checkpointing", "true"], 4, {}, False),
+        (["--model.activation_checkpointing", "true"], 4, {"memory_efficient_linear": True}, True),
+        (["--model.activation_checkpointing", "false"], 1, {}, False),
+        (["--model.activation_checkpointing", "false"], 1, {"offload_param": {"device": "cpu"}}, True),
+    ],
+    ids=["default", "checkpointing", "set", "one rank", "one rank, offloaded"],
+)
+def test_deepspeed_config_uses_plain_linear_layers_if_no_gathered_weights_stay(
+    overrides: list[str], ranks: int, zero: dict, expected: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "ds.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": 3} | configured}))
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3} | zero}))
     recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
-    ds = deepspeed_config(
-        load_config(recipe, ["--model.activation_checkpointing", str(checkpointing).lower()]), 4, 32, 5
-    )
-    zero = DeepSpeedZeroConfig(**ds["zero_optimization"])
-    assert zero.memory_efficient_linear == (not checkpointing or bool(configured))
+    ds = deepspeed_config(load_config(recipe, overrides), ranks, 32, 5)
+    assert DeepSpeedZeroConfig(**ds["zero_optimization"]).memory_efficient_linear == expected
