@@ -50,9 +50,11 @@ def cpu_device(rates: dict[str, float], module_seconds: float, hop_seconds: floa
         network_gb_s=gb_s,
         host_gb_s=gb_s,
         host_memory_gib=1,
+        host_memory_gb_s=gb_s,
         attention_copies_mask=True,
         compute_efficiency=1,
         link_efficiency=1,
+        layer_seconds=0,
         module_seconds=module_seconds,
         hop_seconds=hop_seconds,
     )

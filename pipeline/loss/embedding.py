@@ -137,7 +137,7 @@ class _Lookup(torch.autograd.Function):
         group: Group,
         grad_factor: float,
     ) -> Tensor:
-        ctx.shard, ctx.route, ctx.group, ctx.grad_factor = shard, route, group, grad_factor
+        ctx.total, ctx.route, ctx.group, ctx.grad_factor = shard.grad, route, group, grad_factor
         ctx.save_for_backward(requested)
         rows = all_to_all(shard.weight[requested], route.requested_by, route.requested_from, group)
         return rows[route.distinct.inverse]
@@ -145,7 +145,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None, None, None]:
         (requested,) = ctx.saved_tensors
-        route, distinct, total = ctx.route, ctx.route.distinct, ctx.shard.grad
+        route, distinct, total = ctx.route, ctx.route.distinct, ctx.total
         if total is None:
             return None, None, None, None, None, None
         # Not index_add_: on a GPU its atomics add equal indices in an order that varies between runs.

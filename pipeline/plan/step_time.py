@@ -2,7 +2,7 @@
 
 The model is a roofline: matrix products run at a fraction of the peak, other operations at the memory bandwidth, and
 collectives at a fraction of the bandwidth of the slowest link, plus a latency for the start and for each hop of a ring.
-On a GPU, the work of the host per module overlaps with the device, and the slower of the two counts.
+On a GPU, the work of the host per layer overlaps with the device, and the slower of the two counts.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from pipeline.zero3.cluster_speeds import cluster_speeds
 # Bytes that the update reads and writes per parameter: fp32 gradient, two moments, fp32 parameter, the copy in the
 # compute dtype, gradient norm and clipping.
 OPTIMIZER_BYTES = 44
-# Host time of a layer that is a leaf module, relative to the sum over its modules with hooks on each. Measured on CPU
-# ranks with whole steps of 24 tiny layers, see docs/performance.md.
+HOST_MEMORY_EFFICIENCY = 0.5  # fraction of the CPU memory's bandwidth that an offloaded optimizer reaches; assumed
+# Host time of a layer that is a leaf module, relative to that with hooks on each of its modules. Measured on CPU ranks
+# with whole steps of 24 tiny layers, see docs/performance.md.
 LEAF_HOST_FRACTION = 0.66
 
 
@@ -60,8 +61,8 @@ class StepTime:
     """Seconds of one optimizer step.
 
     Attributes:
-        compute: computation time by part: layers, loss, optimizer, and host (the time in module hooks, which overlaps
-            with the layers).
+        compute: computation time by part: layers, loss, optimizer, and host (the time to start the layers,
+            which overlaps with them).
         messages: communication time by transfer.
         serial: total without overlap.
         overlapped: total with all overlap that the schedule allows.
@@ -101,13 +102,14 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
     bandwidth = speeds.memory
     flops, rate = work.flops, speeds.flops
     elementwise = run.activations.elementwise * len(run.stats.layers) * (4 / 3 if run.checkpointing else 1)
-    modules = sum(len(layer) for layer in run.stats.layers) * (1.5 if run.checkpointing else 1)
-    modules *= LEAF_HOST_FRACTION if run.leaf_modules else 1
+    host = len(run.stats.layers) * device.layer_seconds
+    host += sum(len(layer) for layer in run.stats.layers) * device.module_seconds
+    host *= (1.5 if run.checkpointing else 1) / (1 if run.leaf_modules else LEAF_HOST_FRACTION)
     compute = {
         "layers": steps * ((flops.layers + flops.attention) / rate + elementwise / bandwidth),
         "loss": steps * (flops.loss / rate + work.loss_bytes / bandwidth),
-        "optimizer": _optimizer_seconds(run, device),
-        "host": steps * modules * device.module_seconds,
+        "optimizer": _optimizer_seconds(run, device, per_node),
+        "host": steps * host,
     }
     messages = {
         t.name: speeds.transfer_seconds(t.received, t.between_nodes(run.ranks, per_node), t.calls, t.hops)
@@ -128,10 +130,11 @@ def step_time(run: PlannedRun, work: StepWork, device: Device, per_node: int) ->
     return StepTime(compute, messages, serial, overlapped)
 
 
-def _optimizer_seconds(run: PlannedRun, device: Device) -> float:
+def _optimizer_seconds(run: PlannedRun, device: Device, per_node: int) -> float:
     if not run.zero.offload_optimizer:
         return OPTIMIZER_BYTES * run.trained_elements / (device.memory_gb_s * 1e9)
     # The gradients of each micro-step are copied to the host and back. The updated weights are copied back at the end.
     copied = run.trained_elements * (run.gradient_accumulation_steps * 8 + run.element_size)
-    update = OPTIMIZER_BYTES * run.trained_elements / (device.host_optimizer_gb_s * 1e9)
+    bandwidth = HOST_MEMORY_EFFICIENCY * device.host_memory_gb_s * 1e9 / per_node
+    update = OPTIMIZER_BYTES * run.trained_elements / bandwidth
     return copied / (device.host_gb_s * 1e9) + update

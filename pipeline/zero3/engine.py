@@ -151,7 +151,8 @@ class ZeroEngine:
             1.0 / (self.ranks * self.loss_scale),
         )
         self.ds_engine.backward(loss * self.ranks, scale_wrt_gas=False)
-        return self.vocabulary_shards.sum_losses(result)
+        # Without its graph, which holds a copy of the vocabulary rows if they are offloaded.
+        return self.vocabulary_shards.sum_losses(replace(result, loss=result.loss.detach()))
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch, normalizers: LossNormalizers) -> SolarLoss:

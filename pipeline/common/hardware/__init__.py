@@ -26,14 +26,16 @@ class Device:
         network_gb_s: bandwidth to other nodes.
         host_gb_s: bandwidth to CPU memory.
         host_memory_gib: CPU memory of a node, for offloading.
+        host_memory_gb_s: bandwidth of a node's CPU memory, of which an offloaded optimizer reaches half.
         attention_copies_mask: whether sdpa converts the boolean mask of packed rows to a floating-point mask in every
             layer.
         compute_efficiency: fraction of the peak that large matrix products reach.
         link_efficiency: fraction of the link bandwidth that collectives reach.
-        module_seconds: host time of one module's forward and backward with ZeRO-3's hooks. On a GPU, a module
-            takes at least this long.
+        layer_seconds: host time of a decoder layer's forward and backward under ZeRO-3. On a GPU, a layer takes at
+            least this long, plus `module_seconds` for each of its modules. The defaults are of the recipes measured on
+            an H100 (docs/scaling.md).
+        module_seconds: host time of each module of a decoder layer that has parameters.
         hop_seconds: latency of one hop of a ring.
-        host_optimizer_gb_s: CPU memory bandwidth for the optimizer of one rank, if it is offloaded.
         reserve_gib: memory set aside for the CUDA context, NCCL and the allocator.
     """
 
@@ -46,12 +48,13 @@ class Device:
     network_gb_s: float
     host_gb_s: float
     host_memory_gib: float
+    host_memory_gb_s: float
     attention_copies_mask: bool
     compute_efficiency: float = 0.7
     link_efficiency: float = 0.8
-    module_seconds: float = 2e-3
+    layer_seconds: float = 6.5e-3
+    module_seconds: float = 0.26e-3
     hop_seconds: float = 3e-6
-    host_optimizer_gb_s: float = 20.0
     reserve_gib: float = 4.0
 
     def flops(self, precision: str) -> float:

@@ -66,13 +66,14 @@ def save_gradients(recipe: str) -> None:
     normalizers = LossNormalizers(*distributed.all_reduce_sum([local.tokens, local.pairs], engine.device))
     evaluated = engine.evaluate(batch, normalizers)
     result = engine.forward_backward(batch, config.loss.alignment_weight, normalizers)
+    assert result.loss.grad_fn is None, "the graph would stay in memory until the end of the optimizer step"
     trained = {name: p for name, p in engine.ds_engine.module.named_parameters() if p.requires_grad}
     gradients = {name: safe_get_full_grad(p) for name, p in trained.items() if name not in engine.vocabulary_names()}
     vocabulary = engine.vocabulary_shards.vocabulary()
     for name, shard in (("embedding", vocabulary.embedding), ("head", vocabulary.head)):
         if shard.grad is not None:
             gradients[name] = torch.cat(distributed.all_gather_object(shard.grad))[:VOCAB]
-    sums = {"loss": result.loss.detach(), "ce_sum": result.ce_sum, "distance_sum": result.distance_sum}
+    sums = {"loss": result.loss, "ce_sum": result.ce_sum, "distance_sum": result.distance_sum}
     sums["eval_distance_sum"] = evaluated.distance_sum
     if rank == 0:
         torch.save(sums | gradients, Path(recipe).with_suffix(f".{ranks}.pt"))
