@@ -39,6 +39,7 @@ from pipeline.zero3.cluster_speeds import cluster_speeds
 from pipeline.zero3.initialize import import_muon_uncompiled
 from pipeline.zero3.model_state import StateCollector, collect_state, load_state
 from pipeline.zero3.optimizer import build_optimizer
+from pipeline.zero3.partitions import avoid_loops_over_ranks
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
 from pipeline.zero3.reductions import run_ahead_of_reductions
 from pipeline.zero3.vocabulary_shards import NodeExchange, VocabularyShards
@@ -84,6 +85,7 @@ class ZeroEngine:
         self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         gather_together_after_steps(self.ds_engine.optimizer.persistent_parameters)
         run_ahead_of_reductions(self.ds_engine.optimizer, layers)
+        avoid_loops_over_ranks(self.ds_engine.optimizer)
         self.device = self.ds_engine.device
         self.ds_engine.checkpoint_engine = StateCollector()
         self.ds_engine._copy_recovery_script = lambda path: None  # `pipeline.export` replaces that script

@@ -92,7 +92,10 @@ def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Pat
 
 
 def test_resume_bf16_keeps_fp32_weights(prepared: Prepared, tmp_path: Path) -> None:
-    """Gradients are summed over ranks in bf16, so later losses agree only within its rounding error."""
+    """Losses agree only within rounding to bf16: one rank rounds the sum of a product and a bias once, two ranks twice.
+
+    Gradients are summed over ranks in bf16, which affects later losses.
+    """
     changes = {**SETTINGS, "training__max_steps": 4, "training__precision": "bf16", "loss__centring": True}
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(2, "--config", whole)
@@ -100,5 +103,5 @@ def test_resume_bf16_keeps_fp32_weights(prepared: Prepared, tmp_path: Path) -> N
     keep_up_to(tmp_path / "whole", 2)
     train(1, "--config", whole)
     after = metrics(tmp_path / "whole")
-    assert after[2]["ce_loss"] == pytest.approx(before[2]["ce_loss"], rel=1e-6)  # the same weights
+    assert after[2]["ce_loss"] == pytest.approx(before[2]["ce_loss"], rel=1e-5)  # the same weights
     assert after[3]["ce_loss"] == pytest.approx(before[3]["ce_loss"], rel=1e-3)
