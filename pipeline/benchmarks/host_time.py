@@ -1,4 +1,4 @@
-"""Measure the host time that the loss and the embedding lookup take to plan their work, for 8 to 1,024 ranks.
+"""Measure the host time that loss, embedding lookup and ZeRO-3 take for their messages, for 8 to 1,024 ranks.
 
     python -m pipeline.benchmarks.host_time
 
@@ -10,6 +10,9 @@ ranks are random. Times are of one process with one thread, in milliseconds per 
     schedule    divide the target tokens into chunks and choose the head
     tables      tables of sequences and pairs, and of the target tokens of each subchunk. A GPU expands the tables of
                 the target tokens, so this part of the time is the device's there.
+    gather      fill the parameters of a decoder layer after a gather, which is done two or three times per micro-step
+    reduce      divide the gradients of a decoder layer between the ranks, once per micro-step; both also by DeepSpeed's
+                own functions. The layer is tiny, so that copies take little time.
 
 Writes a CSV.
 """
@@ -20,10 +23,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.comm.coalesced_collectives import reduce_scatter_coalesced
+from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, ZeroParamStatus
 from torch import Tensor
 
 from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, write_csv
@@ -35,9 +41,11 @@ from pipeline.loss.head_choice import HeadSchedule, choose_head
 from pipeline.loss.head_time import BYTES_ONLY
 from pipeline.loss.layout import message_parts, pad_message
 from pipeline.loss.subchunk_tokens import subchunk_tokens, token_tables
+from pipeline.zero3.partitions import scatter_mean, wait_for_gather
 
 RANKS = (8, 64, 128, 256, 512, 1024)
 VOCAB, HIDDEN, TOKENS, SEQUENCES = 152_576, 3584, 4096, 16
+LAYER = ((64, 64),) * 4 + ((128, 64),) * 3 + ((64,),) * 2  # shapes of its parameters
 
 
 def random_batch(seed: int) -> tuple[LossBatch, Tensor]:
@@ -122,6 +130,44 @@ def measure(ranks: int, repeats: int) -> Row:
     }
 
 
+def measure_layer(ranks: int, repeats: int) -> Row:
+    """Return the milliseconds of ZeRO-3 for a decoder layer. A process group of that size must exist."""
+    sizes = [torch.Size(shape).numel() for shape in LAYER]
+    gradients, widths = [torch.ones(shape) for shape in LAYER], [-(-size // ranks) for size in sizes]
+    buffer = torch.zeros(ranks * sum(widths))
+
+    def gathered() -> AllGatherCoalescedHandle:
+        parameters = [
+            SimpleNamespace(
+                ds_status=ZeroParamStatus.INFLIGHT,
+                ds_shape=shape,
+                ds_numel=size,
+                ds_tensor=SimpleNamespace(ds_numel=width, dtype=buffer.dtype),
+            )
+            for shape, size, width in zip(LAYER, sizes, widths, strict=True)
+        ]
+        finished = SimpleNamespace(wait=lambda: None)
+        return AllGatherCoalescedHandle(finished, parameters, list(buffer.chunk(ranks)), ranks)
+
+    def timed_gather(wait: Callable[[AllGatherCoalescedHandle], object]) -> float:
+        handles = [gathered() for _ in range(repeats + 1)]
+        return timed(lambda: wait(handles.pop()), repeats)
+
+    with mock.patch.multiple(
+        "deepspeed.comm",
+        get_rank=dist.get_rank,
+        get_world_size=dist.get_world_size,
+        reduce_scatter_fn=lambda output, tensor, group, async_op: None,
+    ):
+        reduce_deepspeed_ms = timed(lambda: reduce_scatter_coalesced(gradients, dist.group.WORLD), repeats)
+    return {
+        "gather_ms": timed_gather(wait_for_gather),
+        "gather_deepspeed_ms": timed_gather(AllGatherCoalescedHandle.wait),
+        "reduce_ms": timed(lambda: scatter_mean(gradients, dist.group.WORLD), repeats),
+        "reduce_deepspeed_ms": reduce_deepspeed_ms,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUTPUT / "host_time", help="output path without .csv")
@@ -133,10 +179,10 @@ def main() -> None:
     rows: list[Row] = []
     for ranks in args.ranks:
         dist.init_process_group("fake", rank=0, world_size=ranks)
-        result = measure(ranks, args.repeats)
+        result = measure(ranks, args.repeats) | measure_layer(ranks, args.repeats)
         dist.destroy_process_group()
         rows.append({"ranks": ranks, **result, "machine": machine("cpu"), "torch": torch.__version__})
-        print_row(rows[-1], 7)
+        print_row(rows[-1], 11)
     write_csv(rows, args.out.with_suffix(".csv"))
 
 

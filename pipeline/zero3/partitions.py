@@ -31,7 +31,7 @@ def avoid_loops_over_ranks(optimizer: Any) -> None:
     Args:
         optimizer: the ZeRO-3 optimizer of DeepSpeed.
     """
-    AllGatherCoalescedHandle.wait = _wait
+    AllGatherCoalescedHandle.wait = wait_for_gather
     if optimizer.zenflow or optimizer.gradient_predivide_factor != 1 or optimizer.all2all_process_group is not None:
         return
     setattr(optimizer, f"{_STAGE3}__avg_scatter_grads", MethodType(_average_and_scatter, optimizer))
@@ -39,7 +39,7 @@ def avoid_loops_over_ranks(optimizer: Any) -> None:
         optimizer.partition_grads = MethodType(_accumulate, optimizer)
 
 
-def _wait(handle: Any, handle_dependency: bool = True) -> None:
+def wait_for_gather(handle: Any, handle_dependency: bool = True) -> None:
     """Wait for a gather and fill its parameters. Replaces `AllGatherCoalescedHandle.wait`."""
     if handle.complete or handle.quantization:
         _wait_per_rank(handle, handle_dependency)

@@ -15,7 +15,7 @@ from pipeline.benchmarks.ranks import CollectiveCounter
 from pipeline.common import distributed
 from pipeline.training.loop import train_step
 from pipeline.training.state import TrainState
-from pipeline.zero3.partitions import _wait, _wait_per_rank
+from pipeline.zero3.partitions import _wait_per_rank, wait_for_gather
 from pipeline.zero3.process_group import start_process_group
 from tests.runs import run_forked_ranks
 
@@ -44,7 +44,7 @@ def steps(ours: bool) -> tuple[list[float], list[torch.Tensor], int]:
             batches, normalizers = random_micro_batches(CASE, step)
             with CollectiveCounter() as counter:
                 losses += [float(part.loss) for part in train_step(zero, batches, 1.0, normalizers, TrainState(step))]
-        assert (AllGatherCoalescedHandle.wait is _wait) == ours
+        assert (AllGatherCoalescedHandle.wait is wait_for_gather) == ours
     weights = [
         p.ds_tensor[: max(p.ds_numel - distributed.rank() * p.ds_tensor.ds_numel, 0)].clone()  # without padding
         for p in zero.ds_engine.module.parameters()
