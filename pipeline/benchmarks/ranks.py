@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pipeline.benchmarks.common import OUTPUT, Row, machine, print_row, pyplot, run_ranks, write_csv
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
 from pipeline.loss.head_choice import HEADS
 from pipeline.loss.settings import Head
 from pipeline.loss.traffic import Traffic
+from pipeline.plan.storage_tracker import tensors_in
 
 VOCAB, HIDDEN, SEQUENCE_LENGTH = 4096, 64, 32
 TOKENS = (256, 1024, 4096, 8192, 16384)
@@ -51,9 +51,8 @@ class CollectiveCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, Tensor):
-                self.largest = max(self.largest, leaf.untyped_storage().nbytes() // leaf.element_size())
+        for tensor in tensors_in(args, kwargs, result):
+            self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
         if func.namespace == "c10d":
             by_rank = self._received_by_rank(func._opname, args)
             self.received += sum(by_rank.values())
@@ -65,7 +64,7 @@ class CollectiveCounter(TorchDispatchMode):
 
     def _received_by_rank(self, name: str, args: Any) -> dict[int, float]:
         """Return the bytes received from each other rank."""
-        sizes = [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        sizes = [tensor.nbytes for tensor in tensors_in(args)]
         boxed = [arg for arg in args if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type())]
         if not boxed:
             return {}

@@ -6,9 +6,21 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """Return the tensors in arguments or results of an operation. torch's pytree takes longer than small operations."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(*value)
+        elif isinstance(value, dict):
+            found += tensors_in(*value.values())
+    return found
 
 
 class StorageTracker(TorchDispatchMode):
@@ -32,10 +44,10 @@ class StorageTracker(TorchDispatchMode):
         return self._bound
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = tensors_in(args, kwargs)
         input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
         result = func(*args, **(kwargs or {}))
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = tensors_in(result)
         new = [tensor for tensor in outputs if tensor.untyped_storage()._cdata not in input_storages]
         for tensor in new:
             storage = tensor.untyped_storage()

@@ -85,11 +85,9 @@ def deepspeed_config(
     ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     # The throughput timer synchronizes the device twice in each micro-step, and nothing reads it.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
-    offloaded = ds["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
-    if config.model.activation_checkpointing or (ranks == 1 and not offloaded):
+    if config.model.activation_checkpointing or not _gathers_weights(ds, ranks):
         # DeepSpeed replaces linear layers by a Python function so that the graph does not hold gathered weights. With
-        # checkpointing it holds those of one layer only, and on one rank nothing is gathered. The function costs host
-        # time (docs/scaling.md).
+        # checkpointing it holds those of one layer only. The function costs host time (docs/scaling.md).
         ds["zero_optimization"].setdefault("memory_efficient_linear", False)
     if device == "cpu":
         ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`
@@ -104,6 +102,11 @@ def deepspeed_config(
         "gradient_accumulation_steps": total // (micro * (ranks // parts)),
         "gradient_clipping": training.max_grad_norm,
     }
+
+
+def _gathers_weights(ds: dict[str, Any], ranks: int) -> bool:
+    """Return whether layers work on copies of the weights: gathered from other ranks, or from CPU memory."""
+    return ranks > 1 or ds["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
 
 
 def _check_partitions(path: Path, zero: dict[str, Any], ranks: int) -> None:
