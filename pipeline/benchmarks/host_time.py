@@ -11,8 +11,9 @@ ranks are random. Times are of one process with one thread, in milliseconds per 
     tables      tables of sequences and pairs, and of the target tokens of each subchunk. A GPU expands the tables of
                 the target tokens, so this part of the time is the device's there.
     gather      fill the parameters of a decoder layer after a gather, which is done two or three times per micro-step
-    reduce      divide the gradients of a decoder layer between the ranks, once per micro-step; both also by DeepSpeed's
-                own functions. The layer is tiny, so that copies take little time.
+    reduce      divide the gradients of a decoder layer between the ranks, once per micro-step
+                `gather_deepspeed` and `reduce_deepspeed` are DeepSpeed's own functions. The layer is tiny, so that
+                copies take little time. Each gather includes DeepSpeed's list of one slice per rank.
 
 Writes a CSV.
 """
@@ -134,7 +135,8 @@ def measure_layer(ranks: int, repeats: int) -> Row:
     """Return the milliseconds of ZeRO-3 for a decoder layer. A process group of that size must exist."""
     sizes = [torch.Size(shape).numel() for shape in LAYER]
     gradients, widths = [torch.ones(shape) for shape in LAYER], [-(-size // ranks) for size in sizes]
-    buffer = torch.zeros(ranks * sum(widths))
+    width_of_layer = sum(widths)
+    buffer = torch.zeros(ranks * width_of_layer)
 
     def gathered() -> AllGatherCoalescedHandle:
         parameters = [
@@ -146,12 +148,8 @@ def measure_layer(ranks: int, repeats: int) -> Row:
             )
             for shape, size, width in zip(LAYER, sizes, widths, strict=True)
         ]
-        finished = SimpleNamespace(wait=lambda: None)
-        return AllGatherCoalescedHandle(finished, parameters, list(buffer.chunk(ranks)), ranks)
-
-    def timed_gather(wait: Callable[[AllGatherCoalescedHandle], object]) -> float:
-        handles = [gathered() for _ in range(repeats + 1)]
-        return timed(lambda: wait(handles.pop()), repeats)
+        partitions = [buffer.narrow(0, width_of_layer * rank, width_of_layer) for rank in range(ranks)]
+        return AllGatherCoalescedHandle(SimpleNamespace(wait=lambda: None), parameters, partitions, ranks)
 
     with mock.patch.multiple(
         "deepspeed.comm",
@@ -161,8 +159,8 @@ def measure_layer(ranks: int, repeats: int) -> Row:
     ):
         reduce_deepspeed_ms = timed(lambda: reduce_scatter_coalesced(gradients, dist.group.WORLD), repeats)
     return {
-        "gather_ms": timed_gather(wait_for_gather),
-        "gather_deepspeed_ms": timed_gather(AllGatherCoalescedHandle.wait),
+        "gather_ms": timed(lambda: wait_for_gather(gathered()), repeats),
+        "gather_deepspeed_ms": timed(lambda: AllGatherCoalescedHandle.wait(gathered()), repeats),
         "reduce_ms": timed(lambda: scatter_mean(gradients, dist.group.WORLD), repeats),
         "reduce_deepspeed_ms": reduce_deepspeed_ms,
     }

@@ -121,7 +121,7 @@ class Case:
                 "stage3_max_reuse_distance": self.live,
                 "stage3_param_persistence_threshold": 1000,
                 "zero_hpz_partition_size": min(self.hpz, ranks),
-                "memory_efficient_linear": not self.checkpointing,
+                "memory_efficient_linear": not self.checkpointing and ranks > 1,
             },
             "steps_per_print": 10**9,
             "train_batch_size": self.rows * self.accumulation * ranks // self.parts(ranks),

@@ -18,7 +18,7 @@ from pipeline.zero3.cluster_speeds import cluster_speeds
 OPTIMIZER_BYTES = 44
 HOST_MEMORY_EFFICIENCY = 0.5  # fraction of the CPU memory's bandwidth that an offloaded optimizer reaches; assumed
 # Host time of a layer that is a leaf module, relative to that with hooks on each of its modules. Measured on CPU ranks
-# with whole steps of 24 tiny layers, see docs/performance.md.
+# with whole steps of 24 tiny layers, see docs/scaling.md.
 LEAF_HOST_FRACTION = 0.66
 
 

@@ -2,8 +2,8 @@
 
 For each parameter, DeepSpeed slices the gathered weights and the gradient once per rank, and joins the slices. With
 many ranks this takes the host longer than the layers take the GPU (docs/scaling.md). Here each parameter is one strided
-copy. DeepSpeed also writes gradients in fp32 before it adds them to the accumulated ones. The values are the same, bit
-for bit.
+copy. DeepSpeed also writes gradients in fp32 before it adds them to the accumulated ones. With gradients accumulated in
+fp32, the values are the same, bit for bit.
 
 Shape letters: R ranks, n elements of a parameter, p = ceil(n / R) elements of its partition.
 """
@@ -83,6 +83,8 @@ def scatter_mean(gradients: list[Tensor], group: Group) -> list[Tensor]:
     else:
         buffer = flat[0].new_empty(ranks, sum(widths))
         for gradient, columns, width in zip(flat, buffer.split(widths, 1), widths, strict=True):
+            if not width:
+                continue
             full, rest = divmod(len(gradient), width)
             torch.div(gradient[: full * width].view(full, width), ranks, out=columns[:full])
             if rest:
@@ -110,6 +112,6 @@ def _accumulate(optimizer: Any, parameters: list[Any], parts: list[Tensor]) -> N
                 total.copy_(part, non_blocking=True)
             else:
                 total.add_(part)
-            if part.is_cuda:
-                parameter.grad.record_stream(torch.cuda.current_stream())
+        if parameter.grad.is_cuda:
+            parameter.grad.record_stream(torch.cuda.current_stream())
         parameter.grad = None

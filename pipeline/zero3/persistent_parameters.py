@@ -1,8 +1,8 @@
 """Gather ZeRO-3's persistent parameters in one collective after a step.
 
 Persistent parameters are small ones, such as norms and biases, which every rank keeps whole. DeepSpeed gathers each in
-its own collective. Its `all_gather_coalesced` would use one collective, but its host time grows with the number of
-parameters times ranks.
+its own collective. Its `all_gather_coalesced` would use one collective, but with hpZ it reads copies from before the
+update.
 """
 
 from typing import Any

@@ -1,11 +1,10 @@
 """Let the host run ahead of the GPU while DeepSpeed reduces gradients, and measure their norm in one pass.
 
-DeepSpeed blocks the host at the end of each micro-step until all reductions are done, and after each layer until all
-but two of them are. The GPU then runs out of work: on an H100, for 8 ms per micro-step and 1.5 ms per layer of a 7B
-model (docs/performance.md). It also copies every gradient to float64 to compute the norm.
+DeepSpeed blocks the host at the end of each micro-step until all reductions are done, and in each layer until at most
+two are pending. The GPU then runs out of work: on an H100, for 8 ms per micro-step and 1.5 ms per layer of a 7B model
+(docs/performance.md). DeepSpeed also copies every gradient to float64 to compute the norm.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,16 +22,16 @@ class OrderedStream(torch.cuda.Stream):
 def run_ahead_of_reductions(optimizer: Any, layers: Iterable[Any]) -> None:
     """Replace the host's waits for gradient reductions by waits of the GPU, except those that bound memory.
 
-    The host may be ahead by the reductions of one decoder layer. Gradients of two layers are then in memory, as before:
-    the memory of a gradient can be reused only once its reduction is done.
+    The host may be ahead by the reductions of one decoder layer. Gradients of two layers are then in memory: that of a
+    gradient can be reused only once its reduction is done.
 
     Args:
         optimizer: the ZeRO-3 optimizer of DeepSpeed.
         layers: the decoder layers, partitioned.
     """
-    trained = (sum(p.ds_numel for p in layer.parameters() if p.requires_grad) for layer in layers)
-    reductions = math.ceil(max(trained, default=0) / optimizer.reduce_bucket_size)
-    optimizer.max_param_reduce_events = max(optimizer.max_param_reduce_events, 1 + reductions)
+    trained = [[p.ds_numel for p in layer.parameters() if p.requires_grad] for layer in layers]
+    reductions = [count_reductions(sizes, optimizer.reduce_bucket_size) for sizes in trained]
+    optimizer.max_param_reduce_events = max(optimizer.max_param_reduce_events, *reductions)
     stream = optimizer.reduce_and_partition_stream
     # The host reads offloaded gradients, so it has to wait for them.
     if not isinstance(stream, torch.cuda.Stream) or optimizer.offload_optimizer:
@@ -41,3 +40,23 @@ def run_ahead_of_reductions(optimizer: Any, layers: Iterable[Any]) -> None:
         optimizer.reduce_and_partition_stream = OrderedStream(stream.device)
     # The GPU's reduction of fp32 is a tree, so its error is about 1e-6 for any number of elements.
     stage3.get_norm_dtype = lambda: torch.float32
+
+
+def count_reductions(sizes: list[int], bucket_size: int) -> int:
+    """Count the reductions of a layer whose parameters have these numbers of elements.
+
+    DeepSpeed reduces a bucket before a gradient that does not fit, and does not split gradients.
+    """
+    reductions = elements = 0
+    for size in sizes:
+        if elements and elements + size > bucket_size:
+            reductions, elements = reductions + 1, 0
+        elements += size
+    return reductions + (elements > 0)
+
+
+def follow_current_stream(optimizer: Any) -> None:
+    """Make later work on the gradients wait for what the current stream has written to them."""
+    stream = optimizer.reduce_and_partition_stream
+    if isinstance(stream, torch.cuda.Stream):
+        stream.wait_stream(torch.cuda.current_stream(stream.device))

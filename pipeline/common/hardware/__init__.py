@@ -32,9 +32,9 @@ class Device:
         compute_efficiency: fraction of the peak that large matrix products reach.
         link_efficiency: fraction of the link bandwidth that collectives reach.
         layer_seconds: host time of a decoder layer's forward and backward under ZeRO-3. On a GPU, a layer takes at
-            least this long, plus `module_seconds` for each of its modules. The defaults are of the recipes measured on
-            an H100 (docs/scaling.md).
-        module_seconds: host time of each module of a decoder layer that has parameters.
+            least this long, plus `module_seconds` for each of its modules. The defaults are fitted to recipes measured
+            on an H100 (docs/scaling.md).
+        module_seconds: host time of each module with parameters in a decoder layer.
         hop_seconds: latency of one hop of a ring.
         reserve_gib: memory set aside for the CUDA context, NCCL and the allocator.
     """
