@@ -34,8 +34,10 @@ def deepspeeds_own() -> Iterator[None]:
         yield
 
 
-def steps(ours: bool) -> tuple[list[float], list[torch.Tensor], int]:
-    """Return the losses of two steps, this rank's weights after them, and the collectives of the last step."""
+def steps(ours: bool) -> tuple[list[float], list[torch.Tensor], int, int]:
+    """Return the losses of two steps, this rank's weights after them, the collectives of the last, and the number of
+    persistent parameters.
+    """
     torch.manual_seed(0)
     with nullcontext() if ours else deepspeeds_own():
         zero, losses = build_case_engine(CASE), []
@@ -49,18 +51,20 @@ def steps(ours: bool) -> tuple[list[float], list[torch.Tensor], int]:
         p.ds_tensor[: max(p.ds_numel - distributed.rank() * p.ds_tensor.ds_numel, 0)].clone()  # without padding
         for p in zero.ds_engine.module.parameters()
     ]
+    persistent = len(zero.ds_engine.optimizer.persistent_parameters)
     zero.ds_engine.destroy()
-    return losses, weights, counter.calls
+    return losses, weights, counter.calls, persistent
 
 
 def run_rank() -> None:
     start_process_group()
-    (ours, mine, few), (theirs, other, many) = steps(True), steps(False)
+    (ours, mine, few, persistent), (theirs, other, many, _) = steps(True), steps(False)
     equal = distributed.all_gather_object([torch.equal(a, b) for a, b in zip(mine, other, strict=True)])
     found = {
         "losses": ours == theirs and len(set(ours)) > 1,
         "weights": sum(not e for part in equal for e in part),
         "saved": many - few,
+        "persistent": persistent,
     }
     if distributed.is_main_process():
         print(json.dumps(found), flush=True)
@@ -71,7 +75,7 @@ def run_rank() -> None:
 def test_gathers_and_reductions_match_deepspeeds_own() -> None:
     (found,) = run_forked_ranks(3, ["-m", "tests.pipeline.benchmarks.test_zero3_collectives"])
     assert found["losses"] and found["weights"] == 0, found
-    assert found["saved"] > 10, found
+    assert found["persistent"] > 10 and found["saved"] == found["persistent"] - 1, found
 
 
 if __name__ == "__main__":

@@ -92,16 +92,20 @@ def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Pat
 
 
 def test_resume_bf16_keeps_fp32_weights(prepared: Prepared, tmp_path: Path) -> None:
-    """Losses agree only within rounding to bf16: one rank rounds the sum of a product and a bias once, two ranks twice.
+    """Gradients are summed over ranks in bf16, so later losses agree only within its rounding error.
 
-    Gradients are summed over ranks in bf16, which affects later losses.
+    The linear layers are the same on one rank as on two. By default they round differently.
     """
+    ds = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+    ds["zero_optimization"]["memory_efficient_linear"] = True
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
     changes = {**SETTINGS, "training__max_steps": 4, "training__precision": "bf16", "loss__centring": True}
+    changes["deepspeed"] = str(tmp_path / "ds.json")
     whole = write_recipe(tmp_path / "whole.yaml", prepared.shards, prepared.tokenizer, **changes)
     train(2, "--config", whole)
     before = metrics(tmp_path / "whole")
     keep_up_to(tmp_path / "whole", 2)
     train(1, "--config", whole)
     after = metrics(tmp_path / "whole")
-    assert after[2]["ce_loss"] == pytest.approx(before[2]["ce_loss"], rel=1e-5)  # the same weights
+    assert after[2]["ce_loss"] == pytest.approx(before[2]["ce_loss"], rel=1e-6)  # the same weights
     assert after[3]["ce_loss"] == pytest.approx(before[3]["ce_loss"], rel=1e-3)
