@@ -21,8 +21,8 @@ def partitioned_layer(sizes: list[int], frozen: int = 0) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("sizes", "reductions"),
-    [([], 0), ([50], 1), ([990], 1), ([60, 40, 1], 2), ([10, 990, 990, 10, 10], 4)],
-    ids=["none", "small", "larger than the bucket", "full bucket", "around large ones"],
+    [([], 0), ([50], 1), ([990], 1), ([60, 40], 1), ([60, 40, 1], 2), ([10, 990, 990, 10, 10], 4)],
+    ids=["none", "small", "larger than the bucket", "full bucket", "one more", "around large ones"],
 )
 def test_count_reductions_fills_buckets_of_100(sizes: list[int], reductions: int) -> None:
     assert count_reductions(sizes, 100) == reductions
