@@ -1,7 +1,8 @@
 """Start the project's commands as a user does, and tiny models and shards to start them on."""
 
+import atexit
 import json
-import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -55,13 +56,14 @@ def start_ranks(ranks: int, *words: object, script: str = "pipeline/train.py") -
     """`pipeline/train.py WORDS` on ranks of this machine, with the variables that every launcher sets."""
     port = str(free_port())
     processes = []
+    logs = Path(tempfile.mkdtemp(prefix="solar-logs-"))
+    atexit.register(shutil.rmtree, logs, ignore_errors=True)
     for rank in range(ranks):
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**ENVIRONMENT, **{k: str(v) for k, v in facts.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        descriptor, name = tempfile.mkstemp(suffix=".log")
-        os.close(descriptor)
-        processes.append(Fork([script, *map(str, words)], environment, Path(name), Path(name)))
+        log = logs / f"rank-{rank}"
+        processes.append(Fork([script, *map(str, words)], environment, log, log))
     return processes
 
 

@@ -51,6 +51,7 @@ class BenchmarkOptions:
         synonyms: number of words per verb and noun in each language. The n-th one is used with a frequency
             proportional to 1/n, independently in each language, so that translation is many to many.
         shared_nouns: number of nouns that are the same word in all languages, like names.
+        zipf: whether the n-th verb or noun occurs with a frequency proportional to 1/n, otherwise all equally often.
     """
 
     subwords: bool = False
@@ -58,6 +59,12 @@ class BenchmarkOptions:
     held_out: Literal["classes", "verbs"] = "classes"
     synonyms: int = 1
     shared_nouns: int = 0
+    zipf: bool = False
+
+
+def draw_rank(rng: random.Random, number: int) -> int:
+    """Draw an index below `number` by Zipf's law: the n-th one with a probability proportional to 1/n."""
+    return rng.choices(range(number), [1 / (n + 1) for n in range(number)])[0]
 
 
 def compute(operator: str, a: int, b: int) -> int:
@@ -194,12 +201,15 @@ class SyntheticBenchmark:
         """
         while True:
             steps = tuple(self._draw_step(rng, lang, combinations) for _ in range(rng.choice(NUM_STEPS)))
-            problem = SyntheticProblem(rng.randrange(MODULUS), rng.randrange(NUM_NOUNS), steps)
+            problem = SyntheticProblem(rng.randrange(MODULUS), self._draw_meaning(rng, NUM_NOUNS), steps)
             if problem.is_test is test:
                 return problem
 
+    def _draw_meaning(self, rng: random.Random, number: int) -> int:
+        return draw_rank(rng, number) if self.options.zipf else rng.randrange(number)
+
     def _draw_step(self, rng: random.Random, lang: str, combinations: Combinations) -> tuple[int, int, int]:
-        verb, noun = rng.randrange(NUM_VERBS), rng.randrange(NUM_NOUNS)
+        verb, noun = self._draw_meaning(rng, NUM_VERBS), self._draw_meaning(rng, NUM_NOUNS)
         if combinations != "all" and lang in LOW:
             if self.options.held_out == "verbs":
                 verbs = [v for v in range(NUM_VERBS) if (v in self.seen_verbs[lang]) is (combinations == "seen")]
@@ -215,9 +225,7 @@ class SyntheticBenchmark:
         rng = random.Random(f"synonyms {self.seed} {lang} {problem}")
 
         def word(meaning: int) -> int:
-            if synonyms == 1:
-                return meaning
-            return meaning * synonyms + rng.choices(range(synonyms), [1 / (n + 1) for n in range(synonyms)])[0]
+            return meaning * synonyms + (draw_rank(rng, synonyms) if synonyms > 1 else 0)
 
         return word(problem.noun), [(word(verb), word(noun)) for verb, noun, _ in problem.steps]
 

@@ -13,6 +13,7 @@ from pipeline.experiments.synthetic_benchmark import (
     LOW,
     MID,
     NUM_CLASSES,
+    NUM_NOUNS,
     NUM_VERBS,
     OPERATORS,
     SHARED_TOKENS,
@@ -143,6 +144,20 @@ def test_synonyms_are_many_to_many_and_zipf():
         assert pairs[a, b] / total == pytest.approx(expected, abs=0.04)
     nouns = [language.nouns for language in benchmark.languages.values()]
     assert len({n[:6] for n in nouns}) == 1 and len({n[6:] for n in nouns}) == len(nouns)
+
+
+def test_meanings_follow_zipf_in_every_language():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(zipf=True))
+    rng = random.Random(0)
+    problems = [benchmark.draw_problem(rng, SYNTHETIC_PIVOT, "all") for _ in range(3000)]
+    verbs = Counter(verb for problem in problems for verb, *_ in problem.steps)
+    first_nouns = Counter(problem.noun for problem in problems)
+    for counts, number in ((verbs, NUM_VERBS), (first_nouns, NUM_NOUNS)):
+        weights = [1 / (n + 1) for n in range(number)]
+        frequencies = [counts[n] / counts.total() for n in range(number)]
+        assert frequencies == pytest.approx([weight / sum(weights) for weight in weights], abs=0.03)
+    seen = [benchmark.draw_problem(rng, "low1", "seen") for _ in range(500)]
+    assert {verb for problem in seen for verb, *_ in problem.steps} == set(range(NUM_VERBS))
 
 
 def test_answers_without_restatement_contain_one_word():
