@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.liger import apply_liger_kernel
 
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
@@ -171,6 +170,8 @@ def _apply_liger_kernel(model: PreTrainedModel) -> None:
     expected = ("gelu_pytorch_tanh",) if family.startswith("gemma") else ("silu", "swish")
     if activation not in expected:  # Liger patches the MLP without looking at it
         raise UserError(f"{name}: Liger's MLP has the activation {expected[0]}, not {activation}; set it to false")
+    from transformers.integrations.liger import apply_liger_kernel  # also imports peft and accelerate
+
     apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 
