@@ -218,7 +218,7 @@ def read_records(paths: list[Path]) -> Iterator[Record]:
 
 
 def format_record(pair_id: str, lang: str, fields: dict[str, Any], gold: str | None) -> dict[str, Any]:
-    """Return a canonical record as a dictionary with a fixed key order.
+    """Return a canonical record as a dictionary with the keys `pair_id`, `lang`, those of `fields`, and `gold`.
 
     Args:
         pair_id: Shared by the translations of one example.

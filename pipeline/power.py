@@ -1,4 +1,4 @@
-"""Say before any training how many examples and seeds show a difference in accuracy.
+"""Estimate before training how many examples and seeds are needed to detect a difference in accuracy.
 
     python -m pipeline.power --difference 3.8 --discordance 20 --examples 250 500 1000 --seeds 1 3 5 --seed_sd 1.5
     python -m pipeline.power --difference 2 --comparison runs/pilot/solar/comparison.json
@@ -37,8 +37,8 @@ def spread_of_discordance(difference: float, discordance: float, seed_sd: float,
     Args:
         difference: mean difference in accuracy.
         discordance: fraction of examples that only one of the models answers correctly.
-        seed_sd: standard deviation of the difference between seeds, beyond the choice of examples.
-        correlation: correlation between two seeds of the difference on an example.
+        seed_sd: standard deviation of the difference between seeds, apart from that due to the choice of examples.
+        correlation: correlation between the differences of two seeds on the same example.
 
     Raises:
         UserError: the difference is larger than the discordance allows.

@@ -19,7 +19,7 @@ def sample_texts(paths: list[Path], alpha: float, max_characters: int) -> Iterat
     Args:
         paths: JSON Lines and Parquet files of canonical records.
         alpha: Exponent in [0, 1].
-        max_characters: Approximate number of characters to sample; all of them if the files have fewer.
+        max_characters: Approximate number of characters to sample, at most the number in the files.
 
     Raises:
         UserError: A record is malformed, or alpha is outside [0, 1].

@@ -88,8 +88,8 @@ def load_packed_tokenizer(name: str | Path, shards: Path, manifest: Mapping[str,
     if part := part_that_differs(tokenizer, manifest):
         if TEMPLATE_DATE in tokenizer.init_kwargs and manifest.get(TEMPLATE_DATE) is None:
             raise UserError(
-                f"{shards}: an earlier version packed it with the date of that day, because the chat template of "
-                f"{name} reads the clock (strftime_now); pack again: this version replaces the clock by a fixed date"
+                f"{shards}: packed by an earlier version, in which the chat template of {name} wrote the date of that "
+                "packing (strftime_now); pack again, this version writes a fixed date"
             )
         raise UserError(
             f"{shards}: packed with a {part} that differs from that of {name}; pack again, or give the original one"

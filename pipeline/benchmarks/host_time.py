@@ -42,7 +42,7 @@ from pipeline.loss.head_choice import HeadSchedule, choose_head
 from pipeline.loss.head_time import BYTES_ONLY
 from pipeline.loss.layout import message_parts, pad_message
 from pipeline.loss.subchunk_tokens import subchunk_tokens, token_tables
-from pipeline.zero3.partitions import scatter_mean, wait_for_gather
+from pipeline.zero3.partitions import reduce_scatter_mean, wait_for_gather
 
 RANKS = (8, 64, 128, 256, 512, 1024)
 VOCAB, HIDDEN, TOKENS, SEQUENCES = 152_576, 3584, 4096, 16
@@ -126,7 +126,7 @@ def measure(ranks: int, repeats: int) -> Row:
         "schedule_ms": timed(scheduled, repeats),
         "sequence_tables_ms": timed(planned_without_tokens, repeats),
         "all_tables_ms": timed(planned, repeats),
-        "head": "vocab_parallel" if chosen.gather_rows else "gathered",
+        "head": "vocab_parallel" if chosen.vocab_parallel else "gathered",
         "subchunks": sum(len(chunk.subchunks) for chunk in chunks),
     }
 
@@ -161,7 +161,7 @@ def measure_layer(ranks: int, repeats: int) -> Row:
     return {
         "gather_ms": timed(lambda: wait_for_gather(gathered()), repeats),
         "gather_deepspeed_ms": timed(lambda: AllGatherCoalescedHandle.wait(gathered()), repeats),
-        "reduce_ms": timed(lambda: scatter_mean(gradients, dist.group.WORLD), repeats),
+        "reduce_ms": timed(lambda: reduce_scatter_mean(gradients, dist.group.WORLD), repeats),
         "reduce_deepspeed_ms": reduce_deepspeed_ms,
     }
 

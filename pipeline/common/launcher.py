@@ -41,8 +41,11 @@ def set_launcher_environment() -> None:
 def _mpi_ranks() -> dict[str, str] | None:
     """Return the launcher's variables of a process that mpirun started, or None for any other process.
 
-    Like DeepSpeed, it takes the rendezvous address from rank 0 by MPI, unless it is set. Unlike DeepSpeed, it also
-    takes a free port from rank 0, so that two runs can share a machine.
+    Like DeepSpeed, it takes the rendezvous address from rank 0 by MPI, unless MASTER_ADDR and MASTER_PORT are set.
+    Unlike DeepSpeed, it also takes a free port from rank 0, so that two runs can share a machine. Collective then.
+
+    Raises:
+        UserError: The MPI launcher has set no local ranks.
     """
     env = os.environ
     names = next((names for names in MPI_VARIABLES if all(name in env for name in names)), None)

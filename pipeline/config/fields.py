@@ -73,7 +73,7 @@ def check_ranges(config: Config, source: object) -> None:
         source: the recipe, for the error message.
 
     Raises:
-        UserError: a number is out of range, NaN or infinite, or a setting without that choice is null.
+        UserError: a number is out of range, NaN or infinite, or a setting that must not be null is null.
     """
     for key, field in leaf_fields():
         if value_of(config, key) is None and type(None) not in get_args(field.type):

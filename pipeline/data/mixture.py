@@ -70,7 +70,7 @@ def merge_manifests(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge the manifests of shard directories, as far as training uses them.
 
     Directories of one mixture have the same tokenizer and chat template, which `prepare_run` checks. Their fingerprints
-    can still differ if versions of this project packed them. Those of the first directory are returned.
+    can still differ if different versions of this project packed them. Those of the first directory are returned.
     """
     first, *others = manifests
     if not others:

@@ -33,7 +33,7 @@ Generator = Callable[[Container[int]], Iterator[dict[int, Generation]]]
 
 
 def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> int:
-    """Generate, score and write `evaluation.json`, `evaluation.md` and `generations.jsonl`.
+    """Generate and score responses, and write `evaluation.json`, `evaluation.md` and `generations.jsonl`.
 
     If any rank receives a signal, nothing is scored, and the next run resumes after the finished batches. Ranks that
     did not receive the signal finish their batches before exiting.
@@ -44,7 +44,7 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     Raises:
         UserError: the model is missing or cannot be used, a record is malformed, or the output directory is not
             writable.
-        ServerError: the server stays away.
+        ServerError: the server has not answered for `server_timeout` seconds.
     """
     check_settings(settings)
     examples = read_examples(Path(settings.data), settings.limit)
@@ -55,7 +55,7 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
     if not (settings.output or output.is_dir()):
         raise UserError(f"--model {settings.model} is not a directory; give the directory of the results with --output")
     with _process_group():
-        # On one rank, because a checkpoint may be completed between the checks of two.
+        # Only rank 0 checks: if a checkpoint is completed meanwhile, the ranks would not agree.
         distributed.broadcast_from_rank0(lambda: _check_may_evaluate(settings))
         with protect_export(output, None if settings.base_url else read_export_record(Path(settings.model))):
             prepare = _prepare_server if settings.base_url else _prepare_model

@@ -64,7 +64,10 @@ class RunLock:
             raise UserError(f"{self.path.parent}: just taken by {winner}; use another output_dir") from None
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
-        """Return whether a holder is certainly dead: an earlier start of this Slurm job or a vanished local process."""
+        """Return whether a holder has ended: a vanished process of this host, or an earlier start of this Slurm job.
+
+        A Slurm job is assumed to start one run at a time.
+        """
         if self._owner["job"] and holder.get("job") == self._owner["job"]:
             return True
         if holder.get("host") != self._owner["host"] or holder.get("job"):

@@ -121,18 +121,21 @@ class Watchdog:
         of the run, as other ranks of the host report. Blocks for about two heartbeat intervals.
 
         Returns:
-            A description with the ranks, their hosts and their steps; and what to do.
+            A description of the ranks, with their hosts and, if they are slow, their steps; and what to do.
         """
         before = self._read_heartbeats()
         time.sleep(2.2 * HEARTBEAT_SECONDS)
         after = self._read_heartbeats()
-        silent = [r for r in range(self.ranks) if r != self.rank and before.get(r) == after.get(r)]
+        ended = {r for r, heartbeat in after.items() if heartbeat["phase"] == "done"}
+        others = [r for r in range(self.ranks) if r != self.rank and r not in ended]
+        silent = [r for r in others if before.get(r) == after.get(r)]
         if silent:
             short_of_memory = {beat["host"] for r, beat in after.items() if r not in silent and beat["oom_kills"]}
             killed = {r for r in silent if r in after and after[r]["host"] in short_of_memory}
-            reasons = ("sends no heartbeat", "was killed by the kernel for lack of host memory")
+            reasons = ("sends no heartbeat", "was probably killed by the kernel for lack of host memory")
             descriptions = [f"{_rank_label(r, after)} {reasons[r in killed]}" for r in silent]
             return _join(descriptions), MEMORY_ADVICE if killed else RESTART_ADVICE
+        after = {r: heartbeat for r, heartbeat in after.items() if r not in ended}
         lowest_step = min((heartbeat["step"] for heartbeat in after.values()), default=0)
         positions = {r: f"step {heartbeat['step']} ({heartbeat['phase']})" for r, heartbeat in after.items()}
         common = max(positions.values(), key=list(positions.values()).count, default="")
@@ -193,7 +196,7 @@ class Watchdog:
                 self._end_run(f"rank {silent} sent no heartbeat for {self.max_silence:.0f} s; {where}")
 
     def _end_run(self, reason: str) -> None:
-        """Record the failure, print it and exit, because the main thread hangs or is about to.
+        """Record the failure, print it and exit, because the main thread hangs, or will hang in its next collective.
 
         Return if another rank has failed first; its message is then the one to print.
         """

@@ -149,18 +149,18 @@ class BufferSizes:
         frozen, size = torch.is_grad_enabled() and vocabulary.head.grad is None, weight.element_size()
         return cls(ranks, vocabulary.shard_rows(ranks), weight.shape[1], size, softcap, weight.is_cuda, frozen)
 
-    def rows_that_fit(self, settings: LossSettings, gather_rows: bool) -> int:
+    def rows_that_fit(self, settings: LossSettings, vocab_parallel: bool) -> int:
         """Return the number of target tokens per rank that fit in one subchunk, which is equal on all ranks.
 
-        With the vocabulary-parallel head, a subchunk has R times as many rows, but R times fewer columns. Neither the
-        logits and hidden states nor the lists of largest logits exceed the memory budget.
+        With `vocab_parallel`, a subchunk has R times as many rows, but R times fewer columns. Neither the logits and
+        hidden states nor the lists of largest logits exceed the memory budget.
 
         Args:
             settings: determine the memory budget.
-            gather_rows: whether the vocabulary-parallel head is used, or else the ring head.
+            vocab_parallel: whether the head is `vocab_parallel`, or else `gathered`.
         """
         ranks, size = self.ranks, self.element_size
-        if gather_rows:
+        if vocab_parallel:
             hidden = ranks * (HIDDEN_TENSORS if ranks > 1 else HIDDEN_TENSORS_OF_ONE_RANK) * self.hidden * size
             rows = rows_in_budget(settings, ranks * row_stride(self.shard_rows) * size, self.softcap, self.gpu, hidden)
             lists = top_k_bytes(settings, ranks * self.shard_rows, size, ranks)
@@ -171,7 +171,7 @@ class BufferSizes:
         return rows_in_budget(settings, row_bytes, self.softcap, self.gpu, block, 1 - BLOCKS_FRACTION)
 
     def block_rows(self, settings: LossSettings) -> int:
-        """Return the number of rows of each shard that the ring head gathers at a time."""
+        """Return the number of rows of each shard that the head `gathered` gathers at a time."""
         budget = BLOCKS_FRACTION * budget_bytes(settings, self.gpu)
         # Two blocks, and the fp32 gradients of two blocks.
         row_bytes = self.ranks * self.hidden * 2 * (self.element_size + max(4, self.element_size))
@@ -184,10 +184,10 @@ def budget_bytes(settings: LossSettings, gpu: bool) -> float:
 
 
 def top_k_bytes(settings: LossSettings, vocab_size: int, element_size: int, ranks: int) -> int:
-    """Return the bytes of the lists of largest logits per target token of a rank, for the vocabulary-parallel head.
+    """Return the bytes that the selection of the k largest logits needs on a rank, per target token of each rank.
 
-    Each target token is a row on all R ranks. For a row, a rank holds the logits that it selects among its columns
-    twice, with three int64 indices, and three copies of the list of k logits that the ranks exchange.
+    With the head `vocab_parallel`, a rank has the target tokens of all R ranks. For each of them it holds every logit
+    that it selects among its columns twice, with three int64 indices each, and three copies of the k exchanged logits.
     """
     if settings.num_selected is None:
         return 0

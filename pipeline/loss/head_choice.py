@@ -25,12 +25,12 @@ class HeadSchedule:
     Attributes:
         chunks: the chunks.
         order: [S] indices of the sequences in chunk order.
-        gather_rows: whether the vocabulary-parallel head is used, or else the ring head.
+        vocab_parallel: whether the head is `vocab_parallel`, or else `gathered`.
     """
 
     chunks: list[Chunk]
     order: Tensor
-    gather_rows: bool
+    vocab_parallel: bool
 
 
 def choose_head(
@@ -41,7 +41,9 @@ def choose_head(
     top_k: int | None,
     speeds: ClusterSpeeds,
 ) -> HeadSchedule:
-    """Divide the target tokens into chunks for the head of the settings, or for that with less predicted time.
+    """Divide the target tokens into chunks for the head that `settings.head` names.
+
+    With `auto`, it is the head with the shorter predicted time. On one rank, it is always `vocab_parallel`.
 
     Args:
         layout: layout of all ranks, ordered by rank.
@@ -68,10 +70,10 @@ def choose_head(
     return candidates[min(predicted, key=lambda head: predicted[head])]
 
 
-def _schedule(layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, gather_rows: bool) -> HeadSchedule:
-    rows, kind = sizes.rows_that_fit(settings, gather_rows), alignment_group(settings)
+def _schedule(layout: GlobalLayout, sizes: BufferSizes, settings: LossSettings, vocab_parallel: bool) -> HeadSchedule:
+    rows, kind = sizes.rows_that_fit(settings, vocab_parallel), alignment_group(settings)
     chunks, order = schedule(layout.lengths, layout.pivot, layout.sequence_counts, rows, kind, layout.longest_parts)
-    return HeadSchedule(chunks, order, gather_rows)
+    return HeadSchedule(chunks, order, vocab_parallel)
 
 
 def alignment_group(settings: LossSettings) -> AlignmentGroup:

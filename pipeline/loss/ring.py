@@ -60,10 +60,10 @@ class RingSoftmax(ShardedSoftmax):
         super().__init__(vocabulary, temperature, top_k, group, hard)
         self.rank, self.size = rank_and_size(group)
         self.shard_rows, self.block_rows = vocabulary.shard_rows(self.size), block_rows
-        self.start, self.columns, self.row_group = 0, vocabulary.size, None
+        self.start, self.num_columns, self.row_group = 0, vocabulary.size, None
         # The column of a logit is its vocabulary id, and padding comes last, so rows [C, R * v] begin with [C, V].
         self.buffer_columns = self.size * self.shard_rows
-        self._tied = False
+        self._joint_gradient = False
         if vocabulary.bias is not None:
             own = pad(vocabulary.bias, (0, self.shard_rows - len(vocabulary.bias)))
             self.bias = all_gather(own, group).flatten()[: vocabulary.size]
@@ -141,6 +141,8 @@ class RingSoftmax(ShardedSoftmax):
     def finish(self, grad_scale: float) -> None:
         super().finish(grad_scale)
         if self.vocabulary.bias_grad is not None and self.bias_grad is not None:
-            work, own = start_reduce_scatter(pad(self.bias_grad, (0, self.buffer_columns - self.columns)), self.group)
+            work, own = start_reduce_scatter(
+                pad(self.bias_grad, (0, self.buffer_columns - self.num_columns)), self.group
+            )
             work.wait()
             self.vocabulary.bias_grad += own[: len(self.vocabulary.bias_grad)]

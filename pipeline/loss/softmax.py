@@ -46,18 +46,18 @@ class ShardedSoftmax:
     def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group, hard: bool) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
         self.top_k, self.hard = None if top_k is None else min(top_k, vocabulary.size), hard
-        # The columns of the logits on this rank, and the group of ranks that hold the other columns.
-        self.start, self.columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
-        self.buffer_columns = self.columns
+        # First column and number of columns of the logits on this rank, and the ranks that hold the other columns.
+        self.start, self.num_columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
+        self.buffer_columns = self.num_columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
-        self._tied = vocabulary.embedding is vocabulary.head and vocabulary.head.grad is not None
+        self._joint_gradient = vocabulary.embedding is vocabulary.head and vocabulary.head.grad is not None
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
         self._buffer_rows = 0
 
     def reserve(self, subchunks: Iterable[SubchunkTokens]) -> None:
         """Make all buffers large enough for these subchunks. A larger one would be allocated beside the earlier one."""
-        rows = (len(s.targets) + self._tied * len(s.grad_index_of_sequence) for s in subchunks)
+        rows = (len(s.targets) + self._joint_gradient * len(s.grad_index_of_sequence) for s in subchunks)
         self._buffer_rows = max(rows, default=0)
 
     def softmax(self, tokens: SubchunkTokens, hidden: Tensor, statistics: RowStatistics | None) -> SoftmaxState:
@@ -69,7 +69,7 @@ class ShardedSoftmax:
             statistics: row statistics of an earlier pass over the subchunk. If None, compute them with one all-gather.
         """
         vocabulary = self.vocabulary
-        extra_rows = len(tokens.grad_index_of_sequence) if self._tied else 0
+        extra_rows = len(tokens.grad_index_of_sequence) if self._joint_gradient else 0
         e_buffer = self._buffer("z", len(hidden) + extra_rows, hidden)
         z = e_buffer[: len(hidden)]
         if vocabulary.logit_scale != 1:
@@ -95,7 +95,7 @@ class ShardedSoftmax:
             tempered_sums = log_sum, torch.ones_like(log_sum)
         sums = softmax_(z, 1.0, largest)
         statistics = statistics or self._statistics(target, sums, tempered_sums or sums, largest)
-        top_k = one_hot(columns, local, dtype, self.columns) if self.hard else None
+        top_k = one_hot(columns, local, dtype, self.num_columns) if self.hard else None
         if largest is not None and columns_of_largest is not None and statistics.top_k is not None:
             top_k = mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
         return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics, top_k)
@@ -136,7 +136,7 @@ class ShardedSoftmax:
     def pool(self, state: SoftmaxState) -> Tensor:
         """Compute [n, v]: the sum of pooling weight * probability over the rows of each sequence."""
         if state.top_k is not None:
-            return pool_top_k(state.top_k, state.tokens, self.columns)
+            return pool_top_k(state.top_k, state.tokens, self.num_columns)
         weights = state.tokens.pooling_weights * state.statistics.tempered_scale
         return pool(state.tempered, weights, state.tokens)
 
@@ -248,7 +248,7 @@ class ShardedSoftmax:
     ) -> Tensor:
         """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient. Return dz W. `state.e` holds dz."""
         head, dz = self.vocabulary.head, state.e
-        if soft is not None and not self._tied:
+        if soft is not None and not self._joint_gradient:
             self._soft.append(soft)
         elif soft is not None:
             dz = state.e_buffer[: len(state.e) + len(soft.pooled)]
@@ -289,7 +289,7 @@ class ShardedSoftmax:
     def _target_columns(self, tokens: SubchunkTokens) -> tuple[Tensor, Tensor]:
         """Return [C, 1] local column of each target (any valid column if not local), and [C] whether it is local."""
         columns = tokens.targets - self.start
-        return columns.clamp(0, max(0, self.columns - 1))[:, None], (columns >= 0) & (columns < self.columns)
+        return columns.clamp(0, max(0, self.num_columns - 1))[:, None], (columns >= 0) & (columns < self.num_columns)
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
         """Return a [rows, v] buffer with aligned rows, which is reused for all subchunks of the call."""
@@ -297,4 +297,4 @@ class ShardedSoftmax:
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < rows:
             buffer = self._buffers[name] = like.new_empty(max(rows, self._buffer_rows), stride)
-        return buffer[:rows, : self.columns]
+        return buffer[:rows, : self.num_columns]

@@ -176,18 +176,18 @@ class _Step:
         if layout is None:
             (layout,), _ = LayoutExchange(self.group).exchange([loss_batch], settings.pooling, device)
         chosen = choose_head(layout, self.sizes, settings, self.vocabulary.size, self.top_k, self.speeds)
-        chunks, gather_rows = chosen.chunks, chosen.gather_rows
+        chunks, vocab_parallel = chosen.chunks, chosen.vocab_parallel
         layout = layout.in_order(chosen.order)
         table = PooledRepresentations(layout, chunks, hidden.shape[1], dtype, settings)
-        softmax = self._softmax(gather_rows)
-        own_rank = None if gather_rows else rank_and_size(self.group)[0]
+        softmax = self._softmax(vocab_parallel)
+        own_rank = None if vocab_parallel else rank_and_size(self.group)[0]
         tables = token_tables(layout, chunks, table, settings.pooling, dtype)
         tokens = subchunk_tokens(tables, chunks, table, own_rank)
         softmax.reserve(subchunk for chunk in tokens for _, subchunk in chunk)
         rows = hidden.new_zeros(1 if self.top_k is None else 3, len(tables.targets), dtype=dtype)
         pairs = self.normalizers.pairs
         factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
-        exchange = HiddenExchange(hidden, grad, self.group, gather_rows, self.speeds.ranks_per_node)
+        exchange = HiddenExchange(hidden, grad, self.group, vocab_parallel, self.speeds.ranks_per_node)
         stream = exchange.stream([s for chunk in chunks for s in chunk.passes(backward=grad is not None)])
 
         for index, chunk in enumerate(chunks):
@@ -203,15 +203,15 @@ class _Step:
                 self._backward(softmax, chunk, states, soft, table.requires_grad_of_rank[index], stream, exchange)
         exchange.finish()
         softmax.finish(self.grad_scale)
-        if not gather_rows:
+        if not vocab_parallel:
             all_reduce(rows, self.group)
         if running_means is not None and self.pools and grad is not None:
             running_means.update(table.values, table.language, table.counted, settings.centring_momentum)
         return self._result(tables, table, rows, alignment_weight, languages)
 
-    def _softmax(self, gather_rows: bool) -> ShardedSoftmax:
-        """Create the implementation of the vocabulary-parallel head or, without `gather_rows`, of the ring head."""
-        if gather_rows:
+    def _softmax(self, vocab_parallel: bool) -> ShardedSoftmax:
+        """Create the implementation of the head `vocab_parallel`, or else of `gathered`."""
+        if vocab_parallel:
             return ShardedSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, self.hard)
         block_rows = self.sizes.block_rows(self.settings)
         return RingSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, self.hard, block_rows)

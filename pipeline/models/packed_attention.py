@@ -202,7 +202,7 @@ def packed_attention(
         ValueError: the sequence boundaries are missing.
     """
     if sequence_groups is None or cu_seq_lens_q is None:
-        raise ValueError(f"attention {PACKED!r} needs the sequence boundaries; call the model through `decode`")
+        raise ValueError(f"attention {PACKED!r} needs the sequence boundaries; use `decoder_hidden_states`")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if head_exchange is not None:
         q, k, v = head_exchange.to_heads(q, k, v)

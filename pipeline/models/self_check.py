@@ -27,7 +27,7 @@ from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.narrow_model import VOCAB, narrow_model
 from pipeline.models.packed_attention import MASKED, PACKED, resolve_attention
 from pipeline.models.sequence_parallel import HeadExchange
-from pipeline.models.solar_model import SolarModel, decode
+from pipeline.models.solar_model import SolarModel, decoder_hidden_states
 
 ROWS = ((7, 9, 1, 5), (12, 6))  # sequence lengths of two packed rows, the second of which is padded
 # Norms, rotary embeddings and routers may be computed in float32, whose rounding errors are far below this.
@@ -215,9 +215,9 @@ def _logits_of_parts(model: PreTrainedModel, batch: MicroBatch, parts: int) -> T
 
 
 def _our_logits(model: PreTrainedModel, batch: MicroBatch, head_exchange: HeadExchange | None = None) -> Tensor:
-    """Compute the logits of all tokens of a micro-batch with `decode` and our head, [B * N, V]."""
+    """Compute the logits of all tokens of a micro-batch with `decoder_hidden_states` and our head, [B * N, V]."""
     settings = head_config(model)
     embeddings = vocabulary_parameter(model.get_input_embeddings())[batch.input_ids] * settings.embed_scale
-    hidden = decode(model, embeddings, batch, head_exchange).flatten(0, 1)
+    hidden = decoder_hidden_states(model, embeddings, batch, head_exchange).flatten(0, 1)
     head = vocabulary_parameter(model.get_output_embeddings())
     return head_logits(hidden, head, settings.bias, settings.logit_scale, settings.softcap)

@@ -110,15 +110,15 @@ class SolarModel(nn.Module):
     def _hidden_states(self, embeddings: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
         """Return the [T, d] hidden states of the last layer and, if they are aligned, those of a middle layer."""
         if self.layer is None:
-            states, outputs = decode(self.model, embeddings, batch, self.head_exchange), []
+            states, outputs = decoder_hidden_states(self.model, embeddings, batch, self.head_exchange), []
         else:
             with record_output(self.model.get_decoder().layers[self.layer - 1]) as outputs:
-                states = decode(self.model, embeddings, batch, self.head_exchange)
+                states = decoder_hidden_states(self.model, embeddings, batch, self.head_exchange)
         last, *middle = (x.flatten(0, 1).index_select(0, batch.positions) for x in (states, *outputs))
         return last, middle[0] if middle else None
 
 
-def decode(
+def decoder_hidden_states(
     model: PreTrainedModel, embeddings: Tensor, batch: MicroBatch, head_exchange: HeadExchange | None = None
 ) -> Tensor:
     """Run the decoder on packed rows.

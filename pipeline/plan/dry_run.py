@@ -17,7 +17,10 @@ from pipeline.zero3.cluster_speeds import cluster_speeds
 
 
 def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_per_node: int) -> None:
-    """Print parameter counts, tokens and pairs per step, steps, memory per rank and bytes per step."""
+    """Print parameter counts, tokens and pairs per step, steps, memory per rank and, on several ranks, bytes per step.
+
+    The vocabulary size of `prepared.model_config` becomes the padded one.
+    """
     prepared.model_config.vocab_size = prepared.padded_size
     stats = model_stats(prepared.model_config, prepared.config.model.adapter)
     gpu = torch.cuda.is_available()

@@ -92,7 +92,10 @@ def draw_scatter(axes: Axes, result: dict[str, Any], name: str, heading: str) ->
 
 
 def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
-    """Plot similarity by layer, then after the final norm and for soft tokens. Dotted lines are chance levels."""
+    """Plot similarity by layer, then after the final norm and for soft tokens.
+
+    Dotted lines and dashes are the values of shuffled pairs.
+    """
     layers = layers_of(result)
     names = [f"layer_{layer}" for layer in layers]
     others = ["final", "soft_tokens"]
@@ -107,7 +110,7 @@ def draw_layers(axes: Axes, result: dict[str, Any]) -> None:
             other_xs, values[len(names) :], color=color, s=32, marker="D", label=METRIC_LABELS[metric], zorder=3
         )
         axes.scatter(other_xs, floors[len(names) :], color=color, s=30, marker="_", zorder=3)
-    ticks = [str(layer) for layer in layers] + ["normed", "soft\ntokens"]
+    ticks = [str(layer) for layer in layers] + ["final\nnorm", "soft\ntokens"]
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlabel("layer (0 is the embeddings)", fontsize=9, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(6))

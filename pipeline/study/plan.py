@@ -19,7 +19,7 @@ from pipeline.study.settings import CHOICES, RESULTS_FILE, SETTINGS_FILE, StudyS
 
 VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
 # What may differ when a study is continued. Everything else, the primary measure in particular, is fixed at its start.
-MAY_GROW = ("variants", "seeds", "answers")
+MAY_CHANGE = ("variants", "seeds", "answers")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _continue(study: StudySettings, recorded: dict[str, Any], hashes: dict[str, 
     """
     current = json.loads(json.dumps({**asdict(study), "sha256": hashes}))
     for key, value in current.items():
-        if key not in MAY_GROW and recorded.get(key) != value:
+        if key not in MAY_CHANGE and recorded.get(key) != value:
             name, values = key, f" ({recorded.get(key)}, now {value})"
             if key == "sha256":
                 name, values = "content of the test or development records", ""
@@ -212,7 +212,7 @@ def plan_jobs(study: StudySettings) -> list[Job]:
 
 
 def _is_compared(study: StudySettings) -> bool:
-    """Return whether the results and the report are those of all variants and seeds, and newer than what they show."""
+    """Return whether the results have all variants and seeds, and the report is not older than what it shows."""
     results, report = read_json_or_none(study.root / RESULTS_FILE), study.report / "report.html"
     names = ["evaluation.json", *(["representations.json"] if study.answers else [])]
     shown = [run / name for run in study.evaluated_runs() for name in names]

@@ -72,7 +72,7 @@ class Trackers:
         for name in names:
             self._attempt(name, "start", lambda name=name: self._start(name, config, first_step, ids))  # type: ignore[misc]
         if ids:
-            self._attempt("", "store its run id", lambda: write_json(self._directory / RUN_IDS, ids))
+            self._attempt("", "be written", lambda: write_json(self._directory / RUN_IDS, ids))
 
     def _start(self, name: str, config: Config, first_step: int, ids: dict[str, str]) -> None:
         """Start or continue a tracker's run, and record its id in `ids`."""
@@ -91,7 +91,7 @@ class Trackers:
         self._active[name] = tracker
         if name == "mlflow":
             ids[name] = tracker.tracker.info.run_id
-        if name == "tensorboard":  # its hyperparameters would be a run of their own after each start
+        if name == "tensorboard":  # add_hparams would create another run in TensorBoard at each start
             tracker.log({"config": f"```yaml\n{recipe_yaml(config)}```"}, step=first_step)
         elif not (name == "mlflow" and resumed):  # MLflow refuses to change a parameter
             tracker.store_init_configuration(_flat_config(config))
@@ -113,7 +113,7 @@ class Trackers:
             self._attempt(name, "finish", tracker.finish)
 
     def _attempt(self, name: str, action: str, work: Callable[[], None]) -> None:
-        """Call `work`. On failure, print a warning and drop the tracker."""
+        """Call `work`. On failure, print a warning and drop the tracker called `name`, if there is one."""
         try:
             work()
         except (Exception, SystemExit) as error:  # trackers raise anything, and some exit if a login is missing

@@ -41,7 +41,7 @@ from pipeline.zero3.model_state import StateCollector, collect_state, load_state
 from pipeline.zero3.optimizer import build_optimizer
 from pipeline.zero3.partitions import avoid_loops_over_ranks
 from pipeline.zero3.persistent_parameters import gather_together_after_steps
-from pipeline.zero3.reductions import follow_current_stream, run_ahead_of_reductions
+from pipeline.zero3.reductions import order_after_current_stream, run_ahead_of_reductions
 from pipeline.zero3.vocabulary_shards import NodeExchange, VocabularyShards
 
 
@@ -189,7 +189,7 @@ class ZeroEngine:
                 if self.loss_scale != 1:
                     gradient.mul_(self.loss_scale)
                 safe_set_local_grad(self.vocabulary_shards.parameters[name], gradient.flatten())
-            follow_current_stream(self.ds_engine.optimizer)  # fp16's overflow check reads them on another stream
+            order_after_current_stream(self.ds_engine.optimizer)  # fp16's overflow check reads them on another stream
             self.vocabulary_shards.zero_grad()
             self.vocabulary_shards.weights_changed()
         self.ds_engine.step()

@@ -1,9 +1,9 @@
 """Gather parameters and reduce gradients of ZeRO-3 without loops over ranks.
 
 For each parameter, DeepSpeed slices the gathered weights and the gradient once per rank, and joins the slices. With
-many ranks this takes the host longer than the layers take the GPU (docs/scaling.md). Here each parameter is one strided
-copy. DeepSpeed also writes gradients in fp32 before it adds them to the accumulated ones. With gradients accumulated in
-fp32, the values are the same, bit for bit.
+many ranks this takes the host longer than the layers take the GPU (docs/scaling.md). Here one or two strided copies per
+parameter are enough. DeepSpeed also converts each averaged gradient to `gradient_accumulation_dtype` before it adds it;
+here the addition converts. If that is fp32, accumulated gradients are equal to DeepSpeed's bit for bit.
 
 Shape letters: R ranks, n elements of a parameter, p = ceil(n / R) elements of its partition.
 """
@@ -19,14 +19,17 @@ from torch import Tensor
 
 from pipeline.loss.comm import Group, rank_and_size, reduce_scatter_single
 
-_STAGE3 = "_DeepSpeedZeroOptimizer_Stage3"  # prefix of its private names
+_STAGE3 = (
+    "_DeepSpeedZeroOptimizer_Stage3"  # in the mangled names of the private members of DeepSpeedZeroOptimizer_Stage3
+)
 _wait_per_rank = AllGatherCoalescedHandle.wait
 
 
 def avoid_loops_over_ranks(optimizer: Any) -> None:
-    """Replace how DeepSpeed divides gradients between ranks and joins gathered parameters.
+    """Replace the reduce-scatter of gradients of an optimizer, and how gathers fill parameters in the whole process.
 
-    Settings that the replacement does not cover keep DeepSpeed's own functions.
+    With ZenFlow, `gradient_predivide_factor` or quantized gradients, the reduce-scatter is not replaced. With optimizer
+    offloading, the accumulation is not.
 
     Args:
         optimizer: the ZeRO-3 optimizer of DeepSpeed.
@@ -63,15 +66,15 @@ def wait_for_gather(handle: Any, handle_dependency: bool = True) -> None:
         AllGatherCoalescedHandle.data_buffer.append([buffer])
 
 
-def scatter_mean(gradients: list[Tensor], group: Group) -> list[Tensor]:
-    """Average gradients over ranks. Collective: all ranks must call it.
+def reduce_scatter_mean(gradients: list[Tensor], group: Group) -> list[Tensor]:
+    """Average gradients over ranks and return this rank's part of each. Collective: all ranks must call it.
 
     Args:
         gradients: [n] or any other shape, contiguous, of one dtype; may be overwritten.
         group: the process group, or None for a single process.
 
     Returns:
-        For each gradient its elements [r p, (r + 1) p) on rank r, fewer or none at the end.
+        For each gradient its elements [r p, min((r + 1) p, n)) on rank r; none if r p >= n.
     """
     rank, ranks = rank_and_size(group)
     flat = [gradient.view(-1) for gradient in gradients]
@@ -97,13 +100,16 @@ def scatter_mean(gradients: list[Tensor], group: Group) -> list[Tensor]:
 def _average_and_scatter(optimizer: Any, parameters: list[Any], communication_dtype: torch.dtype) -> list[Tensor]:
     """Average the gradients of parameters. Replaces `__avg_scatter_grads` of DeepSpeed's ZeRO-3 optimizer."""
     group = optimizer._get_param_partition_group(parameters[0]) or dist.group.WORLD
-    parts = scatter_mean([p.grad.to(communication_dtype) for p in parameters], group)
-    # The partitions of an offloaded optimizer are in CPU memory, where a conversion would be slow.
+    parts = reduce_scatter_mean([p.grad.to(communication_dtype) for p in parameters], group)
+    # With optimizer offloading, DeepSpeed copies the parts to CPU memory next. A conversion on the GPU is faster.
     return [part.to(optimizer.gradient_accumulation_dtype) for part in parts] if optimizer.offload_optimizer else parts
 
 
 def _accumulate(optimizer: Any, parameters: list[Any], parts: list[Tensor]) -> None:
-    """Add averaged gradients to those of earlier micro-steps. Replaces `partition_grads` without offloading."""
+    """Add averaged gradients to those of earlier micro-steps, and free `parameter.grad`.
+
+    It replaces `partition_grads` if the optimizer is not offloaded.
+    """
     accumulated = getattr(optimizer, f"{_STAGE3}__param_id_to_grad_partition")
     for parameter, part in zip(parameters, parts, strict=True):
         if len(part):

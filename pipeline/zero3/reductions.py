@@ -12,7 +12,7 @@ import torch
 from deepspeed.runtime.zero import stage3
 
 
-class OrderedStream(torch.cuda.Stream):
+class StreamWithoutHostSync(torch.cuda.Stream):
     """Stream whose `synchronize` makes the current stream wait for it, instead of the host."""
 
     def synchronize(self) -> None:
@@ -20,10 +20,12 @@ class OrderedStream(torch.cuda.Stream):
 
 
 def run_ahead_of_reductions(optimizer: Any, layers: Iterable[Any]) -> None:
-    """Replace the host's waits for gradient reductions by waits of the GPU, except those that bound memory.
+    """Let the host queue more work while gradients are reduced.
 
-    The host may be ahead by the reductions of one decoder layer. Gradients of two layers are then in memory: that of a
-    gradient can be reused only once its reduction is done.
+    The host may be ahead by the reductions of one decoder layer. The gradients of two layers are then in memory,
+    because the memory of a gradient is reused only after its reduction. With `overlap_comm` on a GPU and without
+    optimizer offloading, the current stream waits at the end of a micro-step instead of the host. Without offloading on
+    a GPU, gradient norms are computed in fp32, in the whole process.
 
     Args:
         optimizer: the ZeRO-3 optimizer of DeepSpeed.
@@ -37,13 +39,13 @@ def run_ahead_of_reductions(optimizer: Any, layers: Iterable[Any]) -> None:
     if not isinstance(stream, torch.cuda.Stream) or optimizer.offload_optimizer:
         return
     if stream != torch.cuda.default_stream(stream.device):
-        optimizer.reduce_and_partition_stream = OrderedStream(stream.device)
-    # The GPU's reduction of fp32 is a tree, so its error is about 1e-6 for any number of elements.
+        optimizer.reduce_and_partition_stream = StreamWithoutHostSync(stream.device)
+    # torch sums fp32 in a tree on a GPU, so the relative error of the norm is about 1e-6 for any number of elements.
     stage3.get_norm_dtype = lambda: torch.float32
 
 
 def count_reductions(sizes: list[int], bucket_size: int) -> int:
-    """Count the reductions of a layer whose parameters have these numbers of elements.
+    """Count the reductions of a layer whose parameters have these numbers of elements, beginning with an empty bucket.
 
     DeepSpeed reduces a bucket before a gradient that does not fit, and does not split gradients.
     """
@@ -55,8 +57,8 @@ def count_reductions(sizes: list[int], bucket_size: int) -> int:
     return reductions + (elements > 0)
 
 
-def follow_current_stream(optimizer: Any) -> None:
-    """Make later work on the gradients wait for what the current stream has written to them."""
+def order_after_current_stream(optimizer: Any) -> None:
+    """Make DeepSpeed's reduction stream wait for all work that is queued on the current stream."""
     stream = optimizer.reduce_and_partition_stream
     if isinstance(stream, torch.cuda.Stream):
         stream.wait_stream(torch.cuda.current_stream(stream.device))

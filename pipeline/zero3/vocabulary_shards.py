@@ -70,7 +70,7 @@ class VocabularyShards:
 
     Args:
         parameters: the partitioned parameters: `embedding`, and if present `head` and `bias`.
-        head: operations of the model around them.
+        head_config: logit scale and soft cap of the LM head.
         vocab_size: number of vocabulary entries. padded_size: P.
         weights: [V] vocabulary weights of the soft tokens, or None.
         group: process group that divides the vocabulary, or None for a single process.
@@ -81,7 +81,7 @@ class VocabularyShards:
     def __init__(
         self,
         parameters: dict[str, nn.Parameter],
-        head: HeadConfig,
+        head_config: HeadConfig,
         vocab_size: int,
         padded_size: int,
         weights: Tensor | None,
@@ -89,7 +89,7 @@ class VocabularyShards:
         exchange: NodeExchange | None,
         device: torch.device,
     ) -> None:
-        self.parameters, self._head, self._exchange, self._device = parameters, head, exchange, device
+        self.parameters, self._exchange, self._device = parameters, exchange, device
         rank, ranks = rank_and_size(group)
         self._start, self._end = vocabulary_range(vocab_size, padded_size, rank, ranks)
         self._partition_rows = padded_size // ranks // (exchange.nodes if exchange is not None else 1)
@@ -99,8 +99,8 @@ class VocabularyShards:
             vocab_size,
             nothing,
             nothing,
-            logit_scale=head.logit_scale,
-            softcap=head.softcap,
+            logit_scale=head_config.logit_scale,
+            softcap=head_config.softcap,
             weights=None if weights is None else weights[self._start : self._end].to(device),
             padded_size=padded_size,
         )

@@ -24,7 +24,7 @@ class AnswerType(Protocol):
         """Return the answer in a response, in canonical form."""
 
     def equal(self, first: Any, second: Any) -> bool:
-        """Return whether two answers in canonical form are equal. None equals no answer."""
+        """Return whether two answers in canonical form are equal. None equals nothing, not even None."""
 
 
 TYPES: dict[str, AnswerType] = {module.NAME: module for module in (number, expression, choice, text)}
@@ -55,14 +55,15 @@ def parse_gold(gold: object, answer_type: object = None, choices: object = None)
 
 
 def answers_equal(first: Answer | None, second: Answer | None, answer_type: str = "number") -> bool:
-    """Return whether two answers of one type are equal. None equals no answer."""
+    """Return whether two answers of one type are equal. None equals nothing, not even None."""
     return TYPES[answer_type].equal(first, second)
 
 
 def answers_agree(first: tuple[Answer | None, bool, str], second: tuple[Answer | None, bool, str]) -> bool:
-    """Return whether the answers to a question in two languages are the same. None agrees with no answer.
+    """Return whether the answers to a question in two languages are the same. None agrees with nothing.
 
-    Each is an answer with whether it is correct and its type. Correct texts are the same, since they are translations.
+    Each argument is an answer or None, whether it is correct, and its type. Two correct texts agree, since they are
+    translations of each other.
     """
     (answer, correct, answer_type), (other, other_correct, other_type) = first, second
     if answer_type != other_type:

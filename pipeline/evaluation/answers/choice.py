@@ -80,7 +80,7 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
 
 
 def equal(first: str | None, second: str | None) -> bool:
-    """Return whether two answers are the same option. None equals no answer."""
+    """Return whether two answers are the same option. None equals nothing, not even None."""
     return first is not None and first == second
 
 

@@ -79,7 +79,7 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
 
 
 def equal(first: str | None, second: str | None) -> bool:
-    """Return whether two expressions are equal. None equals no answer."""
+    """Return whether two expressions are equal. None equals nothing, not even None."""
     if first is None or second is None:
         return False
     return first == second or _equal(*sorted((first, second)))

@@ -65,8 +65,12 @@ class Comparer:
             encoding="utf-8",
             env=environment,
         )
+        # A first comparison, which imports sympy.
         if self._exchange(["1", "1"], SECONDS_TO_START) is not True:
-            raise UserError("the process that compares expressions does not start: python -c 'import math_verify'")
+            raise UserError(
+                f"the process that compares expressions did not start within {SECONDS_TO_START:.0f} s; "
+                "run python -c 'import math_verify' to see why"
+            )
 
     def _exchange(self, texts: list[str], seconds: float) -> object:
         """Send a question and return the answer, or None if there is none in time. The process is killed then."""

@@ -63,7 +63,7 @@ def extract_answer(text: str, lang: str, finished: bool = True) -> Decimal | Non
 
 
 def equal(first: Decimal | None, second: Decimal | None) -> bool:
-    """Return whether two answers are the same number. None equals no answer.
+    """Return whether two answers are the same number. None equals nothing, not even None.
 
     Decimals are compared exactly. If they are written with different numbers of decimal places, they are also equal if
     one is the other rounded or truncated and they differ by at most 1e-6: 1/3 has no exact decimal form.

@@ -34,7 +34,7 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
 
 
 def equal(first: str | None, second: str | None) -> bool:
-    """Return whether two texts are equal after normalization. None equals no answer."""
+    """Return whether two texts are equal after normalization. None equals nothing, not even None."""
     return first is not None and second is not None and normalise_text(first) == normalise_text(second)
 
 

@@ -56,7 +56,7 @@ def test_auto_head_minimizes_predicted_time(
     sizes = BufferSizes(ranks, vocab // ranks, hidden, 2, False, True)
     for speeds, expected in ((BYTES_ONLY, fewer_bytes), (H100, less_time)):
         chosen = choose_head(layout, sizes, SETTINGS, vocab, 20, speeds)
-        assert chosen.gather_rows == (expected == "vocab_parallel")
+        assert chosen.vocab_parallel == (expected == "vocab_parallel")
         seconds = {}
         for head in HEADS:
             chunks = choose_head(layout, sizes, replace(SETTINGS, head=head), vocab, 20, speeds).chunks

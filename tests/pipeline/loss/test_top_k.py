@@ -94,7 +94,7 @@ def test_rows_that_fit_limits_large_top_k(ranks: int) -> None:
     fits = {}
     for k in (None, 20, 32_000, vocab):
         settings = LossSettings(top_k=k, memory_budget_mb=256)
-        fits[k] = rows = sizes.rows_that_fit(settings, gather_rows=True)
+        fits[k] = rows = sizes.rows_that_fit(settings, vocab_parallel=True)
         assert rows == fits[None] if k in (None, 20) else rows < fits[None]
         # Per rank: selected logits (twice) and their indices in its columns, and the list that it sends.
         lists = 0 if k is None else ranks * rows * (min(k, vocab // ranks) * (2 * size + 24) + k * size)

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from pipeline.common.errors import UserError
 from pipeline.loss import LossSettings
 from pipeline.models.middle_layer import aligned_layer, check_layer, record_output
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from tests.pipeline.models.sharing_ranks import gradients
 from tests.pipeline.models.test_models import batch, tiny
 from tests.runs import TINY
@@ -39,8 +39,8 @@ def test_recorded_output_is_the_hidden_states_of_transformers() -> None:
     arguments = {"position_ids": micro_batch.position_ids, "use_cache": False}
     expected = model.get_decoder()(inputs_embeds=embeddings, output_hidden_states=True, **arguments).hidden_states
     with record_output(model.get_decoder().layers[0]) as outputs:
-        decode(model, embeddings, micro_batch)
-    decode(model, embeddings, micro_batch)
+        decoder_hidden_states(model, embeddings, micro_batch)
+    decoder_hidden_states(model, embeddings, micro_batch)
     assert len(outputs) == 1 and outputs[0].requires_grad
     torch.testing.assert_close(outputs[0], expected[1])
 

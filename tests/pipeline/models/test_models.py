@@ -15,7 +15,7 @@ from pipeline.data.micro_batch import MicroBatch, collate
 from pipeline.models.loading import load_model, load_model_config
 from pipeline.models.packed_attention import resolve_attention
 from pipeline.models.self_check import our_result
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from tests.runs import TINY
 
 VOCAB = 61
@@ -59,7 +59,7 @@ def batch() -> MicroBatch:
 def test_decode_isolates_packed_sequences(family: str, attention: str | None) -> None:
     model, micro = tiny(family, attention=attention).eval(), batch()
     with torch.no_grad():
-        packed = decode(model, model.get_input_embeddings()(micro.input_ids), micro)
+        packed = decoder_hidden_states(model, model.get_input_embeddings()(micro.input_ids), micro)
         model.set_attn_implementation("sdpa")
         for b, row in enumerate(rows()):
             start = 0

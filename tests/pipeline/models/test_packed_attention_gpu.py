@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.models.packed_attention import SequenceGroups, packed_attention
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from tests.pipeline.models.test_models import batch
 from tests.pipeline.models.test_packed_attention import attend_alone
 
@@ -73,6 +73,6 @@ def test_gpu_decoder_does_not_synchronize(sync_mode_restored: None) -> None:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="solar_packed", dtype=torch.bfloat16).cuda()
     micro = batch().to(torch.device("cuda"))
     embeddings = model.get_input_embeddings()(micro.input_ids)
-    decode(model, embeddings, micro)  # the first call may build or load kernels
+    decoder_hidden_states(model, embeddings, micro)  # the first call may build or load kernels
     torch.cuda.set_sync_debug_mode("error")
-    decode(model, embeddings, micro).float().square().sum().backward()
+    decoder_hidden_states(model, embeddings, micro).float().square().sum().backward()

@@ -114,9 +114,9 @@ def test_check_model_refuses_leak_between_sequences(monkeypatch: pytest.MonkeyPa
 def test_check_model_refuses_mask_that_ignores_positions(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def continuing(model: Any, embeddings: Any, batch: Any, head_exchange: Any) -> Any:
         positions = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
-        return solar_model.decode(model, embeddings, replace(batch, position_ids=positions))
+        return solar_model.decoder_hidden_states(model, embeddings, replace(batch, position_ids=positions))
 
-    monkeypatch.setattr(self_check, "decode", continuing)
+    monkeypatch.setattr(self_check, "decoder_hidden_states", continuing)
     with pytest.raises(UserError, match="the logits of a packed sequence"):
         check_model(tiny_config("llama"), ModelSettings(attn_implementation=attention))
 

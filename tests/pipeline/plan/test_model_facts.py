@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from pipeline.benchmarks.common import random_batch
 from pipeline.common.errors import UserError
 from pipeline.models.packed_attention import PACKED
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from pipeline.plan.activations import trace_activations
 from pipeline.plan.model_facts import model_stats
 from tests.pipeline.plan.cases import MODELS, stats_of
@@ -69,7 +69,7 @@ def saved_bytes(model_type: str, layers: int, checkpointing: bool, attention: st
     micro_batch = random_batch(64, 2, 64, 32, 0)  # two sequences in each row
     embeddings = torch.randn(2, 64, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive.append(decode(model, embeddings, micro_batch))
+        alive.append(decoder_hidden_states(model, embeddings, micro_batch))
     return sum(sizes.values())
 
 

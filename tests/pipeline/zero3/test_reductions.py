@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.zero3.reductions import OrderedStream, count_reductions, run_ahead_of_reductions
+from pipeline.zero3.reductions import StreamWithoutHostSync, count_reductions, run_ahead_of_reductions
 
 
 def partitioned_layer(sizes: list[int], frozen: int = 0) -> nn.Module:
@@ -41,7 +41,7 @@ def test_host_may_be_ahead_by_one_layer(sizes: list[list[int]], events: int) -> 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_ordered_stream_makes_the_current_stream_wait_instead_of_the_host() -> None:
-    stream, value = OrderedStream("cuda"), torch.zeros(1, device="cuda")
+    stream, value = StreamWithoutHostSync("cuda"), torch.zeros(1, device="cuda")
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10**9)  # cycles, about half a second
