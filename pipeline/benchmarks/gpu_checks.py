@@ -29,7 +29,7 @@ MEMORY_ERROR, TIME_ERROR = 0.10, 0.25  # of the planner
 def check_kernels(_: Path | None) -> Iterator[Result]:
     """Run the tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-    command += ["tests/pipeline/loss", "tests/pipeline/models"]
+    command += ["tests/pipeline/loss", "tests/pipeline/models", "tests/pipeline/zero3"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     summary = (result.stdout.splitlines() or [result.stderr[-200:]])[-1]

@@ -37,6 +37,14 @@ RECIPE_KEYS = {
 }
 SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types", "timers", "checkpoint")
 OFFLOAD = ("offload_param", "offload_optimizer")
+# Supported values (the default first) of keys for which DeepSpeed accepts others, and why the trainer does not.
+SUPPORTED_VALUES = {
+    "managed_gradient_accumulation": ((True,), "the trainer relies on DeepSpeed to count the micro-steps"),
+    "zero_optimization.offload_optimizer.ratio": ((1,), "its second optimizer would be neither scheduled nor saved"),
+    "zero_optimization.stage3_module_granularity_threshold": ((0,), "the trainer gathers whole decoder layers"),
+    "zero_optimization.mics_shard_size": ((-1, 0), "it changes how parameters are partitioned"),
+    "zero_optimization.zero_quantized_weights": ((False,), "it changes how parameters are partitioned"),
+}
 # Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
 OPTIMIZER_PARAMS = {"adam_w_mode": True, "torch_adam": True, "bias_correction": True}
 SCHEDULER_PARAMS = {"warmup_min_lr": 0, "warmup_type": "linear"}
@@ -72,7 +80,8 @@ def deepspeed_config(
         raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
     if zero.get("offload_param", {}).get("device") == "nvme":
         raise UserError(f"{path}: offload_param.device 'nvme' is not supported; use 'cpu'")
-    _check_partitions(path, zero, ranks)
+    _check_supported_values(path, ds)
+    _check_hpz(path, zero, ranks)
     training = config.training
     if training.precision == "fp16" and device == "cpu":
         raise UserError("training.precision 'fp16' needs a GPU; use bf16 or fp32 on CPU")
@@ -82,7 +91,7 @@ def deepspeed_config(
     ds = _fill_auto(path, ds, config, ranks // parts, hidden_size, max_steps)
     if training.precision != "fp32":
         ds.setdefault(training.precision, {})["enabled"] = True
-    ds.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+    ds.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     # The throughput timer synchronizes the device twice in each micro-step, and nothing reads it.
     ds.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     if config.model.activation_checkpointing or not _gathers_weights(ds, ranks):
@@ -109,8 +118,19 @@ def _gathers_weights(ds: dict[str, Any], ranks: int) -> bool:
     return ranks > 1 or ds["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
 
 
-def _check_partitions(path: Path, zero: dict[str, Any], ranks: int) -> None:
-    """Raise UserError if the primary partitions of parameters would not be those of plain ZeRO-3."""
+def _check_supported_values(path: Path, ds: dict[str, Any]) -> None:
+    """Raise UserError if a key of `SUPPORTED_VALUES` has another value."""
+    for key, (supported, reason) in SUPPORTED_VALUES.items():
+        *sections, name = key.split(".")
+        section = ds
+        for each in sections:
+            section = section.get(each, {})
+        if (value := section.get(name, supported[0])) not in supported:
+            raise UserError(f"{path}: {key} is {value}, but {reason}; remove it")
+
+
+def _check_hpz(path: Path, zero: dict[str, Any], ranks: int) -> None:
+    """Raise UserError if the ranks cannot be divided into hpZ's groups."""
     hpz = zero.get("zero_hpz_partition_size", 1)
     # hpZ leaves the primary partition of a parameter as it is, and adds a secondary one for backward.
     if not isinstance(hpz, int) or hpz < 1 or ranks % hpz:
@@ -118,9 +138,6 @@ def _check_partitions(path: Path, zero: dict[str, Any], ranks: int) -> None:
             f"{path}: zero_optimization.zero_hpz_partition_size is {hpz}; it must divide the {ranks} ranks, "
             "and is usually the number of GPUs of a node"
         )
-    for key in ("mics_shard_size", "zero_quantized_weights"):
-        if zero.get(key, 0) not in (0, 1, -1, False):
-            raise UserError(f"{path}: zero_optimization.{key} changes how parameters are partitioned; remove it")
 
 
 def _read(name: str) -> tuple[Path, dict[str, Any]]:

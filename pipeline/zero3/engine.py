@@ -272,4 +272,4 @@ class ZeroEngine:
     def grad_norm(self) -> float | None:
         """Return the global gradient norm of the last step before clipping, or None if fp16 overflowed."""
         norm = self.ds_engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return None if norm is None or not math.isfinite(norm) else float(norm)

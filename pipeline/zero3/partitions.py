@@ -12,11 +12,13 @@ import math
 from types import MethodType
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, ZeroParamStatus
 from torch import Tensor
 
+from pipeline.common.errors import UserError
 from pipeline.loss.comm import Group, rank_and_size, reduce_scatter_single
 
 _STAGE3 = (
@@ -33,13 +35,24 @@ def avoid_loops_over_ranks(optimizer: Any) -> None:
 
     Args:
         optimizer: the ZeRO-3 optimizer of DeepSpeed.
+
+    Raises:
+        UserError: this version of DeepSpeed has no such functions.
     """
+    require_members(optimizer, f"{_STAGE3}__avg_scatter_grads", "partition_grads")
     AllGatherCoalescedHandle.wait = wait_for_gather
     if optimizer.zenflow or optimizer.gradient_predivide_factor != 1 or optimizer.all2all_process_group is not None:
         return
     setattr(optimizer, f"{_STAGE3}__avg_scatter_grads", MethodType(_average_and_scatter, optimizer))
     if not optimizer.offload_optimizer:
         optimizer.partition_grads = MethodType(_accumulate, optimizer)
+
+
+def require_members(owner: Any, *names: str) -> None:
+    """Raise UserError if DeepSpeed lacks a member that this package replaces, so that replacing it would do nothing."""
+    for name in names:
+        if not hasattr(owner, name):
+            raise UserError(f"deepspeed {deepspeed.__version__} has no {name}; install a version of pyproject.toml")
 
 
 def wait_for_gather(handle: Any, handle_dependency: bool = True) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero import stage3
 
+from pipeline.zero3.partitions import require_members
+
 
 class StreamWithoutHostSync(torch.cuda.Stream):
     """Stream whose `synchronize` makes the current stream wait for it, instead of the host."""
@@ -41,6 +43,7 @@ def run_ahead_of_reductions(optimizer: Any, layers: Iterable[Any]) -> None:
     if stream != torch.cuda.default_stream(stream.device):
         optimizer.reduce_and_partition_stream = StreamWithoutHostSync(stream.device)
     # torch sums fp32 in a tree on a GPU, so the relative error of the norm is about 1e-6 for any number of elements.
+    require_members(stage3, "get_norm_dtype")
     stage3.get_norm_dtype = lambda: torch.float32
 
 

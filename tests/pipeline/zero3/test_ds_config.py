@@ -65,7 +65,11 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"train_batch_size": 8} | ZERO3, ["train_batch_size is 8", "training.train_batch_size sets it to 4"]),
         ({"gradient_clipping": 0.5} | ZERO3, ["gradient_clipping is 0.5", "training.max_grad_norm sets it to 1.0"]),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["hpz_partition_size is 8", "2 ranks"]),
-        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, ["mics_shard_size", "remove it"]),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, ["mics_shard_size is 2", "remove it"]),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, ["zero_quantized_weights is True"]),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"ratio": 0.5}}}, ["offload_optimizer.ratio is 0.5"]),
+        ({"zero_optimization": {"stage": 3, "stage3_module_granularity_threshold": 9}}, ["_threshold is 9", "layers"]),
+        ({"managed_gradient_accumulation": False} | ZERO3, ["managed_gradient_accumulation is False", "micro-steps"]),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
         ({"bf16": {"enabled": True}} | ZERO3, ["bf16.enabled is True", "training.precision"]),
         ({"optimizer": {"type": "Lamb"}} | ZERO3, ["optimizer.type is 'Lamb'"]),
@@ -125,6 +129,12 @@ def test_deepspeed_config_accepts_hpz(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(file))
     ds = deepspeed_config(load_config(recipe, []), 4, 32, 5)
     assert ds["zero_optimization"]["zero_hpz_partition_size"] == 2
+
+
+def test_deepspeed_config_accumulates_in_fp32_unless_set(tmp_path: Path) -> None:
+    assert build(tmp_path, ZERO3 | {"data_types": {}})["data_types"] == {"grad_accum_dtype": "fp32"}
+    other = {"data_types": {"grad_accum_dtype": "bf16"}}
+    assert build(tmp_path, ZERO3 | other)["data_types"] == other["data_types"]
 
 
 @pytest.mark.parametrize("configured", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["default", "set"])
