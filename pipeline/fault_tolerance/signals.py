@@ -17,6 +17,8 @@ class StopSignal:
         self._received_at = 0.0
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._receive)
+        # A process inherits the signals that its parent has blocked, and would never see them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.name is None:
