@@ -2,7 +2,7 @@
 # Settings that differ between clusters; the only file to edit. Every job script sources it from the repository root.
 
 # Software: modules first, then the virtual environment.
-# module load cuda/12.8 gcc/13
+# module load gcc/13 python/3.11
 if [ -e .venv/bin/activate ]; then source .venv/bin/activate; fi
 
 # Additional arguments for every srun. To run in a container with pyxis instead of the virtual environment:

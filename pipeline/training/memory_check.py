@@ -47,7 +47,7 @@ def memory_need(config: Config, ds: dict[str, Any], parameters: int, ranks: int,
     local, zero = -(-(parameters - frozen) // ranks), ds["zero_optimization"]
     weights = DTYPES[config.training.precision].itemsize * -(-parameters // ranks)
     optimizer = OPTIMIZER_BYTES * local
-    places = {"none": 0, "cpu": 0, "nvme": 0}
+    places = {"none": 0, "cpu": 0}
     for size, section in ((weights, "offload_param"), (optimizer, "offload_optimizer")):
         places[zero.get(section, {}).get("device", "none")] += size
     return MemoryNeed(places["none"], places["cpu"], CHECKPOINT_BYTES * local * config.training.save_in_background)

@@ -78,8 +78,9 @@ def deepspeed_config(
     zero = ds.get("zero_optimization", {})
     if zero.get("stage") != 3:
         raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
-    if zero.get("offload_param", {}).get("device") == "nvme":
-        raise UserError(f"{path}: offload_param.device 'nvme' is not supported; use 'cpu'")
+    for key in OFFLOAD:
+        if zero.get(key, {}).get("device") == "nvme":
+            raise UserError(f"{path}: {key}.device 'nvme' is not supported; use 'cpu'")
     _check_supported_values(path, ds)
     _check_hpz(path, zero, ranks)
     training = config.training

@@ -20,7 +20,7 @@ def build_optimizer(
     """
     groups, options = adamw_arguments(module, embedding, config.training)
     on_gpu = local_device().type == "cuda"
-    if on_gpu and ds["zero_optimization"].get("offload_optimizer", {}).get("device") in ("cpu", "nvme"):
+    if on_gpu and ds["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu":
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     return torch.optim.AdamW(groups, fused=on_gpu, **options)
 

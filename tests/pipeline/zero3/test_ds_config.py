@@ -70,7 +70,8 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"ratio": 0.5}}}, ["offload_optimizer.ratio is 0.5"]),
         ({"zero_optimization": {"stage": 3, "stage3_module_granularity_threshold": 9}}, ["_threshold is 9", "layers"]),
         ({"managed_gradient_accumulation": False} | ZERO3, ["managed_gradient_accumulation is False", "micro-steps"]),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["nvme"]),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["offload_param.device 'nvme'"]),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, ["offload_optimizer.device"]),
         ({"bf16": {"enabled": True}} | ZERO3, ["bf16.enabled is True", "training.precision"]),
         ({"optimizer": {"type": "Lamb"}} | ZERO3, ["optimizer.type is 'Lamb'"]),
         (
