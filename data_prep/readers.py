@@ -105,7 +105,10 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
     splits = []
     for path, size in zip(paths, sizes, strict=True):
         if is_parquet(path):
-            splits += [InputSplit(path, group, group + 1) for group in range(_open_parquet(path).num_row_groups)]
+            groups = _open_parquet(path).num_row_groups
+            if not groups:
+                raise UserError(f"{path}: no rows; give a file with records")
+            splits += [InputSplit(path, group, group + 1) for group in range(groups)]
         else:
             splits += [InputSplit(path, start, min(start + split_bytes, size)) for start in range(0, size, split_bytes)]
     return splits
@@ -219,10 +222,24 @@ def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) ->
         position = sum(file.metadata.row_group(group).num_rows for group in range(start))
         for batch in file.iter_batches(1024, row_groups=list(range(start, stop))):
             for row in batch.to_pylist():
-                yield InputRow(path, position, row)
+                yield InputRow(path, position, without_nulls(row))
                 position += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None
+
+
+def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """Remove the keys without a value from the structs in a row's columns.
+
+    Arrow gives all structs of a column the same keys, so that one JSON schema would have the properties of all others.
+    """
+    return {column: _without_nulls(value) for column, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def first_line(error: Exception) -> str:

@@ -187,12 +187,24 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def _with_floats(value: Any) -> Any:
-    """Convert `Decimal`, which JSON readers return for the sake of gold answers, as chat templates expect floats."""
-    if isinstance(value, Decimal):
-        return float(value)
+    """Convert `Decimal`, which JSON readers return for the sake of gold answers, as chat templates expect floats.
+
+    Raises UserError for a value that JSON does not have, such as a timestamp of a Parquet file.
+    """
     if isinstance(value, dict):
         return {key: _with_floats(item) for key, item in value.items()}
-    return [_with_floats(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else json_number(value)
+
+
+def json_number(value: Any) -> float:
+    """Return a `Decimal` as a float. Raises UserError for a value of a type that JSON does not have."""
+    if isinstance(value, Decimal):
+        return float(value)
+    raise UserError(
+        f"a value of type {type(value).__name__}, which JSON does not have; convert it to text or remove it"
+    )
 
 
 def _tools(tools: Any) -> list[dict[str, Any]] | None:

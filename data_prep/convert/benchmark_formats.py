@@ -113,7 +113,7 @@ def _example(pair_id: str, lang: str, row: Row, benchmark: Benchmark, location: 
     choices = [_fill(choice, row, location) for choice in benchmark.choices]
     if question is None or None in choices:
         return RawExample(pair_id, lang, {}, None, "text_missing")
-    if gold in (None, "", -1, "-1"):
+    if gold in (None, "") or (choices and gold in (-1, "-1")):  # -1 marks a question whose option is not published
         return RawExample(pair_id, lang, {}, None, "answer_missing")
     if not choices:
         # PolyMath writes numbers as they are and other answers as $...$, MMATH both without dollars.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.convert.examples import RawExample, Source, list_files, read_objects
-from data_prep.readers import first_line
+from data_prep.readers import first_line, without_nulls
 from data_prep.records import number_text
 from pipeline.common.errors import UserError
 
@@ -93,7 +93,7 @@ def load_dataset(name: str, config: str | None, split: str, label: str) -> Itera
     number = 0
     try:
         for row in _load_dataset(name, config, split):
-            yield row
+            yield without_nulls(row)
             number += 1
     except UnicodeDecodeError as error:  # the library does not check texts before they are read
         raise UserError(f"{label} row {number + 1}: not valid UTF-8 ({error.reason})") from None
@@ -134,6 +134,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.DictReader(file, strict=True), start=2):
+                if None in row:
+                    raise UserError(f"{path} row {number}: more fields than columns; quote fields that contain commas")
                 yield f"{path} row {number}", row
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({first_line(error)})") from None

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from data_prep.convert.examples import RawExample, Source, pivot_first
 from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS, is_unpaired
-from data_prep.records import format_record, has_visible_text, is_number, parse_record, to_json_line
+from data_prep.records import format_record, has_visible_text, is_number, json_number, parse_record, to_json_line
 from pipeline.common.errors import UserError
 
 FORMATS = sorted({**GROUPED_FORMATS, **SCATTERED_FORMATS})
@@ -92,7 +93,8 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
     except OSError as error:
         raise UserError(f"{error.filename or output}: {error.strerror}; fix it and run again") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error above is the one to report
+            temporary.unlink(missing_ok=True)
     return report
 
 
@@ -105,7 +107,7 @@ def _group_on_disk(examples: Iterable[RawExample], folder: Path) -> Iterator[lis
     try:
         for example in examples:
             digest = hashlib.blake2b(example.pair_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()
-            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(example, default=float) + "\n")
+            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(example, default=json_number) + "\n")
         for file in files:
             file.seek(0)
             groups: dict[str, list[RawExample]] = {}

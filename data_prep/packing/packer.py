@@ -45,7 +45,7 @@ from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import UserError
 
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
-PACKER_VERSION = 4  # increment it whenever a change alters the bytes for the same input and settings
+PACKER_VERSION = 5  # increment it whenever a change alters the bytes for the same input and settings
 BAD_RECORD = "bad_record"  # drop reason of records that cannot be packed
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
     packer = Packer(inputs, output, settings, ranks)
     ranks.agree(lambda: _report_os_errors(lambda: packer.read_sources(tokenizer)))
     packer.build_head()
-    if ranks.agree(packer.is_finished):
+    if ranks.agree(lambda: _report_os_errors(packer.is_finished)):
         packer.remove_leftovers()
         return read_manifest(output)
     try:
@@ -94,6 +94,8 @@ class Packer:
     """A packing run on one rank: its inputs, its work folder and its three steps."""
 
     def __init__(self, inputs: list[Path], output: Path, settings: PackSettings, ranks: Ranks):
+        # The work folder is then on the file system of the link's target.
+        output = output.resolve() if output.is_symlink() else output
         self.inputs, self.output, self.settings, self.ranks = inputs, output, settings, ranks
         self.limits = Limits.from_settings(settings)
         self.work = output.with_name(output.name + ".partial")

@@ -121,6 +121,8 @@ def count_rows(rows: Iterable[PackedRow]) -> dict[str, int]:
 
 def _lists(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.ListArray:
     """Build a list column from numpy arrays without converting their values to Python integers."""
+    if sum(map(len, arrays)) >= 2**31:
+        raise UserError("a shard would have 2^31 tokens or more; lower --rows_per_shard")
     offsets = np.zeros(len(arrays) + 1, np.int32)
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
     values = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
@@ -165,6 +167,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a shard directory (no {MANIFEST}); make one with: python -m data_prep pack")
     try:
         manifest = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{file}: damaged manifest ({error}); pack again") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), list):
@@ -220,7 +224,11 @@ class ShardSet:
         """
         for shard in self.manifest["shards"]:
             file = self.path / shard["name"]
-            if sha256_file(file) != shard["sha256"]:
+            try:
+                digest = sha256_file(file)
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+            if digest != shard["sha256"]:
                 raise UserError(f"{file}: bytes differ from the manifest (corrupted shard); pack again")
 
     def __len__(self) -> int:
@@ -249,6 +257,8 @@ class ShardSet:
                     yield file.read([name for name in names if name in file.schema_arrow.names])
             except pa.ArrowInvalid as error:
                 raise UserError(f"{self.path / shard['name']}: damaged shard ({error}); pack again") from None
+            except OSError as error:
+                raise UserError(f"{self.path / shard['name']}: cannot be read ({error.strerror})") from None
 
     def longest_sequence(self) -> int:
         """Return the number of tokens in the longest sequence. Reads one small column of every shard."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.shards.format import COUNTS, IGNORE, PIVOT, TRANSLATION, PackedRow, ShardSet, count_rows
+from data_prep.shards.format import COUNTS, IGNORE, MANIFEST, PIVOT, TRANSLATION, PackedRow, ShardSet, count_rows
 from data_prep.shards.repeated_pivots import find_copies_error
 from data_prep.tokenization.tokenizer import load_packed_tokenizer
 from pipeline.common.errors import UserError
@@ -25,7 +25,7 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
     manifest = shards.manifest
     if tokenizer is not None:
         load_packed_tokenizer(tokenizer, path, manifest)
-    start = 0
+    start, totals, per_language = 0, Counter(dict.fromkeys(COUNTS, 0)), Counter[tuple[str, str]]()
     for shard in manifest["shards"]:
         counts = Counter(dict.fromkeys(COUNTS, 0))
         for number in range(shard["rows"]):
@@ -33,13 +33,40 @@ def verify(path: Path, tokenizer: str | None = None) -> ShardSet:
             if error := _find_row_error(row, manifest):
                 raise UserError(f"{path / shard['name']} row {number + 1}: {error}; pack again")
             counts.update(count_rows([row]))
+            per_language.update(_count_languages(row))
         for key, value in counts.items():
             if shard[key] != value:
                 raise UserError(f"{path / shard['name']}: {value} {key}, but {shard[key]} in the manifest; pack again")
         start += shard["rows"]
+        totals.update(counts)
+    if error := _find_totals_error(manifest, totals, per_language):
+        raise UserError(f"{path / MANIFEST}: {error}; pack again")
     if error := find_copies_error(shards):
         raise UserError(f"{path}: {error}; pack again")
     return shards
+
+
+def _count_languages(row: PackedRow) -> Counter[tuple[str, str]]:
+    """Count the sequences, tokens and target tokens of each language."""
+    counts: Counter[tuple[str, str]] = Counter()
+    ends = np.cumsum(row.seq_lens)
+    for lang, start, end in zip(row.lang, ends - row.seq_lens, ends, strict=True):
+        supervised = int(np.count_nonzero(row.labels[start:end] != IGNORE))
+        numbers = {"sequences": 1, "tokens": int(end - start), "supervised_tokens": supervised}
+        counts.update({(lang, name): number for name, number in numbers.items()})
+    return counts
+
+
+def _find_totals_error(manifest: dict, totals: Counter, per_language: Counter[tuple[str, str]]) -> str | None:
+    """Return a description of the first count of the manifest that is not the sum over the rows, or None."""
+    for name, value in totals.items():
+        if manifest["totals"][name] != value:
+            return f"{value} {name}, but {manifest['totals'][name]} in `totals`"
+    for (lang, name), value in per_language.items():
+        recorded = manifest["per_language"].get(lang, {}).get(name)
+        if recorded != value:
+            return f"{value} {name} in {lang}, but {recorded} in `per_language`"
+    return None
 
 
 def _find_row_error(row: PackedRow, manifest: dict) -> str | None:

@@ -28,6 +28,9 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, supervise: str = "all"):
         self._backend = tokenizer.backend_tokenizer
+        # `save_pretrained` keeps the truncation and padding of an earlier call, and `encode` would apply them.
+        self._backend.no_truncation()
+        self._backend.no_padding()
         special = {str(token) for token in self._backend.get_added_tokens_decoder().values() if token.special}
         special.update(tokenizer.all_special_tokens)
         longest_first = sorted(special, key=len, reverse=True)

@@ -22,6 +22,7 @@ _CLOCK_CALL = re.compile(r"""\bstrftime_now\s*\(\s*("[^"\\]*"|'[^'\\]*')\s*\)"""
 _ANY_CLOCK_CALL = re.compile(r"\bstrftime_now\s*\(")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "strftime_now"}
+_SPECIAL_TOKEN = re.compile("(?:bos|eos|unk|sep|pad|cls|mask|additional_special)_tokens?")  # set by the tokenizer
 
 
 def reads_clock(template: str) -> bool:
@@ -50,7 +51,7 @@ def set_variables(template: str, variables: Mapping[str, Any]) -> str:
         UserError: A name cannot be a variable of a chat template.
     """
     for name in variables:
-        if not name.isidentifier() or name in _RESERVED:
+        if not name.isidentifier() or name in _RESERVED or _SPECIAL_TOKEN.fullmatch(name):
             raise UserError(f"{name!r} is not a variable of chat templates that can be set")
     # The empty expression protects a line break at the start of the template, which Jinja would remove after a block.
     preamble = "".join(f"{{%- set {name} = {name} | default({value!r}) %}}" for name, value in variables.items())

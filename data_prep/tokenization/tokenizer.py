@@ -209,11 +209,11 @@ def _hash_with_template(content: dict[str, Any], tokenizer: PreTrainedTokenizerB
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write a tokenizer directory atomically. Raises UserError if `output` is not empty or cannot be written."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: already exists; remove it or give another --output")
     temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output}: already exists; remove it or give another --output")
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tokenizer.save_pretrained(temporary)
         os.replace(temporary, output)

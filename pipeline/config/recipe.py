@@ -57,6 +57,13 @@ class RecipeLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping. Unlike PyYAML, refuse one that has a key twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
@@ -97,6 +104,11 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe must be a mapping of keys to values")
     _check_keys(list(_recipe_keys(tree)), str(path))
+    for name in get_type_hints(Config):
+        if is_dataclass(get_type_hints(Config)[name]) and not isinstance(tree.get(name, {}), dict):
+            if tree[name] is not None:
+                raise UserError(f"{path}: {name} must be a mapping of keys to values, not {tree[name]!r}")
+            tree[name] = {}  # a section whose lines are all commented out
     return tree
 
 

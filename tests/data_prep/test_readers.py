@@ -52,6 +52,21 @@ def test_read_split_reads_parquet_by_row_group(tmp_path):
     assert [row.position for row in read_file(path)] == list(range(10))
 
 
+def test_read_file_removes_keys_that_arrow_adds_to_structs(tmp_path):
+    tools = [
+        {"name": "f", "properties": {"x": {"type": "string"}}},
+        {"name": "g", "properties": {"y": {"type": "int"}}},
+    ]
+    pq.write_table(pa.Table.from_pylist([{"tools": tools, "gold": None}]), tmp_path / "a.parquet")
+    assert [row.value for row in read_file(tmp_path / "a.parquet")] == [{"tools": tools, "gold": None}]
+
+
+def test_split_inputs_rejects_parquet_without_rows(tmp_path):
+    pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("a", pa.int64())])).close()
+    with pytest.raises(UserError, match=r"a\.parquet: no rows"):
+        split_inputs([tmp_path / "a.parquet"])
+
+
 def test_split_inputs_covers_file_by_bytes(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 25)

@@ -1,6 +1,7 @@
 """Checking, reading and writing of canonical records."""
 
 import json
+from datetime import datetime
 from decimal import Decimal
 
 import pyarrow as pa
@@ -62,6 +63,7 @@ def test_parse_record_accepts_any_visible_answer(answer):
         ({"tools": [1]}, "tools"),
         ({"messages": []}, "messages"),
         ({"messages": ["x"]}, "messages"),
+        ({"messages": [{"role": "user", "at": datetime(2024, 1, 1)}]}, "a value of type datetime, which JSON does not"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "last message"),
         ({"system": 3}, "system"),

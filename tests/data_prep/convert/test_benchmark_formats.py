@@ -17,6 +17,12 @@ def test_mgsm_pairs_rows_by_index(tmp_path, out):
     assert report.drops == {("gold_differs", "sw"): 1, ("no_translation", "en"): 1}
 
 
+def test_mgsm_keeps_answer_of_minus_one(tmp_path, out):
+    for lang in ("en", "sw"):
+        (tmp_path / f"mgsm_{lang}.tsv").write_text("2 - 3?\t-1\n", "utf-8")
+    assert [row["gold"] for row in run("mgsm", tmp_path, output=out)[1]] == ["-1", "-1"]
+
+
 def test_msvamp_pairs_rows_by_english_question(tmp_path, out):
     def row(question, gold, **more):
         return {**more, "equation": "- n0 n1", "response": gold, "m_query": question}

@@ -93,6 +93,9 @@ def test_canonical_reads_csv_and_json_arrays_like_json_lines(tmp_path, out):
     (tmp_path / "b.csv").write_bytes(b'pair_id,lang\n1,"\xff"\n')
     with pytest.raises(UserError, match=r"b\.csv: not a CSV file"):
         run("canonical", tmp_path / "b.csv", output=out)
+    (tmp_path / "c.csv").write_text("pair_id,lang,question,answer\n1,en,What?,First add 3, then 4.\n")
+    with pytest.raises(UserError, match=r"c\.csv row 2: more fields than columns; quote fields that contain commas"):
+        run("canonical", tmp_path / "c.csv", output=out)
 
 
 def test_canonical_reads_one_column_per_language(tmp_path, out):

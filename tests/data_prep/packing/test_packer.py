@@ -282,6 +282,14 @@ def test_pack_keeps_work_folder_if_disk_is_full(step, error, demo_file, tokenize
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_pack_writes_to_target_of_link(demo_file, tokenizer_dir, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "shards")
+    run([demo_file], tokenizer_dir, tmp_path / "link")
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["shards"]
+    assert len(verify(tmp_path / "link"))
+
+
 def test_pack_rejects_unwritable_and_foreign_output(demo_file, tokenizer_dir, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="Not a directory"):

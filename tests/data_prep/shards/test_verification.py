@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ GOOD = PackedRow(IDS, LABELS, np.array([3, 3], np.int32), ["p", "p"], ["en", "sw
 
 def write_directory(path, *rows, **head):
     """Write a shard directory of one shard."""
-    write_manifest(path, {**HEAD, **head}, [write_shard(path / shard_name(0), rows)], {}, {})
+    per_language: dict[str, Counter] = {}
+    for row in rows:
+        for lang, labels in zip(row.lang, np.split(row.labels, np.cumsum(row.seq_lens)[:-1]), strict=False):
+            numbers = {"sequences": 1, "tokens": len(labels), "supervised_tokens": int((labels != -100).sum())}
+            per_language.setdefault(lang, Counter()).update(numbers)
+    write_manifest(path, {**HEAD, **head}, [write_shard(path / shard_name(0), rows)], per_language, {})
     return path
 
 
@@ -115,4 +121,21 @@ def test_verify_rejects_count_that_differs_from_manifest(name, tmp_path):
     write_json(tmp_path / MANIFEST, manifest)
     actual = manifest["shards"][0][name] - 1
     with pytest.raises(UserError, match=f"{shard_name(0)}: {actual} {name}, but {actual + 1} in the manifest"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest["totals"].update(pairs=0), "1 pairs, but 0 in `totals`"),
+        (lambda manifest: manifest["per_language"]["sw"].update(tokens=9), "3 tokens in sw, but 9 in `per_language`"),
+        (lambda manifest: manifest["per_language"].pop("en"), "1 sequences in en, but None in `per_language`"),
+    ],
+)
+def test_verify_rejects_totals_that_differ_from_shards(change, message, tmp_path):
+    write_directory(tmp_path, GOOD)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    change(manifest)
+    write_json(tmp_path / MANIFEST, manifest)
+    with pytest.raises(UserError, match=f"{MANIFEST}: {message}; pack again"):
         verify(tmp_path)

@@ -42,6 +42,14 @@ def test_encode_matches_transformers_tokens_and_mask(chat, tokenizer_dir):
     assert (tokens < 0).astype(int).tolist() == expected["assistant_masks"]
 
 
+def test_encode_ignores_saved_truncation_and_padding(tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    expected = encode(tokenizer, CHATS[2])
+    tokenizer("a b c", truncation=True, max_length=2, padding="max_length")  # its settings are saved with the tokenizer
+    tokenizer.save_pretrained(tmp_path)
+    assert encode(load_tokenizer(tmp_path), CHATS[2]).tolist() == expected.tolist()
+
+
 def test_encode_supervises_responses_and_stop_tokens(tokenizer_dir):
     tokenizer = load_tokenizer(tokenizer_dir)
     tokens = encode(tokenizer, CHATS[2])

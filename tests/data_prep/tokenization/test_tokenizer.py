@@ -95,6 +95,12 @@ def test_load_packed_tokenizer_explains_shards_with_date_of_packing(tokenizer_di
     load_packed_tokenizer(tmp_path / "dated", tmp_path / "shards", manifest)
 
 
+@pytest.mark.parametrize("name", ["bos_token", "messages", "not a name"])
+def test_load_tokenizer_refuses_variables_that_templates_cannot_take(name, tokenizer_dir):
+    with pytest.raises(UserError, match=f"{name}' is not a variable of chat templates that can be set"):
+        load_tokenizer(tokenizer_dir, chat_template_kwargs={name: ""})
+
+
 @pytest.mark.parametrize("declared", ["TokenizersBackend", "Qwen2Tokenizer", None])
 def test_load_tokenizer_next_to_a_model_config_keeps_its_rules(declared, tokenizer_dir, tmp_path):
     """For qwen2, AutoTokenizer would use the family's class, whose pre-tokenizer replaces the trained one."""

@@ -35,6 +35,7 @@ def test_load_config_overrides(tmp_path: Path) -> None:
     assert config.loss.detach == ("pivot", "embeddings")
     assert config.loss.alignment_weight == 0.0 and config.loss.centring is True
     assert load(tmp_path, MODEL).loss.detach == ("pivot",)
+    assert load(tmp_path, MODEL + "training:\n  # max_steps: 7\n").training.max_steps is None
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,9 @@ def test_load_config_overrides(tmp_path: Path) -> None:
         ("training: {max_step: 1}", [], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
         ("", ["--los.distance", "mse"], "command line: unknown key 'los.distance'; did you mean 'loss.distance'?"),
         ("training: {max_steps: 1.5}", [], "training.max_steps"),
+        ("training: {max_steps: 1}\ntraining: {seed: 1}", [], "the key 'training' occurs twice"),
+        ("training: {max_steps: 1, max_steps: 2}", [], "the key 'max_steps' occurs twice"),
+        ("training: 5", [], "training must be a mapping of keys to values, not 5"),
         ("training: {learning_rate: fast}", [], "training.learning_rate"),
         ("", ["--training.learning_rate", "fast"], "training.learning_rate"),
         ("loss: {distance: cos}", [], "loss.distance"),
