@@ -8,6 +8,7 @@ A finished run calls `export_finished_run` unless training.export_at_end is fals
 import argparse
 import dataclasses
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.export_files import (
     check_no_other_files,
+    remove_abandoned,
     replace_directory,
     warn_if_tokenizer_differs,
     write_files,
@@ -101,6 +103,8 @@ def export(
         if existing and _is_kept(named, existing, source, newest, keep_if_evaluated):
             return existing
         replace_directory(output, partial)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be replaced ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     warn_if_tokenizer_differs(source / "tokenizer", output)
@@ -125,12 +129,14 @@ def _record(
 def _write_partial(source: Path, output: Path, recipe: Config, state: dict[str, Any], record: ExportRecord) -> Path:
     """Write an export to a temporary directory beside `output` and return it.
 
+    Its name is unique: a job may export a checkpoint of a run that itself is exporting its last one.
+
     Raises:
         UserError: It cannot be written.
     """
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        remove_abandoned(output)
         partial.mkdir(parents=True)
         write_files(source, recipe.model, state, record, partial)
         write_model_card(partial, record, dataclasses.asdict(recipe), state, _metrics_at(source.parent, state["step"]))
@@ -196,7 +202,8 @@ def export_finished_run(config: Config) -> None:
         record = export(checkpoint.parent, output, update=True, keep_if_evaluated=True)
     except UserError as error:
         command = f"python -m pipeline.export --checkpoint {checkpoint.parent} --output {output}"
-        raise UserError(f"{error}; training is finished and {checkpoint} is kept; export it with: {command}") from error
+        message = f"{error}; training is finished and {checkpoint} is kept; export it with: {command}"
+        raise type(error)(message) from error  # a StorageError has a status of its own
     if record is not None:
         print(f"{output}: step {record.step} in {record.dtype}", flush=True)
 

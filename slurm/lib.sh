@@ -62,6 +62,15 @@ export FAILED_STARTS_FILE=$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID.failures
 export USER_ERROR_FILE=$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID.user_error
 rm -f "$USER_ERROR_FILE"
 
+try_scontrol() { # ARGUMENTS: repeat for a minute, since a busy controller or one that restarts does not answer
+  local attempt
+  for attempt in 1 2 3 4 5 6; do
+    [ "$attempt" = 1 ] || sleep "${SCONTROL_RETRY_SECONDS:-10}"
+    if scontrol "$@"; then return 0; fi
+  done
+  return 1
+}
+
 finish() { # STATUS: 0, 2 and 77 end the job, 75 requeues it, and any other status requeues it three times in a row
   local failures=0
   case $1 in
@@ -80,16 +89,19 @@ finish() { # STATUS: 0, 2 and 77 end the job, 75 requeues it, and any other stat
   # Requeue a task of an array by its own name: the job id of the last task also names the whole array.
   local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   job=${job:-$SLURM_JOB_ID}
-  local message="job $job ended with status $1" state
-  state=$(scontrol -o show job "$job" | sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p')
+  local message="job $job ended with status $1" facts state
+  facts=$(try_scontrol -o show job "$job") || facts=" JobState=RUNNING " # the controller does not answer: try to requeue
+  state=$(sed -n 's/.* JobState=\([A-Z_]*\) .*/\1/p' <<<"$facts")
   if [ "$state" != RUNNING ]; then
     echo "$message and is $state: not requeued" >&2
+  elif [[ $facts == *" Requeue=0 "* ]]; then
+    echo "$message and cannot be requeued (submitted with --no-requeue?)" >&2
   elif [ "$failures" -gt 3 ]; then
     rm -f "$FAILED_STARTS_FILE"
     echo "$message, restarted 3 times after failures: not requeued; fix the cause shown above and submit it again" >&2
   else
     echo "$message: requeue" >&2 # before the command, which ends this script
-    scontrol requeue "$job" || echo "job $job cannot be requeued (submitted with --no-requeue?)" >&2
+    try_scontrol requeue "$job" || echo "job $job could not be requeued; submit it again" >&2
   fi
   exit "$1"
 }

@@ -11,7 +11,12 @@ import pytest
 from tests.runs import ENVIRONMENT, ROOT
 
 COMMANDS = {
-    "scontrol": """case "$*" in
+    # If UNAVAILABLE is set, the controller does not answer that many times.
+    "scontrol": """failures=$(cat failures 2>/dev/null || echo 0)
+if [[ $* != "show hostnames"* ]] && [ "$failures" -lt "${UNAVAILABLE:-0}" ]; then
+  echo $((failures + 1)) >failures; echo "Unable to contact slurm controller" >&2; exit 1
+fi
+case "$*" in
   "show hostnames"*) seq -f "node%g" "${NODES:-1}" ;;
   *"show job"*) echo "JobId=7 JobState=RUNNING ExitCode=0:0" ;;
   requeue*) echo requeued >>log; kill -KILL $PPID ;;
@@ -71,6 +76,20 @@ status=0; on_one_rank true || status=$?; finish "$status" """
     result = run(tmp_path, script, KILLED="1")
     assert (tmp_path / "log").read_text() == "requeued\n"
     assert result.returncode == -signal.SIGKILL and result.stderr == "job 7 ended with status 137: requeue\n"
+
+
+@pytest.mark.parametrize("unavailable", ["2", "8"], ids=["at first", "until the requeue"])
+def test_finish_requeues_although_controller_does_not_answer_at_first(tmp_path: Path, unavailable: str) -> None:
+    script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; finish 75"
+    result = run(tmp_path, script, UNAVAILABLE=unavailable, SCONTROL_RETRY_SECONDS="0")
+    assert result.returncode == -signal.SIGKILL and (tmp_path / "log").read_text() == "requeued\n", result.stderr
+    assert (tmp_path / "failures").read_text() == f"{unavailable}\n"
+
+
+def test_finish_gives_up_if_controller_never_answers(tmp_path: Path) -> None:
+    script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; finish 75"
+    result = run(tmp_path, script, UNAVAILABLE="100", SCONTROL_RETRY_SECONDS="0")
+    assert result.returncode == 75 and "could not be requeued; submit it again" in result.stderr
 
 
 @pytest.mark.parametrize(("answer", "exports"), [("yes", 0), ("no", 1)])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pipeline.config.settings import ModelSettings
 from pipeline.models.loading import ADAPTER_CONFIG, DTYPES
 from pipeline.models.multimodal import PROCESSOR_FILES, copy_processor_files, multimodal_tensors
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
+
+ABANDONED_SECONDS = 24 * 3600  # without a write, after which an unfinished export counts as abandoned
 
 
 def write_files(
@@ -96,6 +99,17 @@ def check_no_other_files(output: Path, source: Path) -> None:
     if others:
         listed = ", ".join(sorted(others))
         raise UserError(f"{output}: has files that the export did not write ({listed}); move them first")
+
+
+def remove_abandoned(output: Path) -> None:
+    """Delete unfinished exports of `output` that nothing has been written to for a day: their processes were killed.
+
+    Raises:
+        OSError: A directory cannot be read.
+    """
+    for partial in output.parent.glob(f".{output.name}.*partial"):
+        if time.time() - max(path.stat().st_mtime for path in (partial, *partial.iterdir())) > ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_directory(output: Path, partial: Path) -> None:

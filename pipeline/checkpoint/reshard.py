@@ -3,6 +3,7 @@
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +35,19 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
     command = [sys.executable, "-m", __name__]
     command += ["--input_folder", str(path / DEEPSPEED_TAG), "--output_folder", str(partial / DEEPSPEED_TAG)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    # The converter forks, which is unsafe in a process with GPU or communication threads.
-    result = subprocess.run(command, capture_output=True, text=True, env=_environment_without_rank())
-    if result.returncode != 0:
+    # The converter forks, which is unsafe in a process with GPU or communication threads. It inherits blocked signals:
+    # some clusters send them to all processes of a job, and only the trainer should act on them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment_without_rank()
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _, errors = process.communicate()
+    if process.returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+        reason = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise UserError(
             f"{path}: cannot be converted for a different number of ranks ({reason}); free up to twice its size "
             f"in {output_dir}, or use the number of ranks that saved it"

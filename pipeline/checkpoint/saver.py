@@ -34,6 +34,8 @@ from pipeline.common.errors import AgreedError, StorageError, UserError
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 
+COPY_BLOCK_BYTES = 2**24
+
 
 class SupportsSavePretrained(Protocol):
     """A Hugging Face configuration or tokenizer."""
@@ -76,9 +78,11 @@ class Saver:
         self._partial: Path | None = None
         self._failure: UserError | None = None
         self._wait_seconds = 0.0
+        self._copies_stopped = False
         if distributed.is_main_process():
-            for unfinished in self.directory.glob(".checkpoint-*.partial"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            for directory in map(Path, filter(None, (config.output_dir, config.training.copy_checkpoints_to))):
+                for unfinished in directory.glob(".checkpoint-*.partial"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
         distributed.barrier()
 
     def start(self, state: dict[str, Any], best_step: int | None = None) -> None:
@@ -169,6 +173,10 @@ class Saver:
                 wait([self._job])
             self.advance(*distributed.all_reduce_sum(self.local_status(), self.engine.device))
 
+    def stop_copying(self) -> None:
+        """Break off and skip copies to training.copy_checkpoints_to, which can take longer than a signal allows."""
+        self._copies_stopped = True
+
     def record_failure(self, path: Path, error: OSError) -> None:
         """Record a failed write of another file, so that the next `advance` raises on all ranks."""
         self._failure = self._failure or write_error(path, error)
@@ -241,14 +249,26 @@ class Saver:
                 return
             shutil.rmtree(partial, ignore_errors=True)
             partial.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(final, partial)
+            shutil.copytree(final, partial, copy_function=self._copy_file)
             for file in partial.rglob("*"):
                 flush_to_disk(file)
             _publish(partial, target, limit, self._best_step)
-        except (OSError, StorageError) as error:
+        except (OSError, StorageError, _CopyStoppedError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            print(f"warning: {final.name} not copied to {directory}: {reason}; training continues", flush=True)
+            print(f"warning: {final.name} not copied to {directory}: {reason}", flush=True)
+
+    def _copy_file(self, source: str, target: str) -> str:
+        with open(source, "rb") as reader, open(target, "wb") as writer:
+            while block := reader.read(COPY_BLOCK_BYTES):
+                if self._copies_stopped:
+                    raise _CopyStoppedError("the run is stopping; the next checkpoint will be copied")
+                writer.write(block)
+        return target
+
+
+class _CopyStoppedError(Exception):
+    """A copy to the second directory was broken off."""
 
 
 def _publish(partial: Path, final: Path, limit: int, best_step: int | None) -> None:

@@ -50,8 +50,11 @@ class Guard:
         self._watchdog = Watchdog(directory, token, distributed.rank(), distributed.world_size(), timeout)
 
     def _acquire_lock(self, directory: Path) -> str:
-        self._lock = RunLock(directory, heartbeat_path(directory, 0), LOCK_WATCH_SECONDS)
-        (directory / "ranks" / "failed.json").unlink(missing_ok=True)
+        try:
+            self._lock = RunLock(directory, heartbeat_path(directory, 0), LOCK_WATCH_SECONDS)
+            (directory / "ranks" / "failed.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{error.filename or directory}: cannot be written ({error.strerror})") from error
         return self._lock.token
 
     def enter_phase(self, step: int, phase: str, **values: float) -> None:
@@ -64,7 +67,7 @@ class Guard:
         Raises:
             UserError: Another run has taken over the lock.
         """
-        if self._lock is not None and not self._lock.is_held():
+        if self._lock is not None and not self._lock.keep():
             raise UserError(
                 f"{self._lock.path}: another run has taken over this directory, so this run exits without saving; "
                 "use another output_dir"

@@ -1,5 +1,6 @@
 """Lock an output directory for one run. Stale locks are detected without comparing the clocks of hosts."""
 
+import contextlib
 import json
 import os
 import socket
@@ -84,6 +85,17 @@ class RunLock:
         """Return whether the lock file still names this run."""
         holder = read_json_or_none(self.path)
         return holder is not None and holder.get("token") == self.token
+
+    def keep(self) -> bool:
+        """Return whether no other run has taken the lock. A lock file that was deleted is written again.
+
+        A file that cannot be read for the moment does not count as taken.
+        """
+        if not self.path.exists():
+            with contextlib.suppress(OSError):
+                self.path.write_bytes(json.dumps(self._owner).encode())
+        holder = read_json_or_none(self.path)
+        return holder is None or holder.get("token") == self.token
 
     def release(self) -> None:
         """Delete the lock file, unless another run has taken the lock."""

@@ -26,6 +26,7 @@ from pipeline.common.memory import count_oom_kills
 HEARTBEAT_SECONDS = 5.0
 EXIT_GRACE_SECONDS = 20.0  # for the first failed rank to report, and for the main threads of other ranks to exit
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should block a thread
+MAX_STALL_SECONDS = 30.0  # between two heartbeats; after a longer stall, silence is counted anew
 RESTART_ADVICE = "restart to resume"
 MEMORY_ADVICE = (
     "request more host memory, use fewer ranks per node, or set training.save_in_background to false, and restart to "
@@ -105,7 +106,8 @@ class Watchdog:
             # Another rank was first, or the file system is unusable; then every rank reports its own failure.
             time.sleep(1)  # another rank may have created the file but not written it yet
             return self.first_failure() is None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        # On a full disk the file stays empty, and every rank reports its own failure.
+        with contextlib.suppress(OSError), os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(content))
         self._is_first_failure = True
         return True
@@ -174,10 +176,15 @@ class Watchdog:
             write_atomically(heartbeat_path(self.directory, self.rank), json.dumps(content), durable=False)
 
     def _run(self) -> None:
-        exit_at = float("inf")
+        exit_at, previous = float("inf"), time.monotonic()
         while not self._closed.wait(HEARTBEAT_SECONDS):
             self.write_heartbeat()
             failure = self.first_failure()
+            # If the file system blocked this thread, or the job was suspended, the next rank was probably silent too.
+            now = time.monotonic()
+            if now - previous > MAX_STALL_SECONDS:
+                self._next_rank_changed_at = now
+            previous = now
             if failure is not None and not self._is_first_failure:
                 if exit_at == float("inf"):
                     exit_at = time.monotonic() + EXIT_GRACE_SECONDS

@@ -98,6 +98,7 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     # Last, because W&B waits for its upload, and after a signal Slurm kills the job at the end of its grace time.
     guard.enter_phase(state.step, "closing the experiment trackers")
     metrics.finish_trackers()
+    distributed.barrier()  # srun kills ranks that run for a minute longer than the first one that exits
     return status
 
 
@@ -244,6 +245,7 @@ def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stop
     """Save a checkpoint if a signal stopped the run, wait for the last save, and report the end."""
     status = STOPPED_BY_SIGNAL if stopped else 0
     if status:
+        saver.stop_copying()
         save_checkpoint(run, saver, state, guard)
     saver.finish()
     stopped_early = not status and best_metric.stops_early(run.config.training, state.validation)

@@ -32,7 +32,7 @@ from pipeline.evaluation.generation import load_for_generation
 from pipeline.export import base_dtype, check_export_target, export
 from pipeline.loss import solar_loss_reference
 from pipeline.models.fingerprint import model_fingerprint
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from tests.conftest import Prepared
 from tests.pipeline.training.dense_validation import assert_matches_dense, dense_validation
 from tests.runs import TINY, losses, metrics, python, refuses, select_rows, train, validations, write_recipe
@@ -97,7 +97,7 @@ def _dense_loss_of_second_step(model: PreTrainedModel, config: Config, shards: P
     micro_batches = loader.next()
     normalizers, total = local_normalizers(micro_batches), 0.0
     for batch in micro_batches:
-        hidden = decode(model, model.get_input_embeddings()(batch.input_ids), batch)
+        hidden = decoder_hidden_states(model, model.get_input_embeddings()(batch.input_ids), batch)
         loss, *_ = solar_loss_reference(
             hidden.flatten(0, 1)[batch.positions],
             model.get_output_embeddings().weight,

@@ -13,7 +13,7 @@ from data_prep.ranks import Ranks
 from data_prep.shards.format import PackedRow, ShardSet
 from pipeline.data.micro_batch import MicroBatch, collate, local_normalizers
 from pipeline.loss import LossNormalizers, LossSettings, solar_loss_reference
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from tests.conftest import Prepared
 from tests.data_prep.packing.helpers import write_records
 from tests.pipeline.data.sharded_loss import loss_gradients
@@ -48,7 +48,7 @@ def model() -> AutoModelForCausalLM:
 
 def hidden_states(model: AutoModelForCausalLM, batch: MicroBatch) -> Tensor:
     embeddings = model.get_input_embeddings()(batch.input_ids)
-    return decode(model, embeddings, batch).flatten(0, 1)[batch.positions]
+    return decoder_hidden_states(model, embeddings, batch).flatten(0, 1)[batch.positions]
 
 
 def dense(model: AutoModelForCausalLM, rows: list[PackedRow], weight: float) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -12,7 +12,7 @@ from pipeline.experiments.study import finetuning_groups
 from pipeline.experiments.synthetic_benchmark import LOW, SYNTHETIC_LANGUAGES, SYNTHETIC_PIVOT, SyntheticBenchmark
 from pipeline.experiments.training import pack_groups
 from pipeline.loss import LossSettings, solar_loss_reference
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from tests.pipeline.experiments.conftest import tiny_model
 
 
@@ -36,7 +36,7 @@ def batch(benchmark):
 def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
     cosine = MiddleLayerLoss(model, MiddleLayer(weight=0.5, layer=2))
     contrastive = MiddleLayerLoss(model, MiddleLayer(weight=0.5, layer=2, temperature=0.1))
-    decode(model, model.get_input_embeddings()(batch.input_ids), batch)
+    decoder_hidden_states(model, model.get_input_embeddings()(batch.input_ids), batch)
     losses = {loss: loss(model, batch) for loss in (cosine, contrastive)}
 
     expected, similarities, all_pivots = [], [], []
@@ -66,7 +66,7 @@ def test_middle_layer_loss_matches_unpacked_forward(benchmark, model, batch):
 def test_middle_layer_loss_detaches_pivots(model, batch):
     middle = MiddleLayerLoss(model, MiddleLayer(weight=1.0, layer=2))
     embeddings = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-    decode(model, embeddings, batch)
+    decoder_hidden_states(model, embeddings, batch)
     middle(model, batch).backward()
     middle.remove()
     first = (batch.position_ids == 0).cumsum(1) == 1  # the pivot is the first sequence of its row

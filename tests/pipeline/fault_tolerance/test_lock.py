@@ -88,6 +88,16 @@ def test_lock_replaces_unreadable_file(tmp_path: Path) -> None:
     assert RunLock(tmp_path, tmp_path / "heartbeat", 60).is_held()
 
 
+def test_lock_is_kept_if_deleted_or_unreadable_but_not_if_taken(tmp_path: Path) -> None:
+    own = RunLock(tmp_path, tmp_path / "heartbeat", 0.2)
+    (tmp_path / LOCK).unlink()
+    assert own.keep() and own.is_held()
+    (tmp_path / LOCK).write_text('{"tok')
+    assert own.keep() and not own.is_held()
+    (tmp_path / LOCK).write_text('{"token": "other"}')
+    assert not own.keep()
+
+
 def test_lock_has_one_winner_after_concurrent_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.5)
     (tmp_path / LOCK).write_text("stale")

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,6 +64,27 @@ def test_describe_suspects_slow_rank(tmp_path: Path) -> None:
     assert "rank 2" not in watchdogs[0].describe_suspects()[0]
     for each in watchdogs[:2]:
         each.close()
+
+
+def test_silence_is_counted_anew_after_a_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system blocks both ranks for longer than a rank may be silent. Rank 0 continues first."""
+    monkeypatch.setattr(watchdog, "MAX_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(watchdog, "MAX_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(watchdog, "exit_now", lambda status: None)
+    watchdogs = [make(tmp_path, rank, ranks=2) for rank in range(2)]
+    for each, seconds in zip(watchdogs, (0.8, 1.1), strict=True):
+        write, stalls = each.write_heartbeat, iter([0, seconds])  # the first one is written by `start`
+
+        def blocked(write: Callable[[], None] = write, stalls: Iterator[float] = stalls) -> None:
+            time.sleep(next(stalls, 0))
+            write()
+
+        monkeypatch.setattr(each, "write_heartbeat", blocked)
+        each.start()
+    time.sleep(1.5)
+    for each in watchdogs:
+        each.close()
+    assert watchdogs[0].first_failure() is None
 
 
 def test_record_failure_keeps_first_of_this_start(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.config.recipe import load_config
 from pipeline.data.micro_batch import MicroBatch, collate, local_normalizers
 from pipeline.loss import LossNormalizers, solar_loss_reference
 from pipeline.models.adapters import load_exported
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 
 
 @torch.no_grad()
@@ -33,7 +33,9 @@ def dense_validation(model_dir: Path, recipe: Path, checkpoint: Path) -> dict[st
     batches = [collate([row], languages, 0) for row in rows]
     means = load_file(checkpoint / "centres.safetensors")["means"].double() if config.loss.centring else None
     hidden = [
-        decode(model, model.get_input_embeddings()(batch.input_ids), batch).flatten(0, 1)[batch.positions]
+        decoder_hidden_states(model, model.get_input_embeddings()(batch.input_ids), batch).flatten(0, 1)[
+            batch.positions
+        ]
         for batch in batches
     ]
 

@@ -18,7 +18,7 @@ from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.export import export
 from pipeline.loss import solar_loss_reference
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from pipeline.training.schedules import alignment_weight, learning_rate
 from tests.conftest import Prepared
 from tests.pipeline.training.dense_validation import assert_matches_dense, dense_validation
@@ -91,7 +91,7 @@ def dense_records(recipe: Path) -> list[list[float]]:
         normalizers, total = local_normalizers(micro_batches), torch.zeros(())
         for batch in micro_batches:
             embedding, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
-            hidden = decode(base, torch.nn.functional.embedding(batch.input_ids, embedding), batch)
+            hidden = decoder_hidden_states(base, torch.nn.functional.embedding(batch.input_ids, embedding), batch)
             hidden = hidden.flatten(0, 1)[batch.positions]
             weight = alignment_weight(config.loss, step, t.max_steps)
             terms = solar_loss_reference(hidden, head, embedding, batch.loss_batch, config.loss, weight, normalizers)

@@ -12,7 +12,7 @@ from pipeline.config.recipe import load_config
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.data.micro_batch import local_normalizers
 from pipeline.loss import LossNormalizers, solar_loss_reference
-from pipeline.models.solar_model import decode
+from pipeline.models.solar_model import decoder_hidden_states
 from pipeline.training.schedules import alignment_weight, learning_rate
 from tests.conftest import Prepared
 from tests.runs import ROOT, TINY, metrics, train, write_recipe
@@ -55,7 +55,7 @@ def dense_metrics(recipe: Path) -> list[dict[str, float]]:
         ce, alignment = torch.zeros(()), torch.zeros(())
         for batch in micro_batches:
             embeddings = model.get_input_embeddings()(batch.input_ids)
-            hidden = decode(model, embeddings, batch).flatten(0, 1)[batch.positions]
+            hidden = decoder_hidden_states(model, embeddings, batch).flatten(0, 1)[batch.positions]
             head = model.get_output_embeddings().weight
             terms = solar_loss_reference(hidden, head, embedding, batch.loss_batch, config.loss, weight, normalizers)
             ce, alignment = ce + terms[1], alignment + terms[2]
