@@ -119,7 +119,9 @@ def accuracy_table(plan: ExperimentPlan, results: Results, comparisons: list[Com
         own = {c.measure: c for c in comparisons if c.contrast == Contrast(variant, BASELINE, world)}
         if own:
             cells = [
-                _difference(own[key], 1) + ("*" if own[key].p_holm < SIGNIFICANT else "") for key in FRACTION_HEADINGS
+                _difference(own[key], 1)
+                + ("*" if own[key].p_holm < SIGNIFICANT and own[key].seeds >= MIN_SEEDS else "")
+                for key in FRACTION_HEADINGS
             ]
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     failed = sorted(seed for seed, metrics in models.items() if metrics["low_seen"] < MIN_SEEN_ACCURACY)

@@ -53,7 +53,11 @@ def compare(table: dict[tuple[str, str, str], dict[int, float]], test: tuple[str
         result = stats.ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
         low, high = result.confidence_interval(0.95)
         mean = np.mean([ours[seed] - theirs[seed] for seed in seeds])
-        row |= {"mean": float(mean), "low": float(low), "high": float(high), "p": float(result.pvalue)}
+        if np.isnan(result.pvalue):  # all differences are 0, to which scipy gives no p-value
+            low, high, p_value = mean, mean, 1.0
+        else:
+            p_value = float(result.pvalue)
+        row |= {"mean": float(mean), "low": float(low), "high": float(high), "p": p_value}
     return row
 
 
