@@ -14,10 +14,12 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 
 VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A client of a network file system that is evicted or loses its server gets these. A restart may succeed.
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
 
 
 class HostCopies:
@@ -169,9 +171,10 @@ def merge_records(partial: Path, ranks: int) -> dict[str, tuple[int, str]]:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """Return the UserError for a failed write, with the remedy in its message."""
+    """Return the error for a failed write, with the remedy in its message; a StorageError if the cause may pass."""
     remedy = "free disk space" if error.errno in DISK_FULL else "fix the cause"
-    return UserError(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
+    kind = StorageError if error.errno in TRANSIENT else UserError
+    return kind(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
 
 
 def flush_to_disk(path: Path) -> None:

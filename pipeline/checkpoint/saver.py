@@ -189,11 +189,13 @@ class Saver:
         if self._job is not None:
             wait([self._job])
         error = self._failure or self._job_error()
-        local = None if error is None else f"{distributed.rank_label()}: {error}"
-        messages = distributed.all_gather_object(local)
+        local = None
+        if error is not None:
+            local = f"{distributed.rank_label()}: {error}", error.status if isinstance(error, UserError) else None
+        failures = distributed.all_gather_object(local)
         if distributed.is_main_process() and self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
-        raise AgreedError(next(message for message in messages if message is not None)) from error
+        raise AgreedError(*next(failure for failure in failures if failure is not None)) from error
 
     def _shared_files(self, state: dict[str, Any]) -> dict[str, bytes]:
         """Return the checkpoint files that are not per rank."""

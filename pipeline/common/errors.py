@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """The file system failed to read a file. Unlike after other user errors, a restart may succeed."""
+    """The file system failed to read or write a file. Unlike after other user errors, a restart may succeed."""
 
     status = READ_FAILURE
 

@@ -1,5 +1,6 @@
 """Writes to a full disk, checksums, and host copies that later changes to the state do not reach."""
 
+import errno
 import os
 import subprocess
 from collections import OrderedDict
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint.file_io import HostCopies, write_file
+from pipeline.checkpoint.file_io import HostCopies, write_error, write_file
 from pipeline.common.atomic_io import sha256_file
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
@@ -33,6 +34,15 @@ def test_write_file_returns_size_and_checksum(tmp_path: Path, content: object) -
     assert write_file(path, content) == (path.stat().st_size, sha256_file(path))
     if isinstance(content, dict):
         assert torch.equal(torch.load(path)["weights"], content["weights"])
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, StorageError), (errno.ESTALE, StorageError), (errno.ENOSPC, UserError), (errno.EACCES, UserError)],
+)
+def test_write_error_is_retried_if_its_cause_may_pass(number: int, kind: type[UserError]) -> None:
+    error = write_error(Path("part.pt"), OSError(number, os.strerror(number)))
+    assert type(error) is kind and str(error).startswith(f"cannot write part.pt: {os.strerror(number)};")
 
 
 def test_host_copies_keep_values_and_reuse_memory() -> None:
