@@ -1,11 +1,13 @@
 """Write checkpoint files durably and hash them, and copy state to host memory before a background write."""
 
+import contextlib
 import copy
 import errno
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -175,6 +177,19 @@ def write_error(path: Path, error: OSError) -> UserError:
     remedy = "free disk space" if error.errno in DISK_FULL else "fix the cause"
     kind = StorageError if error.errno in TRANSIENT else UserError
     return kind(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while files in `path` are written into the error of `write_error`.
+
+    Raises:
+        UserError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise write_error(Path(error.filename or path), error) from error
 
 
 def flush_to_disk(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.file_io import write_errors
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
@@ -108,13 +109,18 @@ def is_finished(run: PreparedRun, state: TrainState) -> bool:
 
 
 def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> MetricsWriter:
-    """Write the recipe to the output directory, open metrics.jsonl and start the experiment trackers."""
+    """Write the recipe to the output directory, open metrics.jsonl and start the experiment trackers.
+
+    Raises:
+        UserError: on rank 0, if a file cannot be written.
+    """
     directory, is_main, trackers = Path(run.config.output_dir), distributed.is_main_process(), None
-    if is_main:
-        trackers = Trackers(run.trackers, run.config, state.step)
-        write_atomically(directory / "config.yaml", layout.recipe_yaml(run.config).encode())
     ranks = distributed.world_size()
-    return MetricsWriter(directory, is_main, state.step, run.max_steps, engine.flops_per_token(), ranks, trackers)
+    with write_errors(directory):
+        if is_main:
+            trackers = Trackers(run.trackers, run.config, state.step)
+            write_atomically(directory / "config.yaml", layout.recipe_yaml(run.config).encode())
+        return MetricsWriter(directory, is_main, state.step, run.max_steps, engine.flops_per_token(), ranks, trackers)
 
 
 def sync_step_state(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.checkpoint.file_io import write_errors
 from pipeline.checkpoint.reshard import convert_to_universal
 from pipeline.checkpoint.resume import find_verified
 from pipeline.checkpoint.resume import load as load_checkpoint
@@ -49,12 +50,13 @@ def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard)
     """Record this start and what has changed since the checkpoint. Collective: all ranks must call it.
 
     Raises:
-        AgreedError: the Slurm job is in a crash loop.
+        AgreedError: the Slurm job is in a crash loop, or the start cannot be recorded.
     """
 
     def record() -> None:
         step, changes = (0, {}) if checkpoint is None else (checkpoint.state["step"], checkpoint.record())
-        guard.restarts.record_start(step, run.max_steps, distributed.world_size(), **changes)
+        with write_errors(Path(run.config.output_dir)):
+            guard.restarts.record_start(step, run.max_steps, distributed.world_size(), **changes)
         for line in [] if checkpoint is None else checkpoint.notes():
             print(line, flush=True)
 

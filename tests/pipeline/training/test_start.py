@@ -12,13 +12,13 @@ import pytest
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DAMAGED_MARKER
 from pipeline.common.atomic_io import sha256_file
-from pipeline.common.errors import AgreedError
+from pipeline.common.errors import AgreedError, UserError
 from pipeline.common.exit_codes import READ_FAILURE, USER_ERROR
 from pipeline.config.recipe import load_config
 from pipeline.fault_tolerance.guard import Guard
 from pipeline.fault_tolerance.signals import StopSignal
 from pipeline.training.preflight import PreparedRun, prepare_run
-from pipeline.training.start import find_checkpoint
+from pipeline.training.start import find_checkpoint, record_start
 from tests.conftest import Prepared
 from tests.runs import write_recipe
 
@@ -108,3 +108,9 @@ def test_find_checkpoint_all_damaged(run: PreparedRun, guard: Guard) -> None:
         with pytest.raises(AgreedError, match=message) as caught:
             find_checkpoint(run, guard)
         assert caught.value.status == USER_ERROR
+
+
+def test_record_start_names_log_that_cannot_be_written(run: PreparedRun, guard: Guard) -> None:
+    (Path(run.config.output_dir) / "starts.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*starts\.jsonl: Is a directory; fix the cause and restart"):
+        record_start(run, None, guard)
