@@ -107,7 +107,11 @@ def _group_on_disk(examples: Iterable[RawExample], folder: Path) -> Iterator[lis
     try:
         for example in examples:
             digest = hashlib.blake2b(example.pair_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()
-            files[int.from_bytes(digest, "big") % BUCKETS].write(json.dumps(example, default=json_number) + "\n")
+            try:
+                line = json.dumps(example, default=json_number)
+            except UserError as error:
+                raise UserError(f"pair_id {example.pair_id} ({example.lang}): {error}") from None
+            files[int.from_bytes(digest, "big") % BUCKETS].write(f"{line}\n")
         for file in files:
             file.seek(0)
             groups: dict[str, list[RawExample]] = {}

@@ -1,13 +1,10 @@
 """Write checkpoint files durably and hash them, and copy state to host memory before a background write."""
 
-import contextlib
 import copy
-import errno
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +13,9 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from pipeline.common.errors import StorageError, UserError
+from pipeline.common.errors import UserError, write_error
 
 VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A client of a network file system that is evicted or loses its server gets these. A restart may succeed.
-TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
 
 
 class HostCopies:
@@ -170,26 +164,6 @@ def merge_records(partial: Path, ranks: int) -> dict[str, tuple[int, str]]:
         records |= json.loads(path.read_text())
         path.unlink()
     return records
-
-
-def write_error(path: Path, error: OSError) -> UserError:
-    """Return the error for a failed write, with the remedy in its message; a StorageError if the cause may pass."""
-    remedy = "free disk space" if error.errno in DISK_FULL else "fix the cause"
-    kind = StorageError if error.errno in TRANSIENT else UserError
-    return kind(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
-
-
-@contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while files in `path` are written into the error of `write_error`.
-
-    Raises:
-        UserError: The block raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise write_error(Path(error.filename or path), error) from error
 
 
 def flush_to_disk(path: Path) -> None:

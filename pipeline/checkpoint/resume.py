@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.file_io import write_error
 from pipeline.checkpoint.layout import (
     DEEPSPEED_TAG,
     ModelIdentity,
@@ -22,7 +21,7 @@ from pipeline.checkpoint.layout import (
 )
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file
-from pipeline.common.errors import AgreedError, StorageError, UserError, read_error
+from pipeline.common.errors import AgreedError, StorageError, UserError, read_error, write_error
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 

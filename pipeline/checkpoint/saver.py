@@ -26,11 +26,11 @@ import torch
 from safetensors.torch import save
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, merge_records, write_error, write_rank_files
+from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, merge_records, write_rank_files
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file, write_atomically
-from pipeline.common.errors import AgreedError, StorageError, UserError
+from pipeline.common.errors import AgreedError, StorageError, UserError, write_error
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
 

@@ -1,6 +1,7 @@
 """Exceptions for errors that a user can fix. They are printed as one line without traceback."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 
 from pipeline.common.exit_codes import LOSS_FAILURE, READ_FAILURE, SERVER_FAILURE, USER_ERROR
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A client of a network file system that is evicted or loses its server gets these. A restart may succeed.
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
 USER_ERROR_FILE = "USER_ERROR_FILE"  # variable of slurm/lib.sh: file that a process with a user error creates
 
 
@@ -39,17 +43,24 @@ def read_error(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot read {error.filename or path}: {reason}; check the file system and restart")
 
 
+def write_error(path: Path, error: OSError) -> UserError:
+    """Return the error for a failed write, with the remedy in its message; a StorageError if the cause may pass."""
+    remedy = "free disk space" if error.errno in DISK_FULL else "fix the cause"
+    kind = StorageError if error.errno in TRANSIENT else UserError
+    return kind(f"cannot write {path}: {error.strerror or error}; {remedy} and restart")
+
+
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is read into a StorageError.
+def storage_errors(path: Path, convert: Callable[[Path, OSError], UserError] = read_error) -> Iterator[None]:
+    """Turn an OSError while `path` is read, or written with `convert=write_error`, into the error of `convert`.
 
     Raises:
-        StorageError: The block raised an OSError.
+        UserError: The block raised an OSError.
     """
     try:
         yield
     except OSError as error:
-        raise read_error(path, error) from error
+        raise convert(path, error) from error
 
 
 class AgreedError(UserError):

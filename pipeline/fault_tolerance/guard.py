@@ -9,7 +9,7 @@ from types import TracebackType
 import torch.distributed
 
 from pipeline.common import distributed
-from pipeline.common.errors import AgreedError, UserError
+from pipeline.common.errors import AgreedError, UserError, storage_errors, write_error
 from pipeline.common.exit_codes import RANK_FAILURE, exit_now
 from pipeline.fault_tolerance.lock import RunLock
 from pipeline.fault_tolerance.restarts import RestartLog
@@ -50,11 +50,9 @@ class Guard:
         self._watchdog = Watchdog(directory, token, distributed.rank(), distributed.world_size(), timeout)
 
     def _acquire_lock(self, directory: Path) -> str:
-        try:
+        with storage_errors(directory, write_error):
             self._lock = RunLock(directory, heartbeat_path(directory, 0), LOCK_WATCH_SECONDS)
             (directory / "ranks" / "failed.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{error.filename or directory}: cannot be written ({error.strerror})") from error
         return self._lock.token
 
     def enter_phase(self, step: int, phase: str, **values: float) -> None:

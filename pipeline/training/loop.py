@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.file_io import write_errors
 from pipeline.checkpoint.saver import Saver
 from pipeline.common import distributed
 from pipeline.common.atomic_io import write_atomically
+from pipeline.common.errors import storage_errors, write_error
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.fault_tolerance.guard import Guard
@@ -116,7 +116,7 @@ def start_metrics(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> Me
     """
     directory, is_main, trackers = Path(run.config.output_dir), distributed.is_main_process(), None
     ranks = distributed.world_size()
-    with write_errors(directory):
+    with storage_errors(directory, write_error):
         if is_main:
             trackers = Trackers(run.trackers, run.config, state.step)
             write_atomically(directory / "config.yaml", layout.recipe_yaml(run.config).encode())

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint.file_io import write_errors
 from pipeline.checkpoint.reshard import convert_to_universal
 from pipeline.checkpoint.resume import find_verified
 from pipeline.checkpoint.resume import load as load_checkpoint
 from pipeline.common import distributed
+from pipeline.common.errors import storage_errors, write_error
 from pipeline.fault_tolerance.guard import Guard
 from pipeline.training import best_metric
 from pipeline.training.engine_setup import build_engine
@@ -55,7 +55,7 @@ def record_start(run: PreparedRun, checkpoint: ResumePoint | None, guard: Guard)
 
     def record() -> None:
         step, changes = (0, {}) if checkpoint is None else (checkpoint.state["step"], checkpoint.record())
-        with write_errors(Path(run.config.output_dir)):
+        with storage_errors(guard.restarts.path, write_error):
             guard.restarts.record_start(step, run.max_steps, distributed.world_size(), **changes)
         for line in [] if checkpoint is None else checkpoint.notes():
             print(line, flush=True)

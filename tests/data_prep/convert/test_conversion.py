@@ -1,6 +1,7 @@
 """Conversion of canonical records and data sets, from small inputs, and what all formats have in common."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -256,3 +257,11 @@ def test_datasets_names_row_that_is_not_utf8(tmp_path, out):
     )
     with pytest.raises(UserError, match=r"data row 1: not valid UTF-8"):
         convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)
+
+
+def test_canonical_names_example_with_value_that_json_does_not_have(tmp_path, out):
+    messages = [{"role": "user", "content": "x", "at": datetime(2024, 1, 1)}, {"role": "assistant", "content": "y"}]
+    rows = [{"pair_id": "7", "lang": lang, "messages": messages} for lang in ("en", "sw")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"7.* \(en\): a value of type datetime, which JSON does not have"):
+        run("canonical", tmp_path / "a.parquet", output=out)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint.file_io import HostCopies, write_error, write_file
+from pipeline.checkpoint.file_io import HostCopies, write_file
 from pipeline.common.atomic_io import sha256_file
-from pipeline.common.errors import StorageError, UserError
+from pipeline.common.errors import StorageError, UserError, write_error
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
