@@ -12,11 +12,10 @@ from itertools import pairwise, permutations
 from typing import Literal
 from zlib import crc32
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.records import Record, parse_record
-from data_prep.tokenization.sentencepiece_models import CHAT_TEMPLATE, ROLES
+from pipeline.experiments.synthetic_tokenizer import WORD_START, build_tokenizer
 
 SYNTHETIC_PIVOT = "pivot"
 MID = ("mid1", "mid2")
@@ -29,12 +28,10 @@ NUM_STEPS = (1, 2)
 TEST_FRACTION = 5  # one of this number of problems is never trained on, by a hash of the problem
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 SHARED_TOKENS = (*map(str, range(MODULUS)), *OPERATORS, "=", ".")
-SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", *ROLES)
 
 # Combinations of verb and class: all, those in the training data of a language, or those held out of it.
 Combinations = Literal["all", "seen", "unseen"]
 Task = Literal["solve", "copy", "translate"]
-WORD_START = "▁"  # begins the first syllable of a word
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,8 @@ class BenchmarkOptions:
             of the verbs (`verbs`), for which then no translation pair exists.
         synonyms: number of words per verb and noun in each language. The n-th one is used with a frequency
             proportional to 1/n, independently in each language, so that translation is many to many.
+        paraphrase: whether the answer draws its synonyms anew. Its next word is then uncertain. Otherwise it repeats
+            the words of the question.
         shared_nouns: number of nouns that are the same word in all languages, like names.
         zipf: whether the n-th verb or noun occurs with a frequency proportional to 1/n, otherwise all equally often.
     """
@@ -58,6 +57,7 @@ class BenchmarkOptions:
     restate: bool = True
     held_out: Literal["classes", "verbs"] = "classes"
     synonyms: int = 1
+    paraphrase: bool = False
     shared_nouns: int = 0
     zipf: bool = False
 
@@ -219,10 +219,15 @@ class SyntheticBenchmark:
                 noun = noun - noun % NUM_CLASSES + (seen if combinations == "seen" else 1 - seen)
         return verb, noun, rng.randrange(MODULUS)
 
-    def _word_indices(self, problem: SyntheticProblem, lang: str) -> tuple[int, list[tuple[int, int]]]:
-        """Return the word of the first noun, and the words of verb and noun of each step."""
+    def _word_indices(
+        self, problem: SyntheticProblem, lang: str, paraphrase: bool = False
+    ) -> tuple[int, list[tuple[int, int]]]:
+        """Return the word of the first noun, and the words of verb and noun of each step.
+
+        `paraphrase` draws other synonyms than those of the question.
+        """
         synonyms = self.options.synonyms
-        rng = random.Random(f"synonyms {self.seed} {lang} {problem}")
+        rng = random.Random(f"synonyms {self.seed} {lang} {problem}{' answer' * paraphrase}")
 
         def word(meaning: int) -> int:
             return meaning * synonyms + (draw_rank(rng, synonyms) if synonyms > 1 else 0)
@@ -239,7 +244,7 @@ class SyntheticBenchmark:
     def format_problem(self, problem: SyntheticProblem, lang: str) -> tuple[str, str]:
         """Format a problem as question and worked solution in one language."""
         language, results = self.languages[lang], self.results(problem)
-        noun, words = self._word_indices(problem, lang)
+        noun, words = self._word_indices(problem, lang, self.options.paraphrase)
         solution = [f"{language.start} {language.nouns[noun]} {problem.first} ."] if self.options.restate else []
         for (verb, step_noun, number), step, (before, after) in zip(
             problem.steps, words, pairwise(results), strict=True
@@ -277,21 +282,9 @@ class SyntheticBenchmark:
         return parse_record({"pair_id": pair_id, "lang": lang, "question": question, "answer": answer})
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        """Return a tokenizer of words or syllables, with the chat template of `python -m data_prep tokenizer`."""
+        """Return a tokenizer of words, or of syllables with `subwords`."""
+        if self.options.subwords:
+            marked = [WORD_START + piece for piece in (*SHARED_TOKENS, *SYLLABLES)]
+            return build_tokenizer([*marked, *SYLLABLES], syllables=True)
         words = [word for language in self.languages.values() for word in language.content_words()]
-        pieces = [*SHARED_TOKENS, *dict.fromkeys(words)]
-        if self.options.subwords:
-            pieces = [*(WORD_START + piece for piece in (*SHARED_TOKENS, *SYLLABLES)), *SYLLABLES]
-        vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *pieces])}
-        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # type: ignore[call-arg]
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[call-arg]
-        if self.options.subwords:
-            syllables = pre_tokenizers.Split(Regex(f"{WORD_START}?[a-z][aeiou]"), "isolated")
-            backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), syllables])  # type: ignore[call-arg]
-            backend.decoder = decoders.Metaspace()
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-        )
-        tokenizer.add_special_tokens({"additional_special_tokens": list(ROLES)})
-        tokenizer.chat_template = CHAT_TEMPLATE
-        return tokenizer
+        return build_tokenizer([*SHARED_TOKENS, *dict.fromkeys(words)], syllables=False)

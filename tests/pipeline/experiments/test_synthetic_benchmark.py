@@ -146,6 +146,21 @@ def test_synonyms_are_many_to_many_and_zipf():
     assert len({n[:6] for n in nouns}) == 1 and len({n[6:] for n in nouns}) == len(nouns)
 
 
+def test_paraphrase_draws_synonyms_of_answer_anew():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(synonyms=2, paraphrase=True))
+    language, rng = benchmark.languages["low1"], random.Random(0)
+    pairs: Counter[tuple[int, int]] = Counter()
+    for _ in range(1500):
+        texts = benchmark.format_problem(benchmark.draw_problem(rng, "low1", "all"), "low1")
+        asked, answered = ([language.verbs.index(w) for w in text.split() if w in language.verbs] for text in texts)
+        assert [v // 2 for v in asked] == [v // 2 for v in answered]
+        pairs.update((a % 2, b % 2) for a, b in zip(asked, answered, strict=True))
+    for (a, b), expected in {(0, 0): 4 / 9, (0, 1): 2 / 9, (1, 0): 2 / 9, (1, 1): 1 / 9}.items():
+        assert pairs[a, b] / pairs.total() == pytest.approx(expected, abs=0.04)
+    copied, copy = benchmark.format_copy_task(benchmark.draw_problem(rng, "low1", "all"), "low1")
+    assert [w for w in copy.split() if w in language.verbs] == [w for w in copied.split() if w in language.verbs]
+
+
 def test_meanings_follow_zipf_in_every_language():
     benchmark = SyntheticBenchmark(7, BenchmarkOptions(zipf=True))
     rng = random.Random(0)
