@@ -54,12 +54,14 @@ class ExperimentSettings:
 def save_plan(plan: ExperimentPlan, output: Path) -> None:
     """Write the plan next to its results. Seeds, worlds and variants may be added to a saved plan.
 
+    A saved plan that lacks an option was written before this option existed, so it had the default.
+
     Raises:
         UserError: the directory has results of a plan that differs in any other way.
     """
     ensure_writable(output)
     path, new = output / "plan.yaml", _to_plain(asdict(plan))
-    saved = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else new
+    saved = _to_plain(asdict(read_experiment_plan(path))) if path.exists() else new
     merged = {key: saved[key] | new[key] for key in ("arms", "worlds")}
     changed = {key for key in new if key not in ("arms", "worlds", "seeds", "primary") and new[key] != saved[key]}
     for key in merged:

@@ -111,9 +111,9 @@ def accuracy_table(plan: ExperimentPlan, results: Results, comparisons: list[Com
         f"World {world}: {plan.worlds[world].pairs} pairs per low-resource language, {len(models)} seeds, percent. "
         f"Always using the seen sign gives {floor:.1f} on held-out combinations",
         "",
-        f"| variant | {' | '.join(FRACTION_HEADINGS.values())} |",
-        "|---|" + "---|" * len(FRACTION_HEADINGS),
-        f"| {BASELINE} | " + " | ".join(f"{mean:.1f}" for mean in means.values()) + " |",
+        f"| variant | seeds | {' | '.join(FRACTION_HEADINGS.values())} |",
+        "|---|---:|" + "---|" * len(FRACTION_HEADINGS),
+        f"| {BASELINE} | {len(models)} | " + " | ".join(f"{mean:.1f}" for mean in means.values()) + " |",
     ]
     for variant in plan.variants_of(world):
         own = {c.measure: c for c in comparisons if c.contrast == Contrast(variant, BASELINE, world)}
@@ -123,7 +123,7 @@ def accuracy_table(plan: ExperimentPlan, results: Results, comparisons: list[Com
                 + ("*" if own[key].p_holm < SIGNIFICANT and own[key].seeds >= MIN_SEEDS else "")
                 for key in FRACTION_HEADINGS
             ]
-            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+            lines.append(f"| {variant} | {own[PRIMARY].seeds} | " + " | ".join(cells) + " |")
     failed = sorted(seed for seed, metrics in models.items() if metrics["low_seen"] < MIN_SEEN_ACCURACY)
     if failed:
         lines += [
@@ -135,18 +135,24 @@ def accuracy_table(plan: ExperimentPlan, results: Results, comparisons: list[Com
 
 
 def mechanism_table(plan: ExperimentPlan, results: Results, world: str) -> str:
-    """Format the mean of each measure of representations, of the entropy of p, and of the share of the gradient."""
+    """Format the mean of each measure of representations, of the entropy of p, and of the share of the gradient.
+
+    Means are over the seeds that all variants with results have.
+    """
+    trained = {variant: results[variant, world] for variant in plan.variants_of(world) if (variant, world) in results}
+    seeds = sorted(set.intersection(*(set(models) for models in trained.values())))
+    if not seeds:
+        return f"World {world}: no seed has results of all variants, so there is no table of representations"
     lines = [
-        f"World {world}: representations after training, means over seeds",
+        f"World {world}: representations after training, means over the {len(seeds)} seeds that all variants have",
         "",
         f"| variant | {' | '.join(MECHANISM_HEADINGS.values())} | share of the gradient |",
         "|---|" + "---:|" * (len(MECHANISM_HEADINGS) + 1),
     ]
-    for variant in plan.variants_of(world):
-        if models := results.get((variant, world)):
-            cells = [f"{fmean(metrics[key] for metrics in models.values()):.2f}" for key in MECHANISM_HEADINGS]
-            shares = [metrics["gradient_share"] for metrics in models.values() if "gradient_share" in metrics]
-            lines.append(f"| {variant} | {' | '.join(cells)} | {f'{fmean(shares):.2f}' if shares else ''} |")
+    for variant, models in trained.items():
+        cells = [f"{fmean(models[seed][key] for seed in seeds):.2f}" for key in MECHANISM_HEADINGS]
+        shares = [models[seed]["gradient_share"] for seed in seeds if "gradient_share" in models[seed]]
+        lines.append(f"| {variant} | {' | '.join(cells)} | {f'{fmean(shares):.2f}' if shares else ''} |")
     return "\n".join(lines)
 
 

@@ -28,12 +28,16 @@ def test_write_results_pairs_differences_by_seed(tmp_path):
         plant(tmp_path, "sft", seed, low_unseen=low, low_seen=1.0)
     plant(tmp_path, "ours", 1, low_unseen=0.50)  # +10 points for each seed, so the interval is empty
     plant(tmp_path, "ours", 3, low_unseen=0.60)
-    assert "| ours | +10.0 |" in write_experiment_results(PLAN, tmp_path).replace("*", "")  # no interval for two seeds
+    assert "| ours | 2 | +10.0 |" in write_experiment_results(PLAN, tmp_path).replace(
+        "*", ""
+    )  # no interval for two seeds
     plant(tmp_path, "ours", 2, low_unseen=0.70, gradient_share=0.25)
+    plant(tmp_path, "sft", 4, low_unseen=0.50, low_seen=1.0, final_cosine=0.9)  # a seed that `ours` lacks
     text = write_experiment_results(PLAN, tmp_path)
-    assert "| sft | 50.0 |" in text and "Sanity check" not in text
-    assert "| ours | +10.0 [+10.0, +10.0]* |" in text
-    assert "| ours |" in text and text.splitlines()[-1].endswith("| 0.25 |")
+    assert "| sft | 4 | 50.0 |" in text and "Sanity check" not in text
+    assert "| ours | 3 | +10.0 [+10.0, +10.0]* |" in text
+    assert "means over the 3 seeds that all variants have" in text and "0.60" not in text
+    assert text.splitlines()[-1].endswith("| 0.25 |")
     row = json.loads((tmp_path / "results.json").read_text())["comparisons"][0]
     assert row["seeds"] == 3 and row["mean"] == pytest.approx(0.1) and not row["primary"]
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.experiments import study
-from pipeline.experiments.__main__ import PLAN
+from pipeline.experiments.__main__ import PLAN, save_plan
 from pipeline.experiments.plan import ExperimentPlan, read_experiment_plan
 from pipeline.experiments.results import write_experiment_results
 from tests.runs import python, refuses
@@ -108,6 +108,20 @@ def test_experiment_stops_if_sanity_check_fails(tmp_path):
         python("-m", "pipeline.experiments", "--plan", other, "--output", tmp_path / "out"),
         "of a different plan, which differs in mid_problems",
     )
+
+
+def test_save_plan_accepts_plan_from_before_an_option(tmp_path):
+    plan = read_experiment_plan(write_plan(tmp_path / "plan.yaml"))
+    save_plan(plan, tmp_path / "out")
+    saved = tmp_path / "out" / "plan.yaml"
+    tree = yaml.safe_load(saved.read_text())
+    assert tree["worlds"]["main"]["benchmark"].pop("paraphrase") is False
+    saved.write_text(yaml.safe_dump(tree))
+    save_plan(plan, tmp_path / "out")
+    tree["worlds"]["main"]["benchmark"]["paraphrase"] = True
+    saved.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"differs in worlds\.main"):
+        save_plan(plan, tmp_path / "out")
 
 
 def project_plan(name: str) -> ExperimentPlan:
