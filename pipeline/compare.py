@@ -41,7 +41,8 @@ def compare_runs(
         The content of `comparison.json`. `baseline`, `candidate`: the paths. `seeds`: the seed of each pair of runs,
         None if unknown. `unfinished`: for each language, the numbers of responses of baseline and candidate that were
         cut at the token limit, over all seeds. `languages`, `mean`, `primary`: see `compare_matrices`. `dtype`: data
-        type in which all models ran. `problems`: number of problems. `records`: number of records in common.
+        type in which all models ran. `different_settings`: settings of the evaluations that differ, with the value of
+        each run, first those of the baseline. `problems`: number of problems. `records`: number of records in common.
         `left_out`: number of records that at least one run lacks.
 
     Raises:
@@ -62,6 +63,7 @@ def compare_runs(
         "candidate": [str(path) for path in candidates],
         "seeds": seeds,
         "dtype": scores.dtype,
+        "different_settings": scores.different_settings,
         "problems": scores.correct.shape[1],
         "records": scores.records,
         "left_out": scores.left_out,
@@ -134,6 +136,8 @@ def compare_matrices(
         entry["p_holm"] = p
     named = MEAN if MEAN in primary else ", ".join(languages[column] for column in chosen)
     primary_entry = {"measure": named, "languages": [languages[column] for column in chosen], **measure(chosen)}
+    if len(chosen) == 1:
+        primary_entry["p"] = by_language[languages[chosen[0]]]["p"]
     return {"languages": by_language, "mean": measure(columns), "primary": primary_entry}
 
 
@@ -156,11 +160,11 @@ def comparison_table(result: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(names)} | Holm p |"]
     lines.append("|---|" + "---:|" * (lines[0].count("|") - 2))
     for lang, entry in by_language.items():
-        counts = f"{entry['n']} | {_pair(result['unfinished'][lang])}"
-        lines.append(f"| {lang} | {counts} | {_accuracy_cells(entry)} | {_test_cells(entry)} | {entry['p_holm']:.3g} |")
+        counts, tests = f"{entry['n']} | {_pair(result['unfinished'][lang])}", _test_cells(entry, with_mcnemar)
+        lines.append(f"| {lang} | {counts} | {_accuracy_cells(entry)} | {tests} | {entry['p_holm']:.3g} |")
     total = _pair(unfinished_totals(result))
     mean = result["mean"]
-    cells = f" | {mean['p']:.3g}" if with_mcnemar else _test_cells(mean)
+    cells = f" | {mean['p']:.3g}" if with_mcnemar else _test_cells(mean, with_mcnemar)
     lines.append(f"| **mean of languages** | | {total} | {_accuracy_cells(mean)} | {cells} | |")
     return "\n".join(lines)
 
@@ -169,12 +173,14 @@ def verdict(entry: Mapping[str, Any]) -> str:
     """State in words whether a difference is beyond noise: that of problems, and of seeds if there are several.
 
     Args:
-        entry: the 95 % interval of the difference, `low` to `high`; `p_holm` if it is one of several comparisons, and
-            `by_seed` if it covers several seeds.
+        entry: the 95 % interval of the difference, `low` to `high`; its p-value `p`, if known; `p_holm` if it is one of
+            several comparisons, and `by_seed` if it covers several seeds.
     """
     if entry["low"] <= 0 <= entry["high"]:
         return "no difference beyond noise"
     direction = "higher" if entry["low"] > 0 else "lower"
+    if entry.get("p", 0) > SIGNIFICANCE_LEVEL:  # interval and test use different methods
+        return f"{direction} by the interval, but not by the test"
     if entry.get("p_holm", 0) > SIGNIFICANCE_LEVEL:
         return f"{direction} before Holm's correction only"
     return f"{direction} beyond noise" if "by_seed" in entry else f"{direction} beyond the noise of problems"
@@ -208,6 +214,14 @@ def unfinished_summary(result: dict[str, Any]) -> str:
     )
 
 
+def settings_warning(result: dict[str, Any]) -> str:
+    """Return a sentence about the settings in which the evaluations differ, or an empty string."""
+    parts = [f"{name} ({', '.join(map(str, values))})" for name, values in result["different_settings"].items()]
+    if not parts:
+        return ""
+    return f"**The evaluations differ in {'; '.join(parts)}, so the difference is not one of the models alone.**"
+
+
 def _pair(counts: Sequence[int]) -> str:
     return f"{counts[0]}, {counts[1]}"
 
@@ -217,8 +231,8 @@ def _accuracy_cells(entry: dict[str, Any]) -> str:
     return "{:.1f} | {:.1f} | {:+.1f} | {:+.1f} to {:+.1f}".format(*points)
 
 
-def _test_cells(entry: dict[str, Any]) -> str:
-    if "mcnemar_p" in entry:
+def _test_cells(entry: dict[str, Any], with_mcnemar: bool) -> str:
+    if with_mcnemar:
         return f"{entry['gained']}, {entry['lost']} | {entry['mcnemar_p']:.3g}"
     return f"{percent(entry['seed_sd'])} | {entry['p']:.3g}" if "by_seed" in entry else f"{entry['p']:.3g}"
 
@@ -232,7 +246,8 @@ def write_comparison(result: dict[str, Any], output: Path) -> str:
     left_out = f"\n\n{result['left_out']} records that a run lacks were left out." if result["left_out"] else ""
     heading = f"# {' '.join(result['candidate'])} against {' '.join(result['baseline'])}"
     table = f"{comparison_table(result)}{left_out}"
-    text = f"{heading}\n\n{unfinished_summary(result)}\n\n{primary_sentence(result)}\n\n{table}\n"
+    sentences = [unfinished_summary(result), settings_warning(result), primary_sentence(result)]
+    text = "\n\n".join([heading, *filter(None, sentences), table]) + "\n"
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "comparison.md", text)

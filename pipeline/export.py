@@ -219,7 +219,7 @@ def check_export_target(config: Config, max_steps: int) -> None:
         UserError: OUTPUT/hf is not an export of this run, or the export would replace it and it has other files.
     """
     output = Path(config.output_dir) / EXPORT_DIRECTORY
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     existing, checkpoint = read_export_record(output), find_resumable(config)
     # A run without checkpoints is new, so the export is of another run.

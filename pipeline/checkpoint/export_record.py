@@ -103,6 +103,8 @@ def replaceable_export(output: Path, source: Path, record: ExportRecord, update:
     Raises:
         UserError: The directory may not be replaced.
     """
+    if output.is_file():
+        raise UserError(f"{output}: is a file; give a directory with --output")
     if not output.exists() or not any(output.iterdir()):
         return None
     existing = read_export_record(output)

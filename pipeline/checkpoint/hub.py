@@ -28,6 +28,6 @@ def push_to_hub(directory: Path, repo_id: str, private: bool | None, record: Exp
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=url.repo_id, folder_path=directory, commit_message=f"Step {record.step}")
     except Exception as error:  # the HTTP library behind the Hub client differs between its versions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split()) or type(error).__name__  # the cause may be on a later line
         raise UserError(f"{repo_id}: cannot push to the Hub: {reason}; the export is kept in {directory}") from None
     return str(url)

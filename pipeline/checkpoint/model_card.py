@@ -1,5 +1,6 @@
 """Model card (README.md) of an exported model: method, base model, figures, data and settings."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ def write_model_card(
         OSError: the file cannot be written.
     """
     base = recipe["model"]["path"]
-    tags = ["solar-train", "sft" if recipe["loss"]["alignment_weight"] == 0 else "solar"]
+    loss = recipe["loss"]
+    method = "sft" if not loss["alignment_weight"] else "solar" if loss["pooling_tokens"] == "soft" else "alignment"
+    tags = ["solar-train", method]
     data = ModelCardData(
         base_model=base if base and _is_hub_id(base) else None,
-        language=state["languages"],
+        language=hub_languages(state["languages"]),
         library_name="peft" if record.adapter else "transformers",
         pipeline_tag="text-generation",
         tags=tags + (["lora"] if _adapter_name(recipe) else []),
@@ -60,6 +63,12 @@ def write_model_card(
     ]
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
     (directory / MODEL_CARD).write_text(str(card), encoding="utf-8")
+
+
+def hub_languages(codes: list[str]) -> list[str]:
+    """Return the ISO 639 codes of languages. The Hub refuses scripts and regions: `eng_Latn`, `zh-Hant`."""
+    languages = [re.split("[-_]", code)[0].lower() for code in codes]
+    return [code for code in dict.fromkeys(languages) if re.fullmatch("[a-z]{2,3}", code)]
 
 
 def _is_hub_id(name: str) -> bool:
@@ -85,18 +94,26 @@ def _method(recipe: dict[str, Any], record: ExportRecord, state: dict[str, Any])
     if adapter and not record.adapter:
         start += f" with a {adapter} adapter, which is merged into the weights,"
     kind = f"A {adapter} adapter of a" if record.adapter else "A"
-    objective = (
-        "cross entropy alone"
-        if loss["alignment_weight"] == 0
-        else "cross entropy and, with weight "
-        f"{loss['alignment_weight']:g}, the distance between the mean soft tokens of parallel answers "
-        "([SOLAR](https://arxiv.org/abs/2606.26466))"
-    )
+    objective = "cross entropy alone"
+    if loss["alignment_weight"]:
+        objective = f"cross entropy and, with weight {loss['alignment_weight']:g}, {_alignment(loss)}"
     return (
         f"{kind} causal language model, {start} by SOLAR-train. It minimizes {objective}. It was trained for "
         f"{record.step} steps of {training['train_batch_size']} packed rows ({state['num_tokens']:,} tokens in total) "
         f"in {training['precision']} on {state['ranks']} ranks. The weights are stored in {record.dtype}."
     )
+
+
+def _alignment(loss: dict[str, Any]) -> str:
+    """Describe the alignment loss."""
+    distance = "a contrastive loss between" if loss["distance"] == "infonce" else "the distance between"
+    pooled = {
+        "soft": "soft tokens of parallel answers ([SOLAR](https://arxiv.org/abs/2606.26466))",
+        "hard": "embeddings of the tokens of parallel answers",
+        "hidden_states": "hidden states of a middle layer for parallel answers",
+    }[loss["pooling_tokens"]]
+    pooling = {"mean": "mean", "last": "last", "weights": "weighted mean"}[loss["pooling"]]
+    return f"{distance} the {pooling} {pooled}"
 
 
 def _table(title: str, header: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:

@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common.atomic_io import ensure_writable, write_atomically
-from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.common.errors import UserError, exit_cleanly, storage_errors, write_error
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent, versions
 from pipeline.evaluation.answers.language_rules import language_in_name
@@ -175,11 +175,12 @@ def write_lm_eval_results(args: argparse.Namespace, results: dict[str, Any], out
         "groups": {name: _numbers(metrics) for name, metrics in (results.get("groups") or {}).items()},
     }
     table = lm_eval_table(result)
-    if rows:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(output / "harness_generations.jsonl", lines.encode("utf-8", "replace"))
-    write_atomically(output / "harness.md", f"# lm-evaluation-harness on {args.model}\n\n{table}\n".encode())
-    write_atomically(output / "harness.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    with storage_errors(output, write_error):
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(output / "harness_generations.jsonl", lines.encode("utf-8", "replace"))
+        write_atomically(output / "harness.md", f"# lm-evaluation-harness on {args.model}\n\n{table}\n".encode())
+        write_atomically(output / "harness.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     print(f"{table}\n\nwritten: {output}/harness.json, harness.md", flush=True)
 
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from pipeline.checkpoint.export_record import ExportRecord, read_export_record
 from pipeline.common import distributed
 from pipeline.common.atomic_io import read_json_or_none, write_atomically, write_json
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, storage_errors, write_error
 
 FOLDER, INPUTS_FILE, MERGED_FILE = "generations.partial", "facts.json", "earlier.jsonl"
+SET_ASIDE = f"{FOLDER}.old"  # the log of an earlier evaluation with other inputs
 LOADING_FILE = "loading.json"  # record of the export that an evaluation is loading
 
 
@@ -40,8 +41,8 @@ class GenerationLog:
 
     Args:
         output: directory for the results.
-        inputs: everything that determines the generations, as JSON. Generations logged with different inputs are
-            deleted.
+        inputs: everything that determines the generations, as JSON. A log with different inputs is moved to
+            OUTPUT/generations.partial.old, which replaces an older one there.
 
     Attributes:
         generations: generations of all ranks in earlier runs, by index of the response.
@@ -60,14 +61,12 @@ class GenerationLog:
     def _merge_rank_files(self, inputs: dict[str, Any]) -> dict[int, Generation]:
         """Merge the files of all ranks, so that the evaluation can resume with a different world size.
 
-        Deletes its files first if they were written with different inputs. Called on rank 0 only.
+        Moves its files away first if they were written with different inputs. Called on rank 0 only.
         """
         try:
             self.folder.mkdir(exist_ok=True)
             if read_json_or_none(self.folder / INPUTS_FILE) != inputs:
-                for file in self.folder.iterdir():
-                    if file.name != LOADING_FILE:
-                        file.unlink()
+                self._set_aside()
             files = sorted(self.folder.glob("*.jsonl"))
             generations = dict(item for file in files for item in _read_log(file))
             write_atomically(self.folder / MERGED_FILE, _format_lines(generations).encode())
@@ -79,10 +78,33 @@ class GenerationLog:
             raise UserError(f"{self.folder}: {error.strerror}; fix it or give another --output") from error
         return generations
 
+    def _set_aside(self) -> None:
+        """Move the log of an earlier evaluation away. Print where it is if it has generations."""
+        files = [file for file in self.folder.iterdir() if file.name != LOADING_FILE]
+        if not files:
+            return
+        old = self.folder.with_name(SET_ASIDE)
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir()
+        has_generations = any(file.stat().st_size for file in files if file.suffix == ".jsonl")
+        for file in files:
+            file.rename(old / file.name)
+        if has_generations:
+            print(
+                f"note: {self.folder}: an unfinished evaluation with other settings, data, model or library versions; "
+                f"moved to {old}",
+                flush=True,
+            )
+
     def add(self, generations: Mapping[int, Generation]) -> None:
-        """Append a finished batch to this rank's file."""
-        self._file.write(_format_lines(generations))
-        self._file.flush()
+        """Append a finished batch to this rank's file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        with storage_errors(self.folder, write_error):
+            self._file.write(_format_lines(generations))
+            self._file.flush()
 
     def remove(self) -> None:
         """Delete the log once the results are written. Call on rank 0 only."""

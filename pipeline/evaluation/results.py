@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.atomic_io import write_atomically
+from pipeline.common.errors import storage_errors, write_error
 from pipeline.evaluation.accuracy import (
     accuracy_table,
     score_by_language,
@@ -124,4 +125,5 @@ def _model_sentence(model: dict[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode("utf-8", "replace"))  # a lone surrogate must not make the run fail
+    with storage_errors(path, write_error):
+        write_atomically(path, text.encode("utf-8", "replace"))  # a lone surrogate must not make the run fail

@@ -10,6 +10,12 @@ import yaml
 
 from pipeline.common.errors import UserError
 
+# Settings of an evaluation that change what a model generates. The number of examples counts only with few_shot.
+GENERATION_SETTINGS = (
+    *("max_new_tokens", "temperature", "top_p", "num_samples", "chat_template", "chat_template_kwargs", "few_shot"),
+    "num_shots",
+)
+
 ScoredAnswers = dict[tuple[str, str], dict[str, Any]]  # (pair_id, lang) to `correct`, `finished` and `gold`
 
 
@@ -24,6 +30,7 @@ class PairedScores(NamedTuple):
         records: number of examples in common.
         left_out: number of examples that at least one run lacks.
         dtype: data type in which all models ran.
+        different_settings: settings of the evaluations that differ, with the value of each run.
     """
 
     languages: list[str]
@@ -32,6 +39,7 @@ class PairedScores(NamedTuple):
     records: int
     left_out: int
     dtype: str
+    different_settings: dict[str, list[Any]]
 
 
 def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
@@ -67,7 +75,8 @@ def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
             correct[number, groups[pair_id], languages[lang]] = answer["correct"]
             unfinished[number, languages[lang]] += not answer["finished"]
     left_out = len(set().union(*answers)) - len(common)
-    return PairedScores(list(languages), correct, unfinished, len(common), left_out, dtype)
+    different = different_settings([_read_evaluation(run) for run in runs])
+    return PairedScores(list(languages), correct, unfinished, len(common), left_out, dtype, different)
 
 
 def read_generations(path: Path) -> ScoredAnswers:
@@ -84,7 +93,11 @@ def read_generations(path: Path) -> ScoredAnswers:
     if not path.is_file():
         raise UserError(f"{path}: no such file; python -m pipeline.evaluation writes it")
     answers: ScoredAnswers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; run pipeline.evaluation again") from None
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line:
             continue
         try:
@@ -109,11 +122,25 @@ def read_dtype(path: Path) -> str:
     Raises:
         UserError: the file is missing, or was written by an older version.
     """
+    return str(_read_evaluation(path)["model"]["dtype"])
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
     path = (path if path.is_dir() else path.parent) / "evaluation.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model"]["dtype"])
+        evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        evaluation["model"]["dtype"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: missing, or without the model's dtype; run pipeline.evaluation again") from None
+    return evaluation
+
+
+def different_settings(evaluations: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the settings that change what a model generates and differ, with the value of each evaluation."""
+    settings = [evaluation.get("settings") or {} for evaluation in evaluations]
+    names = [name for name in GENERATION_SETTINGS if name != "num_shots" or any(s.get("few_shot") for s in settings)]
+    values = {name: [s.get(name) for s in settings] for name in names}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
 
 
 def read_seed(path: Path) -> int | None:

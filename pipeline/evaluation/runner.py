@@ -172,7 +172,10 @@ def _model_identity(model_name: Path | str, model: Any) -> dict[str, Any]:
     identity = {"dtype": str(model.dtype).removeprefix("torch."), "export": _export_record(Path(model_name))}
     if isinstance(model_name, Path):
         return identity | {"fingerprint": model_fingerprint(model_name)}
-    config = cached_file(model_name, "config.json", local_files_only=True)
+    try:
+        config = cached_file(model_name, "config.json", local_files_only=True)
+    except OSError:  # an adapter
+        config = cached_file(model_name, "adapter_config.json", local_files_only=True)
     return identity | {"commit": extract_commit_hash(config, None)}
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.compare import MEAN, verdict
+from pipeline.compare import MEAN, settings_warning, verdict
 from pipeline.evaluation.accuracy import BY_SCRIPT, accuracy_table, unfinished_sentence
 from pipeline.evaluation.consistency import agreement_sentences, agreement_table, output_languages_table
 from pipeline.evaluation.details import detail_tables
@@ -117,7 +117,9 @@ def _differences(runs: Sequence[RunResults], comparisons: dict[str, dict[str, An
     order, _ = plots.ordered_languages(runs, _primary_languages(comparisons))
     alt_text = "Differences in accuracy with 95 % intervals; the table has the values."
     figure = plots.plot_differences(runs, comparisons, order)
-    blocks: list[ReportBlock] = [MarkdownBlock(explanation), PlotBlock(figure, alt_text)]
+    warnings = [f"{name}: {warning}" for name, c in comparisons.items() if (warning := settings_warning(c))]
+    blocks: list[ReportBlock] = [MarkdownBlock("\n\n".join([*warnings, explanation]))]
+    blocks.append(PlotBlock(figure, alt_text))
     header = ["language", "difference, points", "gained", "lost", "p", "Holm p", "in words"]
     for name, comparison in comparisons.items():
         mean = comparison["mean"]

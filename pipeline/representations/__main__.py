@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveInt
 from data_prep.records import has_visible_text
 from pipeline.checkpoint.export_record import check_not_stale
 from pipeline.common.atomic_io import ensure_writable, write_atomically
-from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.common.errors import UserError, exit_cleanly, storage_errors, write_error
 from pipeline.common.optional_imports import import_optional
 from pipeline.common.plotting import png
 from pipeline.config.settings import ModelSettings
@@ -81,9 +81,10 @@ def measure_model(args: argparse.Namespace) -> None:
     if args.baseline:
         result["baseline"] = differences_from(Path(args.baseline), result)
     tables = metrics_tables(result)
-    write_atomically(output / "representations.png", png(draw(result)))
-    write_atomically(output / "representations.md", f"# Representations of {args.model}\n\n{tables}\n".encode())
-    write_atomically(output / "representations.json", (json.dumps(result, ensure_ascii=False) + "\n").encode())
+    with storage_errors(output, write_error):
+        write_atomically(output / "representations.png", png(draw(result)))
+        write_atomically(output / "representations.md", f"# Representations of {args.model}\n\n{tables}\n".encode())
+        write_atomically(output / "representations.json", (json.dumps(result, ensure_ascii=False) + "\n").encode())
     print(f"{tables}\n\nwritten: {output}/representations.json, representations.md, representations.png")
 
 

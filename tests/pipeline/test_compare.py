@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.compare import compare_matrices, compare_runs, comparison_table, primary_sentence, verdict
+from pipeline.compare import (
+    compare_matrices,
+    compare_runs,
+    comparison_table,
+    primary_sentence,
+    settings_warning,
+    verdict,
+    write_comparison,
+)
 from pipeline.evaluation.results_reader import read_generations
 from tests.runs import python, refuses
 
@@ -21,7 +29,7 @@ def test_compare_matrices_ignores_absent_records():
     assert 0 <= swahili["low"] <= 0.5 <= swahili["high"] <= 1
 
 
-def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16", seed=None):
+def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16", seed=None, settings=None):
     path.mkdir(parents=True)
     rows = [
         {
@@ -37,7 +45,7 @@ def write_run(path, correct, golds=None, separator=" ", dtype="bfloat16", seed=N
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (path / "generations.jsonl").write_text(text, encoding="utf-8")
-    (path / "evaluation.json").write_text(json.dumps({"model": {"dtype": dtype}}))
+    (path / "evaluation.json").write_text(json.dumps({"model": {"dtype": dtype}, "settings": settings or {}}))
     if seed is not None:
         (path / "config.yaml").write_text(f"seed: {seed}\n")
     return path
@@ -115,6 +123,45 @@ def test_compare_runs_accepts_fractions_of_correct_answers(tmp_path):
     (two / "generations.jsonl").write_text((two / "generations.jsonl").read_text().replace("1.0", "1.5"))
     with pytest.raises(UserError, match="row 8: not a row"):
         compare_runs(one, two)
+    (two / "generations.jsonl").write_bytes("é".encode("latin-1"))
+    with pytest.raises(UserError, match=r"generations\.jsonl: not UTF-8"):
+        compare_runs(one, two)
+
+
+def test_compare_runs_names_different_settings(tmp_path):
+    correct = {(str(i), "en"): i < 3 for i in range(6)}
+    shots = {"few_shot": "shots.jsonl", "num_shots": 4}
+    runs = [
+        write_run(
+            tmp_path / str(i), correct, settings={"max_new_tokens": 64, "num_shots": 8, "batch_size": i} | changes
+        )
+        for i, changes in enumerate(({}, {"num_shots": 4}, {"max_new_tokens": 2048}, shots))
+    ]
+    assert compare_runs(runs[0], runs[1])["different_settings"] == {}  # without few_shot, num_shots has no effect
+    assert settings_warning(compare_runs(runs[0], runs[1])) == ""
+    result = compare_runs(runs[0], runs[2])
+    assert result["different_settings"] == {"max_new_tokens": [64, 2048]}
+    assert "differ in max_new_tokens (64, 2048), so" in write_comparison(result, tmp_path / "out")
+    assert list(compare_runs(runs[0], runs[3])["different_settings"]) == ["few_shot", "num_shots"]
+
+
+def test_comparison_agrees_with_test_of_single_language(tmp_path):
+    one = write_run(tmp_path / "one", {(str(i), "en"): i >= 5 for i in range(250)})
+    two = write_run(tmp_path / "two", {(str(i), "en"): True for i in range(250)})
+    result = compare_runs(one, two)
+    entry = result["languages"]["en"]
+    assert entry["low"] > 0 and entry["p"] == entry["p_holm"] == result["primary"]["p"] == 0.0625
+    assert "p = 0.0625: higher by the interval, but not by the test." in primary_sentence(result)
+    assert verdict(entry) == "higher by the interval, but not by the test"
+
+
+def test_comparison_table_has_as_many_cells_as_headings(tmp_path):
+    one = write_run(tmp_path / "one", {(str(i), lang): 0.0 for i in range(8) for lang in ("en", "yo")})
+    two = write_run(
+        tmp_path / "two", {(str(i), lang): (lang == "en") * i / 8 for i in range(8) for lang in ("en", "yo")}
+    )
+    table = comparison_table(compare_runs(one, two))
+    assert len({line.count("|") for line in table.splitlines()}) == 1 and "McNemar" not in table
 
 
 def test_compare_runs_refuses_different_dtypes(tmp_path):

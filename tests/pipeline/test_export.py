@@ -20,7 +20,13 @@ from data_prep.shards.format import ShardSet, read_manifest
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.export_files import warn_if_tokenizer_differs
-from pipeline.checkpoint.export_record import ExportRecord, check_not_stale, read_export_record, write_export_record
+from pipeline.checkpoint.export_record import (
+    ExportRecord,
+    check_not_stale,
+    read_export_record,
+    replaceable_export,
+    write_export_record,
+)
 from pipeline.checkpoint.hf_weights import file_tensors
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
@@ -259,6 +265,15 @@ def test_check_export_target_keeps_other_models(tmp_path: Path) -> None:
     write_export_record(output, dataclasses.replace(record, run_id="other"))
     with pytest.raises(UserError, match=refused):
         check_export_target(config, 12)
+
+
+def test_export_refuses_file_as_output(tmp_path: Path) -> None:
+    record = ExportRecord("runs/x", 6, "id of 6", "fp32", "..", newest=True)
+    (tmp_path / "hf").touch()
+    with pytest.raises(UserError, match="hf: is a file; give a directory with --output"):
+        replaceable_export(tmp_path / "hf", tmp_path, record, update=True)
+    with pytest.raises(UserError, match="hf: not an export of this run"):
+        check_export_target(Config(output_dir=str(tmp_path)), 12)
 
 
 def write_checkpoint(run: Path, step: int, run_id: str) -> None:

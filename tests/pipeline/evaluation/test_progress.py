@@ -1,5 +1,10 @@
 """Generations logged by any number of ranks are read back, after a kill too, unless the inputs have changed."""
 
+import resource
+
+import pytest
+
+from pipeline.common.errors import UserError
 from pipeline.evaluation.progress import Generation, GenerationLog
 
 INPUTS = {"settings": {"batch_size": 2}, "model": [["model.safetensors", 10, 1]]}
@@ -20,9 +25,25 @@ def test_generation_log_merges_ranks_and_skips_cut_line(tmp_path, monkeypatch):
     assert GenerationLog(tmp_path, INPUTS).generations == answers | {8: Generation("8", True)}
 
 
-def test_generation_log_drops_other_inputs(tmp_path):
+def test_generation_log_sets_other_inputs_aside(tmp_path, capsys):
     GenerationLog(tmp_path, INPUTS).add({0: Generation("0", True)})
-    log = GenerationLog(tmp_path, {**INPUTS, "model": []})
-    assert log.generations == {}
+    assert capsys.readouterr().out == ""
+    for model in ([], [1]):
+        log = GenerationLog(tmp_path, {**INPUTS, "model": model})
+        assert log.generations == {}
+        log.add({0: Generation(f"{model}", True)})
+    assert capsys.readouterr().out.count("generations.partial.old") == 2
     log.remove()
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["generations.partial.old"]
+    assert "[]" in (tmp_path / "generations.partial.old" / "rank-0.jsonl").read_text()
+
+
+def test_generation_log_reports_full_disk(tmp_path):
+    log = GenerationLog(tmp_path, INPUTS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"generations.partial: File too large; free disk space and restart"):
+            log.add({0: Generation("0", True)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

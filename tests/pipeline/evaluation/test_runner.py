@@ -22,7 +22,7 @@ from pipeline.evaluation.answers.number import extract_answer
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, load_for_generation
 from pipeline.evaluation.progress import find_evaluation
-from pipeline.evaluation.runner import can_resume, evaluate
+from pipeline.evaluation.runner import _model_identity, can_resume, evaluate
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.fault_tolerance.signals import StopSignal
 from tests.pipeline.evaluation.tiny_model import (
@@ -206,6 +206,16 @@ def test_evaluate_does_not_resume_with_other_weights(tmp_path, random_model_dir)
     assert evaluate(dataclasses.replace(settings, output=str(tmp_path / "fresh"))) == 0
     resumed, fresh = ((tmp_path / name / "generations.jsonl").read_bytes() for name in ("out", "fresh"))
     assert resumed == fresh
+
+
+def test_evaluate_identifies_adapter_of_hub_by_commit(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit, repository = "a" * 40, tmp_path / "models--org--adapter"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit / "adapter_config.json").write_text("{}")
+    assert _model_identity("org/adapter", make_model(tokenizer))["commit"] == commit
 
 
 def test_command_missing_data_exits_with_status_2():

@@ -30,6 +30,11 @@ def test_truncation_metrics_of_planted_responses():
     assert truncation_metrics(samples)["en"]["unfinished_share"] == pytest.approx(1 / 3)
 
 
+def test_truncation_metrics_count_reasoning_of_server():
+    rows = [row | {"reasoning": "y" * 60} for row in rows_of("en", 25, 40, 0)]
+    assert truncation_metrics(rows)["en"]["tokens_per_character"] == 0.25
+
+
 def test_truncation_metrics_without_tokens():
     rows = [{"lang": "en", "output": "", "finished": True}]
     evaluation = evaluation_of(rows)
