@@ -29,13 +29,14 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-5)
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dist.init_process_group()
     if device.type != "cpu":
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
 
-    model = AutoModelForCausalLM.from_pretrained(args.model).to(device)
+    # In bf16, the weights would not change by updates of this size.
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device)
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)

@@ -42,7 +42,8 @@ def main() -> None:
     arguments, config = HfArgumentParser((Arguments, SFTConfig)).parse_args_into_dataclasses()
     config.remove_unused_columns, config.dataset_kwargs = False, {"skip_prepare_dataset": True}
     config.train_sampling_strategy, config.max_length = "sequential", None
-    model, tokenizer = (c.from_pretrained(arguments.model) for c in (AutoModelForCausalLM, AutoTokenizer))
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="float32")  # TRL computes in bf16 by default
     rows = load_dataset("parquet", data_files=f"{arguments.shards}/*.parquet", split="train").with_format("numpy")
     rows = rows.select(epoch_order(len(rows), None, config.seed, 0))  # the order of pipeline/train.py
     languages = list(read_manifest(Path(arguments.shards))["languages"])

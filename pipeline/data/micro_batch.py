@@ -25,6 +25,7 @@ class MicroBatch:
     Attributes:
         input_ids: [B, N] int64 token ids.
         position_ids: [B, N] int64. Positions restart at 0 in every sequence, so sequences do not attend to each other.
+            Those of padding are 0, because some models choose their rotary frequencies by the largest position.
         positions: [T] int64 indices into the flattened [B, N]. The hidden state at each predicts a target token.
         seq_lens: length of each sequence of the flattened [B, N], on the host. The padding of a row is a sequence.
         cu_seq_lens: [number of sequences + 1] int32 cumulative sum of `seq_lens`, starting with 0.
@@ -107,7 +108,7 @@ def _pad_and_stack(rows: list[PackedRow], width: int, pad_token_id: int) -> tupl
     for b, row in enumerate(rows):
         size = len(row.input_ids)
         input_ids[b, :size] = row.input_ids
-        position_ids[b, size:] -= size
+        position_ids[b, size:] = 0
         position_ids[b, :size] -= np.repeat(np.cumsum(row.seq_lens) - row.seq_lens, row.seq_lens)
         seq_lens += [*row.seq_lens.tolist(), *([width - size] if size < width else [])]
     return torch.from_numpy(input_ids), torch.from_numpy(position_ids), seq_lens

@@ -63,7 +63,7 @@ class SubchunkTokens:
         return [(span, i, grad_indices[i]) for i, span in enumerate(rows) if span.stop > span.start]
 
 
-def _tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
+def row_tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
     """Divide the rows [start, stop) into consecutive slices, which on a CPU fit the cache."""
     tile_bytes = GPU_TILE_BYTES if z.is_cuda else CACHE_BYTES
     rows = max(1, tile_bytes // max(1, z.shape[1] * z.element_size()))
@@ -96,11 +96,11 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
             z_Cv.div_(temperature)
         largest = z_Cv.amax(1) if largest_Ck is None else largest_Ck[:, 0]
         # torch.softmax copies rows that are not contiguous, so it gets a few of them at a time.
-        for tile in [slice(None)] if z_Cv.is_contiguous() else _tiles(z_Cv, 0, len(z_Cv)):
+        for tile in [slice(None)] if z_Cv.is_contiguous() else row_tiles(z_Cv, 0, len(z_Cv)):
             torch.softmax(z_Cv[tile], 1, out=z_Cv[tile])
         # The largest entry of a softmax is 1 / sum(exp(z - max)).
         return largest - z_Cv.amax(1).log(), total.fill_(1)
-    for tile in _tiles(z_Cv, 0, len(z_Cv)):
+    for tile in row_tiles(z_Cv, 0, len(z_Cv)):
         # Half-precision tensors store exp(z - max), which is within their range.
         wide = z_Cv[tile].to(dtype) / temperature
         largest = wide.amax(1)
@@ -115,7 +115,7 @@ def log_sum_exp(z_Cv: Tensor, temperature: float) -> Tensor:
     dtype = torch.promote_types(z_Cv.dtype, torch.float32)
     log_sum = z_Cv.new_full((len(z_Cv),), -torch.inf, dtype=dtype)
     if z_Cv.shape[1]:
-        for tile in _tiles(z_Cv, 0, len(z_Cv)):
+        for tile in row_tiles(z_Cv, 0, len(z_Cv)):
             log_sum[tile] = (z_Cv[tile].to(dtype) / temperature).logsumexp(1)
     return log_sum
 
@@ -214,7 +214,7 @@ def softmax_backward_(
         if index < 0:
             continue
         line_v = grad_probs_mv[index].to(base_C.dtype)
-        for tile in _tiles(e_Cv, rows.start, rows.stop):
+        for tile in row_tiles(e_Cv, rows.start, rows.stop):
             q_Cv[tile].mul_((slope_C[tile, None] * line_v).add_(offset_C[tile, None]))
             if q_Cv is not e_Cv:
                 e_Cv[tile].mul_(base_C[tile, None]).add_(q_Cv[tile])

@@ -66,7 +66,8 @@ def alignment_sft_loss(
         hidden: [T, d] final hidden states that predict this rank's target tokens.
         loss_batch: their sequences and pairs; it should be on the host.
         head: LM head: [V, d], equal on all ranks; a `DTensor` of that shape with placement `Shard(0)` over `group`
-            (FSDP2); or a `VocabularyShard`, such as a ZeRO-3 partition, with the rows of `vocabulary_range`.
+            (FSDP2); or a `VocabularyShard`, such as a ZeRO-3 partition, of P / R rows including padding rows, if P rows
+            are divided over the ranks.
         embedding: input embedding in the same form; the same object if the model ties them.
         settings: settings of the loss; None for the defaults.
         vocab_size: V without padding rows, which are never predicted. Required with a `VocabularyShard`; None for the
@@ -84,8 +85,8 @@ def alignment_sft_loss(
         The scalar to call `backward()` on, equal on all ranks, and the parts of the loss.
 
     Raises:
-        ValueError: the two matrices have different forms, a `DTensor` has another placement, or the settings align
-            hidden states of a middle layer.
+        ValueError: the two matrices have different forms, a `DTensor` has another placement, a `VocabularyShard` does
+            not start at its rank's first row, or the settings align hidden states of a middle layer.
     """
     settings = settings or LossSettings()
     if not settings.pools_vocabulary:
@@ -95,6 +96,7 @@ def alignment_sft_loss(
     vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
     weight = settings.alignment_weight if alignment_weight is None else alignment_weight
     counts = normalizers or _count(loss_batch, hidden.device, group)
+    hidden = hidden.to(vocabulary.head.weight.dtype)  # trainers with mixed precision return hidden states in fp32
     result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
     factor = ranks if averaged_gradients else 1
     loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
@@ -160,6 +162,9 @@ class _Rows:
         # Shard(0) and ZeRO-3 give every rank the same number of rows, except for the last ones.
         rows = len(leaf) if isinstance(matrix, VocabularyShard) else -(-len(leaf) // ranks)
         start, end = vocabulary_range(size, rows * ranks, rank, ranks)
+        if isinstance(matrix, VocabularyShard) and matrix.start != start:
+            raise ValueError(f"rank {rank}: a VocabularyShard of {rows} rows, with padding, starts at {start}, not at "
+                             f"{matrix.start}")  # fmt: skip
         local = leaf.to_local() if isinstance(leaf, DTensor) else leaf
         local = local.detach()[start:end] if full else local.detach()[: end - start]
         grad = torch.zeros(local.shape, dtype=accumulation_dtype(local.dtype), device=local.device)

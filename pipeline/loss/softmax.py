@@ -28,8 +28,8 @@ from .vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
 FP16_GAIN = 64.0
-# Lower bound of the log of the probability of a row on one rank. Below it, dz at the target would overflow fp32.
-SMALLEST_LOG_SCALE = -60.0
+# Lower bound of the log of the factor of a row's exponentials. Below it, dz at the target would overflow fp32.
+SMALLEST_LOG_SCALE = -80.0
 
 
 class ShardedSoftmax:
@@ -123,7 +123,7 @@ class ShardedSoftmax:
         global_log_sum, tempered_global_log_sum = ranks[:, :2].logsumexp(0)
         return RowStatistics(
             cross_entropy=global_log_sum - ranks[:, 2].sum(0),
-            scale=(log_sum - global_log_sum).clamp_min(SMALLEST_LOG_SCALE).exp() / total,
+            scale=(log_sum - global_log_sum - total.log()).clamp_min(SMALLEST_LOG_SCALE).exp(),
             tempered_scale=(tempered_log_sum - tempered_global_log_sum).exp() / tempered_total,
             target=(target - log_sum).exp() * total,
             tempered_target=(target / self.temperature - tempered_log_sum).exp() * tempered_total,

@@ -70,8 +70,10 @@ def positions_of_largest(values_Cn: Tensor, k: int) -> Tensor:
     # selected, rank them by position. On a GPU, do so always: checking would wait for the device.
     if values_Cn.is_cuda or bool((threshold == next_value).any()):
         from_end = torch.arange(n, 0, -1, device=values_Cn.device, dtype=torch.int32)
-        rank = torch.where(values_Cn > threshold, n + 1, torch.where(values_Cn == threshold, from_end, 0))
-        positions = rank.topk(k).indices
+        for rows in kernels.row_tiles(values_Cn, 0, len(values_Cn)):
+            values = values_Cn[rows]
+            ties = torch.where(values == threshold[rows], from_end, 0)
+            positions[rows] = torch.where(values > threshold[rows], n + 1, ties).topk(k).indices
     return positions.sort(dim=1).values
 
 

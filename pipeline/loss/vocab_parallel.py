@@ -121,10 +121,12 @@ def solar_loss(
     """
     if settings.soft_token_embeddings == "output":
         vocabulary = replace(vocabulary, embedding=vocabulary.head)
-    grad = torch.zeros_like(hidden) if hidden.requires_grad and torch.is_grad_enabled() else None
+    is_trained = hidden.requires_grad or any(s.grad is not None for s in (vocabulary.head, vocabulary.embedding))
+    grad = torch.zeros_like(hidden) if is_trained and torch.is_grad_enabled() else None
     step = _Step(vocabulary, settings, normalizers, group, speeds)
-    result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
-    if grad is not None:
+    with torch.autocast(hidden.device.type, enabled=False):  # it would compute distances in half precision
+        result = step.run(hidden.detach(), grad, loss_batch, alignment_weight, languages, running_means)
+    if grad is not None and hidden.requires_grad:
         gain = FP16_GAIN if grad.dtype == torch.float16 else 1.0
         result.loss = WithGradient.apply(hidden, result.loss, grad, step.grad_scale / gain)
     return result

@@ -76,6 +76,8 @@ class ZeroEngine:
         head_exchange, precision = HeadExchange.of_ranks(config.training), config.training.precision
         gpu = device_called(torch.cuda.get_device_name()) if distributed.local_device().type == "cuda" else None
         speeds = cluster_speeds(gpu, precision, distributed.ranks_per_node())
+        # Ranks with different GPUs must choose the same head.
+        speeds = distributed.broadcast_from_rank0(lambda: speeds)
         module = SolarModel(model, config.loss, self.padded_size, num_languages, speeds, head_exchange)
         optimizer = build_optimizer(config, ds, module, embedding)
         # With hooks on whole layers instead of every module, DeepSpeed's host time and number of gathers are smaller.

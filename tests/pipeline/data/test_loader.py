@@ -88,6 +88,8 @@ def test_collate_positions_predict_labels(shards: ShardSet) -> None:
         for length in row.seq_lens:
             assert batch.position_ids[b, begin : begin + length].tolist() == list(range(length))
             begin += length
+        assert not batch.position_ids[b, begin:].any()
+    assert len({len(row.input_ids) for row in rows}) > 1  # so one has padding
     pivots = [i for i, role in enumerate(rows[0].role + rows[1].role) if role == PIVOT]
     assert sorted(set(batch.loss_batch.pivot.tolist())) == pivots
     assert local_normalizers([batch]).pairs == sum(role != PIVOT for row in rows for role in row.role)

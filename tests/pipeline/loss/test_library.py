@@ -99,6 +99,59 @@ def test_alignment_sft_loss_frozen_embedding_gets_no_gradient() -> None:
     assert hidden.grad is not None and head.grad is not None and embedding.grad is None
 
 
+def test_alignment_sft_loss_frozen_decoder_still_trains_vocabulary() -> None:
+    case = Case(UNEVEN[:1], LossSettings(detach=()), tied=False)
+    t = tensors(case, generator := torch.Generator().manual_seed(0))
+    batch, _ = layout(case, None, generator)
+    grads = []
+    for is_frozen in (True, False):
+        matrices = [matrix.float().clone().requires_grad_() for matrix in (t.head, t.embedding)]
+        hidden = t.hidden.float().requires_grad_(not is_frozen)
+        alignment_sft_loss(hidden, batch, *matrices, languages=LANGUAGES)[0].backward()
+        grads.append([matrix.grad for matrix in matrices])
+    assert all(grad is not None and grad.any() for grad in grads[1])
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_alignment_sft_loss_under_autocast() -> None:
+    case = Case(UNEVEN[:1], LossSettings(distance="infonce"))
+    t = tensors(case, generator := torch.Generator().manual_seed(0))
+    batch, _ = layout(case, None, generator)
+    hidden, head = t.hidden.float(), t.head.float()
+    expected, _ = alignment_sft_loss(hidden, batch, head, head, languages=LANGUAGES)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = alignment_sft_loss(hidden, batch, head, head, languages=LANGUAGES)
+    assert torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_alignment_sft_loss_hidden_states_of_other_dtype(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    case = Case(UNEVEN[:1])
+    t = tensors(case, generator := torch.Generator().manual_seed(0))
+    batch, _ = layout(case, None, generator)
+    hidden, head = t.hidden.to(dtypes[0]).requires_grad_(), t.head.to(dtypes[1]).requires_grad_()
+    loss, _ = alignment_sft_loss(hidden, batch, head, head, languages=LANGUAGES)
+    loss.backward()
+    same, _ = alignment_sft_loss(hidden.detach().to(dtypes[1]), batch, head, head, languages=LANGUAGES)
+    assert torch.equal(loss, same) and hidden.grad is not None and hidden.grad.dtype == dtypes[0] and hidden.grad.any()
+
+
+def test_alignment_sft_loss_rejects_shard_with_other_start(workers: Workers) -> None:
+    assert workers.run(_misplaced, 2) == [
+        "rank 0: a VocabularyShard of 5 rows, with padding, starts at 0, not at 1",
+        "rank 1: a VocabularyShard of 5 rows, with padding, starts at 5, not at 6",
+    ]
+
+
+def _misplaced(group: Group) -> str:
+    """Give each rank 5 rows as if the one before it had 6."""
+    batch, _ = layout(Case(UNEVEN[:1]), 0, torch.Generator().manual_seed(0))
+    shard = VocabularyShard(torch.zeros(5, 8), 5 * rank_and_size(group)[0] + 1)
+    with pytest.raises(ValueError, match="VocabularyShard") as caught:
+        alignment_sft_loss(torch.zeros(len(batch.targets), 8), batch, shard, shard, vocab_size=10, group=group)
+    return str(caught.value)
+
+
 def test_alignment_sft_loss_rejects_other_placements(workers: Workers) -> None:
     assert all("placement" in message for message in workers.run(_replicated, 2))
 

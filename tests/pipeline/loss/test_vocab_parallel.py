@@ -1,6 +1,9 @@
 """Compare the sharded loss with the dense float64 reference: every setting, 1 to 4 ranks, uneven and empty inputs."""
 
+import math
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
+from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, kernels, solar_loss
 from pipeline.loss.comm import Group, rank_and_size
 from pipeline.loss.settings import Head
 from tests.pipeline.loss.cases import Case, errors, metric_errors, reference_results, sharded_results
@@ -252,8 +255,15 @@ def test_loss_bounds_detect_small_changes(workers: Workers, what: str) -> None:
         assert abs(float(parts[0]["loss"]) - float(reference["loss"])) > FP32
 
 
-def distant_target_gradients(group: Group) -> tuple[Tensor, Tensor]:
-    """Return the gradients of hidden states and shard for `distant_logits`.
+def raised_softmax_(z: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Do what the GPU kernel may do: leave the exponentials larger than 1, here by e^38."""
+    log_sum, total = kernels.softmax_(z, *args)
+    z.mul_(math.exp(38))
+    return log_sum, total * math.exp(38)
+
+
+def distant_target_gradients(group: Group, raised: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of hidden states and shard for `distant_logits`, with `raised_softmax_` or the CPU's own.
 
     Rank 0 has one sequence of 3 target tokens. Their ids are on rank 1, with logits 150 below the largest on rank 0.
     """
@@ -264,10 +274,9 @@ def distant_target_gradients(group: Group) -> tuple[Tensor, Tensor]:
     sequences = torch.zeros(1 if rank == 0 else 0, dtype=torch.int64)
     loss_batch = LossBatch(targets[:count], torch.full_like(sequences, 3), sequences, sequences, sequences)
     shard = VocabularyShard(head[4 * rank : 4 * rank + 4], 4 * rank, torch.zeros(4, 2))
-    settings = LossSettings(head="vocab_parallel")
-    result = solar_loss(
-        own, loss_batch, Vocabulary(8, shard, shard), settings, 1.0, LossNormalizers(3.0, 0.0), 1, None, group
-    )
+    settings, vocabulary = LossSettings(head="vocab_parallel"), Vocabulary(8, shard, shard)
+    with patch("pipeline.loss.softmax.softmax_", raised_softmax_ if raised else kernels.softmax_):
+        result = solar_loss(own, loss_batch, vocabulary, settings, 1.0, LossNormalizers(3.0, 0.0), 1, None, group)
     result.loss.backward()
     assert own.grad is not None and shard.grad is not None
     return own.grad, shard.grad
@@ -279,9 +288,10 @@ def distant_logits() -> tuple[Tensor, Tensor, Tensor]:
     return head, torch.tensor([[75.0, 1.0], [75.0, -2.0], [75.0, 0.5]]), torch.tensor([4, 6, 7])
 
 
-def test_loss_target_far_below_logits_of_other_rank(workers: Workers) -> None:
+@pytest.mark.parametrize("raised", [False, True])
+def test_loss_target_far_below_logits_of_other_rank(workers: Workers, raised: bool) -> None:
     """Check gradients at targets of which the target's rank holds a fraction of the probability below fp32's range."""
-    (grad_hidden, grad_first), (_, grad_second) = workers.run(distant_target_gradients, 2)
+    (grad_hidden, grad_first), (_, grad_second) = workers.run(distant_target_gradients, 2, raised)
     head, hidden, targets = distant_logits()
     head.requires_grad_()
     hidden.requires_grad_()
