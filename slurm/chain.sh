@@ -9,9 +9,10 @@ submit() { # NAME [SBATCH FLAG...]: passes NAME_FLAGS to sbatch and NAME_ARGS to
   local name=$1 flags arguments id
   shift
   local flags_of=${name^^}_FLAGS arguments_of=${name^^}_ARGS
-  read -ra flags <<<"${!flags_of:-}"
-  read -ra arguments <<<"${!arguments_of:-}"
-  id=$(sbatch --parsable "$@" "${flags[@]}" "slurm/$name.sh" "${arguments[@]}") || return
+  read -rd '' -a flags <<<"${!flags_of:-}" || true
+  read -rd '' -a arguments <<<"${!arguments_of:-}" || true
+  # SBATCH_EXPORT may keep RECIPE, INPUT and the like from the job, which would then run the demo.
+  id=$(sbatch --parsable --export=ALL "$@" "${flags[@]}" "slurm/$name.sh" "${arguments[@]}") || return
   submitted+=("${id%%;*}") # in a federation, sbatch prints id;cluster
   echo "$name ${submitted[-1]}"
 }

@@ -25,10 +25,10 @@ options=() # of python -m pipeline.study
 add_option() { # NAME VALUE...: unless there is no value
   if [ $# -gt 1 ]; then options+=("--$1" "${@:2}"); fi
 }
-read -ra inputs <<<"$INPUT"
-read -ra variants <<<"${ARMS:-}"
-read -ra seeds <<<"${SEEDS:-1 2 3}"
-read -ra primary <<<"${PRIMARY:-}"
+read -rd '' -a inputs <<<"$INPUT" || true
+read -rd '' -a variants <<<"${ARMS:-}" || true
+read -rd '' -a seeds <<<"${SEEDS:-1 2 3}" || true
+read -rd '' -a primary <<<"${PRIMARY:-}" || true
 add_option train "${inputs[@]}"
 add_option variants "${variants[@]}"
 add_option seeds "${seeds[@]}"

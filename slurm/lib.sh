@@ -37,8 +37,10 @@ MASTER_ADDR=${MASTER_ADDR%%$'\n'*}
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 
-# The steps below set their number of tasks explicitly, and each rank selects its GPU among those that it sees.
-unset SLURM_NTASKS_PER_NODE SLURM_GPUS_PER_TASK SLURM_CPUS_PER_TASK
+# srun takes its options from these variables of the job. The steps below set their number of tasks explicitly, use all
+# GPUs of their nodes, and need the environment; each rank selects its GPU among those that it sees.
+unset SLURM_NTASKS_PER_NODE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU \
+  SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV
 
 step() { # srun with the common flags: a rank that exits first after saving must not get the others killed
   srun --kill-on-bad-exit=0 --wait=60 "${SRUN_ARGS[@]}" "$@"

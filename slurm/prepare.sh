@@ -28,7 +28,7 @@ if [ -z "${INPUT:-}" ]; then
     on_one_rank python -m data_prep tokenizer --vocab_size 2048 --input "$INPUT" --output "$TOKENIZER" || finish $?
   set -- --max_seq_length 1024 "$@"
 fi
-read -ra inputs <<<"$INPUT"
+read -rd '' -a inputs <<<"$INPUT" || true
 for input in "${inputs[@]}"; do need "$input" "set INPUT to files of records"; done
 [ -n "${TOKENIZER:-}" ] || fail "TOKENIZER is not set; set it to a tokenizer directory or Hub model ID"
 [ -n "${SHARDS:-}" ] || fail "SHARDS is not set; set it to the directory to create"
@@ -38,7 +38,7 @@ if [ -n "${DERIVE:-}" ]; then
   on_one_rank python -m data_prep derive "$DERIVE" --input "${inputs[@]}" --output "$SHARDS.jsonl" || finish $?
   inputs=("$SHARDS.jsonl")
 fi
-if ! srun --mpi=list 2>&1 | grep -qw "${MPI_TYPE%%_*}"; then
+if ! srun --mpi=list 2>&1 | grep -qwe "$MPI_TYPE" -e "${MPI_TYPE%%_v[0-9]*}"; then
   echo "note: srun has no --mpi=$MPI_TYPE (MPI_TYPE in slurm/env.sh): packing on one rank" >&2
   MPI_TYPE=none tasks=1
 fi

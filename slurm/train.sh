@@ -28,6 +28,8 @@ if [ -n "${CHOICE:-}" ]; then
   mapfile -t choice <"$CHOICE"
 fi
 
+# Rank 0 alone checks and prints, while the other ranks have ended.
+[[ " $* " != *" --dry_run "* ]] || SRUN_ARGS+=(--wait=0)
 status=0
 on_all_ranks python pipeline/train.py --config "$RECIPE" "$@" "${choice[@]}" || status=$?
 finish "$status"

@@ -197,6 +197,60 @@ def test_train_adds_chosen_arguments(tmp_path: Path) -> None:
     assert result.returncode == 2 and "none.args: no such file; slurm/choose.sh writes it" in result.stderr
 
 
+def write_command(folder: Path, name: str, text: str) -> None:
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / "bin" / name).chmod(0o755)
+
+
+def test_steps_do_not_inherit_options_of_job(tmp_path: Path) -> None:
+    names = "NTASKS_PER_GPU CPUS_PER_GPU GPUS TRES_PER_TASK EXPORT_ENV NTASKS_PER_NODE GPUS_PER_TASK CPUS_PER_TASK"
+    script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; on_one_rank env"
+    result = run(tmp_path, script, **{f"SLURM_{name}": "1" for name in names.split()})
+    assert result.returncode == 0 and "SLURM_JOB_ID=7" in result.stdout, result.stderr
+    assert not [name for name in names.split() if f"SLURM_{name}=" in result.stdout]
+
+
+@pytest.mark.parametrize(("arguments", "unlimited"), [("--dry_run", True), ("", False)])
+def test_train_lets_rank_0_of_dry_run_take_its_time(tmp_path: Path, arguments: str, unlimited: bool) -> None:
+    write_command(tmp_path, "srun", 'echo "$*" >>steps')
+    (tmp_path / "recipe.yaml").touch()
+    result = run(tmp_path, f"bash slurm/train.sh {arguments}", RECIPE="recipe.yaml", DS_ACCELERATOR="cpu")
+    assert result.returncode == 0, result.stderr
+    (step,) = (tmp_path / "steps").read_text().splitlines()
+    assert ("--wait=60 --wait=0" in step) is unlimited
+
+
+@pytest.mark.parametrize(
+    ("available", "mpi", "ranks"),
+    [("pmix pmix_v4", "pmix", 4), ("pmix_v4", "pmix_v4", 4), ("pmix", "pmix_v4", 4), ("cray_shasta", "cray_shasta", 4),
+     ("pmi2", "pmix", 1), ("cray_shasta", "cray", 1)],
+)  # fmt: skip
+def test_prepare_packs_all_inputs_on_available_ranks(tmp_path: Path, available: str, mpi: str, ranks: int) -> None:
+    write_command(tmp_path, "srun", f'[ "$1" != --mpi=list ] || echo "{available} none"\necho "$*" >>steps')
+    write_command(tmp_path, "python", "")
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").touch()
+    (tmp_path / "slurm").mkdir()
+    for script in (ROOT / "slurm").glob("*.sh"):
+        text = script.read_text().replace("MPI_TYPE=pmix\n", f"MPI_TYPE={mpi}\n")
+        (tmp_path / "slurm" / script.name).write_text(text)
+    variables = {"INPUT": "a.jsonl\nb.jsonl c.jsonl", "TOKENIZER": "t", "SHARDS": "s", "SLURM_NTASKS": "4"}
+    result = run(tmp_path, "bash slurm/prepare.sh", **variables)
+    assert result.returncode == 0, result.stderr
+    step = (tmp_path / "steps").read_text().splitlines()[-1]
+    assert "--input a.jsonl b.jsonl c.jsonl --tokenizer t" in step
+    assert f"--ntasks={ranks} " in step and f"--mpi={mpi if ranks > 1 else 'none'} " in step
+
+
+def test_submit_passes_environment_and_arguments_of_several_lines(tmp_path: Path) -> None:
+    script = """set -euo pipefail; source slurm/chain.sh; submit train"""
+    result = run(tmp_path, script, TRAIN_ARGS="--model.path m\n  --seed 2\n", TRAIN_FLAGS="--nodes=2\n--mem=0")
+    assert result.returncode == 0, result.stderr
+    (line,) = (tmp_path / "submitted").read_text().splitlines()
+    assert line.startswith("--parsable --export=ALL --nodes=2 --mem=0 slurm/train.sh --model.path m --seed 2 |")
+
+
 def test_first_of_many_nodes_is_the_rendezvous(tmp_path: Path) -> None:
     """Reading one line of a long list and closing the pipe would end the job by SIGPIPE."""
     script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; echo $MASTER_ADDR"

@@ -65,14 +65,16 @@ def evaluate(settings: EvaluationSettings, stop: StopSignal | None = None) -> in
         local = _collect(generate(log.generations), log, stop)
         generations = log.generations | (_gather_generations(local) or {})
         total = len(examples) * settings.num_samples
-        complete = distributed.broadcast_from_rank0(lambda: len(generations) == total)
-        is_main_process = distributed.is_main_process()
-    if not complete:
-        return STOPPED_BY_SIGNAL
-    if is_main_process:
-        write_results(settings, identity, output, examples, [generations[i] for i in range(total)])
-        log.remove()
-    return 0
+
+        def score() -> bool:
+            if len(generations) < total:
+                return False
+            write_results(settings, identity, output, examples, [generations[i] for i in range(total)])
+            log.remove()
+            return True
+
+        # The other ranks wait: srun kills ranks that run for a minute longer than the first one that exits.
+        return 0 if distributed.broadcast_from_rank0(score) else STOPPED_BY_SIGNAL
 
 
 def _prepare_model(settings: EvaluationSettings, examples: Sequence[Example]) -> tuple[dict[str, Any], Generator]:

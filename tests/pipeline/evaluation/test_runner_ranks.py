@@ -15,13 +15,16 @@ from tests.pipeline.evaluation.tiny_model import make_records, overfit, save, wr
 from tests.runs import ROOT
 
 
-def run_ranks(world_size: int, *words: str) -> None:
-    """Run `python -m pipeline.evaluation WORDS` on several ranks without a GPU."""
+def run_ranks(world_size: int, output: Path, *words: str) -> None:
+    """Run `python -m pipeline.evaluation WORDS` on several ranks without a GPU. None may end before the results exist.
+
+    Slurm kills ranks that run for a minute longer than the first one that ends.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(world_size)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "pipeline.evaluation", *words],
+            [sys.executable, "-m", "pipeline.evaluation", "--output", str(output), *words],
             cwd=ROOT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
@@ -30,9 +33,10 @@ def run_ranks(world_size: int, *words: str) -> None:
         )
         for rank in range(world_size)
     ]
-    for process in processes:
+    for process in reversed(processes):
         _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
+        assert (output / "evaluation.json").exists()
 
 
 @pytest.mark.slow
@@ -46,10 +50,10 @@ def test_evaluate_overfitted_model_on_one_and_two_ranks(tmp_path: Path, tokenize
             record["gold"] += 1
     data = write_records(tmp_path / "test.jsonl", tested)
     words = ["--model", str(model_dir), "--data", str(data), "--batch_size", "4"]
-    words += ["--max_new_tokens", "40", "--dtype", "float32", "--output"]
+    words += ["--max_new_tokens", "40", "--dtype", "float32"]
     one, two = tmp_path / "out1", tmp_path / "out2"
-    run_ranks(1, *words, str(one))
-    run_ranks(2, *words, str(two))
+    run_ranks(1, one, *words)
+    run_ranks(2, two, *words)
     assert (one / "generations.jsonl").read_bytes() == (two / "generations.jsonl").read_bytes()
     result, other = (json.loads((out / "evaluation.json").read_text()) for out in (one, two))
     assert result["languages"] == other["languages"]
