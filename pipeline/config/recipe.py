@@ -104,12 +104,27 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe must be a mapping of keys to values")
     _check_keys(list(_recipe_keys(tree)), str(path))
-    for name in get_type_hints(Config):
-        if is_dataclass(get_type_hints(Config)[name]) and not isinstance(tree.get(name, {}), dict):
-            if tree[name] is not None:
-                raise UserError(f"{path}: {name} must be a mapping of keys to values, not {tree[name]!r}")
-            tree[name] = {}  # a section whose lines are all commented out
+    _check_sections(tree, Config, path)
     return tree
+
+
+def _check_sections(tree: dict[str, Any], cls: type, path: Path, prefix: str = "") -> None:
+    """Check that the sections of a recipe are mappings, and replace empty ones.
+
+    Raises:
+        UserError: a section is not a mapping, or a key is dotted, which a later section of this name would undo.
+    """
+    if dotted := next((key for key in tree if "." in str(key)), None):
+        section, _, rest = f"{prefix}{dotted}".rpartition(".")
+        raise UserError(f"{path}: {prefix}{dotted} must be nested: write {rest} below {section}")
+    for name, hint in get_type_hints(cls).items():
+        if not is_dataclass(hint):
+            continue
+        if tree.get(name, {}) is None:
+            tree[name] = {}  # a section whose lines are all commented out
+        if not isinstance(tree.get(name, {}), dict):
+            raise UserError(f"{path}: {prefix}{name} must be a mapping of keys to values, not {tree[name]!r}")
+        _check_sections(tree.get(name, {}), hint, path, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _check_keys(names: list[str], source: str) -> None:

@@ -38,14 +38,14 @@ class RestartLog:
         Raises:
             UserError: This Slurm job is in a crash loop: it has failed three times after starting from the same step.
         """
-        job = os.environ.get("SLURM_JOB_ID")
-        failures = count_starts_without_progress(read_restart_log(self.path.parent), job, step) if job else 0
+        job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        events = read_restart_log(self.path.parent)
+        failures = count_restarts_without_progress(events, job, restart, step) if job else 0
         if failures >= MAX_STARTS_WITHOUT_PROGRESS:
             raise UserError(
                 f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step "
                 f"{step}; fix the cause shown in its log and submit it again"
             )
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         start = {"job": job, "restart": restart, "nodes": nodes, "ranks": ranks, "step": step, "max_steps": max_steps}
         self._append(event="start", **start, **changes)
@@ -76,21 +76,24 @@ def read_restart_log(directory: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        if isinstance(event, dict):
+            events.append(event)
     return events
 
 
-def count_starts_without_progress(events: list[dict[str, Any]], job: str, step: int) -> int:
-    """Count the job's latest consecutive starts from `step`.
+def count_restarts_without_progress(events: list[dict[str, Any]], job: str, restart: int, step: int) -> int:
+    """Count the job's latest restarts that began at `step`, without the present one.
 
-    An exit after a signal is not a failure and resets the count.
+    Several starts within one restart, such as attempts in an interactive job, are no crash loop. An exit after a signal
+    is not a failure and resets the count.
     """
-    count = 0
+    restarts: set[int] = set()
     for event in events:
-        if event["event"] == "start":
-            count = count + 1 if (event["job"], event["step"]) == (job, step) else 0
-        elif event["event"] == "end" and event["status"] == STOPPED_BY_SIGNAL:
-            count = 0
-    return count
+        if event["event"] == "start" and (event["job"], event["step"]) == (job, step):
+            restarts.add(event["restart"])
+        elif event["event"] == "start" or (event["event"] == "end" and event["status"] == STOPPED_BY_SIGNAL):
+            restarts.clear()
+    return len(restarts - {restart})

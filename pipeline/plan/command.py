@@ -164,6 +164,8 @@ def _suggested_deepspeed(ds: dict[str, Any], settings: TunableSettings) -> dict[
     )
     result = {key: value for key, value in ds.items() if key not in filled_in}
     zero = {key: v for key, v in ds["zero_optimization"].items() if not key.startswith("offload")}
+    if not zero.get("memory_efficient_linear", True):
+        del zero["memory_efficient_linear"]  # the trainer sets it if the suggested settings allow it
     cpu = {"device": "cpu", "pin_memory": True}
     if settings.offload != NO_OFFLOAD:
         zero["offload_optimizer"] = cpu
@@ -184,8 +186,10 @@ def show_suggestion(suggestion: dict[str, Any], console: Console) -> None:
         f"{plan['seconds']['overlapped']:.3f} s per step, {plan['tokens_per_second']:,.0f} tokens/s, "
         f"MFU {100 * plan['mfu']:.1f} %, {plan['memory_bytes']['peak'] / GIB:.1f} GiB per GPU"
     )
-    console.print("# the recipe", yaml.safe_dump(suggestion["recipe"], sort_keys=False), sep="\n", highlight=False)
-    console.print("# its DeepSpeed file", json.dumps(suggestion["deepspeed"], indent=2), sep="\n", highlight=False)
+    recipe = yaml.safe_dump(suggestion["recipe"], sort_keys=False)
+    deepspeed = json.dumps(suggestion["deepspeed"], indent=2)
+    for title, text in (("the recipe", recipe), ("its DeepSpeed file: name it in the recipe's `deepspeed`", deepspeed)):
+        console.print(f"# {title}", text, sep="\n", highlight=False, markup=False, soft_wrap=True)
 
 
 def recipe_tree(config: Config) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from pipeline.common.distributed import is_main_process, local_device
@@ -207,7 +209,19 @@ def _fill_auto(
     result = {key: value for key, value in filled.config.items() if key not in ("optimizer", "scheduler")}
     if left := next(_auto_keys(result), None):
         raise UserError(f'{path}: {left} is "auto", which Hugging Face\'s Trainer does not fill either; set a value')
+    _check_zero_optimization(path, result["zero_optimization"])
     return result
+
+
+def _check_zero_optimization(path: Path, zero: dict[str, Any]) -> None:
+    """Raise UserError if the section has an unknown key or a value of another type."""
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(f"{path}: {key}: {what}; see DeepSpeed's documentation of this section") from None
 
 
 def _check_sections(path: Path, ds: dict[str, Any], decay: str) -> None:

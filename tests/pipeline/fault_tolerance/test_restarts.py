@@ -9,7 +9,7 @@ from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import (
     MAX_STARTS_WITHOUT_PROGRESS,
     RestartLog,
-    count_starts_without_progress,
+    count_restarts_without_progress,
     read_restart_log,
 )
 
@@ -21,8 +21,11 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RestartLog:
 
 
 def test_record_start_refuses_crash_loop(log: RestartLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    for _ in range(MAX_STARTS_WITHOUT_PROGRESS):
-        log.record_start(40, 100, 2)
+    for restart in range(MAX_STARTS_WITHOUT_PROGRESS):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        for _ in range(4):  # attempts in an interactive job
+            log.record_start(40, 100, 2)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     with pytest.raises(UserError, match="job 17 failed 3 times without getting past step 40"):
         log.record_start(40, 100, 2)
     monkeypatch.setenv("SLURM_JOB_ID", "18")  # submitted again
@@ -35,9 +38,9 @@ def test_count_starts_reset_by_progress_and_signals(log: RestartLog) -> None:
     for _ in range(10):  # preempted before its first step, again and again
         log.record_start(20, 100, 2)
         log.record_end(20, 75, 0.1)
-    assert count_starts_without_progress(read_restart_log(log.path.parent), "17", 20) == 0
+    assert count_restarts_without_progress(read_restart_log(log.path.parent), "17", 99, 20) == 0
     log.record_start(20, 100, 2)
-    assert count_starts_without_progress(read_restart_log(log.path.parent), "17", 20) == 1
+    assert count_restarts_without_progress(read_restart_log(log.path.parent), "17", 99, 20) == 1
 
 
 def test_record_start_unlimited_without_job(log: RestartLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +54,7 @@ def test_read_restart_log_skips_truncated_line(log: RestartLog) -> None:
     log.record_start(0, 100, 2)
     log.record_first_step(1)
     with open(log.path, "a") as file:
-        file.write('{"event": "en')
+        file.write('7\n{"event": "en')
     assert [event["event"] for event in read_restart_log(log.path.parent)] == ["start", "first step"]
 
 
@@ -59,11 +62,13 @@ def test_record_start_resets_failed_starts(log: RestartLog, tmp_path: Path, monk
     """slurm/lib.sh counts failures before this; a start that is refused still counts."""
     file = tmp_path / "failures"
     monkeypatch.setenv("FAILED_STARTS_FILE", str(file))
-    for _ in range(MAX_STARTS_WITHOUT_PROGRESS):
+    for restart in range(MAX_STARTS_WITHOUT_PROGRESS):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         file.write_text("2")
         log.record_start(40, 100, 2)
         assert not file.exists()
     file.write_text("2")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     with pytest.raises(UserError):
         log.record_start(40, 100, 2)
     assert file.exists()

@@ -81,6 +81,12 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"optimizer": {"type": "AdamW", "params": {"adam_w_mode": False}}} | ZERO3, ["params.adam_w_mode is False"]),
         ({"scheduler": {"type": "OneCycle"}} | ZERO3, ["scheduler.type is 'OneCycle'"]),
         ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}}} | ZERO3, ["training.warmup_ratio"]),
+        (
+            {"zero_optimization": {"stage": 3, "reduce_bucket_sizes": 9}},
+            ["on.reduce_bucket_sizes: unknown key", "ds.json"],
+        ),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "5e8"}}, ["zero_optimization.reduce_bucket_size: "]),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "gpu"}}}, ["zero_optimization.offload_param"]),
         ({"zero_optimization": {"stage": 3, "sub_group_size": "auto"}}, ['zero_optimization.sub_group_size is "auto"']),
     ],
 )
