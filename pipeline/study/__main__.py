@@ -52,7 +52,7 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--primary", nargs="+", default=["mean"], help="measure that decides: mean, or languages")
     parser.add_argument("--output", required=True, help="directory of the study")
     for name, program in (("prepare", "data_prep pack"), ("train", "train.py"), ("evaluate", "pipeline.evaluation")):
-        parser.add_argument(f"--{name}_args", default="", help=f"arguments of {program}, as one word")
+        parser.add_argument(f"--{name}_args", default="", help=f"arguments of {program}, as one word, split at spaces")
 
 
 def _settings(args: argparse.Namespace) -> StudySettings:

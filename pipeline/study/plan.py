@@ -4,8 +4,7 @@
 """
 
 import json
-import shlex
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ import yaml
 from data_prep.readers import read_file
 from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
 from pipeline.common.errors import UserError
-from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.study.continuation import continue_study, is_trained
 from pipeline.study.settings import CHOICES, RESULTS_FILE, SETTINGS_FILE, StudySettings
 
 VARIANTS_FILE = Path(__file__).with_name("variants.yaml")
-# What may differ when a study is continued. Everything else, the primary measure in particular, is fixed at its start.
-MAY_CHANGE = ("variants", "seeds", "answers")
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,8 @@ def begin_study(study: StudySettings) -> StudySettings:
         The settings, with the variants and seeds of earlier calls.
 
     Raises:
-        UserError: a file is missing, a variant is unknown, the splits share questions, or a setting that is fixed at
-            the start of a study has changed.
+        UserError: a file is missing, a path has whitespace, a variant is unknown, the splits share questions, or a
+            setting that may not change has changed.
     """
     baseline, _, variants = read_variants()
     for name in study.variants:
@@ -82,6 +79,9 @@ def begin_study(study: StudySettings) -> StudySettings:
             raise UserError(f"--variants: no variant {name!r}; choose from {', '.join(variants)}")
     if baseline not in study.variants:
         raise UserError(f"--variants: must include the baseline {baseline}")
+    for option, path in (("output", study.output), ("model", study.model), *(("train", path) for path in study.train)):
+        if any(map(str.isspace, path or "")):  # the job scripts split arguments and INPUT there
+            raise UserError(f"--{option}: {path!r} has whitespace, at which the jobs split it; rename it")
     if study.model is None:
         _check_without_model(study, [variants[name] for name in study.variants])
     elif not Path(study.model, "config.json").is_file():
@@ -97,32 +97,13 @@ def begin_study(study: StudySettings) -> StudySettings:
     hashes = {name: sha256_file(Path(path)) for name, path in (("test", study.test), ("dev", study.dev)) if path}
     recorded = read_json_or_none(study.root / SETTINGS_FILE)
     if recorded:
-        study = _continue(study, recorded, hashes)
+        study = continue_study(study, recorded, hashes)
     (study.root / CHOICES).mkdir(parents=True, exist_ok=True)
     if study.base and study.model and not (link := study.base / "hf").is_symlink():
         study.base.mkdir(exist_ok=True)
         link.symlink_to(Path(study.model).resolve())
     write_json(study.root / SETTINGS_FILE, {**asdict(study), "sha256": hashes})
     return study
-
-
-def _continue(study: StudySettings, recorded: dict[str, Any], hashes: dict[str, str]) -> StudySettings:
-    """Return the study with the recorded variants and seeds added.
-
-    Raises:
-        UserError: a setting that may not change, or the content of a file, differs from the recorded one.
-    """
-    current = json.loads(json.dumps({**asdict(study), "sha256": hashes}))
-    for key, value in current.items():
-        if key not in MAY_CHANGE and recorded.get(key) != value:
-            name, values = key, f" ({recorded.get(key)}, now {value})"
-            if key == "sha256":
-                name, values = "content of the test or development records", ""
-            raise UserError(
-                f"{study.root / SETTINGS_FILE}: the study began with another {name}{values}; give another --output"
-            )
-    names = tuple(dict.fromkeys([*recorded["variants"], *study.variants]))
-    return replace(study, variants=names, seeds=tuple(dict.fromkeys([*recorded["seeds"], *study.seeds])))
 
 
 def _check_without_model(study: StudySettings, variants: list[Variant]) -> None:
@@ -152,7 +133,7 @@ def common_arguments(study: StudySettings, run: Path, data: str = "records") -> 
     """Return the arguments of the training command that do not depend on the variant's loss."""
     shards = study.root / f"shards-{data}"
     model = ["--model.path", study.model] if study.model else []
-    return [*model, "--data.shards", str(shards), "--output_dir", str(run), *shlex.split(study.train_args)]
+    return [*model, "--data.shards", str(shards), "--output_dir", str(run), *study.train_args.split()]
 
 
 def variant_arguments(study: StudySettings, variant: Variant) -> list[str]:
@@ -237,7 +218,7 @@ def _prepare_jobs(study: StudySettings, variants: list[Variant]) -> list[Job]:
         elif needs_weights:
             variables |= {"WEIGHTS": str(weights), "MODEL": study.model or ""}
             done = done and weights.is_file()
-        arguments = tuple(shlex.split(study.prepare_args))
+        arguments = tuple(study.prepare_args.split())
         jobs.append(Job("prepare", f"prepare-{kind}", (), variables, arguments, done))
     return jobs
 
@@ -252,14 +233,13 @@ def _train_and_evaluate(
     arguments: tuple[str, ...],
 ) -> list[Job]:
     fixed = common_arguments(study, run, variant.data) + variant_arguments(study, variant)
-    ends = [event for event in read_restart_log(run) if event["event"] in ("start", "end")]
     train = Job(
         "train",
         f"train-{run.name}",
         (f"prepare-{variant.data}", *_weights_job(variant), *after),
         {"RECIPE": study.recipe, **variables},
         (*fixed, *arguments),
-        bool(ends) and ends[-1].get("status") == 0,
+        is_trained(run),
     )
     return [train, _evaluate_job(study, run, data, (train.name,))]
 
@@ -274,5 +254,5 @@ def _weights_job(variant: Variant) -> tuple[str, ...]:
 
 def _evaluate_job(study: StudySettings, run: Path, data: str, after: tuple[str, ...]) -> Job:
     done = (run / "evaluation.json").is_file()
-    arguments = tuple(shlex.split(study.evaluate_args))
+    arguments = tuple(study.evaluate_args.split())
     return Job("evaluate", f"evaluate-{run.name}", after, {"RUN": str(run), "DATA": data}, arguments, done)

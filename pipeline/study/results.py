@@ -11,9 +11,7 @@ from pipeline.compare import MEAN, compare_runs, write_comparison
 from pipeline.evaluation.accuracy import percent
 from pipeline.evaluation.significance import holm
 from pipeline.study.plan import read_variants, trial_arguments
-from pipeline.study.settings import CHOICES, RESULTS_FILE, StudySettings
-
-CHOICES_FILE = "choices.json"
+from pipeline.study.settings import CHOICES, CHOICES_FILE, RESULTS_FILE, StudySettings
 
 
 def choose_settings(study: StudySettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pipeline.common.errors import UserError
 SETTINGS_FILE = "study.json"  # in the output directory
 RESULTS_FILE = "results.json"  # likewise
 CHOICES = "choices"  # directory of the settings that the trials have selected
+CHOICES_FILE = "choices.json"  # in that directory
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class StudySettings:
         variants: names in variants.yaml.
         seeds: training seeds.
         primary: the measure that decides, for `pipeline.compare`.
-        prepare_args, train_args, evaluate_args: arguments for all variants.
+        prepare_args, train_args, evaluate_args: arguments for all variants, split at whitespace as in slurm/chain.sh:
+            quotes are ordinary characters.
     """
 
     output: str
