@@ -19,9 +19,10 @@ from pipeline.evaluation.significance import wilson_interval
 NONE = "none"  # a text without an identifiable language, for example a bare number
 MIN_LINE_WORDS = 5  # shorter lines are not judged, as in the paper
 MIN_LATIN_LETTERS = 4  # shorter Latin words, and capitalized ones, may be variables, units or names
-MIN_WORD_LETTERS = 2
+MIN_WORD_LETTERS = 2  # a single letter names an option or a variable
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 LETTERS_PER_WORD = 2  # in a script without spaces, one word is counted for so many letters
+MORE_CANDIDATES = ("de", "es", "fr")  # for lingua to choose from, if it knows only one language of the data
 LINGUA_NAMES = {"fil": "tl", "no": "nb"}  # languages that CLDR and lingua call differently
 MATHS = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|```.*?```|https?://\S+", re.DOTALL)
 
@@ -61,31 +62,31 @@ class Identifier:
         candidates = {
             lang: known[LINGUA_NAMES.get(lang, lang)] for lang in wanted if LINGUA_NAMES.get(lang, lang) in known
         }
+        if len(candidates) == 1:
+            candidates |= {lang: known[lang] for lang in MORE_CANDIDATES}
         self._names = {language: lang for lang, language in candidates.items()}
         self._scripts = {script for lang in candidates for script in expected_scripts(lang)}
-        builder = lingua.LanguageDetectorBuilder
-        # lingua needs two languages to choose from.
-        self._detector = builder.from_languages(*candidates.values()).build() if len(candidates) > 1 else None
+        self._detector = lingua.LanguageDetectorBuilder.from_languages(*candidates.values()).build()
         self._identified: dict[str, str] = {}
 
     def knows(self, lang: str) -> bool:
         """Return whether lingua can identify the language of a code. If not, only its script can."""
-        return self._detector is not None and base_language(lang) in self._names.values()
+        return base_language(lang) in self._names.values()
 
     def identify(self, text: str, lang: str) -> str:
         """Return the language of a text that is expected to be in `lang`.
 
         Returns:
-            A language code without script and region; `none` if no language is identified, for example without letters;
+            A language code without script and region; `none` if no language is identified, for example without words;
             or a script, such as "Han script", if no candidate language uses it. If lingua lacks `lang`, a text in the
             script of `lang` is taken to be in `lang`.
         """
-        script = main_script(text)
+        script = main_script(text, lang)
         if script is None:
             return NONE
         if not self.knows(lang) and script in expected_scripts(lang):
             return base_language(lang)
-        if self._detector is None or script not in self._scripts:
+        if script not in self._scripts:
             return f"{'Han' if script == 'CJK' else script.capitalize()} script"
         if text not in self._identified:
             language = self._detector.detect_language_of(text)
@@ -151,18 +152,21 @@ def _divide(part: float, whole: float) -> float | None:
 
 
 def _has_line_error(text: str, lang: str, identifier: Identifier) -> bool | None:
-    """Return whether a line is in another language, or None if no line is long enough to be judged."""
+    """Return whether a line is in another language, or None if no line is long enough and in an identifiable one."""
     lines = [line for line in text.splitlines() if sum(word.num_words for word in split_words(line)) >= MIN_LINE_WORDS]
-    base = base_language(lang)
-    return any(identifier.identify(line, lang) != base for line in lines) if lines else None
+    found = {identifier.identify(line, lang) for line in lines} - {NONE}
+    return found != {base_language(lang)} if found else None
 
 
 def _has_word_error(text: str, lang: str) -> bool:
     scripts = expected_scripts(lang)
     foreign = [word for word in split_words(text) if word.script not in scripts and len(word.text) >= MIN_WORD_LETTERS]
-    return any(
-        word.script != "LATIN" or (word.text.islower() and len(word.text) >= MIN_LATIN_LETTERS) for word in foreign
-    )
+    return any(word.script != "LATIN" or _is_latin_word(word) for word in foreign)
+
+
+def _is_latin_word(word: Word) -> bool:
+    """Return whether Latin letters among those of another script are a word, not a variable, unit or name."""
+    return word.text.islower() and len(word.text) >= MIN_LATIN_LETTERS
 
 
 def expected_scripts(lang: str) -> tuple[str, ...]:
@@ -170,12 +174,22 @@ def expected_scripts(lang: str) -> tuple[str, ...]:
     return script_names(parse_tag(lang).script) or ("LATIN",)
 
 
-def main_script(text: str) -> str | None:
-    """Return the script of most letters of a text, or None if it has no letters."""
+def main_script(text: str, lang: str) -> str | None:
+    """Return the script of most letters of a text that is expected to be in `lang`, or None if it has no words.
+
+    Single letters are no words in a script with spaces. Neither are short or capitalized Latin words, if `lang` has
+    another script and the text has no other Latin word.
+    """
+    words = split_words(text)
+    latin = [word for word in words if word.script == "LATIN"]
+    if "LATIN" not in expected_scripts(lang) and not any(map(_is_latin_word, latin)):
+        words = [word for word in words if word.script != "LATIN"]
+    if not any(len(word.text) >= MIN_WORD_LETTERS or word.script in UNSPACED for word in words):
+        return None
     letters = Counter[str]()
-    for word in split_words(text):
+    for word in words:
         letters[word.script] += len(word.text)
-    return letters.most_common(1)[0][0] if letters else None
+    return letters.most_common(1)[0][0]
 
 
 def split_words(text: str) -> list[Word]:

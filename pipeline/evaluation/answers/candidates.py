@@ -18,6 +18,8 @@ Answer = Decimal | str  # a number, or the canonical text of another type
 ReadBy = Literal["box", "phrase", "####", "end", "none"]
 SENTENCE_END = re.compile(r"[\n。!?।॥৷۔؟።။។៕꘎߸᠃᠉༎꓿]|\.(?!\d)")
 MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦]*"
+ABBREVIATION = r"[^\s\d.]{1,6}\."  # such as approx.
+MAX_SPAN = 1000  # characters; otherwise a response that repeats a phrase without end takes minutes
 BEFORE_NUMBER = r"[\s*$]*-?\d"
 
 
@@ -27,10 +29,14 @@ class Candidate(NamedTuple):
     Attributes:
         read_by: what announces it: "box" for \boxed{}, "phrase", or "####".
         span: the content of the box, or the text up to the end of the sentence.
+        is_heading: whether the phrase ends in a colon, so that a whole solution may follow.
+        is_last: whether the response has no number after the span.
     """
 
     read_by: ReadBy
     span: str
+    is_heading: bool = False
+    is_last: bool = True
 
 
 class Reading(NamedTuple):
@@ -81,13 +87,25 @@ def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str) 
 
     If the text is not `finished`, omit a sentence without an end. A full stop at the very end may be a decimal point.
     """
+    last_digit = max((match.start() for match in re.finditer(r"\d", text)), default=-1)
     for match in reversed(list(_phrase_pattern(rules.phrases, direct).finditer(text))):
         rest = text[match.end() :].lstrip(" *_:：፡፦")
         if rest.startswith("\n"):
             rest = rest.lstrip("\n *_:").removeprefix("- ")  # on a new line "- 8" is a list item
-        end = SENTENCE_END.search(rest)
+        end = _sentence_end(rest, direct)
         if finished or (end and (end[0] != "." or end.end() < len(rest))):
-            yield Candidate("####" if match[0] == "####" else "phrase", rest[: end.start()] if end else rest)
+            span = (rest[: end.start()] if end else rest)[:MAX_SPAN]
+            is_last = finished and last_digit < len(text) - len(rest) + len(span)
+            yield Candidate("####" if match[0] == "####" else "phrase", span, match[0][-1] in ":：፡፦", is_last)
+
+
+def _sentence_end(text: str, direct: str) -> re.Match[str] | None:
+    """Return the end of the first sentence. A full stop before the number may be that of an abbreviation (Rs. 500)."""
+    for end in SENTENCE_END.finditer(text):
+        is_abbreviation = end[0] == "." and re.fullmatch(rf"(?:\D*\s)?{ABBREVIATION}", text[: end.end()])
+        if not is_abbreviation or not re.match(f"(?={direct}){BEFORE_NUMBER}", text[end.end() :]):
+            return end
+    return None
 
 
 @lru_cache(maxsize=512)

@@ -93,6 +93,7 @@ class _Options:
 
     def __init__(self, lang: str, choices: tuple[str, ...]) -> None:
         self.texts = [normalise_text(choice) for choice in choices]
+        self.symbols = [_with_symbols(choice) for choice in choices]
         self.indices, self.letter = _letters(base_language(lang), len(choices))
 
     def at_start(self, span: str) -> str | None:
@@ -101,7 +102,8 @@ class _Options:
         exact = [index for index, option in enumerate(self.texts) if text == option]
         begins = [index for index, option in enumerate(self.texts) if option and _begins(text, option)]
         if found := exact or begins:
-            return self._name(max(found, key=lambda index: len(self.texts[index])))
+            longest = max(len(self.texts[index]) for index in found)
+            return self._only([index for index in found if len(self.texts[index]) == longest], span)
         match = re.match(rf"{OPEN}{ARTICLE}{OPEN}({self.letter}){LETTER_END}", span)
         if match and re.match(TWO, span):
             return None
@@ -124,7 +126,15 @@ class _Options:
         longest = [
             i for i in found if not any(self.texts[i] in self.texts[j] for j in found if self.texts[j] != self.texts[i])
         ]
-        return self._name(longest[0]) if len(longest) == 1 else None
+        return self._only(longest, text) if len({self.texts[index] for index in longest}) == 1 else None
+
+    def _only(self, found: list[int], text: str) -> str | None:
+        """Return the option of equal normalised texts. Of several (-5 and 5), the text must begin with it."""
+        if len(found) > 1 or not self.texts[found[0]]:
+            begins = [index for index in found if _with_symbols(text).startswith(self.symbols[index])]
+            longest = max((len(self.symbols[index]) for index in begins), default=0)
+            found = [index for index in begins if len(self.symbols[index]) == longest]
+        return self._name(found[0]) if len(found) == 1 else None
 
     @staticmethod
     def _name(index: int) -> str:
@@ -137,6 +147,12 @@ def _letters(language: str, count: int) -> tuple[Mapping[str, int], str]:
     indices = indices | {name.lower(): index for name, index in indices.items() if len(name) == 1}
     longest_first = sorted(indices, key=lambda name: -len(name))
     return indices, "|".join(map(re.escape, longest_first))
+
+
+def _with_symbols(text: str) -> str:
+    """Return a text without spaces and markup, but with signs and other symbols."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("\u2212", "-")
+    return re.sub(r"[\s*_`$]|\\[()]", "", folded)
 
 
 def _begins(text: str, option: str) -> bool:

@@ -11,11 +11,12 @@ from decimal import Decimal
 from functools import lru_cache
 
 from pipeline.evaluation.answers import number
-from pipeline.evaluation.answers.candidates import NOTHING, Reading, find_candidates
+from pipeline.evaluation.answers.candidates import NOTHING, Candidate, Reading, find_candidates
 from pipeline.evaluation.answers.expression_worker import Comparer
 from pipeline.evaluation.answers.language_rules import LanguageRules, rules_for
 from pipeline.evaluation.answers.number_parsing import ETHIOPIC_NUMERAL, ethiopic_value, find_numbers, fold, normalise
 from pipeline.evaluation.answers.number_rules import NumberRules
+from pipeline.evaluation.answers.plain_maths import NAMES, SUPERSCRIPTS, to_latex
 from pipeline.evaluation.answers.text import TEXT_COMMAND
 
 NAME = "expression"
@@ -24,9 +25,14 @@ MAX_LENGTH = 400  # characters; longer texts are no answer, and slow to parse
 BEFORE_EXPRESSION = r"[\s*]*(?:\$|\\[(\[]|[-+]?\d)"
 MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 COMMAND = re.compile(r"\\[A-Za-z]+|[\^_{}]")
-FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "inf", "oo", "or", "and")
+FUNCTIONS = (*NAMES, "or", "and")
 PLAIN = re.compile(
-    rf"(?=.*[\d∞π√]|(?:{'|'.join(FUNCTIONS)})\()(?=.*[-+*/^=(\[,<>≤≥√π∞%∪×÷])[\d\s+\-*/^=().,\[\]<>≤≥√π∞%∪×÷a-zA-Z]+"
+    rf"(?=.*[\d∞π√]|(?:{'|'.join(FUNCTIONS)})\()(?=.*[-+*/^=(\[,<>≤≥√π∞%∪×÷·])[\d\s+\-*/^=().,\[\]{{}}<>≤≥√π∞%∪×÷·a-zA-Z]+"
+)
+# A formula with symbols that numbers lack, before a unit or another word: 2√3 cm.
+SIGNS = r"\d\s+\-*/^=().,<>×÷·"
+BEFORE_WORD = re.compile(
+    rf"(?=[{SIGNS}]*(?:[√∞π{SUPERSCRIPTS}]|sqrt|pi))(?:[{SIGNS}√∞π{SUPERSCRIPTS}]|sqrt|pi)++(?=[^\W\d_]{{2}}|[^\x00-\x7f])"
 )
 PROSE = re.compile(r"[^\W\d_]{5,}")
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
@@ -52,7 +58,7 @@ def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
     """
     if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
         return None
-    text = _strip(_fold_digits(str(gold)))
+    text = to_latex(_strip(_fold_digits(str(gold))))
     if PROSE.search(COMMAND.sub(" ", TEXT_COMMAND.sub(" ", text))):
         return None  # math-verify reads words as products of letters
     return text if 0 < len(text) <= MAX_LENGTH and _parses(text) else None
@@ -67,7 +73,7 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
     rules = rules_for(lang)
     text = _fold_digits(text)
     for candidate in find_candidates(text, rules, finished, BEFORE_EXPRESSION):
-        if answer := _read_span(candidate.span, rules, whole=candidate.read_by == "box"):
+        if answer := _read_candidate(candidate, rules):
             return Reading(answer, candidate.read_by)
     if not finished:
         return NOTHING
@@ -98,21 +104,24 @@ def _parses(text: str) -> bool:
     return number.parse_gold(text) is not None or _comparer.ask(text)
 
 
-def _read_span(span: str, rules: LanguageRules, whole: bool) -> str | None:
+def _read_candidate(candidate: Candidate, rules: LanguageRules) -> str | None:
     """Return the expression in a candidate: all of it, or else its first formula, or else the number it states."""
-    if whole:
+    span = candidate.span
+    if candidate.read_by == "box":
         return _read_formula(span, rules)
     if match := MATHS.search(span):
         return _read_formula(next(group for group in match.groups() if group), rules)
     text = _strip(span.strip(" *_`.:"))
+    if match := BEFORE_WORD.match(text):
+        text = match[0].rstrip(" ,(")
     if looks_like_expression(text) and (answer := _read_formula(text, rules)):
         return answer
-    value = number.answer_in_span(normalise(span, rules.numbers), rules.numbers)
+    value = number.answer_in_span(candidate._replace(span=normalise(span, rules.numbers)), rules.numbers)
     return None if value is None else str(value)
 
 
 def _read_formula(formula: str, rules: LanguageRules) -> str | None:
-    text = _localise(_strip(formula), rules.numbers)
+    text = to_latex(_localise(_strip(formula), rules.numbers))
     return text if 0 < len(text) <= MAX_LENGTH and _parses(text) else None
 
 

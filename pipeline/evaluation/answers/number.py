@@ -8,14 +8,19 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal, DecimalException
 
-from pipeline.evaluation.answers.candidates import MARKUP, NOTHING, Reading, find_candidates
+from pipeline.evaluation.answers.candidates import ABBREVIATION, MARKUP, NOTHING, Candidate, Reading, find_candidates
 from pipeline.evaluation.answers.language_rules import rules_for
-from pipeline.evaluation.answers.number_parsing import find_numbers, normalise
+from pipeline.evaluation.answers.number_parsing import POWER, find_numbers, normalise
 from pipeline.evaluation.answers.number_rules import NumberRules
+from pipeline.evaluation.answers.plain_maths import superscripts_to_latex
 
 NAME = "number"
 EXPECTED = "a number, for instance 42"
 TOLERANCE = Decimal("0.000001")
+BEFORE_FIRST = rf"{MARKUP}(?:{ABBREVIATION}{MARKUP})?"
+OPERATOR = re.compile(
+    rf"[-–+*/×÷·⋅{POWER}]|\\(?:times|cdot|div)|(?<![^\W\d_])[xX]\s*[$€£¥₹]?\s*\d|%.*\d|\d.*%"  # 60% of 200 = 120
+)
 MAX_EXPONENT = 10_000  # a gold beyond 10^10000 is not a number that anybody answers
 
 
@@ -23,7 +28,7 @@ def parse_gold(gold: object, choices: Sequence[str] = ()) -> Decimal | None:
     """Parse a gold answer in English notation ("2,125", 8.0). Return None if it is not a finite number."""
     if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
         return None
-    if re.search(r"[\^_]", str(gold)):  # 2^10 is a formula
+    if re.search(r"[\^_]", superscripts_to_latex(str(gold))):  # 2^10 and 10² are formulas
         return None
     text = normalise(str(gold), NumberRules()).strip()
     if isinstance(gold, str) and re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
@@ -49,7 +54,7 @@ def extract(text: str, lang: str, finished: bool = True, choices: Sequence[str] 
     rules = rules_for(lang)
     text = normalise(text, rules.numbers)
     for candidate in find_candidates(text, rules, finished):
-        answer = answer_in_span(candidate.span, rules.numbers)
+        answer = answer_in_span(candidate, rules.numbers)
         if answer is not None:
             return Reading(answer, candidate.read_by)
     numbers = find_numbers(text, rules.numbers) if finished else []
@@ -76,15 +81,21 @@ def equal(first: Decimal | None, second: Decimal | None) -> bool:
     return difference == 0 or (is_rounded and difference <= TOLERANCE)
 
 
-def answer_in_span(span: str, rules: NumberRules) -> Decimal | None:
-    """Return the number (or the result of the equation) at the start of the span, or else its last number."""
+def answer_in_span(candidate: Candidate, rules: NumberRules) -> Decimal | None:
+    """Return the number (or the result of the equation) at the start of the span, or else its last number.
+
+    A number that is neither at the start nor the last of the response is no answer if a solution may have begun: after
+    a heading ("Answer: Tom has 3 apples. He buys 4."), or among others without a result ("the sum of 3 and 4").
+    """
+    span = candidate.span
     numbers = find_numbers(span, rules)
     if not numbers:
         return None
     first = numbers[0]
-    if not re.fullmatch(MARKUP, span[: first.start]):
-        return numbers[-1].value
+    if not re.fullmatch(BEFORE_FIRST, span[: first.start]):
+        is_result = len(numbers) == 1 or "=" in span
+        return numbers[-1].value if candidate.is_last or (is_result and not candidate.is_heading) else None
     between = span[first.end : max(first.end, span.rfind("="))]
-    is_equation = re.search(r"[-–+*/×÷]", between) and not re.search(r"[(][^)]*$", between)
+    is_equation = OPERATOR.search(between) and not re.search(r"[(][^)]*$", between)
     after = [number for number in numbers if number.start > first.end + len(between)]
     return after[0].value if is_equation and after else first.value

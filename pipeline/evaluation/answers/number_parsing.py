@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.evaluation.answers.number_rules import NumberRules
+from pipeline.evaluation.answers.plain_maths import superscripts_to_latex
 
 EXACT = Context(prec=MAX_PREC)  # the default context would round sums and products to 28 significant digits
 
@@ -16,7 +17,11 @@ ETHIOPIC_NUMERAL = re.compile(r"[\u1369-\u137c]+")
 MINUSES = dict.fromkeys(map(ord, "\u2212\u2010\u2011\ufe63\uff0d"), "-")
 CURRENCY = r"[$€£¥₹฿₽৳₸円元]|US\$|R\$|(?i:\b(?:rs|tk|usd|eur|k?sh|tsh|kes)\b\.?)"
 LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # letters of scripts with spaces between words
-FRACTION = re.compile(r"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?![\d/]|[.,]\d)")
+POWER = "\ue001"  # marks the exponent of a number
+MAX_POWER_DIGITS = 10_000
+EXPONENT = re.compile(rf"{POWER}([-+]?\d+)")
+POWER_OF_TEN = re.compile(rf"\s*(?:\\times|\\cdot|[×x·⋅*])\s*10{POWER}([-+]?\d+)")
+FRACTION = re.compile(rf"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?:{POWER}(?P<exponent>\d+))?(?![\d/]|[.,]\d)")
 
 
 class Number(NamedTuple):
@@ -42,7 +47,8 @@ def normalise(text: str, rules: NumberRules) -> str:
 
 def fold(text: str) -> str:
     """Apply NFKC, use ASCII digits and minus signs, mark grouping spaces, and remove format characters."""
-    text = ETHIOPIC_NUMERAL.sub(lambda match: f" {ethiopic_value(match[0])} ", text.translate(SPACES))
+    text = superscripts_to_latex(text.translate(SPACES))
+    text = ETHIOPIC_NUMERAL.sub(lambda match: f" {ethiopic_value(match[0])} ", text)
     folded = unicodedata.normalize("NFKC", "".join(map(_prepare, text)))
     # Format characters (joiners, direction marks) would separate characters that are adjacent on the page.
     chars = [str(unicodedata.decimal(c)) if c.isdecimal() else c for c in folded if unicodedata.category(c) != "Cf"]
@@ -80,25 +86,27 @@ def _without_latex(text: str) -> str:
     text = text.replace("{,}", ",").replace(r"\!", "").replace(r"\$", "$").replace(r"\%", "%")
     text = re.sub(r"\\[,;: ]|(?<=\d)~(?=\d)", GROUP_SPACE, text)
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mathbb|textit)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"(?<=[\d)])\^(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d+))", rf"{POWER}\1\2", text)
     text = re.sub(r"(?<=[^\W_]|[)}])[\^_](?:\{[^{}]*\}|\\?\w+)", "", text)  # exponents, subscripts, degrees
-    return re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2", text)
+    return re.sub(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r" \1\2/\3\4", text)
 
 
 def find_numbers(text: str, rules: NumberRules) -> list[Number]:
-    """Return all numbers of a text from `normalise`, with signs, fractions and scale words applied."""
+    """Return all numbers of a text from `normalise`, with signs, powers, fractions and scale words applied."""
     space = f"[ {GROUP_SPACE}]" if rules.spaced_groups else GROUP_SPACE
     token = (
         rf"[1-9]\d{{0,2}}(?:(?:{space}\d{{3}})+|(?:['’]\d{{3}})+)(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|(?<![\w.,)])\.\d+"
     )
     # Digits after a letter are part of a name (x2, A4), except in scripts without spaces.
-    pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,])(?P<whole>{token})")
+    pattern = re.compile(rf"(?<![{LETTERS}])(?<![\d.,{POWER}])(?<!{POWER}[-+])(?P<whole>{token})")
     currency = _currency_pattern(rules.currencies)
     numbers: list[Number] = []
     for match in pattern.finditer(text):
         if numbers and match.start() < numbers[-1].end:
             continue
-        value, end = _with_fraction(text, match, rules)
-        numbers.append(_with_sign(text, Number(match.start(), end, value), currency))
+        value, end = _with_power_or_fraction(text, match, rules)
+        if value is not None:
+            numbers.append(_with_sign(text, Number(match.start(), end, value), currency))
     return _with_scales(text, numbers, rules)
 
 
@@ -108,16 +116,37 @@ def _currency_pattern(names: tuple[str, ...]) -> str:
     return f"(?:{'|'.join([CURRENCY, *more])})"
 
 
-def _with_fraction(text: str, match: re.Match[str], rules: NumberRules) -> tuple[Decimal, int]:
-    """Return the value of the matched digits and its end. Parses 3/4 and 2 1/2, but not dates (3/4/2024)."""
+def _with_power_or_fraction(text: str, match: re.Match[str], rules: NumberRules) -> tuple[Decimal | None, int]:
+    """Return the value of the matched digits and its end. Parses 10^3, 3/4 and 2 1/2, but not dates (3/4/2024)."""
     before = text[max(0, match.start() - 3) : match.start()].rstrip()
-    value = _resolve(match["whole"], rules, dollars=before.endswith("$"))
-    fraction = FRACTION.match(text, match.end())
-    if not fraction or before.endswith("/") or not Decimal(fraction["under"]):
-        return value, match.end()
+    base = _resolve(match["whole"], rules, dollars=before.endswith("$"))
+    exponent = EXPONENT.match(text, match.end())
+    value, end = (_power(base, exponent[1]), exponent.end()) if exponent else (base, match.end())
+    if scientific := POWER_OF_TEN.match(text, end):
+        scale, end = _power(Decimal(10), scientific[1]), scientific.end()
+        value = None if value is None or scale is None else EXACT.multiply(value, scale)
+    fraction = FRACTION.match(text, end)
+    if value is None or not fraction or before.endswith("/"):
+        return value, end
+    under = Decimal(fraction["under"])
+    if fraction["exponent"]:
+        under = _power(under, fraction["exponent"]) or Decimal(0)
+    if not under:
+        return value, end
     if fraction["over"]:
-        return EXACT.add(value, Decimal(fraction["over"]) / Decimal(fraction["under"])), fraction.end()
-    return value / Decimal(fraction["under"]), fraction.end()
+        return EXACT.add(value, Decimal(fraction["over"]) / under), fraction.end()
+    return value / under, fraction.end()
+
+
+def _power(base: Decimal, exponent: str) -> Decimal | None:
+    """Return a power, or None if it is infinite or would have too many digits."""
+    if len(exponent) > len(str(MAX_POWER_DIGITS)) or (not base and int(exponent) <= 0):
+        return None
+    times = abs(int(exponent))
+    if times * len(base.as_tuple().digits) > MAX_POWER_DIGITS:
+        return None
+    power = EXACT.power(base, times)
+    return power if int(exponent) >= 0 else 1 / power
 
 
 def _resolve(token: str, rules: NumberRules, dollars: bool) -> Decimal:
@@ -142,9 +171,11 @@ def _groups(rules: NumberRules, head: str, mark: str, tail: str, dollars: bool) 
     """Return whether a single separator before three digits separates thousands."""
     if not rules.decimal_comma:
         return mark == ","
+    if tail == "000":
+        return True
     if mark == ".":
-        return rules.period_groups or tail == "000"
-    return (rules.american_commas and (dollars or len(head) > 1)) or (rules.comma_before_zero and tail[-1] == "0")
+        return rules.period_groups
+    return dollars or (rules.american_commas and len(head) > 1) or (rules.comma_before_zero and tail[-1] == "0")
 
 
 def _with_sign(text: str, number: Number, currency: str) -> Number:

@@ -19,8 +19,8 @@ class NumberRules(NamedTuple):
         spaced_groups: whether an ordinary space groups thousands (70 000). Narrow and no-break spaces always do.
         period_groups: with `decimal_comma`, whether a period before three digits groups (70.000) even if they are not
             000.
-        american_commas: with `decimal_comma`, whether a comma before three digits groups if a dollar sign precedes or
-            the number has more than one digit before the comma (22,800).
+        american_commas: with `decimal_comma`, whether a comma before three digits groups if two or three digits precede
+            it (22,800). After a dollar sign ($2,375) and before 000 (2,000) it always does.
         comma_before_zero: with `decimal_comma`, whether a comma before three digits groups if the last is 0 (2,500), as
             decimal fractions rarely end in 0.
         joins: whether a smaller number without a scale word continues a scaled one: adjacent (3万5000) or also after a
@@ -53,7 +53,7 @@ HAND_WRITTEN = {
         decimal_comma=True,
         spaced_groups=True,
         period_groups=True,
-        american_commas=True,  # both conventions occur: 12,345 and $2,345 are American, 2,345 is European
+        american_commas=True,  # both conventions occur: 12,345 is American, 2,345 is European
     ),
     "fr": NumberRules({r"mille\b": 3, r"millions?\b": 6, r"milliards?\b": 9}, decimal_comma=True, spaced_groups=True),
     "ja": NumberRules({r"千": 3, r"万": 4, r"億": 8}, joins="adjacent"),

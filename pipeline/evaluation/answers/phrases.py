@@ -120,4 +120,4 @@ OTHERS = {
     "yue": Phrase(r"答案|答(?=[:係是])", r"就係|係|是|等於"),
     "zu": Phrase(r"\bimpendulo\b", r"\b(?:ithi|ngu|ingu|yi|iyi|iwu|wu|zi)\b-?"),
 }
-PHRASES = HAND_WRITTEN | OTHERS
+PHRASES = HAND_WRITTEN | OTHERS | {"nn": OTHERS["nb"], "no": OTHERS["nb"]}  # Norwegian

@@ -62,9 +62,37 @@ def test_language_metrics_without_lingua_model_judges_script():
     assert "| hau | script | 66.7 |" in table and "lingua lacks the language" in table and "in eng %" in table
 
 
-def test_language_metrics_single_language_judges_script():
-    score = language_metrics(rows_of("en", SENTENCES["en"], SENTENCES["zh"]))["en"]
-    assert (score["judged_by"], score["share"], score["found"]) == ("script", 0.5, {"en": 1, "Han script": 1})
+def test_language_metrics_english_alone_is_told_from_other_languages():
+    score = language_metrics(rows_of("en", SENTENCES["en"], SENTENCES["de"], SENTENCES["zh"]))["en"]
+    assert (score["judged_by"], score["found"]) == ("lingua", {"en": 1, "de": 1, "Han script": 1})
+
+
+@pytest.mark.parametrize(
+    ("lang", "output", "found"),
+    [
+        ("en", "A B C D", "none"),
+        ("en", r"\boxed{B}", "none"),
+        ("en", "**C**", "none"),
+        ("ru", "Б", "none"),
+        ("zh", "x = 18", "none"),
+        ("th", "18 kg", "none"),
+        ("th", "Nairobi", "none"),
+        ("th", "ข", "th"),
+        ("th", "The answer is 18", "en"),
+        ("zh", "Tom 有 18 kg 苹果", "zh"),
+        ("en", "18 apples", "en"),
+    ],
+)
+def test_language_metrics_letters_that_are_no_words(lang, output, found):
+    rows = [row("0", other, "12", output=SENTENCES[other]) for other in ("de", "en", "fr", "sw")]
+    rows = [*(other for other in rows if other["lang"] != lang), *rows_of(lang, output)]
+    assert language_metrics(rows)[lang]["found"] == {found: 1}
+
+
+def test_language_metrics_line_without_words_is_not_judged():
+    metrics = language_metrics(rows_of("sw", f"a b c d e f\n{SENTENCES['sw']}", "a b c d e f"))
+    assert metrics["sw"]["line_pass_rate"] == 1
+    assert language_metrics(rows_of("sw", "a b c d e f"))["sw"]["line_pass_rate"] is None
 
 
 def test_split_words_by_script():
