@@ -2,6 +2,7 @@
 
     python -m pipeline.experiments                      # all of pipeline/experiments/plan.yaml, into runs/experiment
     python -m pipeline.experiments --seeds '[100]'      # one seed, e.g. as a task of a Slurm array; no tables
+    python -m pipeline.experiments --variants '[sft, hard]'             # some variants; another call trains the others
 
 A restart skips models that already have results. Once all models have results, the tables are written.
 """
@@ -10,7 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class ExperimentSettings:
         output: directory for base models, metrics and tables.
         seeds: subset of the plan's seeds; default: all.
         worlds: subset of the plan's worlds; default: all.
+        variants: subset of the plan's variants to train; default: all.
         processes: number of seeds to run at once; default: the number of GPUs or, without GPUs, of CPU cores.
     """
 
@@ -48,6 +50,7 @@ class ExperimentSettings:
     output: str = "runs/experiment"
     seeds: list[int] | None = None
     worlds: list[str] | None = None
+    variants: list[str] | None = None
     processes: PositiveInt | None = None
 
 
@@ -101,6 +104,7 @@ def run_seeds(settings: ExperimentSettings, seeds: list[int], world: str) -> Non
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
         args = f"--seeds [{seed}] --worlds [{world}]".split()
         args += ["--plan", settings.plan, "--output", settings.output]
+        args += [f"--variants=[{','.join(settings.variants)}]"] if settings.variants else []
         return subprocess.run([sys.executable, "-m", "pipeline.experiments", *args], env=environment).returncode
 
     with ThreadPoolExecutor(processes) as pool:
@@ -119,14 +123,17 @@ def main() -> None:
         chosen = read_chosen(Path(settings.plan).parent / plan.chosen)
         plan = resolve_plan(plan, chosen.seeds, chosen.families)
     seeds, worlds = settings.seeds or plan.seeds, settings.worlds or list(plan.worlds)
-    for name, requested, planned in (("seeds", seeds, plan.seeds), ("worlds", worlds, list(plan.worlds))):
+    variants = settings.variants or list(plan.variants)
+    options = (("seeds", seeds, plan.seeds), ("worlds", worlds, list(plan.worlds)))
+    for name, requested, planned in (*options, ("variants", variants, list(plan.variants))):
         if unknown := sorted(set(requested) - set(planned)):  # type: ignore[type-var]
             raise UserError(f"--{name} {unknown} are not in {settings.plan}, which has {planned}")
     save_plan(plan, output)
     if len(seeds) == 1:
+        part = replace(plan, arms={name: plan.variants[name] for name in variants})
         for world in worlds:
             if seeds[0] in plan.seeds_of(world):
-                Study(plan, world, seeds[0], output).run(lambda text: print(text, flush=True))
+                Study(part, world, seeds[0], output).run(lambda text: print(text, flush=True))
         return
     for world in worlds:  # finish one world for all seeds before the next one
         run_seeds(settings, [seed for seed in seeds if seed in plan.seeds_of(world)], world)

@@ -83,6 +83,16 @@ def test_study_trains_every_variant_and_resumes(tmp_path, monkeypatch):
     assert (main / "ours.json").stat().st_mtime_ns == written
     assert json.loads((other / "ours.json").read_text()) == before  # bit for bit
 
+    copies = dict.fromkeys(json.loads((output / "seed-1" / "base-main.json").read_text())["copies"], 1.0)
+    (output / "seed-1" / "base-main.json").write_text(json.dumps({"copies": copies}))
+    for name in ("ours", "hard"):
+        (main / f"{name}.json").unlink()
+    result = python("-m", "pipeline.experiments", "--plan", plan, "--output", output, "--seeds", "[1]",
+                    "--worlds", "[main]", "--variants", "[sft, hard]")  # fmt: skip
+    assert result.returncode == 0 and json.loads((main / "hard.json").read_text()) == metrics["hard"], result.stderr
+    assert not (main / "ours.json").exists()
+    (main / "ours.json").write_text(json.dumps(metrics["ours"]))
+
     loaded = read_experiment_plan(plan)
     assert [loaded.seeds_of(world) for world in loaded.worlds] == [[1, 2], [1], []]
     shutil.copytree(output / "seed-1", output / "seed-2")
@@ -103,6 +113,7 @@ def test_experiment_stops_if_sanity_check_fails(tmp_path):
     assert ["the base model copies all digits in only" in line for line in errors] == [True, True, False]
     assert errors[2].startswith("error: seeds 1, 2 failed")
     refuses(python(*command, "--seeds", "[5]"), "--seeds [5] are not in")
+    refuses(python(*command, "--variants", "[sft, magic]"), "--variants ['magic'] are not in")
     other = write_plan(tmp_path / "other.yaml", mid_problems=5)
     refuses(
         python("-m", "pipeline.experiments", "--plan", other, "--output", tmp_path / "out"),
