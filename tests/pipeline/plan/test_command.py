@@ -38,7 +38,11 @@ def recipe(tmp_path: Path) -> Path:
 def test_suggested_recipe_gives_suggested_prediction(recipe: Path, tmp_path: Path) -> None:
     arguments = ["--config", str(recipe), "--gpu", "h200", *NO_SHARDS]
     prediction, ds = predict(*parse([*arguments, "--model.activation_checkpointing", "true"]))
-    suggestion = make_suggestion(prediction, ds, recipe_tree(prediction.run.config))
+    tree = recipe_tree(prediction.run.config) | {"output_dir": f"/scratch/{'x' * 90}/[run]"}
+    suggestion, file = make_suggestion(prediction, ds, tree), io.StringIO()
+    show_suggestion(suggestion, Console(file=file, width=80))
+    printed, _, deepspeed = re.split(r"(# its DeepSpeed file.*\n)", file.getvalue().partition("# the recipe\n")[2])
+    assert yaml.safe_load(printed) == suggestion["recipe"] and json.loads(deepspeed) == suggestion["deepspeed"]
     # With checkpointing, the trainer sets this key, which must not stay if the suggestion turns checkpointing off.
     assert not ds["zero_optimization"]["memory_efficient_linear"]
     assert "memory_efficient_linear" not in suggestion["deepspeed"]["zero_optimization"]
@@ -49,16 +53,6 @@ def test_suggested_recipe_gives_suggested_prediction(recipe: Path, tmp_path: Pat
     assert again.fits and again.as_json()["seconds"] == suggestion["plan"]["seconds"]
     assert again.time.overlapped <= prediction.time.overlapped or not prediction.fits
     assert {key for key, _, _ in suggestion["reasons"]} >= {"loss.head", "model.activation_checkpointing"}
-
-
-def test_suggestion_can_be_copied(recipe: Path) -> None:
-    prediction, ds = predict(*parse(["--config", str(recipe), "--gpu", "h200", *NO_SHARDS]))
-    tree = recipe_tree(prediction.run.config) | {"output_dir": f"/scratch/{'x' * 90}/[run]"}
-    suggestion, file = make_suggestion(prediction, ds, tree), io.StringIO()
-    show_suggestion(suggestion, Console(file=file, width=80))
-    text = file.getvalue().partition("# the recipe\n")[2]
-    printed, _, deepspeed = re.split(r"(# its DeepSpeed file.*\n)", text)
-    assert yaml.safe_load(printed) == suggestion["recipe"] and json.loads(deepspeed) == suggestion["deepspeed"]
 
 
 @pytest.mark.parametrize(("name", "model"), [("qwen3-0.6b", "Qwen3-0.6B"), ("gemma-3-4b", "Gemma-3-4B")])
