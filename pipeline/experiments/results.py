@@ -87,9 +87,13 @@ def primary_table(comparisons: list[Comparison]) -> str:
             difference = _difference(comparison, 1)
             lines.append(
                 f"| {contrast.variant} - {contrast.baseline} | {contrast.world} | {comparison.seeds} | {difference} | "
-                f"{100 * detectable_difference(comparison):.1f} | {comparison.p_holm:.4f} |"
+                f"{100 * detectable_difference(comparison):.1f} | {_p_value(comparison.p_holm)} |"
             )
     return "\n".join(lines)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _difference(comparison: Comparison, digits: int) -> str:
