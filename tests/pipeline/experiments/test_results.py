@@ -54,7 +54,8 @@ def test_write_results_lists_primary_contrasts_first(tmp_path):
     assert "| ours - sft | main | 3 | +2.0 [-0.5, +4.5] | 3.1 | 0.0742 |" in text
     for seed in (1, 2, 3):
         plant(tmp_path, "ours", seed, low_unseen=0.6)
-    assert "| ours - sft | main | 3 | +10.0 [+10.0, +10.0] | 0.0 | < 0.0001 |" in write_experiment_results(plan, tmp_path)
+    text = write_experiment_results(plan, tmp_path)
+    assert "| ours - sft | main | 3 | +10.0 [+10.0, +10.0] | 0.0 | < 0.0001 |" in text
 
 
 def test_write_results_reports_failed_sanity_check(tmp_path):
