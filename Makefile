@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 demo-clean:
 	rm -rf runs/demo
 
-# Takes about seven hours on two cores and resumes when interrupted. Runs one seed per GPU or core at a time.
+# Takes about five and a half hours on two cores and resumes when interrupted. Runs one seed per GPU or core at a time.
 # It needs pipeline/experiments/chosen.yaml, which `make screening` writes.
 experiment: $(VENV)/.installed
 	$(RUN) python -m pipeline.experiments
