@@ -11,10 +11,10 @@ import yaml
 from pipeline.common.errors import UserError
 
 # Settings of an evaluation that change what a model generates. The number of examples counts only with few_shot.
-GENERATION_SETTINGS = (
-    *("max_new_tokens", "temperature", "top_p", "num_samples", "chat_template", "chat_template_kwargs", "few_shot"),
-    "num_shots",
-)
+GENERATION_SETTINGS = [
+    *("max_new_tokens", "temperature", "top_p", "num_samples"),
+    *("chat_template", "chat_template_kwargs", "few_shot", "num_shots"),
+]
 
 ScoredAnswers = dict[tuple[str, str], dict[str, Any]]  # (pair_id, lang) to `correct`, `finished` and `gold`
 
@@ -52,10 +52,10 @@ def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
         UserError: a file is missing or damaged, or the runs have no record in common, different gold answers or
             different data types.
     """
-    answers = [read_generations(run) for run in runs]
-    first, dtype = answers[0], read_dtype(runs[0])
-    for run in runs[1:]:
-        if (other := read_dtype(run)) != dtype:
+    answers, evaluations = [read_generations(run) for run in runs], [read_evaluation(run) for run in runs]
+    first, dtype = answers[0], str(evaluations[0]["model"]["dtype"])
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        if (other := evaluation["model"]["dtype"]) != dtype:
             raise UserError(f"{run}: ran in {other}, but {runs[0]} in {dtype}; evaluate both with the same --dtype")
     common = [key for key in first if all(key in other for other in answers)]
     if not common:
@@ -75,7 +75,7 @@ def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
             correct[number, groups[pair_id], languages[lang]] = answer["correct"]
             unfinished[number, languages[lang]] += not answer["finished"]
     left_out = len(set().union(*answers)) - len(common)
-    different = different_settings([_read_evaluation(run) for run in runs])
+    different = different_settings(evaluations)
     return PairedScores(list(languages), correct, unfinished, len(common), left_out, dtype, different)
 
 
@@ -113,8 +113,8 @@ def read_generations(path: Path) -> ScoredAnswers:
     return answers
 
 
-def read_dtype(path: Path) -> str:
-    """Return the data type in which the model of a run was evaluated, from the `evaluation.json` of the run.
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Return the content of the `evaluation.json` of a run, which has the data type of the model.
 
     Args:
         path: directory of the run, or its `generations.jsonl`.
@@ -122,10 +122,6 @@ def read_dtype(path: Path) -> str:
     Raises:
         UserError: the file is missing, or was written by an older version.
     """
-    return str(_read_evaluation(path)["model"]["dtype"])
-
-
-def _read_evaluation(path: Path) -> dict[str, Any]:
     path = (path if path.is_dir() else path.parent) / "evaluation.json"
     try:
         evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -29,8 +29,13 @@ from pipeline.experiments.screening import read_chosen
 from pipeline.experiments.study import Study
 
 PLAN = Path(__file__).parent / "plan.yaml"
-# glibc returns large blocks to the system when they are freed. To keep them saves page faults in every operation.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+# glibc returns large blocks to the system when they are freed. To keep them, and to take memory in large pieces, saves
+# page faults in every operation.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 
 
 @dataclass(frozen=True)
