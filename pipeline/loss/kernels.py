@@ -27,8 +27,8 @@ if find_spec("triton"):
 
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
 GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits
-MAX_SELECTED = 64  # logits of a row that the GPU kernel selects; it takes as many iterations
 PARTS = 8  # batch size to split a product with few rows into, because a CPU only parallelizes over the batch
+MAX_SELECTED = 64  # logits of a row that the GPU kernel selects; it takes as many iterations
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,6 @@ def pool(p_Cv: Tensor, weight_C: Tensor, tokens: SubchunkTokens) -> Tensor:
         columns = p_Cv[rows].unflatten(1, (parts, -1)).transpose(0, 1)
         pooled[sequence] = torch.bmm(weight_C[rows].expand(parts, 1, -1), columns).flatten()
     return pooled
-
-
-def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor) -> Tensor:
-    """Compute pooled @ embedding, [n, d], for small n."""
-    n, v = pooled_nv.shape
-    if pooled_nv.is_cuda or v % PARTS:
-        return pooled_nv @ embedding_vd
-    by_part = torch.bmm(pooled_nv.view(n, PARTS, -1).transpose(0, 1), embedding_vd.unflatten(0, (PARTS, -1)))
-    return by_part.sum(0)
 
 
 def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, tokens: SubchunkTokens) -> Tensor:

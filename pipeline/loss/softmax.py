@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .chunking import row_stride
 from .comm import Group, all_gather, all_reduce
+from .embedding_products import times_embedding, times_embedding_transposed, used_columns
 from .kernels import (
     SubchunkTokens,
     add_product_,
@@ -20,7 +21,6 @@ from .kernels import (
     softcap_,
     softmax_,
     softmax_backward_,
-    times_embedding,
 )
 from .softmax_state import RowStatistics, SoftGradient, SoftmaxState
 from .top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, one_hot, pool_top_k
@@ -72,8 +72,7 @@ class ShardedSoftmax:
         extra_rows = len(tokens.grad_index_of_sequence) if self._joint_gradient else 0
         e_buffer = self._buffer("z", len(hidden) + extra_rows, hidden)
         z = e_buffer[: len(hidden)]
-        if vocabulary.logit_scale != 1:
-            hidden = hidden * vocabulary.logit_scale
+        hidden = hidden if vocabulary.logit_scale == 1 else hidden * vocabulary.logit_scale
         self._logits(hidden, z)
         if self.bias is not None:
             z.add_(self.bias)
@@ -140,22 +139,23 @@ class ShardedSoftmax:
         weights = state.tokens.pooling_weights * state.statistics.tempered_scale
         return pool(state.tempered, weights, state.tokens)
 
-    def pooled_representations(self, pooled: Tensor) -> Tensor:
+    def used_columns(self, pooled: Tensor) -> Tensor | None:
+        """Return the columns in which one of the [n, v] pooled probabilities is not 0, or None to use all."""
+        return None if self.top_k is None and not self.hard else used_columns(pooled)
+
+    def pooled_representations(self, pooled: Tensor, columns: Tensor | None) -> Tensor:
         """Compute the [n, d] pooled representations from the [n, v] pooled probabilities, summed over all ranks."""
         embedding = self.vocabulary.embedding.weight
-        u = times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding)
+        u = times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding, columns)
         return all_reduce(u.to(pooled.dtype), self.group)
 
-    def grad_probs(self, grad_u: Tensor) -> Tensor:
+    def grad_probs(self, grad_u: Tensor, columns: Tensor | None) -> Tensor:
         """Backpropagate the [m, d] gradient of the pooled representations to the pooled probabilities, [m, v].
 
-        The result has the dtype of E.
+        The result has the dtype of E. Outside `columns` it is 0, because it is not needed there.
         """
         embedding = self.vocabulary.embedding.weight
-        grad_probs = embedding.new_empty(len(grad_u), row_stride(len(embedding)))[:, : len(embedding)]
-        grad_u = grad_u.to(embedding.dtype)
-        # A CPU reads E only once, at memory bandwidth, if it is the left factor.
-        grad_probs.copy_(grad_u @ embedding.T if embedding.is_cuda else (embedding @ grad_u.T).T)
+        grad_probs = times_embedding_transposed(grad_u.to(embedding.dtype), embedding, columns)
         return grad_probs if self.vocabulary.weights is None else grad_probs.mul_(self.vocabulary.weights)
 
     def backward(

@@ -86,8 +86,10 @@ class SoftGradient:
         pooled: [m, v] pooled probabilities.
         grad_u: [m, d] gradient of the pooled representations.
         grad_u_of_parts: `grad_u` of each part of a sequence that requires a gradient, if ranks share rows, or `grad_u`.
+        columns: columns of `pooled` in use, or None for all; see `embedding_products.used_columns`.
     """
 
     pooled: Tensor
     grad_u: Tensor
     grad_u_of_parts: Tensor
+    columns: Tensor | None

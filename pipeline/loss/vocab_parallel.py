@@ -111,8 +111,7 @@ def solar_loss(
         languages: L.
         running_means: means to subtract from the pooled representations. They are updated with this micro-step,
             unless grad mode is disabled. None to disable centering.
-        group: process group that shards the vocabulary, or None for a single process without one (not the default
-            group, as in torch.distributed).
+        group: process group that shards the vocabulary. None is a single process, not the default group.
         speeds: number of ranks of the group that share a node, which reduces the bytes between nodes, and the speeds by
             which `head: auto` chooses.
 
@@ -197,10 +196,12 @@ class _Step:
             soft = None
             if pooled is not None:
                 table.sum_parts(index, pooled)
-                grad_u = table.align(index, softmax.pooled_representations(pooled), running_means, factor)
+                columns = softmax.used_columns(pooled)
+                u = softmax.pooled_representations(pooled, columns)
+                grad_u = table.align(index, u, running_means, factor)
                 if grad_u is not None:
                     grad_u_of_parts = grad_u[table.of_part[index]] if table.of_part else grad_u
-                    soft = SoftGradient(pooled[table.requires_grad[index]], grad_u, grad_u_of_parts)
+                    soft = SoftGradient(pooled[table.requires_grad[index]], grad_u, grad_u_of_parts, columns)
             if grad is not None:
                 self._backward(softmax, chunk, states, soft, table.requires_grad_of_rank[index], stream, exchange)
         exchange.finish()
@@ -257,7 +258,8 @@ class _Step:
         """Compute all gradients of a chunk. `soft` is None if the chunk has no pairs."""
         grad_probs = None
         if soft is not None and not self.hard and "probabilities" not in self.settings.detach:
-            grad_probs = softmax.from_column_owners(softmax.grad_probs(soft.grad_u_of_parts), requires_grad_of_rank)
+            own_columns = softmax.grad_probs(soft.grad_u_of_parts, soft.columns)
+            grad_probs = softmax.from_column_owners(own_columns, requires_grad_of_rank)
         if "embeddings" in self.settings.detach or self.vocabulary.embedding.grad is None:
             soft = None
         for subchunk, state in zip(chunk.subchunks, states, strict=True):

@@ -1,0 +1,63 @@
+"""Products of the pooled probabilities of a few sequences with the embedding, and of their gradients.
+
+Their time is that of reading the embedding. With top-k or target tokens, only few columns of a chunk have a
+probability, and a CPU reads only their rows.
+
+Shape letters: n sequences of the chunk, m of them whose pooled representations require a gradient, v vocabulary rows of
+this rank, u of them in use, d hidden size.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .chunking import row_stride
+from .kernels import CACHE_BYTES, PARTS
+
+
+def used_columns(pooled_nv: Tensor) -> Tensor | None:
+    """Return the [u] columns in which a sequence has a probability, or None to use all.
+
+    None if more than half of them are in use, and on a GPU, because their number would have to be copied to the host.
+    """
+    if pooled_nv.is_cuda:
+        return None
+    columns = pooled_nv.any(0).nonzero().squeeze(1)
+    return columns if 2 * len(columns) < pooled_nv.shape[1] else None
+
+
+def _tiles(embedding_vd: Tensor, columns_u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield used columns, and a copy of their rows of the embedding that fits the cache."""
+    for columns in columns_u.split(max(1, CACHE_BYTES // (embedding_vd.shape[1] * embedding_vd.element_size()))):
+        yield columns, embedding_vd.index_select(0, columns)
+
+
+def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, columns_u: Tensor | None) -> Tensor:
+    """Compute pooled @ embedding, [n, d]. `columns_u` is the result of `used_columns`."""
+    if columns_u is not None:
+        out = pooled_nv.new_zeros(len(pooled_nv), embedding_vd.shape[1])
+        for columns, rows in _tiles(embedding_vd, columns_u):
+            out.addmm_(pooled_nv.index_select(1, columns), rows)
+        return out
+    n, v = pooled_nv.shape
+    if pooled_nv.is_cuda or v % PARTS:
+        return pooled_nv @ embedding_vd
+    by_part = torch.bmm(pooled_nv.view(n, PARTS, -1).transpose(0, 1), embedding_vd.unflatten(0, (PARTS, -1)))
+    return by_part.sum(0)
+
+
+def times_embedding_transposed(grad_u_md: Tensor, embedding_vd: Tensor, columns_u: Tensor | None) -> Tensor:
+    """Compute grad_u @ embedding^T, [m, v], in the used columns; the others are 0.
+
+    Rows have the stride of `chunking.row_stride`.
+    """
+    m, v = len(grad_u_md), len(embedding_vd)
+    out = embedding_vd.new_empty(m, row_stride(v))[:, :v]
+    if columns_u is not None:
+        out.zero_()
+        for columns, rows in _tiles(embedding_vd, columns_u):
+            out.index_copy_(1, columns, (rows @ grad_u_md.T).T)
+        return out
+    # A CPU reads the embedding only once, at memory bandwidth, if it is the left factor.
+    return out.copy_(grad_u_md @ embedding_vd.T if embedding_vd.is_cuda else (embedding_vd @ grad_u_md.T).T)

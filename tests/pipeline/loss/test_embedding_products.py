@@ -1,0 +1,38 @@
+"""Products with the used rows of the embedding, against dense float64 products."""
+
+import pytest
+import torch
+
+from pipeline.loss import embedding_products
+from pipeline.loss.embedding_products import times_embedding, times_embedding_transposed, used_columns
+
+ROWS, SIZE = 4096, 24
+
+
+@pytest.mark.parametrize("used", [0, 1, 700, 2047, 2048, ROWS])
+def test_products_with_used_rows_equal_dense_products(used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use tiles of 100 rows of the embedding. From half of the columns on, all rows are used."""
+    monkeypatch.setattr(embedding_products, "CACHE_BYTES", 100 * SIZE * 8)
+    generator = torch.Generator().manual_seed(used)
+    embedding, grad_u = torch.randn(ROWS, SIZE, generator=generator).double(), torch.randn(2, SIZE).double()
+    in_use = torch.randperm(ROWS, generator=generator)[:used].sort().values
+    pooled = torch.zeros(3, ROWS).double()
+    # Each column is used by one of the sequences.
+    pooled[torch.arange(used) % 3, in_use] = torch.rand(used, generator=generator).double() + 0.1
+    columns = used_columns(pooled)
+    assert (columns is None) == (2 * used >= ROWS)
+    assert columns is None or torch.equal(columns, in_use)
+    torch.testing.assert_close(times_embedding(pooled, embedding, columns), pooled @ embedding, rtol=1e-12, atol=1e-12)
+    expected = grad_u @ embedding.T
+    if columns is not None:
+        expected = torch.zeros_like(expected).index_copy(1, columns, expected[:, columns])
+    actual = times_embedding_transposed(grad_u, embedding, columns)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_no_columns() -> None:
+    """Use the shard of a rank without rows of the vocabulary."""
+    pooled, embedding = torch.zeros(2, 0), torch.zeros(0, 4)
+    columns = used_columns(pooled)
+    assert times_embedding(pooled, embedding, columns).tolist() == [[0.0] * 4] * 2
+    assert times_embedding_transposed(torch.ones(2, 4), embedding, columns).shape == (2, 0)
