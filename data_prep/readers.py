@@ -214,7 +214,14 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
+        _raise_read_error(error, path)
         raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
+
+
+def _raise_read_error(error: Exception, path: Path) -> None:
+    """Raise OSError if the system reported an error. Arrow also raises OSError, without errno, for damaged files."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) -> Iterator[InputRow]:
@@ -225,6 +232,7 @@ def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) ->
                 yield InputRow(path, position, without_nulls(row))
                 position += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        _raise_read_error(error, path)
         raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None
 
 

@@ -112,7 +112,8 @@ def compare_matrices(
         `gained` and `lost` are the numbers of questions that only the candidate or only the baseline answers correctly,
         and `p` is `mcnemar_p`. With several seeds, `by_seed` are the differences of each seed, and `seed_sd`,
         `example_sd` and `rest_sd` the standard deviations that `seed_interval` estimates. `mean`: the mean over
-        languages, without `p_holm`. `primary`: the primary measure, with its `languages`. Accuracies are fractions.
+        languages, without `p_holm`. `primary`: the primary measure, with its name (`measure`) and `languages`. If a
+        mean is of one language, its `p` is that of the language. Accuracies are fractions.
     """
     differences = candidate - baseline
     accuracies = np.nanmean(baseline, (0, 1)), np.nanmean(candidate, (0, 1))
@@ -136,9 +137,11 @@ def compare_matrices(
         entry["p_holm"] = p
     named = MEAN if MEAN in primary else ", ".join(languages[column] for column in chosen)
     primary_entry = {"measure": named, "languages": [languages[column] for column in chosen], **measure(chosen)}
-    if len(chosen) == 1:
-        primary_entry["p"] = by_language[languages[chosen[0]]]["p"]
-    return {"languages": by_language, "mean": measure(columns), "primary": primary_entry}
+    mean = measure(columns)
+    for entry, selected in ((mean, columns), (primary_entry, chosen)):
+        if len(selected) == 1:
+            entry["p"] = by_language[languages[selected[0]]]["p"]
+    return {"languages": by_language, "mean": mean, "primary": primary_entry}
 
 
 def _difference(differences: np.ndarray, columns: list[int]) -> dict[str, Any]:

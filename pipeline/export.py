@@ -129,7 +129,8 @@ def _record(
 def _write_partial(source: Path, output: Path, recipe: Config, state: dict[str, Any], record: ExportRecord) -> Path:
     """Write an export to a temporary directory beside `output` and return it.
 
-    Its name is unique: a job may export a checkpoint of a run that itself is exporting its last one.
+    The directory's name is unique, because another job may export an earlier checkpoint of a run while the run exports
+    its last checkpoint.
 
     Raises:
         UserError: It cannot be written.

@@ -47,7 +47,7 @@ USAGE = "deepspeed pipeline/train.py [--config RECIPE] [--dry_run] [--any.key va
 
 
 def main(args: list[str], stop: StopSignal) -> int:
-    """Check everything, then train. Returns the exit status."""
+    """Check everything, then train and end the process with the exit status. With `--dry_run`, print and return 0."""
     set_launcher_environment()
     recipe, dry_run, overrides = split_args(args)
     config = load_config(recipe, overrides)

@@ -23,8 +23,8 @@ class DemoLanguage:
     Attributes:
         names, nouns: Template fields of each name in `NAMES` and each noun in `NOUNS`. If a noun has the field `few`,
             that is the form after 2, 3 and 4, and `x` is the form after other numbers (Russian).
-        has, boxes, events, ask: Sentences of the problem, in this order: the start without boxes, the start with boxes,
-            the events, what is asked.
+        has, has_boxes, events, ask: Sentences of the problem, in this order: the start without boxes, the start with
+            boxes, the events, what is asked.
         start, in_boxes, after, answer: Sentences of the answer, in this order: the start without boxes, the start with
             boxes, the calculation after each event, the result.
         gap: Text between two sentences.
@@ -34,7 +34,7 @@ class DemoLanguage:
     names: dict[str, dict[str, str]]
     nouns: dict[str, dict[str, str]]
     has: str
-    boxes: str
+    has_boxes: str
     events: dict[str, str]
     ask: str
     start: str
@@ -58,7 +58,7 @@ ENGLISH = DemoLanguage(
     names=_names("Anna", "Maria", "David", "Peter"),
     nouns=_nouns("c", ("apples", ""), ("books", ""), ("pencils", ""), ("balls", "")),
     has="{a} has {n} {x}.",
-    boxes="{a} has {k} boxes. Each box holds {n} {x}.",
+    has_boxes="{a} has {k} boxes. Each box holds {n} {x}.",
     events={
         "buy": "{a} buys {n} more {x}.",
         "find": "{a} finds {n} {x}.",
@@ -81,7 +81,7 @@ SPANISH = DemoLanguage(
     names=_names("Ana", "María", "David", "Pedro"),
     nouns=_nouns("how", ("manzanas", "Cuántas"), ("libros", "Cuántos"), ("lápices", "Cuántos"), ("pelotas", "Cuántas")),
     has="{a} tiene {n} {x}.",
-    boxes="{a} tiene {k} cajas. En cada caja hay {n} {x}.",
+    has_boxes="{a} tiene {k} cajas. En cada caja hay {n} {x}.",
     events={
         "buy": "{a} compra {n} {x} más.",
         "find": "{a} encuentra {n} {x}.",
@@ -104,7 +104,7 @@ GERMAN = DemoLanguage(
     names=_names("Anna", "Maria", "David", "Peter"),
     nouns=_nouns("c", ("Äpfel", ""), ("Bücher", ""), ("Bleistifte", ""), ("Bälle", "")),
     has="{a} hat {n} {x}.",
-    boxes="{a} hat {k} Kisten. In jeder Kiste sind {n} {x}.",
+    has_boxes="{a} hat {k} Kisten. In jeder Kiste sind {n} {x}.",
     events={
         "buy": "{a} kauft {n} weitere {x}.",
         "find": "{a} findet {n} {x}.",
@@ -132,7 +132,7 @@ FRENCH = DemoLanguage(
     },
     nouns=_nouns("c", ("pommes", ""), ("livres", ""), ("crayons", ""), ("balles", "")),
     has="{a} a {n} {x}.",
-    boxes="{a} a {k} boîtes. Dans chaque boîte, il y a {n} {x}.",
+    has_boxes="{a} a {k} boîtes. Dans chaque boîte, il y a {n} {x}.",
     events={
         "buy": "{a} achète encore {n} {x}.",
         "find": "{a} trouve {n} {x}.",
@@ -160,7 +160,7 @@ RUSSIAN = DemoLanguage(
     },
     nouns=_nouns("few", ("яблок", "яблока"), ("книг", "книги"), ("карандашей", "карандаша"), ("мячей", "мяча")),
     has="У {of} {n} {x}.",
-    boxes="У {of} {k} {box}. В каждой коробке {n} {x}.",
+    has_boxes="У {of} {k} {box}. В каждой коробке {n} {x}.",
     events={
         "buy": "{a} покупает ещё {n} {x}.",
         "find": "{a} находит {n} {x}.",
@@ -185,7 +185,7 @@ CHINESE = DemoLanguage(
     names=_names("安娜", "玛丽", "大卫", "彼得"),
     nouns=_nouns("c", ("苹果", "个"), ("书", "本"), ("铅笔", "支"), ("球", "个")),
     has="{a}有{n}{c}{x}。",
-    boxes="{a}有{k}个盒子。每个盒子里有{n}{c}{x}。",
+    has_boxes="{a}有{k}个盒子。每个盒子里有{n}{c}{x}。",
     events={
         "buy": "{a}又买了{n}{c}{x}。",
         "find": "{a}找到了{n}{c}{x}。",
@@ -209,7 +209,7 @@ SWAHILI = DemoLanguage(
     names=_names("Anna", "Maria", "Daudi", "Petro"),
     nouns=_nouns("how", ("matufaha", "mangapi"), ("vitabu", "vingapi"), ("penseli", "ngapi"), ("mipira", "mingapi")),
     has="{a} ana {x} {n}.",
-    boxes="{a} ana masanduku {k}. Kila sanduku lina {x} {n}.",
+    has_boxes="{a} ana masanduku {k}. Kila sanduku lina {x} {n}.",
     events={
         "buy": "{a} ananunua {x} {n} zaidi.",
         "find": "{a} anapata {x} {n}.",
@@ -232,7 +232,7 @@ THAI = DemoLanguage(
     names=_names("แอนนา", "มาเรีย", "เดวิด", "ปีเตอร์"),
     nouns=_nouns("c", ("แอปเปิล", "ผล"), ("หนังสือ", "เล่ม"), ("ดินสอ", "แท่ง"), ("ลูกบอล", "ลูก")),
     has="{a}มี{x} {n} {c}",
-    boxes="{a}มีกล่อง {k} ใบ แต่ละกล่องมี{x} {n} {c}",
+    has_boxes="{a}มีกล่อง {k} ใบ แต่ละกล่องมี{x} {n} {c}",
     events={
         "buy": "{a}ซื้อ{x}เพิ่มอีก {n} {c}",
         "find": "{a}พบ{x} {n} {c}",

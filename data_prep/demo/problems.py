@@ -35,7 +35,7 @@ class DemoProblem:
         """Return all fields except the name. No two problems of the training and test data agree in all of them."""
         return self.noun, self.boxes, self.first, self.events
 
-    def steps(self) -> list[int]:
+    def counts(self) -> list[int]:
         """Return the count at the start and after each event."""
         counts = [self.boxes * self.first if self.boxes else self.first]
         for event, number in self.events:
@@ -54,7 +54,7 @@ def draw_problems(number: int, seed: int) -> list[DemoProblem]:
         length = rng.randint(0 if boxes else 1, 2 if boxes else 3)
         events = tuple((rng.choice(list(EVENTS)), rng.randint(2, 9)) for _ in range(length))
         problem = DemoProblem(rng.choice(NAMES), rng.choice(NOUNS), boxes, first, events)
-        counts = problem.steps()
+        counts = problem.counts()
         if min(counts) >= 2 and max(counts) <= LARGEST_COUNT and problem.without_name() not in seen:
             seen.add(problem.without_name())
             problems.append(problem)
@@ -64,7 +64,7 @@ def draw_problems(number: int, seed: int) -> list[DemoProblem]:
 def format_problem(problem: DemoProblem, language: DemoLanguage) -> tuple[str, str]:
     """Return the question and the answer (with chain of thought) of a problem in one language."""
     forms = {**language.names[problem.name], **language.nouns[problem.noun]}
-    counts = problem.steps()
+    counts = problem.counts()
 
     def fill_in(template: str, number: int) -> str:
         fields = dict(forms)
@@ -73,9 +73,9 @@ def format_problem(problem: DemoProblem, language: DemoLanguage) -> tuple[str, s
         box = language.box_few if 2 <= problem.boxes <= 4 else language.box_many
         return template.format(**fields, n=number, k=problem.boxes, box=box)
 
-    question = [fill_in(language.boxes if problem.boxes else language.has, problem.first)]
-    first = language.in_boxes if problem.boxes else language.start
-    answer = [first.format(k=problem.boxes, n=problem.first, r=counts[0])]
+    question = [fill_in(language.has_boxes if problem.boxes else language.has, problem.first)]
+    first_step = language.in_boxes if problem.boxes else language.start
+    answer = [first_step.format(k=problem.boxes, n=problem.first, r=counts[0])]
     for (event, number), before, after in zip(problem.events, counts[:-1], counts[1:], strict=True):
         question.append(fill_in(language.events[event], number))
         sign = "+" if EVENTS[event] > 0 else "-"
@@ -125,7 +125,7 @@ def write_demo(
             is_test = number >= train_problems
             pair_id = f"test-{number - train_problems:05d}" if is_test else f"train-{number:05d}"
             fields = {"question": question, "answer": answer}
-            line = to_json_line(format_record(pair_id, code, fields, gold=str(problem.steps()[-1])))
+            line = to_json_line(format_record(pair_id, code, fields, gold=str(problem.counts()[-1])))
             if is_test:
                 test.append(line)
             elif code not in low_resource or number < low_resource_problems:

@@ -69,7 +69,11 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int, counts: Sequence[
 def _find_best_fit(
     by_room: list[list[int]], rooms: int, length: int, sequences: list[int], max_sequences: int
 ) -> tuple[int, int]:
-    """Return the smallest sufficient free space and a bin with it and at most `max_sequences`, or (-1, -1)."""
+    """Find the fullest bin that has room for `length` tokens and holds at most `max_sequences` sequences.
+
+    Returns:
+        Its number of free tokens and its index, or (-1, -1).
+    """
     candidates = rooms >> length << length
     while candidates:
         room = (candidates & -candidates).bit_length() - 1

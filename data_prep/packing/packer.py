@@ -140,12 +140,16 @@ class Packer:
         }
 
     def run(self) -> None:
-        """Run all unfinished steps. On a UserError, delete the work folder, because it cannot be resumed."""
+        """Run all unfinished steps.
+
+        If the input cannot be packed (UserError), a single rank deletes the work folder. With several ranks it stays,
+        because other ranks may still be writing to it.
+        """
         try:
             self._tokenize_splits()
             rows, drops, has_split_groups = self._assign_rows()
         except UserError:
-            if self.ranks.size == 1:  # otherwise other ranks are still writing to it
+            if self.ranks.size == 1:
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
         shards = self._write_shards(rows, has_split_groups)

@@ -96,7 +96,10 @@ class ChatEncoder:
             return error
 
     def _check_prompts(self, tokens: list[int], text: str, spans: list[Span]) -> None:
-        """Check that the text before each response has the same tokens alone, as in generation, as within `text`."""
+        """Raise UserError unless the text before each response has the same tokens when it is encoded by itself.
+
+        Generation encodes it by itself.
+        """
         for start, _ in spans:
             ids = self._backend.encode(text[:start], add_special_tokens=False).ids
             if [t if t >= 0 else ~t for t in tokens[: len(ids)]] != ids:

@@ -95,13 +95,14 @@ def measure(ranks: int, repeats: int) -> Row:
     distinct = DistinctIds.of(ids)  # the loader's thread does this
 
     def exchanged() -> object:
-        counts = distinct.counts(VOCAB, ranks)
+        counts = distinct.counts_by_owner(VOCAB, ranks)
         layouts, requested_by = exchange.exchange([batch], "mean", torch.device("cpu"), counts[None])
         return layouts, counts.tolist(), requested_by[0].tolist()
 
     with mock.patch.object(layout_module, "all_gather", all_gather):
         exchange_ms = timed(exchanged, repeats)
-        (layout,), _ = exchange.exchange([batch], "mean", torch.device("cpu"), distinct.counts(VOCAB, ranks)[None])
+        counts = distinct.counts_by_owner(VOCAB, ranks)
+        (layout,), _ = exchange.exchange([batch], "mean", torch.device("cpu"), counts[None])
     sizes = BufferSizes(ranks, -(-VOCAB // ranks), HIDDEN, 2, False, True)
     settings = LossSettings(memory_budget_mb=2048)
 

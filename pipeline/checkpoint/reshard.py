@@ -20,8 +20,8 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
     """Write the universal copy of a checkpoint into `output_dir` unless it exists. Call it on rank 0 only.
 
     Raises:
-        UserError: The converter failed, for example because the disk is full. It needs up to twice the checkpoint's
-            size.
+        UserError: The converter failed, for example because the disk is full. The conversion needs free space of up to
+            twice the checkpoint's size.
     """
     final = universal_path(output_dir, path)
     marker = (path / COMPLETE_MARKER).read_bytes()
@@ -35,8 +35,9 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
     command = [sys.executable, "-m", __name__]
     command += ["--input_folder", str(path / DEEPSPEED_TAG), "--output_folder", str(partial / DEEPSPEED_TAG)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    # The converter forks, which is unsafe in a process with GPU or communication threads. It inherits blocked signals:
-    # some clusters send them to all processes of a job, and only the trainer should act on them.
+    # The converter forks, which is unsafe in a process with GPU or communication threads. Block these signals
+    # while it starts, so that it ignores them: some clusters send them to all processes of a job, and only the trainer
+    # should act on them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
     try:
         process = subprocess.Popen(

@@ -200,8 +200,9 @@ class Config:
     def vocabulary_ranks(self, ranks: int, hpz: int) -> int:
         """Return the number of consecutive ranks between which head and input embedding are divided.
 
-        With hpZ, these are the ranks of its secondary partition, usually those of a node. All ranks if sequences are
-        compared with those of other ranks, or if ranks of several nodes share a row.
+        Without hpZ, these are all ranks. With hpZ, they are the ranks of a secondary partition, usually a node; but all
+        ranks if the loss compares sequences of different ranks (InfoNCE, centring), or if the ranks that share a packed
+        row are not all in one secondary partition.
 
         Args:
             ranks: the world size.

@@ -69,8 +69,9 @@ class ShardMixture:
 def merge_manifests(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge the manifests of shard directories, as far as training uses them.
 
-    Directories of one mixture have the same tokenizer and chat template, which `prepare_run` checks. Their fingerprints
-    can still differ if different versions of this project packed them. Those of the first directory are returned.
+    Directories of one mixture have the same tokenizer and chat template, which `prepare_run` checks. The
+    fingerprints that the manifests record can differ nevertheless, if different versions of this project packed the
+    directories. The result has those of the first directory.
     """
     first, *others = manifests
     if not others:

@@ -55,10 +55,10 @@ class Chosen:
 
 
 def judge_trials(plan: ExperimentPlan, results: Results, world: str) -> list[Trial]:
-    """Return all trials of a screening with results.
+    """Return the trials that have results of at least two seeds.
 
-    In each family, the trial with the largest gain is chosen among those whose foreign words do not exceed the limit.
-    If all exceed it, the one with the fewest foreign words is chosen.
+    In each family, choose the largest gain among the trials that add at most MAX_FOREIGN_WORDS to the baseline's
+    foreign words. If there is none, choose the trial that adds the fewest.
     """
     trials = []
     for name, variant in plan.variants_of(world).items():

@@ -45,7 +45,7 @@ class RunLock:
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            holder = read_json_or_none(self.path)
+            holder = self._read_holder()
             if holder is not None and not self._is_dead(holder) and content_changes(heartbeat, watch_seconds):
                 raise UserError(
                     f"{directory}: in use by {_describe(holder)}; stop it or use another output_dir"
@@ -54,6 +54,13 @@ class RunLock:
             return
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+
+    def _read_holder(self) -> dict[str, Any] | None:
+        """Return the content of the lock file. Another run may have created the file but not written it yet."""
+        if (holder := read_json_or_none(self.path)) is None:
+            time.sleep(SETTLE_SECONDS)
+            holder = read_json_or_none(self.path)
+        return holder
 
     def _replace_stale(self, content: bytes) -> None:
         temporary = self.path.with_suffix(f".{self.token}")

@@ -40,7 +40,7 @@ class RestartLog:
         """
         job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         events = read_restart_log(self.path.parent)
-        failures = count_restarts_without_progress(events, job, restart, step) if job else 0
+        failures = count_failed_starts(events, job, restart, step) if job else 0
         if failures >= MAX_STARTS_WITHOUT_PROGRESS:
             raise UserError(
                 f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step "
@@ -84,11 +84,11 @@ def read_restart_log(directory: Path) -> list[dict[str, Any]]:
     return events
 
 
-def count_restarts_without_progress(events: list[dict[str, Any]], job: str, restart: int, step: int) -> int:
-    """Count the job's latest restarts that began at `step`, without the present one.
+def count_failed_starts(events: list[dict[str, Any]], job: str, restart: int, step: int) -> int:
+    """Count the consecutive failed starts of a Slurm job from the same step, before the present start.
 
-    Several starts within one restart, such as attempts in an interactive job, are no crash loop. An exit after a signal
-    is not a failure and resets the count.
+    Starts with the same SLURM_RESTART_COUNT count once: they are attempts by hand in an interactive job. An end by a
+    signal, or a start from another step or job, resets the count.
     """
     restarts: set[int] = set()
     for event in events:

@@ -50,8 +50,8 @@ class DistinctIds:
         """Return the fields in order."""
         return [self.ids, self.inverse, self.order, self.uses]
 
-    def counts(self, padded_size: int, ranks: int) -> Tensor:
-        """Return [R], the number of ids that each rank holds.
+    def counts_by_owner(self, padded_size: int, ranks: int) -> Tensor:
+        """Return [R], the number of these ids whose row of the embedding each rank holds.
 
         Raises:
             ValueError: an id is outside [0, padded_size), or padded_size is not divisible by the number of ranks.
@@ -82,7 +82,7 @@ class LookupRoute:
     def exchange(cls, input_ids: Tensor, padded_size: int, group: Group) -> "LookupRoute":
         """Exchange the counts of all ranks. Collective: all ranks must call it. Waits for the device."""
         distinct = DistinctIds.of(input_ids)
-        counts = distinct.counts(padded_size, rank_and_size(group)[1])
+        counts = distinct.counts_by_owner(padded_size, rank_and_size(group)[1])
         return cls(distinct, counts.tolist(), all_to_all(counts, None, None, group).tolist())
 
 

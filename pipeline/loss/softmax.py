@@ -23,7 +23,7 @@ from .kernels import (
     softmax_backward_,
 )
 from .softmax_state import RowStatistics, SoftGradient, SoftmaxState
-from .top_k import TopKMixture, grad_logits, largest_logits, merge, mixture, one_hot, pool_top_k
+from .top_k import TopKMixture, grad_logits, largest_logits, merge, one_hot, pool_top_k, top_k_mixture
 from .vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
@@ -61,7 +61,7 @@ class ShardedSoftmax:
         self._buffer_rows = max(rows, default=0)
 
     def softmax(self, tokens: SubchunkTokens, hidden: Tensor, statistics: RowStatistics | None) -> SoftmaxState:
-        """Compute the logits (product 1) and their softmax.
+        """Compute the logits (product 1 of `vocab_parallel`) and their softmax.
 
         Args:
             tokens: the target tokens of the subchunk.
@@ -82,7 +82,7 @@ class ShardedSoftmax:
 
         columns, local = self._target_columns(tokens)
         dtype = tokens.ce_weights.dtype
-        target = torch.where(local, z.gather(1, columns).squeeze(1).to(dtype), 0) if z.numel() else local * 0.0
+        target_logit = torch.where(local, z.gather(1, columns).squeeze(1).to(dtype), 0) if z.numel() else local * 0.0
         # This reads the logits, which are overwritten below.
         largest, columns_of_largest = (None, None) if self.top_k is None else largest_logits(z, self.top_k)
         tempered, tempered_sums = z, None
@@ -93,11 +93,11 @@ class ShardedSoftmax:
             log_sum = log_sum_exp(z, self.temperature)
             tempered_sums = log_sum, torch.ones_like(log_sum)
         sums = softmax_(z, 1.0, largest)
-        statistics = statistics or self._statistics(target, sums, tempered_sums or sums, largest)
-        top_k = one_hot(columns, local, dtype, self.num_columns) if self.hard else None
+        statistics = statistics or self._statistics(target_logit, sums, tempered_sums or sums, largest)
+        mixture = one_hot(columns, local, dtype, self.num_columns) if self.hard else None
         if largest is not None and columns_of_largest is not None and statistics.top_k is not None:
-            top_k = mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
-        return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics, top_k)
+            mixture = top_k_mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
+        return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics, mixture)
 
     def _logits(self, hidden: Tensor, out: Tensor) -> None:
         """Fill `out` [C, v] with hidden W^T."""
@@ -134,8 +134,8 @@ class ShardedSoftmax:
 
     def pool(self, state: SoftmaxState) -> Tensor:
         """Compute [n, v]: the sum of pooling weight * probability over the rows of each sequence."""
-        if state.top_k is not None:
-            return pool_top_k(state.top_k, state.tokens, self.num_columns)
+        if state.mixture is not None:
+            return pool_top_k(state.mixture, state.tokens, self.num_columns)
         weights = state.tokens.pooling_weights * state.statistics.tempered_scale
         return pool(state.tempered, weights, state.tokens)
 
@@ -178,12 +178,12 @@ class ShardedSoftmax:
         tokens, s = state.tokens, state.statistics
         # dz = scale * (e' - 1 / scale at the target), where e' is ce_weights * e plus the alignment gradient.
         scale, at_target = s.scale * tokens.ce_weights, s.target - 1 / s.scale
-        if tokens.any_without_ce and grad_probs is not None and state.top_k is not None:
+        if tokens.any_without_ce and grad_probs is not None and state.mixture is not None:
             # The top-k alignment gradient is added to e divided by the factor of its row, which must not be 0.
             without_ce = tokens.ce_weights == 0
             state.e.masked_fill_(without_ce[:, None], 0)
             scale, at_target = torch.where(without_ce, s.scale, scale), torch.where(without_ce, 0, at_target)
-        if grad_probs is not None and state.top_k is None:
+        if grad_probs is not None and state.mixture is None:
             with_grad = tokens.grad_index >= 0
             scale = torch.where(with_grad, s.scale, scale)
             aligned = self._add_alignment(state, grad_probs, tokens.ce_weights * at_target)
@@ -197,8 +197,8 @@ class ShardedSoftmax:
         columns, local = self._target_columns(tokens)
         if dz.numel():
             dz.scatter_(1, columns, torch.where(local[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
-        if grad_probs is not None and state.top_k is not None:
-            self._add_top_k_alignment(state, state.top_k, grad_probs, gain / scale, at_target)
+        if grad_probs is not None and state.mixture is not None:
+            self._add_top_k_alignment(state, state.mixture, grad_probs, gain / scale, at_target)
         if state.cap_derivative is not None:
             dz.mul_(state.cap_derivative)
 
@@ -226,22 +226,22 @@ class ShardedSoftmax:
         return at_target + k * s.tempered_target * (grad_at_target - inner)
 
     def _add_top_k_alignment(
-        self, state: SoftmaxState, top_k: TopKMixture, grad_probs: Tensor, factor: Tensor, at_target: Tensor
+        self, state: SoftmaxState, mixture: TopKMixture, grad_probs: Tensor, factor: Tensor, at_target: Tensor
     ) -> None:
-        """Add factor * the alignment gradient at the columns of `top_k` to e, which holds dz up to a factor per row.
+        """Add factor * the alignment gradient at the columns of `mixture` to e, which holds dz up to a factor per row.
 
         Args:
             state: softmax of the subchunk.
-            top_k: this rank's part of the probabilities of the soft tokens.
+            mixture: this rank's part of the probabilities of the soft tokens.
             grad_probs: [m, v] gradient of the pooled probabilities.
             factor: [C] factor of the gradient.
             at_target: [C] value of e at the target before rounding.
         """
-        grad = grad_logits(top_k, grad_probs, state.tokens, self.temperature, self.row_group)
+        grad = grad_logits(mixture, grad_probs, state.tokens, self.temperature, self.row_group)
         columns, local = self._target_columns(state.tokens)
-        at_columns = state.e.gather(1, top_k.columns).to(grad.dtype)
-        at_columns = torch.where((top_k.columns == columns) & local[:, None], at_target[:, None], at_columns)
-        state.e.scatter_(1, top_k.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
+        at_columns = state.e.gather(1, mixture.columns).to(grad.dtype)
+        at_columns = torch.where((mixture.columns == columns) & local[:, None], at_target[:, None], at_columns)
+        state.e.scatter_(1, mixture.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
 
     def _products(
         self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float

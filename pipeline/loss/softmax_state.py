@@ -38,8 +38,8 @@ class RowStatistics:
     tempered_log_sum: Tensor
     top_k: TopKStatistics | None
 
-    def rows(self, temperature: float) -> Tensor:
-        """Return [1, C] the cross entropy, or [3, C] with kept mass and entropy of q, if there are top-k statistics.
+    def stacked(self, temperature: float) -> Tensor:
+        """Return the cross entropy as [1, C]; with top-k, [3, C]: cross entropy, kept mass, entropy of the soft token.
 
         The kept mass is the probability that the k largest logits have in the softmax of all logits.
 
@@ -64,7 +64,7 @@ class SoftmaxState:
         tempered: [C, v] proportional to exp(z / temperature); `e` itself if the temperature is 1 or with top-k.
         cap_derivative: [C, v] derivative of the soft cap, or None.
         statistics: statistics of the rows.
-        top_k: probabilities of the k largest logits or, with hard tokens, of the targets. None if soft tokens mix the
+        mixture: probabilities of the k largest logits or, with hard tokens, of the targets. None if soft tokens mix the
             whole vocabulary.
     """
 
@@ -75,7 +75,7 @@ class SoftmaxState:
     tempered: Tensor
     cap_derivative: Tensor | None
     statistics: RowStatistics
-    top_k: TopKMixture | None
+    mixture: TopKMixture | None
 
 
 @dataclass(frozen=True)

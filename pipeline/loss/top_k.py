@@ -138,7 +138,7 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
     return TopKStatistics(*all_to_all(results, [rows] * ranks, rows_of_rank, group).unbind(1))
 
 
-def mixture(values_Cj: Tensor, columns_Cj: Tensor, statistics: TopKStatistics, temperature: float) -> TopKMixture:
+def top_k_mixture(values_Cj: Tensor, columns_Cj: Tensor, statistics: TopKStatistics, temperature: float) -> TopKMixture:
     """Compute this rank's part of q from its largest logits and the results of the merge."""
     largest, total = statistics.largest[:, None], statistics.total[:, None]
     q = ((values_Cj.to(total.dtype) - largest) / temperature).exp() / total

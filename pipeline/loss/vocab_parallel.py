@@ -233,16 +233,16 @@ class _Step:
 
         Returns:
             (pooled, states). `pooled`: [n, v] pooled probabilities of the chunk, or None if none are pooled.
-            `states`: the softmax state of each subchunk, without hidden states and top-k if there are several.
+            `states`: the softmax state of each subchunk, without hidden states and mixture if there are several.
         """
         pooled, states = None, []
         for in_layout, tokens_of_subchunk in tokens:
             state = softmax.softmax(tokens_of_subchunk, next(stream), None)
-            rows[:, in_layout] = state.statistics.rows(self.temperature)
+            rows[:, in_layout] = state.statistics.stacked(self.temperature)
             if self.pools:
                 part = softmax.pool(state)
                 pooled = part if pooled is None else pooled.add_(part)
-            states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0], top_k=None))
+            states.append(state if len(tokens) == 1 else replace(state, hidden=state.hidden[:0], mixture=None))
         return None if pooled is None else softmax.to_column_owners(pooled, chunk.sequence_bounds.diff()), states
 
     def _backward(

@@ -55,13 +55,13 @@ class HeadExchange:
     def to_heads(self, *tensors: Tensor) -> list[Tensor]:
         """Exchange all heads of this rank's tokens for this rank's heads of all tokens.
 
-        Heads whose number is not divisible by P are repeated, such as the key-value heads if there are fewer than P.
+        If P does not divide H, each head is repeated P / gcd(H, P) times, as for fewer than P key-value heads.
 
         Args:
             tensors: [n, H, D] each, with their own H and D.
 
         Returns:
-            [T, H / P, D] each, or [T, H, D] without a process group.
+            [T, H' / P, D] each, where H' is H after repetition; [T, H, D] without a process group.
         """
         if not self.splits_heads:
             return [x.unflatten(0, (self.size, -1)).transpose(0, 1).flatten(0, 1) for x in tensors]

@@ -107,7 +107,7 @@ def model_stats(config: PreTrainedConfig, adapter: AdapterSettings = NO_ADAPTER)
     layers = tuple(_module_sizes(layer, order) for layer in decoder.layers)
     inner = {id(p) for layer in decoder.layers for p in layer.parameters()} | {id(p) for p in vocabulary}
     final = [m for m in decoder.modules() if any(id(p) not in inner for p in m.parameters(recurse=False))]
-    owners = [*([dict(layer.named_modules())[name] for name in order] for layer in decoder.layers), final]
+    modules_by_layer = [*([dict(layer.named_modules())[name] for name in order] for layer in decoder.layers), final]
     sizes: dict[tuple[bool, bool], list[int]] = defaultdict(list)
     for p in model.parameters():
         sizes[p.requires_grad, p.dim() > 1].append(p.numel())
@@ -115,7 +115,7 @@ def model_stats(config: PreTrainedConfig, adapter: AdapterSettings = NO_ADAPTER)
         config=config,
         layers=layers,
         final=tuple(map(_own_sizes, final)),
-        trained=tuple(map(_trained_sizes, owners)),
+        trained=tuple(map(_trained_sizes, modules_by_layer)),
         vocabulary=tuple(p.numel() for p in vocabulary),
         matrices=tuple(sizes[True, True]),
         vectors=tuple(sizes[True, False]),

@@ -53,18 +53,18 @@ class Transfer:
 
 
 def estimate_transfers(run: PlannedRun) -> list[Transfer]:
-    """Estimate all communication of one optimizer step. Scalar all-reduces only count by their hops."""
+    """Estimate all communication of one optimizer step. Of scalar all-reduces, only the hops count."""
     if run.ranks == 1:
         return []
-    steps, e = run.gradient_accumulation_steps, run.element_size
+    micro_steps, e = run.gradient_accumulation_steps, run.element_size
     others, fraction = run.ranks - 1, (run.ranks - 1) / run.ranks
     reductions = reduce_scatters(run)
     reduced = run.partition_elements(tuple(size for _, sizes in reductions for size in sizes)) * run.ranks
     persistent = run.partition_elements(run.persistent_sizes) * run.ranks
-    # Scalar all-reduces: the loss normalizers, and a norm for each optimizer group. fp16 has another one.
-    sums = 1 + bool(run.stats.matrices) + bool(run.stats.vectors)
-    sharing = run.vocabulary_ranks
-    sums += steps if sharing < run.ranks else 0  # the loss, over nodes
+    # Scalar all-reduces: the loss normalizers, a norm for each optimizer group, and with fp16 the overflow check.
+    sums = 1 + bool(run.stats.matrices) + bool(run.stats.vectors) + (run.precision == "fp16")
+    owners = run.vocabulary_ranks  # ranks between which head and embedding are divided
+    sums += micro_steps if owners < run.ranks else 0  # the loss, over nodes
     persistent_calls = min(1, len(run.persistent_sizes))  # one collective gathers all of them after the update
 
     def ring(name: str, received: float, calls: float, phase: Phase) -> Transfer:
@@ -72,21 +72,21 @@ def estimate_transfers(run: PlannedRun) -> list[Transfer]:
 
     distinct_ids = expected_distinct_ids(run.stats.vocab_size, run.micro_batch_tokens)
     gradient = 0 if run.frozen_head else 4
-    looked_up = steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * (sharing - 1) / sharing
-    lookup_calls = steps * (2 if run.frozen_head else 3)
-    shared = [_head_transfer(run)] if run.sequence_parallel_size > 1 else []
-    shared += [_node_transfer(run)] if sharing < run.ranks and not run.frozen_head else []
+    looked_up = micro_steps * distinct_ids * (run.stats.hidden_size * (e + gradient) + 8) * (owners - 1) / owners
+    lookup_calls = micro_steps * (2 if run.frozen_head else 3)
+    optional = [_head_transfer(run)] if run.sequence_parallel_size > 1 else []
+    optional += [_node_transfer(run)] if owners < run.ranks and not run.frozen_head else []
     return [
         *_parameter_transfers(run),
-        ring("gradients", steps * fraction * reduced * e, steps * len(reductions), "layers"),
+        ring("gradients", micro_steps * fraction * reduced * e, micro_steps * len(reductions), "layers"),
         ring("persistent parameters", fraction * persistent * e, persistent_calls, "alone"),
         Transfer("sums", 0.0, sums, 2 * others * sums, "ring", "alone"),
         _loss_transfer(run),
         # Ids, rows and their gradients. The counts are exchanged with the layout.
         Transfer(
-            "input embeddings", looked_up, lookup_calls, lookup_calls * (sharing - 1), "all-to-all", "alone", sharing
+            "input embeddings", looked_up, lookup_calls, lookup_calls * (owners - 1), "all-to-all", "alone", owners
         ),
-        *shared,
+        *optional,
     ]
 
 

@@ -77,8 +77,8 @@ def standardize(points: np.ndarray) -> np.ndarray:
     Constant dimensions become 0.
     """
     points = points.astype(np.float64)
-    deviations = points.std(0)
-    return (points - points.mean(0)) / np.where(deviations > 0, deviations, 1.0)
+    constant = np.ptp(points, 0) == 0  # its computed deviation may be a rounding error instead of 0
+    return np.where(constant, 0.0, points - points.mean(0)) / np.where(constant, 1.0, points.std(0))
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> Metric:

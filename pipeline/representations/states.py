@@ -124,9 +124,10 @@ def pooled_states(
 
 @contextmanager
 def _capture_layer_outputs(model: Model, layers: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-    """Register hooks that store the layer outputs of the latest forward pass, [B, N, d] by name.
+    """Yield a dictionary that hooks fill with the layer outputs of the latest forward pass, [B, N, d] by name.
 
-    `output_hidden_states` in transformers returns the output of the last layer only after the final norm.
+    Layer 0 is the embeddings. Hooks are needed because `output_hidden_states` of transformers applies the final norm to
+    the output of the last layer.
     """
     blocks, outputs = model.get_decoder().layers, {}
     handles = []

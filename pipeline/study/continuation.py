@@ -9,7 +9,8 @@ from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import read_restart_log
 from pipeline.study.settings import CHOICES, CHOICES_FILE, SETTINGS_FILE, StudySettings
 
-# Everything else, the primary measure in particular, is fixed at the start of a study.
+# Settings that may always change, and settings that may change until there are results made with them. All others, the
+# primary measure in particular, are fixed when the study begins.
 MAY_CHANGE = ("output", "variants", "seeds", "answers")
 MAY_CHANGE_WITHOUT_RESULTS = ("prepare_args", "train_args", "evaluate_args")
 

@@ -98,7 +98,7 @@ def _format(result: dict[str, Any], study: StudySettings) -> str:
     lines = [
         f"# Variants of {study.model or study.recipe}",
         "",
-        f"Primary measure, named at the start: accuracy on `{study.test}`, {primary}. Seeds: "
+        f"Primary measure, fixed before the first result: accuracy on `{study.test}`, {primary}. Seeds: "
         f"{', '.join(map(str, study.seeds))}. Settings: {tuned}. The intervals (95 %) cover the choice of {covers}; "
         "Holm p is adjusted for the number of variants.",
         "",

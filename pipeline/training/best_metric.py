@@ -39,7 +39,7 @@ def greater_is_better(training: TrainingSettings) -> bool:
 
 
 def criterion(config: Config, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what the best value of the metric depends on: `ValidationState.criterion`.
+    """Return what must be equal for two values of the metric to be comparable: `ValidationState.criterion`.
 
     Args:
         config: the recipe.

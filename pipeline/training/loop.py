@@ -16,6 +16,7 @@ from pipeline.common.errors import storage_errors, write_error
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.fault_tolerance.guard import Guard
+from pipeline.fault_tolerance.watchdog import LOADING, WAITING
 from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training import best_metric, schedules
 from pipeline.training.gradient_norms import term_gradient_norms
@@ -64,7 +65,7 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     stopping = validate_if_due(run, engine, state, guard, saver, metrics)
 
     while not (stopping or is_finished(run, state)):
-        guard.enter_phase(state.step + 1, "loading data")
+        guard.enter_phase(state.step + 1, LOADING)
         micro_batches = loader.next()
         normalizers, num_tokens, stopping = sync_step_state(micro_batches, guard, saver, state.step + 1, engine.device)
         if stopping:
@@ -144,7 +145,7 @@ def sync_step_state(
     """
     local = local_normalizers(micro_batches)
     num_tokens = sum(batch.num_tokens for batch in micro_batches)
-    guard.enter_phase(step, "waiting for all ranks to begin")
+    guard.enter_phase(step, WAITING)
     began = time.perf_counter()
     flags = [float(guard.stop.received), *saver.local_status()]
     sums = distributed.all_reduce_sum([local.tokens, local.pairs, num_tokens, *flags], device)

@@ -11,8 +11,8 @@ class ValidationState:
     """Progress of validation, with the best value of `training.metric_for_best_model`.
 
     Attributes:
-        criterion: what `best_metric` depends on: the metric, its direction and the validation data. Values of different
-            criteria are not compared.
+        criterion: what must be equal for two values of the metric to be comparable: its name and direction, the
+            validation data and, for `eval_loss`, the alignment weight.
         step: optimizer step of the last validation, 0 if there was none.
         best_step: step of the best validation, or None.
         best_metric: its value, or None.
@@ -28,7 +28,7 @@ class ValidationState:
     def update(self, step: int, value: float, greater_is_better: bool) -> bool:
         """Record the value of `metric_for_best_model`. Return whether it is the best so far. NaN never is.
 
-        `self.step` is not changed, because it also counts validations without this metric.
+        Does not set `self.step`, the step of the last validation, because a validation need not compute this metric.
         """
         sign = 1 if greater_is_better else -1
         improved = not math.isnan(value) and (self.best_metric is None or sign * value > sign * self.best_metric)

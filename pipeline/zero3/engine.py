@@ -125,7 +125,9 @@ class ZeroEngine:
         """
         if all(batch.loss_batch.layout is not None for batch in micro_batches):
             return micro_batches
-        counts = [batch.distinct_ids.counts(self.padded_size, self._layout_exchange.size) for batch in micro_batches]
+        counts = [
+            batch.distinct_ids.counts_by_owner(self.padded_size, self._layout_exchange.size) for batch in micro_batches
+        ]
         layouts, requested_by = self._layout_exchange.exchange(
             [batch.loss_batch for batch in micro_batches], self._pooling, self.device, torch.stack(counts)
         )
@@ -222,7 +224,10 @@ class ZeroEngine:
         return math.sqrt(squared_norm) if math.isfinite(squared_norm) else None
 
     def _local_squared_norm(self) -> float:
-        """Sum the squares of this rank's gradient partitions in float64, after the last micro-step of a batch."""
+        """Sum the squares of this rank's gradient partitions in float64, after the last micro-step of a batch.
+
+        Collective: all ranks must call it.
+        """
         accumulated = {
             id(self.vocabulary_shards.parameters[name]): grad
             for name, grad in self.vocabulary_shards.gradients().items()

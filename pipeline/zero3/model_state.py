@@ -46,7 +46,8 @@ def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
         False if DeepSpeed finds no checkpoint.
 
     Raises:
-        UserError: a file contains more than tensors and plain values, which could run code.
+        UserError: a file is damaged, or contains objects other than tensors and plain values, whose loading could run
+            code.
     """
     groups = [{k: v for k, v in g.items() if k != "params"} for g in ds_engine.optimizer.param_groups]
     try:

@@ -74,7 +74,9 @@ def load_device(name: str) -> Device:
         raise UserError(f"--gpu {name}: no such file; the known GPUs are {', '.join(known)}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a mapping of keys to values; see {FOLDER / 'h100.yaml'}")

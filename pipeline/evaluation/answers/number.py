@@ -25,13 +25,17 @@ MAX_EXPONENT = 10_000  # a gold beyond 10^10000 is not a number that anybody ans
 
 
 def parse_gold(gold: object, choices: Sequence[str] = ()) -> Decimal | None:
-    """Parse a gold answer in English notation ("2,125", 8.0). Return None if it is not a finite number."""
+    """Parse a gold answer in English notation ("2,125", 8.0).
+
+    Returns:
+        None if it is not a finite number, or not between 10^-10000 and 10^10000.
+    """
     if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
         return None
     if re.search(r"[\^_]", superscripts_to_latex(str(gold))):  # 2^10 and 10² are formulas
         return None
     text = normalise(str(gold), NumberRules()).strip()
-    if isinstance(gold, str) and re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+    if isinstance(gold, str) and re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
         text = text.replace(",", "")
     try:
         value = Decimal(text)

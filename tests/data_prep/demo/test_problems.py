@@ -40,7 +40,7 @@ def test_format_problem_calculates_gold_answer(code):
         for left, sign, right, result in re.findall(r"(\d+) ([-+×]) (\d+) = (\d+)", answer):
             left, right = int(left), int(right)
             assert {"+": left + right, "-": left - right, "×": left * right}[sign] == int(result)
-        assert re.findall(r"\d+", answer)[-1] == str(problem.steps()[-1])
+        assert re.findall(r"\d+", answer)[-1] == str(problem.counts()[-1])
         numbers = [problem.boxes] * bool(problem.boxes) + [problem.first] + [number for _, number in problem.events]
         assert [int(number) for number in re.findall(r"\d+", question)] == numbers
 

@@ -117,3 +117,28 @@ def test_lock_has_one_winner_after_concurrent_replacement(tmp_path: Path, monkey
     winners = [outcome for outcome in outcomes if isinstance(outcome, RunLock)]
     assert len(outcomes) == 2 and len(winners) == 1 and winners[0].is_held()
     assert any(isinstance(outcome, str) and "just taken by" in outcome for outcome in outcomes)
+
+
+def test_lock_file_without_content_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run has created the file, and writes it a moment later."""
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 1.0)
+    path, heartbeat = tmp_path / LOCK, tmp_path / "beat"
+    path.touch()
+    stop = threading.Event()
+
+    def write() -> None:
+        time.sleep(0.3)
+        path.write_text(json.dumps({"token": "other", "host": "elsewhere", "pid": 1}))
+        for beat in range(200):
+            heartbeat.write_text(str(beat))
+            if stop.wait(0.1):
+                return
+
+    other = threading.Thread(target=write)
+    other.start()
+    try:
+        with pytest.raises(UserError, match="in use by process 1 on elsewhere"):
+            RunLock(tmp_path, heartbeat, 5.0)
+    finally:
+        stop.set()
+        other.join()

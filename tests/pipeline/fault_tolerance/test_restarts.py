@@ -9,7 +9,7 @@ from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import (
     MAX_STARTS_WITHOUT_PROGRESS,
     RestartLog,
-    count_restarts_without_progress,
+    count_failed_starts,
     read_restart_log,
 )
 
@@ -38,9 +38,9 @@ def test_count_starts_reset_by_progress_and_signals(log: RestartLog) -> None:
     for _ in range(10):  # preempted before its first step, again and again
         log.record_start(20, 100, 2)
         log.record_end(20, 75, 0.1)
-    assert count_restarts_without_progress(read_restart_log(log.path.parent), "17", 99, 20) == 0
+    assert count_failed_starts(read_restart_log(log.path.parent), "17", 99, 20) == 0
     log.record_start(20, 100, 2)
-    assert count_restarts_without_progress(read_restart_log(log.path.parent), "17", 99, 20) == 1
+    assert count_failed_starts(read_restart_log(log.path.parent), "17", 99, 20) == 1
 
 
 def test_record_start_unlimited_without_job(log: RestartLog, monkeypatch: pytest.MonkeyPatch) -> None:

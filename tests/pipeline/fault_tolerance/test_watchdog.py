@@ -60,6 +60,12 @@ def test_describe_suspects_slow_rank(tmp_path: Path) -> None:
     assert watchdogs[0].describe_suspects()[0] == f"rank 1 on {watchdogs[0].host} is at step 7 (loading data)"
     watchdogs[1].enter_phase(7, "waiting for all ranks to begin")
     assert watchdogs[0].describe_suspects()[0] == "all ranks are alive, at step 7 (waiting for all ranks to begin)"
+    watchdogs[1].enter_phase(7, "forward, backward and update")
+    watchdogs[2].enter_phase(8, "loading data")
+    assert watchdogs[0].describe_suspects()[0].startswith("rank 0 on ")  # it still waits
+    watchdogs[0].enter_phase(7, "forward, backward and update")
+    suspects = watchdogs[0].describe_suspects()[0]
+    assert [f"rank {rank} on" in suspects for rank in range(3)] == [True, True, False]
     watchdogs[2].close()  # a rank that has ended is silent, but not a suspect
     assert "rank 2" not in watchdogs[0].describe_suspects()[0]
     for each in watchdogs[:2]:
