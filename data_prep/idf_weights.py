@@ -20,7 +20,8 @@ def count_documents(rows: Iterable[PackedRow], vocab_size: int) -> tuple[np.ndar
     """Count the responses that contain each token.
 
     Args:
-        rows: Packed rows; a response is the target tokens of one sequence.
+        rows: Packed rows; a response is the target tokens of one sequence. The copies of a split group's pivot are one
+            response.
         vocab_size: V.
 
     Returns:
@@ -29,20 +30,22 @@ def count_documents(rows: Iterable[PackedRow], vocab_size: int) -> tuple[np.ndar
     Raises:
         UserError: There are fewer than two responses, or a token id is V or larger.
     """
-    counts, responses = np.zeros(vocab_size, np.int64), 0
+    counts, responses = np.zeros(vocab_size), 0.0
     for row in rows:
-        for labels in np.split(row.labels, np.cumsum(row.seq_lens)[:-1]):
+        copies = np.ones_like(row.seq_lens) if row.copies is None else row.copies
+        for labels, number in zip(np.split(row.labels, np.cumsum(row.seq_lens)[:-1]), copies, strict=True):
             ids = np.unique(labels[labels != IGNORE])
             if len(ids) and ids[-1] >= vocab_size:
                 raise UserError(
                     f"token id {ids[-1]} is out of range for a vocabulary of {vocab_size}; "
                     "pass the --model whose tokenizer these shards were packed with"
                 )
-            counts[ids] += 1
-            responses += len(ids) > 0
-    if responses < 2:
-        raise UserError(f"{responses} responses are too few to compute document frequencies; pack more data")
-    return counts, responses
+            counts[ids] += 1 / number
+            responses += (len(ids) > 0) / number
+    whole = round(responses)
+    if whole < 2:
+        raise UserError(f"{whole} responses are too few to compute document frequencies; pack more data")
+    return np.rint(counts).astype(np.int64), whole
 
 
 def inverse_document_frequency(counts: np.ndarray, responses: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,15 @@ def test_idf_weights_match_manual_computation():
     assert weights.dtype == np.float32
     expected = [0, 0, math.log(4 / 2) / math.log(4), 1, 0, 0]  # entries in no response: 0
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_copies_of_a_pivot_count_once():
+    """Split a group of a pivot and three translations into three rows, each with a copy of the pivot."""
+    whole = [row([1, 2], [1, 3], [4], [4, 5])]
+    split = [row([1, 2], translation) for translation in ([1, 3], [4], [4, 5])]
+    split = [replace(part, copies=np.array([3, 1], np.int32)) for part in split]
+    for actual, expected in zip(count_documents(split, 6), count_documents(whole, 6), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_idf_weights_reject_few_responses_and_large_ids():
