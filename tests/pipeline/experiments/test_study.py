@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,13 +144,14 @@ def test_screening_gives_all_families_equal_budgets():
     screening = project_plan("screening.yaml")
     trials = Counter(variant.family for name, variant in screening.arms.items() if name != "sft")
     assert len(set(trials.values())) == 1
-    for name in ("plan.yaml", "worlds.yaml"):
+    for name in ("plan.yaml", "worlds.yaml", "embedding_rate.yaml"):
         plan = project_plan(name)
         assert {variant.family for variant in plan.arms.values()} - {None} <= set(trials)
         assert not set(plan.seeds) & set(screening.seeds)
-        assert (plan.model, plan.finetuning, plan.pretraining) == (
-            screening.model, screening.finetuning, screening.pretraining
-        )  # fmt: skip
+        assert (plan.model, plan.pretraining) == (screening.model, screening.pretraining)
+        rate = 0.1 if name == "embedding_rate.yaml" else 1.0
+        assert plan.finetuning.learning_rate == pytest.approx(rate * screening.finetuning.learning_rate)
+        assert replace(plan.finetuning, learning_rate=1.0) == replace(screening.finetuning, learning_rate=1.0)
 
 
 def test_worlds_with_equal_benchmark_and_model_share_base():
