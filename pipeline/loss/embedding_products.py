@@ -36,9 +36,10 @@ def _tiles(embedding_vd: Tensor, columns_u: Tensor) -> Iterator[tuple[Tensor, Te
 def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, columns_u: Tensor | None) -> Tensor:
     """Compute pooled @ embedding, [n, d]. `columns_u` is the result of `used_columns`."""
     if columns_u is not None:
-        out = pooled_nv.new_zeros(len(pooled_nv), embedding_vd.shape[1])
+        dtype = torch.promote_types(pooled_nv.dtype, torch.float32)  # half precision would round after every tile
+        out = pooled_nv.new_zeros(len(pooled_nv), embedding_vd.shape[1], dtype=dtype)
         for columns, rows in _tiles(embedding_vd, columns_u):
-            out.addmm_(pooled_nv.index_select(1, columns), rows)
+            out += pooled_nv.index_select(1, columns) @ rows
         return out
     n, v = pooled_nv.shape
     if pooled_nv.is_cuda or v % PARTS:

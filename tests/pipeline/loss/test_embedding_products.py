@@ -36,3 +36,12 @@ def test_no_columns() -> None:
     columns = used_columns(pooled)
     assert times_embedding(pooled, embedding, columns).tolist() == [[0.0] * 4] * 2
     assert times_embedding_transposed(torch.ones(2, 4), embedding, columns).shape == (2, 0)
+
+
+def test_half_precision_is_not_rounded_after_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sum 1,000 equal terms in as many tiles. In bfloat16, a sum of 32 does not change if 0.1 is added."""
+    monkeypatch.setattr(embedding_products, "CACHE_BYTES", 4 * 2)
+    pooled = torch.zeros(1, ROWS, dtype=torch.bfloat16)
+    pooled[0, :1000] = 0.1
+    u = times_embedding(pooled, torch.ones(ROWS, 4, dtype=torch.bfloat16), used_columns(pooled))
+    torch.testing.assert_close(u.double(), pooled.double() @ torch.ones(ROWS, 4).double(), rtol=2**-8, atol=0.0)
