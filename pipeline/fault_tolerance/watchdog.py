@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ HEARTBEAT_SECONDS = 5.0
 EXIT_GRACE_SECONDS = 20.0  # for the first failed rank to report, and for the main threads of other ranks to exit
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should block a thread
 MAX_STALL_SECONDS = 30.0  # between two heartbeats; after a longer stall, silence is counted anew
-LOADING, WAITING = "loading data", "waiting for all ranks to begin"
-FIRST_PHASES = (LOADING, WAITING)  # of a training step, in order
+WAITING = "waiting for all ranks to begin"  # phase in which a rank waits for slower ones
 RESTART_ADVICE = "restart to resume"
 MEMORY_ADVICE = (
     "request more host memory, use fewer ranks per node, or set training.save_in_background to false, and restart to "
@@ -140,12 +140,15 @@ class Watchdog:
             descriptions = [f"{_rank_label(r, after)} {reasons[r in killed]}" for r in silent]
             return _join(descriptions), MEMORY_ADVICE if killed else RESTART_ADVICE
         after = {r: heartbeat for r, heartbeat in after.items() if r not in ended}
-        texts = {r: f"step {heartbeat['step']} ({heartbeat['phase']})" for r, heartbeat in after.items()}
-        positions = {r: _position(heartbeat) for r, heartbeat in after.items()}
-        slow = [r for r, position in positions.items() if position == min(positions.values())]
-        if len(slow) < len(positions):
-            return _join([f"{_rank_label(r, after)} is at {texts[r]}" for r in slow]), RESTART_ADVICE
-        return f"all ranks are alive, at {', '.join(dict.fromkeys(texts.values()))}", RESTART_ADVICE
+        lowest_step = min((heartbeat["step"] for heartbeat in after.values()), default=0)
+        positions = {r: f"step {heartbeat['step']} ({heartbeat['phase']})" for r, heartbeat in after.items()}
+        # Most ranks wait for the slow ones. On a tie, those that say so are not the slow ones.
+        counts = Counter(positions.values())
+        common = max(counts, key=lambda position: (counts[position], WAITING in position), default="")
+        slow = [r for r, beat in after.items() if beat["step"] == lowest_step and positions[r] != common]
+        if slow:
+            return _join([f"{_rank_label(r, after)} is at {positions[r]}" for r in slow]), RESTART_ADVICE
+        return f"all ranks are alive, at {', '.join(counts)}", RESTART_ADVICE
 
     def dump_stacks(self) -> None:
         """Write the stacks of all threads to a file, or to standard error if it cannot be written."""
@@ -240,12 +243,6 @@ class Watchdog:
 
 def _rank_label(rank: int, heartbeats: dict[int, dict[str, Any]]) -> str:
     return f"rank {rank} on {heartbeats[rank]['host']}" if rank in heartbeats else f"rank {rank}"
-
-
-def _position(heartbeat: dict[str, Any]) -> tuple[int, int]:
-    """Return the step and, within it, the order of the phase. Other phases come after those of `FIRST_PHASES`."""
-    phase = heartbeat["phase"]
-    return heartbeat["step"], FIRST_PHASES.index(phase) if phase in FIRST_PHASES else len(FIRST_PHASES)
 
 
 def _join(descriptions: list[str], limit: int = 4) -> str:

@@ -19,7 +19,7 @@ from .kernels import CACHE_BYTES, PARTS
 def used_columns(pooled_nv: Tensor) -> Tensor | None:
     """Return the [u] columns in which a sequence has a probability, or None to use all.
 
-    None if more than half of them are in use, and on a GPU, because their number would have to be copied to the host.
+    None if at least half of them are in use, and on a GPU, because their number would have to be copied to the host.
     """
     if pooled_nv.is_cuda:
         return None

@@ -16,7 +16,7 @@ from pipeline.common.errors import storage_errors, write_error
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 from pipeline.data.micro_batch import MicroBatch, local_normalizers
 from pipeline.fault_tolerance.guard import Guard
-from pipeline.fault_tolerance.watchdog import LOADING, WAITING
+from pipeline.fault_tolerance.watchdog import WAITING
 from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training import best_metric, schedules
 from pipeline.training.gradient_norms import term_gradient_norms
@@ -65,7 +65,7 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     stopping = validate_if_due(run, engine, state, guard, saver, metrics)
 
     while not (stopping or is_finished(run, state)):
-        guard.enter_phase(state.step + 1, LOADING)
+        guard.enter_phase(state.step + 1, "loading data")
         micro_batches = loader.next()
         normalizers, num_tokens, stopping = sync_step_state(micro_batches, guard, saver, state.step + 1, engine.device)
         if stopping:
