@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, read_error, storage_errors
 
 SPLIT_BYTES = (1 << 20, 16 << 20)  # smallest and largest default split of a JSON Lines file
 SPLITS = 64  # default number of splits, if their size is within those bounds
@@ -144,6 +144,7 @@ def read_split(split: InputSplit, keep_malformed: bool = False) -> Iterator[Inpu
 
     Raises:
         UserError: A line is not JSON or the Parquet file is damaged; the message names the file and row.
+        StorageError: The file system failed to read the file.
     """
     if is_parquet(split.path):
         return _read_row_groups(_open_parquet(split.path), split.path, split.start, split.stop)
@@ -169,7 +170,7 @@ def read_lines(path: Path) -> Iterator[InputRow]:
 
 def _raw_lines(path: Path, start: int, stop: int | None) -> Iterator[InputRow]:
     """Yield the undecoded lines that start in the byte range [start, stop)."""
-    with open(path, "rb") as file:
+    with storage_errors(path), open(path, "rb") as file:
         if start:
             file.seek(start - 1)
             file.readline()  # the rest of a line that starts before the range
@@ -219,9 +220,9 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _raise_read_error(error: Exception, path: Path) -> None:
-    """Raise OSError if the system reported an error. Arrow also raises OSError, without errno, for damaged files."""
+    """Raise StorageError if the system reported an error. For damaged files, Arrow raises OSError without errno."""
     if isinstance(error, OSError) and error.errno is not None:
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise read_error(path, OSError(error.errno, os.strerror(error.errno))) from None
 
 
 def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) -> Iterator[InputRow]:

@@ -42,7 +42,7 @@ from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, w
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.tokenizer import TEMPLATE_DATE, chat_template_hash, fingerprint, load_tokenizer
 from pipeline.common.atomic_io import sha256_file, write_json
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
 PACKER_VERSION = 5  # increment it whenever a change alters the bytes for the same input and settings
@@ -143,13 +143,13 @@ class Packer:
         """Run all unfinished steps.
 
         If the input cannot be packed (UserError), a single rank deletes the work folder. With several ranks it stays,
-        because other ranks may still be writing to it.
+        because other ranks may still be writing to it. It also stays after a failed read, so that a rerun can continue.
         """
         try:
             self._tokenize_splits()
             rows, drops, has_split_groups = self._assign_rows()
-        except UserError:
-            if self.ranks.size == 1:
+        except UserError as error:
+            if self.ranks.size == 1 and not isinstance(error, StorageError):
                 shutil.rmtree(self.work, ignore_errors=True)
             raise
         shards = self._write_shards(rows, has_split_groups)

@@ -7,13 +7,11 @@ Shape letters: n sequences of the chunk, m of them whose pooled representations 
 this rank, u of them in use, d hidden size.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from .chunking import row_stride
-from .kernels import CACHE_BYTES, PARTS
+from .kernels import PARTS, row_tiles
 
 
 def used_columns(pooled_nv: Tensor) -> Tensor | None:
@@ -27,19 +25,14 @@ def used_columns(pooled_nv: Tensor) -> Tensor | None:
     return columns if 2 * len(columns) < pooled_nv.shape[1] else None
 
 
-def _tiles(embedding_vd: Tensor, columns_u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield used columns, and a copy of their rows of the embedding that fits the cache."""
-    for columns in columns_u.split(max(1, CACHE_BYTES // (embedding_vd.shape[1] * embedding_vd.element_size()))):
-        yield columns, embedding_vd.index_select(0, columns)
-
-
 def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, columns_u: Tensor | None) -> Tensor:
     """Compute pooled @ embedding, [n, d]. `columns_u` is the result of `used_columns`."""
     if columns_u is not None:
         dtype = torch.promote_types(pooled_nv.dtype, torch.float32)  # half precision would round after every tile
         out = pooled_nv.new_zeros(len(pooled_nv), embedding_vd.shape[1], dtype=dtype)
-        for columns, rows in _tiles(embedding_vd, columns_u):
-            out += pooled_nv.index_select(1, columns) @ rows
+        for tile in row_tiles(embedding_vd, 0, len(columns_u)):
+            columns = columns_u[tile]
+            out += pooled_nv.index_select(1, columns) @ embedding_vd.index_select(0, columns)
         return out
     n, v = pooled_nv.shape
     if pooled_nv.is_cuda or v % PARTS:
@@ -57,8 +50,9 @@ def times_embedding_transposed(grad_u_md: Tensor, embedding_vd: Tensor, columns_
     out = embedding_vd.new_empty(m, row_stride(v))[:, :v]
     if columns_u is not None:
         out.zero_()
-        for columns, rows in _tiles(embedding_vd, columns_u):
-            out.index_copy_(1, columns, (rows @ grad_u_md.T).T)
+        for tile in row_tiles(embedding_vd, 0, len(columns_u)):
+            columns = columns_u[tile]
+            out.index_copy_(1, columns, (embedding_vd.index_select(0, columns) @ grad_u_md.T).T)
         return out
     # A CPU reads the embedding only once, at memory bandwidth, if it is the left factor.
     return out.copy_(grad_u_md @ embedding_vd.T if embedding_vd.is_cuda else (embedding_vd @ grad_u_md.T).T)

@@ -159,11 +159,11 @@ def one_hot(columns_C1: Tensor, local_C: Tensor, dtype: torch.dtype, columns: in
     return TopKMixture(columns_C1[:, :selected], local_C[:, None].to(dtype)[:, :selected])
 
 
-def pool_top_k(top_k: TopKMixture, tokens: SubchunkTokens, columns: int) -> Tensor:
+def pool_top_k(mixture: TopKMixture, tokens: SubchunkTokens, columns: int) -> Tensor:
     """Compute [n, v]: the sum of pooling weight * q over the rows of each sequence. `columns` is v."""
     sequences = len(tokens.grad_index_of_sequence)
-    weighted = (tokens.pooling_weights[:, None] * top_k.probabilities).flatten()
-    index = (tokens.sequence[:, None] * columns + top_k.columns).flatten()
+    weighted = (tokens.pooling_weights[:, None] * mixture.probabilities).flatten()
+    index = (tokens.sequence[:, None] * columns + mixture.columns).flatten()
     pooled = weighted.new_zeros(sequences * columns)
     if pooled.is_cuda:
         pooled.index_put_((index,), weighted, accumulate=True)  # deterministic on a GPU, unlike index_add_
@@ -173,16 +173,16 @@ def pool_top_k(top_k: TopKMixture, tokens: SubchunkTokens, columns: int) -> Tens
 
 
 def grad_logits(
-    top_k: TopKMixture, grad_probs_mv: Tensor, tokens: SubchunkTokens, temperature: float, group: Group
+    mixture: TopKMixture, grad_probs_mv: Tensor, tokens: SubchunkTokens, temperature: float, group: Group
 ) -> Tensor:
-    """Compute the [C, j] gradient of the alignment loss with respect to the logits at the columns of `top_k`.
+    """Compute the [C, j] gradient of the alignment loss with respect to the logits at the columns of `mixture`.
 
     Collective over `group`, as `merge`. `grad_probs_mv` is the gradient of the pooled probabilities.
     """
-    q, index = top_k.probabilities, tokens.grad_index
+    q, index = mixture.probabilities, tokens.grad_index
     c = torch.zeros_like(q)
     if grad_probs_mv.numel():
-        c = grad_probs_mv[index.clamp_min(0)[:, None], top_k.columns].to(q.dtype)
+        c = grad_probs_mv[index.clamp_min(0)[:, None], mixture.columns].to(q.dtype)
     inner = all_reduce((q * c).sum(1), group)
     slope = torch.where(index >= 0, tokens.pooling_weights / temperature, 0)
     return slope[:, None] * q * (c - inner[:, None])

@@ -1,13 +1,14 @@
 """Input files are read completely in any splits, and errors name file and row."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep.readers import InputSplit, locate, read_file, read_split, split_inputs
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 
 
 def read(path, split_bytes):
@@ -22,6 +23,15 @@ def test_read_split_yields_every_line_once(split_bytes, tmp_path):
     rows = read(path, split_bytes)
     assert [row.value for row in rows] == values
     assert [row[:3] for row in rows] == [row[:3] for row in read_file(path)]
+
+
+def test_failed_read_is_one_line_and_not_a_damaged_file(tmp_path, monkeypatch):
+    """Reading /proc/self/mem at 0 fails with EIO, as does a broken disk."""
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kwargs: Path("/proc/self/mem").read_bytes())
+    for path in (Path("/proc/self/mem"), tmp_path / "a.parquet"):
+        with pytest.raises(StorageError, match=f"^cannot read {path}: Input/output error; check the file system and"):
+            list(read_file(path))
 
 
 @pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"[" * 100_000, b"nul"])

@@ -28,7 +28,7 @@ def parse_gold(gold: object, choices: Sequence[str] = ()) -> Decimal | None:
     """Parse a gold answer in English notation ("2,125", 8.0).
 
     Returns:
-        None if it is not a finite number, or not between 10^-10000 and 10^10000.
+        None if it is not a finite number, or its decimal exponent is beyond -10000 or 10000.
     """
     if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
         return None

@@ -3,8 +3,11 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.packing import packer
@@ -14,7 +17,7 @@ from data_prep.shards.format import COPIES, IGNORE, SCHEMA, ShardSet
 from data_prep.shards.verification import verify
 from data_prep.tokenization.tokenizer import load_packed_tokenizer, load_tokenizer
 from pipeline.common.atomic_io import write_json
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 from tests.data_prep.packing.helpers import EN, FR, SMALL, contents, run, write_records
 
 STEPS = ["tokenize_split", "write_row_plan", "write_shard"]  # functions that finish a part of each step
@@ -280,6 +283,18 @@ def test_pack_keeps_work_folder_if_disk_is_full(step, error, demo_file, tokenize
     run([demo_file], tokenizer_dir, tmp_path / "out")
     verify(tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_pack_keeps_work_folder_if_input_cannot_be_read(demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    records = [json.loads(line) for line in demo_file.read_text("utf-8").splitlines()]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "in.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kwargs: Path("/proc/self/mem").read_bytes())
+        with pytest.raises(StorageError, match=r"cannot read .*in.parquet: Input/output error"):
+            run([tmp_path / "in.parquet"], tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    run([tmp_path / "in.parquet"], tokenizer_dir, tmp_path / "out")
+    verify(tmp_path / "out")
 
 
 def test_pack_writes_to_target_of_link(demo_file, tokenizer_dir, tmp_path):

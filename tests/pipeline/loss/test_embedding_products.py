@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.loss import embedding_products
+from pipeline.loss import kernels
 from pipeline.loss.embedding_products import times_embedding, times_embedding_transposed, used_columns
 
 ROWS, SIZE = 4096, 24
@@ -12,7 +12,7 @@ ROWS, SIZE = 4096, 24
 @pytest.mark.parametrize("used", [0, 1, 700, 2047, 2048, ROWS])
 def test_products_with_used_rows_equal_dense_products(used: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use tiles of 100 rows of the embedding. From half of the columns on, all rows are used."""
-    monkeypatch.setattr(embedding_products, "CACHE_BYTES", 100 * SIZE * 8)
+    monkeypatch.setattr(kernels, "CACHE_BYTES", 100 * SIZE * 8)
     generator = torch.Generator().manual_seed(used)
     embedding, grad_u = torch.randn(ROWS, SIZE, generator=generator).double(), torch.randn(2, SIZE).double()
     in_use = torch.randperm(ROWS, generator=generator)[:used].sort().values
@@ -40,7 +40,7 @@ def test_no_columns() -> None:
 
 def test_half_precision_is_not_rounded_after_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sum 1,000 equal terms in as many tiles. In bfloat16, a sum of 32 does not change if 0.1 is added."""
-    monkeypatch.setattr(embedding_products, "CACHE_BYTES", 4 * 2)
+    monkeypatch.setattr(kernels, "CACHE_BYTES", 4 * 2)
     pooled = torch.zeros(1, ROWS, dtype=torch.bfloat16)
     pooled[0, :1000] = 0.1
     u = times_embedding(pooled, torch.ones(ROWS, 4, dtype=torch.bfloat16), used_columns(pooled))
