@@ -76,8 +76,7 @@ def export(
         The record of `output`, or None if it has none and was kept; see `is_newer_without_record`.
 
     Raises:
-        UserError: There is no complete checkpoint, there is no best one and `best` is set, or `output` is not empty or
-            cannot be written.
+        UserError: There is no complete (with `best`, no best) checkpoint, or `output` is not empty or not writable.
     """
     named, output = output, output.resolve()  # replace the target of a symbolic link, not the link
     source, newest = _select_checkpoint(source, best)

@@ -91,14 +91,13 @@ def alignment_sft_loss(
     settings = settings or LossSettings()
     if not settings.pools_vocabulary:
         raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
-    _, ranks = rank_and_size(group)
     matrices, vocabulary = _shard_vocabulary(head, embedding, vocab_size, vocabulary_weights, group)
     vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
     weight = settings.alignment_weight if alignment_weight is None else alignment_weight
     counts = normalizers or _count(loss_batch, hidden.device, group)
     hidden = hidden.to(vocabulary.head.weight.dtype)  # trainers with mixed precision return hidden states in fp32
     result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
-    factor = ranks if averaged_gradients else 1
+    factor = rank_and_size(group)[1] if averaged_gradients else 1
     loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
     return loss, result
 

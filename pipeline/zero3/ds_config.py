@@ -72,8 +72,7 @@ def deepspeed_config(
         device: "cuda" or "cpu"; by default the device of this rank.
 
     Raises:
-        UserError: the file is unreadable, contradicts the recipe, or contains a setting that changes how parameters
-            are partitioned.
+        UserError: the file is unreadable, contradicts the recipe, or changes how parameters are partitioned.
     """
     device = device or local_device().type
     path, ds = _read(config.deepspeed)

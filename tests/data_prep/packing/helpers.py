@@ -8,6 +8,7 @@ from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
 
 EN, FR = ("p", "en", "q", "a"), ("p", "fr", "q", "a")
+STEPS = ["tokenize_split", "write_row_plan", "write_shard"]  # functions that finish a part of each step
 SMALL = PackSettings(max_seq_length=1024, rows_per_shard=8, window_bytes=20_000)
 
 

@@ -3,11 +3,8 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from data_prep.packing import packer
@@ -17,10 +14,8 @@ from data_prep.shards.format import COPIES, IGNORE, SCHEMA, ShardSet
 from data_prep.shards.verification import verify
 from data_prep.tokenization.tokenizer import load_packed_tokenizer, load_tokenizer
 from pipeline.common.atomic_io import write_json
-from pipeline.common.errors import StorageError, UserError
-from tests.data_prep.packing.helpers import EN, FR, SMALL, contents, run, write_records
-
-STEPS = ["tokenize_split", "write_row_plan", "write_shard"]  # functions that finish a part of each step
+from pipeline.common.errors import UserError
+from tests.data_prep.packing.helpers import EN, FR, SMALL, STEPS, contents, run, write_records
 
 
 def test_pack_keeps_every_record_and_its_tokens(demo_file, tokenizer_dir, tmp_path):
@@ -270,47 +265,3 @@ def test_pack_rejects_concurrent_run_on_same_output(demo_file, tokenizer_dir, tm
     run([demo_file], tokenizer_dir, tmp_path / "out")
     verify(tmp_path / "out")
     assert calls
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), OSError("disk full")])
-@pytest.mark.parametrize("step", STEPS)
-def test_pack_keeps_work_folder_if_disk_is_full(step, error, demo_file, tokenizer_dir, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(packer, step, lambda *args: (_ for _ in ()).throw(error))
-        with pytest.raises(UserError, match=r"(x: No space left on device|output: disk full); fix it and run again"):
-            run([demo_file], tokenizer_dir, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
-    run([demo_file], tokenizer_dir, tmp_path / "out")
-    verify(tmp_path / "out")
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_pack_keeps_work_folder_if_input_cannot_be_read(demo_file, tokenizer_dir, tmp_path, monkeypatch):
-    records = [json.loads(line) for line in demo_file.read_text("utf-8").splitlines()]
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "in.parquet")
-    with monkeypatch.context() as patch:
-        patch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kwargs: Path("/proc/self/mem").read_bytes())
-        with pytest.raises(StorageError, match=r"cannot read .*in.parquet: Input/output error"):
-            run([tmp_path / "in.parquet"], tokenizer_dir, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
-    run([tmp_path / "in.parquet"], tokenizer_dir, tmp_path / "out")
-    verify(tmp_path / "out")
-
-
-def test_pack_writes_to_target_of_link(demo_file, tokenizer_dir, tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "shards")
-    run([demo_file], tokenizer_dir, tmp_path / "link")
-    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["shards"]
-    assert len(verify(tmp_path / "link"))
-
-
-def test_pack_rejects_unwritable_and_foreign_output(demo_file, tokenizer_dir, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="Not a directory"):
-        run([demo_file], tokenizer_dir, tmp_path / "file" / "out")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match="not a shard directory"):
-        run([demo_file], tokenizer_dir, tmp_path / "other")
-    assert contents(tmp_path / "other") == {"notes.txt": b"x"}

@@ -1,10 +1,15 @@
 """Products with the used rows of the embedding, against dense float64 products."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pipeline.loss import kernels
+from pipeline.loss import LossSettings, kernels
 from pipeline.loss.embedding_products import times_embedding, times_embedding_transposed, used_columns
+from tests.pipeline.loss.cases import Case
+from tests.pipeline.loss.test_vocab_parallel import FP64, HEADS, UNEVEN, check
+from tests.workers import Workers
 
 ROWS, SIZE = 4096, 24
 
@@ -45,3 +50,15 @@ def test_half_precision_is_not_rounded_after_every_tile(monkeypatch: pytest.Monk
     pooled[0, :1000] = 0.1
     u = times_embedding(pooled, torch.ones(ROWS, 4, dtype=torch.bfloat16), used_columns(pooled))
     torch.testing.assert_close(u.double(), pooled.double() @ torch.ones(ROWS, 4).double(), rtol=2**-8, atol=0.0)
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (3, 1), (4, 2)])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_loss_with_few_used_rows_of_embedding(workers: Workers, tied: bool, ranks: int, parts: int) -> None:
+    """Use a vocabulary of which the soft tokens and the targets use less than half, and vocabulary weights."""
+    for loss_settings in (LossSettings(top_k=4, detach=()), LossSettings(pooling_tokens="hard")):
+        for head, rows in ((HEADS[0], 3), (HEADS[1], 100)):
+            settings = replace(loss_settings, head=head)
+            case = Case(UNEVEN, settings, vocab_size=1000, padded_size=1008, tied=tied, vocabulary_weights=True)
+            case = replace(case, parts=parts, dtype=torch.float64)
+            check(workers, ranks, case.with_rows(rows), FP64)

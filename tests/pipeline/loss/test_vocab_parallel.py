@@ -142,18 +142,6 @@ def test_loss_uneven_vocabulary(workers: Workers, vocab_size: int) -> None:
         check(workers, 4, Case(UNEVEN, LossSettings(head=head), vocab_size=vocab_size, padded_size=16), FP32)
 
 
-@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (3, 1), (4, 2)])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_loss_with_few_used_rows_of_embedding(workers: Workers, tied: bool, ranks: int, parts: int) -> None:
-    """Use a vocabulary of which the soft tokens and the targets use less than half, and vocabulary weights."""
-    for loss_settings in (LossSettings(top_k=4, detach=()), LossSettings(pooling_tokens="hard")):
-        for head, rows in ((HEADS[0], 3), (HEADS[1], 100)):
-            settings = replace(loss_settings, head=head)
-            case = Case(UNEVEN, settings, vocab_size=1000, padded_size=1008, tied=tied, vocabulary_weights=True)
-            case = replace(case, parts=parts, dtype=torch.float64)
-            check(workers, ranks, case.with_rows(rows), FP64)
-
-
 groups = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple), max_size=3).map(tuple)
 
 

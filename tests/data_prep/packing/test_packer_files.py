@@ -1,0 +1,57 @@
+"""Failed reads and writes of packing lose no work, and outputs that are not shards are left alone."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.packing import packer
+from data_prep.shards.verification import verify
+from pipeline.common.errors import StorageError, UserError
+from tests.data_prep.packing.helpers import STEPS, contents, run
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), OSError("disk full")])
+@pytest.mark.parametrize("step", STEPS)
+def test_pack_keeps_work_folder_if_disk_is_full(step, error, demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(packer, step, lambda *args: (_ for _ in ()).throw(error))
+        with pytest.raises(UserError, match=r"(x: No space left on device|output: disk full); fix it and run again"):
+            run([demo_file], tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    run([demo_file], tokenizer_dir, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_pack_keeps_work_folder_if_input_cannot_be_read(demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    records = [json.loads(line) for line in demo_file.read_text("utf-8").splitlines()]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "in.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **kwargs: Path("/proc/self/mem").read_bytes())
+        with pytest.raises(StorageError, match=r"cannot read .*in.parquet: Input/output error"):
+            run([tmp_path / "in.parquet"], tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    run([tmp_path / "in.parquet"], tokenizer_dir, tmp_path / "out")
+    verify(tmp_path / "out")
+
+
+def test_pack_writes_to_target_of_link(demo_file, tokenizer_dir, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "shards")
+    run([demo_file], tokenizer_dir, tmp_path / "link")
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["shards"]
+    assert len(verify(tmp_path / "link"))
+
+
+def test_pack_rejects_unwritable_and_foreign_output(demo_file, tokenizer_dir, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="Not a directory"):
+        run([demo_file], tokenizer_dir, tmp_path / "file" / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="not a shard directory"):
+        run([demo_file], tokenizer_dir, tmp_path / "other")
+    assert contents(tmp_path / "other") == {"notes.txt": b"x"}
