@@ -56,3 +56,11 @@ def times_embedding_transposed(grad_u_md: Tensor, embedding_vd: Tensor, columns_
         return out
     # A CPU reads the embedding only once, at memory bandwidth, if it is the left factor.
     return out.copy_(grad_u_md @ embedding_vd.T if embedding_vd.is_cuda else (embedding_vd @ grad_u_md.T).T)
+
+
+def add_gradient_(grad_vd: Tensor, pooled_mv: Tensor, grad_u_md: Tensor, columns_u: Tensor, alpha: float) -> None:
+    """Add alpha * pooled^T grad_u to the gradient of the embedding, in the rows of the used columns."""
+    for tile in row_tiles(grad_vd, 0, len(columns_u)):
+        columns = columns_u[tile]
+        rows = pooled_mv.index_select(1, columns).T @ grad_u_md
+        grad_vd.index_add_(0, columns, rows.to(grad_vd.dtype), alpha=alpha)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .chunking import row_stride
-from .comm import Group, all_gather, all_reduce
-from .embedding_products import times_embedding, times_embedding_transposed, used_columns
+from .comm import Group, all_reduce
+from .embedding_products import add_gradient_, times_embedding, times_embedding_transposed, used_columns
 from .kernels import (
     SubchunkTokens,
     add_product_,
@@ -23,13 +23,11 @@ from .kernels import (
     softmax_backward_,
 )
 from .softmax_state import RowStatistics, SoftGradient, SoftmaxState
-from .top_k import TopKMixture, grad_logits, largest_logits, merge, one_hot, pool_top_k, top_k_mixture
+from .top_k import TopKMixture, grad_logits, largest_logits, one_hot, pool_top_k, top_k_mixture
 from .vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
 FP16_GAIN = 64.0
-# Lower bound of the log of the factor of a row's exponentials. Below it, dz at the target would overflow fp32.
-SMALLEST_LOG_SCALE = -80.0
 
 
 class ShardedSoftmax:
@@ -93,7 +91,11 @@ class ShardedSoftmax:
             log_sum = log_sum_exp(z, self.temperature)
             tempered_sums = log_sum, torch.ones_like(log_sum)
         sums = softmax_(z, 1.0, largest)
-        statistics = statistics or self._statistics(target_logit, sums, tempered_sums or sums, largest)
+        if statistics is None:
+            top_k = None if self.top_k is None or largest is None else (largest, self.top_k)
+            statistics = RowStatistics.over_ranks(
+                target_logit, sums, tempered_sums or sums, top_k, self.temperature, self.row_group
+            )
         mixture = one_hot(columns, local, dtype, self.num_columns) if self.hard else None
         if largest is not None and columns_of_largest is not None and statistics.top_k is not None:
             mixture = top_k_mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
@@ -102,35 +104,6 @@ class ShardedSoftmax:
     def _logits(self, hidden: Tensor, out: Tensor) -> None:
         """Fill `out` [C, v] with hidden W^T."""
         torch.mm(hidden, self.vocabulary.head.weight.T, out=out)
-
-    def _statistics(
-        self,
-        target: Tensor,
-        sums: tuple[Tensor, Tensor],
-        tempered_sums: tuple[Tensor, Tensor],
-        largest: Tensor | None,
-    ) -> RowStatistics:
-        """Combine the statistics of all ranks.
-
-        Args:
-            target: [C] target logit, 0 if its column is not on this rank.
-            sums, tempered_sums: [C] log-sum-exp and [C] row sum of this rank, as returned by `softmax_`.
-            largest: [C, j] largest logits of this rank, or None without top-k.
-        """
-        (log_sum, total), (tempered_log_sum, tempered_total) = sums, tempered_sums
-        ranks = all_gather(torch.stack([log_sum, tempered_log_sum, target]), self.row_group)
-        global_log_sum, tempered_global_log_sum = ranks[:, :2].logsumexp(0)
-        return RowStatistics(
-            cross_entropy=global_log_sum - ranks[:, 2].sum(0),
-            scale=(log_sum - global_log_sum - total.log()).clamp_min(SMALLEST_LOG_SCALE).exp(),
-            tempered_scale=(tempered_log_sum - tempered_global_log_sum).exp() / tempered_total,
-            target=(target - log_sum).exp() * total,
-            tempered_target=(target / self.temperature - tempered_log_sum).exp() * tempered_total,
-            tempered_log_sum=tempered_global_log_sum,
-            top_k=None
-            if self.top_k is None or largest is None
-            else merge(largest, self.top_k, self.temperature, self.row_group),
-        )
 
     def pool(self, state: SoftmaxState) -> Tensor:
         """Compute [n, v]: the sum of pooling weight * probability over the rows of each sequence."""
@@ -168,8 +141,8 @@ class ShardedSoftmax:
         Args:
             state: softmax of the subchunk; overwritten.
             grad_probs: [m, v] gradient of the pooled probabilities, or None.
-            soft: factors of the embedding's gradient, or None. If head and embedding are tied, the gradient is added
-                with product 3, otherwise in `finish`.
+            soft: factors of the embedding's gradient, or None. With few used columns it is added at once. Otherwise it
+                is added with product 3 if head and embedding are tied, and in `finish` if not.
             grad_scale: scale of the gradients, see `vocab_parallel`.
 
         Returns:
@@ -206,6 +179,10 @@ class ShardedSoftmax:
             self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=grad_scale / gain)
         # With an output in the dtype of the factors, a GPU computes in fp32 without an fp32 temporary.
         weighted = torch.mul(state.hidden, scale[:, None], out=torch.empty_like(state.hidden))
+        total = self.vocabulary.embedding.grad
+        if soft is not None and soft.columns is not None and total is not None:
+            add_gradient_(total, self._apply_weights(soft.pooled), soft.grad_u, soft.columns, grad_scale)
+            soft = None
         product = self._products(state, weighted, soft, gain, grad_scale / gain)
         return product.mul_((scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
 

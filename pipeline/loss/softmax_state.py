@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .comm import Group, all_gather
 from .kernels import SubchunkTokens
-from .top_k import TopKMixture, TopKStatistics
+from .top_k import TopKMixture, TopKStatistics, merge
+
+# Lower bound of the log of the factor of a row's exponentials. Below it, dz at the target would overflow fp32.
+SMALLEST_LOG_SCALE = -80.0
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -37,6 +41,38 @@ class RowStatistics:
     tempered_target: Tensor
     tempered_log_sum: Tensor
     top_k: TopKStatistics | None
+
+    @classmethod
+    def over_ranks(
+        cls,
+        target: Tensor,
+        sums: tuple[Tensor, Tensor],
+        tempered_sums: tuple[Tensor, Tensor],
+        top_k: tuple[Tensor, int] | None,
+        temperature: float,
+        group: Group,
+    ) -> "RowStatistics":
+        """Combine the statistics of all ranks.
+
+        Args:
+            target: [C] target logit, 0 if its column is not on this rank.
+            sums, tempered_sums: [C] log-sum-exp and [C] row sum of this rank, as returned by `softmax_`.
+            top_k: [C, j] largest logits of this rank, and k. None if soft tokens mix the whole vocabulary.
+            temperature: divisor of the logits in the soft tokens' softmax.
+            group: the ranks that hold the columns.
+        """
+        (log_sum, total), (tempered_log_sum, tempered_total) = sums, tempered_sums
+        ranks = all_gather(torch.stack([log_sum, tempered_log_sum, target]), group)
+        global_log_sum, tempered_global_log_sum = ranks[:, :2].logsumexp(0)
+        return cls(
+            cross_entropy=global_log_sum - ranks[:, 2].sum(0),
+            scale=(log_sum - global_log_sum - total.log()).clamp_min(SMALLEST_LOG_SCALE).exp(),
+            tempered_scale=(tempered_log_sum - tempered_global_log_sum).exp() / tempered_total,
+            target=(target - log_sum).exp() * total,
+            tempered_target=(target / temperature - tempered_log_sum).exp() * tempered_total,
+            tempered_log_sum=tempered_global_log_sum,
+            top_k=None if top_k is None else merge(*top_k, temperature, group),
+        )
 
     def stacked(self, temperature: float) -> Tensor:
         """Return the cross entropy as [1, C]; with top-k, [3, C]: cross entropy, kept mass, entropy of the soft token.
