@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.loss import LossSettings, kernels
-from pipeline.loss.embedding_products import times_embedding, times_embedding_transposed, used_columns
+from pipeline.loss.embedding_products import add_gradient_, times_embedding, times_embedding_transposed, used_columns
 from tests.pipeline.loss.cases import Case
 from tests.pipeline.loss.test_vocab_parallel import FP64, HEADS, UNEVEN, check
 from tests.workers import Workers
@@ -33,6 +33,10 @@ def test_products_with_used_rows_equal_dense_products(used: int, monkeypatch: py
         expected = torch.zeros_like(expected).index_copy(1, columns, expected[:, columns])
     actual = times_embedding_transposed(grad_u, embedding, columns)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    if columns is not None:
+        total = embedding.clone()
+        add_gradient_(total, pooled[:2], grad_u, columns, 0.5)
+        torch.testing.assert_close(total, embedding + 0.5 * pooled[:2].T @ grad_u, rtol=1e-12, atol=1e-12)
 
 
 def test_no_columns() -> None:
