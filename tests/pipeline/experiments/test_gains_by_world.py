@@ -1,0 +1,59 @@
+"""The comparison of worlds, from CSV files alone."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import UserError
+from pipeline.experiments.gains_by_world import gains_table, plot_gains, read_values
+from tests.runs import ROOT
+
+HEADER = "seed,world,arm,measure,value\n"
+
+
+def test_table_in_docs_is_that_of_the_published_values() -> None:
+    """The table and the values per seed must not drift apart."""
+    paths = [ROOT / "docs/bench" / name for name in ("experiment.csv", "worlds.csv", "embedding_rate.csv")]
+    assert gains_table(read_values(paths)) in (ROOT / "docs/results.md").read_text(encoding="utf-8")
+
+
+def test_gains_by_hand(tmp_path: Path) -> None:
+    """Two seeds have no interval. Three with gains of 10, 20 and 30 points have 20 +- 4.303 * 10 / sqrt(3)."""
+    path, lines = tmp_path / "results.csv", []
+    for world, seeds in (("small", (1, 2)), ("large", (1, 2, 3))):
+        for seed in seeds:
+            lines.append(f"{seed},{world},sft,low_unseen,0.1\n")
+            lines.append(f"{seed},{world},hard,low_unseen,{0.1 + seed / 10}\n")
+    lines.append("3,large,paper,low_unseen,0.05\n")
+    path.write_text(HEADER + "".join(lines))
+    results = read_values([path])
+    assert gains_table(results).splitlines()[2:] == [
+        "| `small` | 2 | 10.0 |  | +15.0 |  |",
+        "| `large` | 3 | 10.0 | -5.0 (1 of them) | +20.0 [-4.8, +44.8] |  |",
+    ]
+    assert plot_gains(results).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed,arm\n1,sft\n", "not a CSV file of an experiment"),
+        (HEADER + "x,main,sft,low_unseen,0.1\n", "not a CSV file of an experiment"),
+        (None, "not a CSV file of an experiment"),
+    ],
+)
+def test_other_files(text: str | None, message: str, tmp_path: Path) -> None:
+    """Name the file."""
+    path = tmp_path / "results.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=f"results.csv: {message}"):
+        read_values([path])
+
+
+def test_a_world_in_two_files(tmp_path: Path) -> None:
+    """Its seeds would be mixed up."""
+    path = tmp_path / "results.csv"
+    path.write_text(HEADER + "1,main,sft,low_unseen,0.1\n")
+    with pytest.raises(UserError, match="the world 'main' is in another file, too"):
+        read_values([path, path])
