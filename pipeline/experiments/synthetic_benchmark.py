@@ -41,6 +41,7 @@ class BenchmarkOptions:
     Attributes:
         subwords: whether a token is a syllable, with a marker if it begins a word. A word then has three tokens, and
             all languages share them. Otherwise each word is a token.
+        own_syllables: whether each language has syllables of its own, as with a script of its own.
         restate: whether the worked answer repeats the verb and noun of each step before computing it. Otherwise it
             contains no word but the one that starts the result.
         held_out: what the training data of a low-resource language lack: for each verb one of the two classes, or half
@@ -54,6 +55,7 @@ class BenchmarkOptions:
     """
 
     subwords: bool = False
+    own_syllables: bool = False
     restate: bool = True
     held_out: Literal["classes", "verbs"] = "classes"
     synonyms: int = 1
@@ -141,7 +143,10 @@ class SyntheticBenchmark:
     def __init__(self, seed: int, options: BenchmarkOptions | None = None) -> None:
         self.seed, self.options = seed, options or BenchmarkOptions()
         self._rng = random.Random(f"world {seed}")
-        words = self._draw_words()
+        words = self._draw_words(SYLLABLES, self._num_words * len(SYNTHETIC_LANGUAGES))
+        if self.options.own_syllables:
+            inventories = [SYLLABLES[i :: len(SYNTHETIC_LANGUAGES)] for i in range(len(SYNTHETIC_LANGUAGES))]
+            words = [word for own in inventories for word in self._draw_words(own, self._num_words)]
         self._shared_nouns: tuple[str, ...] = ()
         self.languages = {lang: self._draw_language(words) for lang in SYNTHETIC_LANGUAGES}
         # The operators of a verb differ between classes, so that the seen one does not reveal the unseen one.
@@ -149,12 +154,11 @@ class SyntheticBenchmark:
         self.seen_class = {lang: [self._rng.randrange(NUM_CLASSES) for _ in range(NUM_VERBS)] for lang in LOW}
         self.seen_verbs = {lang: sorted(self._rng.sample(range(NUM_VERBS), NUM_VERBS // 2)) for lang in LOW}
 
-    def _draw_words(self) -> list[str]:
-        """Return pronounceable words for all languages, without duplicates."""
-        number = self._num_words * len(SYNTHETIC_LANGUAGES)
+    def _draw_words(self, syllables: list[str], number: int) -> list[str]:
+        """Return pronounceable words without duplicates."""
         words: set[str] = set()
         while len(words) < number:
-            words.add("".join(self._rng.choices(SYLLABLES, k=3)))
+            words.add("".join(self._rng.choices(syllables, k=3)))
         shuffled = sorted(words)
         self._rng.shuffle(shuffled)
         return shuffled

@@ -1,5 +1,6 @@
 """Test the synthetic benchmark: only the held-out combinations are missing from the training data."""
 
+import itertools
 import random
 from collections import Counter
 from itertools import chain
@@ -220,3 +221,16 @@ def test_benchmark_follows_from_seed():
 def test_finetuning_groups_of_larger_amount_include_smaller(benchmark):
     small, large = (finetuning_groups(benchmark, amount, 0) for amount in (3, 9))
     assert all(group in large for group in small)
+
+
+def test_own_syllables_share_no_token_between_languages():
+    """Signs and digits stay shared. Words of one language have syllables in common."""
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(subwords=True, own_syllables=True))
+    tokenizer = benchmark.build_tokenizer()
+    tokens = {
+        lang: [token for word in language.content_words() for token in tokenizer.tokenize(word)]
+        for lang, language in benchmark.languages.items()
+    }
+    for own, other in itertools.combinations(tokens.values(), 2):
+        assert not set(own) & set(other)
+    assert all(len(set(own)) < len(own) for own in tokens.values())
