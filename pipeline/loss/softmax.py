@@ -261,7 +261,8 @@ class ShardedSoftmax:
             add_product_(self.vocabulary.embedding.grad, pooled.T, grad_u, grad_scale)
 
     def _apply_weights(self, pooled: Tensor) -> Tensor:
-        return pooled if self.vocabulary.weights is None else pooled * self.vocabulary.weights
+        weights = self.vocabulary.weights
+        return pooled if weights is None else pooled * weights.to(pooled.dtype)
 
     def _target_columns(self, tokens: SubchunkTokens) -> tuple[Tensor, Tensor]:
         """Return [C, 1] local column of each target (any valid column if not local), and [C] whether it is local."""

@@ -66,7 +66,7 @@ def library_results(group: Group, case: Case, form: str) -> dict[str, Tensor]:
         languages=LANGUAGES,
         logit_scale=case.logit_scale,
         softcap=case.softcap,
-        vocabulary_weights=t.weights.float() if case.vocabulary_weights else None,
+        vocabulary_weights=t.weights if case.vocabulary_weights else None,  # float64, unlike the matrices
         group=group,
         averaged_gradients=averaged,
     )
