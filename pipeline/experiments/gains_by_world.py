@@ -7,11 +7,11 @@
 import argparse
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from pipeline.common.atomic_io import write_atomically
+from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.plotting import BLUE, GREY, INK, LIGHT, ORANGE, add_axes, new_figure, png, title
 from pipeline.experiments.analysis import PRIMARY, Interval, Results, differences, interval
@@ -25,21 +25,33 @@ def read_values(paths: Iterable[Path]) -> Results:
     """Read the files that `analysis.values_csv` formats. No two of them may have a world in common.
 
     Raises:
-        UserError: a file cannot be read, lacks a column, or has the world of another file.
+        UserError: a file cannot be read, is not such a file, or has the world of another file.
     """
     results: Results = {}
     for path in paths:
-        own: Results = {}
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    models = own.setdefault((row["arm"], row["world"]), {})
-                    models.setdefault(int(row["seed"]), {})[row["measure"]] = float(row["value"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            own = _read_file(path)
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"{path}: not a CSV file of an experiment ({error!r})") from None
         if both := {world for _, world in results} & {world for _, world in own}:
             raise UserError(f"{path}: the world {min(both)!r} is in another file, too")
         results |= own
+    return results
+
+
+def _read_file(path: Path) -> Results:
+    results: Results = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            metrics = results.setdefault((row["arm"], row["world"]), {}).setdefault(int(row["seed"]), {})
+            value = float(row["value"])
+            if row["measure"] in metrics or not math.isfinite(value):
+                raise ValueError(f"seed {row['seed']}, {row['world']}, {row['arm']}, {row['measure']}: not one number")
+            metrics[row["measure"]] = value
+    if not any(variant == BASELINE for variant, _ in results):
+        raise ValueError(f"no results of {BASELINE}")
+    if any(PRIMARY not in metrics for models in results.values() for metrics in models.values()):
+        raise ValueError(f"a model without {PRIMARY}")
     return results
 
 
@@ -48,14 +60,14 @@ def worlds_of(results: Results) -> list[str]:
     return list(dict.fromkeys(world for variant, world in results if variant == BASELINE))
 
 
-def gain(results: Results, variant: str, world: str) -> Interval | None:
-    """Return the gain on held-out combinations in points, or None if no seed has both models.
+def gains(results: Results, variant: str, world: str) -> list[float]:
+    """Return the gains on held-out combinations in points, for the seeds that have both models."""
+    values = differences(results, Contrast(variant, BASELINE, world), PRIMARY)
+    return [round(100 * value, 6) for value in values]  # the files have eight digits
 
-    Fewer than `MIN_SEEDS` seeds have NaN as bounds.
-    """
-    values = [100 * value for value in differences(results, Contrast(variant, BASELINE, world), PRIMARY)]
-    if not values:
-        return None
+
+def mean_and_interval(values: Sequence[float]) -> Interval:
+    """Return the mean and its 95 % interval. Fewer than `MIN_SEEDS` values have NaN as bounds."""
     return interval(values) if len(values) >= MIN_SEEDS else Interval(fmean(values), math.nan, math.nan)
 
 
@@ -65,43 +77,46 @@ def gains_table(results: Results) -> str:
     for world in worlds_of(results):
         models = results[BASELINE, world]
         cells = [f"{100 * fmean(metrics[PRIMARY] for metrics in models.values()):.1f}"]
-        cells += [_cell(results, variant, world, len(models)) for variant in VARIANTS]
+        cells += [_cell(gains(results, variant, world), len(models)) for variant in VARIANTS]
         lines.append(f"| `{world}` | {len(models)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(results: Results, variant: str, world: str, seeds: int) -> str:
-    found = gain(results, variant, world)
-    if found is None:
+def _cell(values: Sequence[float], seeds: int) -> str:
+    """Format the mean gain over those of the `seeds` seeds that have the variant."""
+    if not values:
         return ""
-    own = len(results[variant, world])
+    found = mean_and_interval(values)
     bounds = "" if math.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
-    return f"{found.mean:+.1f}{bounds}" + (f" ({own} of them)" if own != seeds else "")
+    return f"{found.mean:+.1f}{bounds}" + (f" ({len(values)} of them)" if len(values) != seeds else "")
 
 
 def plot_gains(results: Results) -> bytes:
     """Plot the gains by world, as PNG: small dots for seeds, large ones for means, and lines for intervals."""
     worlds = worlds_of(results)
-    figure = new_figure(9, 0.55 * len(worlds) + 1.4)
+    figure = new_figure(9, 0.55 * len(worlds) + 1.6)
     axes = add_axes(figure, figure.add_gridspec(1, 1)[0, 0])
+    axes.grid(axis="y", visible=False)
     for index, (variant, color) in enumerate(VARIANTS.items()):
-        drawn = False
         for row, world in enumerate(reversed(worlds)):
-            found, y = gain(results, variant, world), row + 0.22 * (1 - index)
-            if found is None:
+            values, y = gains(results, variant, world), row + 0.24 * (1 - index)
+            if not values:
                 continue
-            values = [100 * value for value in differences(results, Contrast(variant, BASELINE, world), PRIMARY)]
-            axes.scatter(values, [y] * len(values), s=9, color=color, alpha=0.45, linewidths=0)
+            found = mean_and_interval(values)
             if not math.isnan(found.low):
-                axes.plot([found.low, found.high], [y, y], color=color, linewidth=1.6)
-            axes.scatter([found.mean], [y], s=42, color=color, zorder=3, label=None if drawn else variant)
-            drawn = True
+                axes.plot([found.low, found.high], [y, y], color=color, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axes.scatter(values, [y] * len(values), s=9, color=color, zorder=3, linewidths=0)
+            face = "white" if math.isnan(found.low) else color
+            axes.scatter([found.mean], [y], s=42, edgecolors=color, facecolors=face, zorder=4)
+        axes.scatter([], [], s=42, color=color, label=variant)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yticks(range(len(worlds)), [f"{w} ({len(results[BASELINE, w])})" for w in reversed(worlds)])
     axes.set_ylim(-0.6, len(worlds) - 0.4)
-    axes.set_xlabel(f"points over {BASELINE} on held-out combinations; in brackets: seeds", color=INK)
+    text = f"points over {BASELINE} on held-out combinations. Small dots: seeds; large: means; bars: 95 % intervals;\n"
+    text += f"hollow: fewer than {MIN_SEEDS} seeds. In brackets: seeds of {BASELINE}"
+    axes.set_xlabel(text, color=INK, fontsize=9)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    title(axes, "What a low-resource language learns from the other languages, by world")
+    title(axes, "Gain over plain fine-tuning by world")
     return png(figure)
 
 
@@ -111,6 +126,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", help="results.csv of an experiment")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     args = parser.parse_args()
+    ensure_writable(args.output.parent)
     results = read_values(args.files)
     print(gains_table(results))
     write_atomically(args.output, plot_gains(results))

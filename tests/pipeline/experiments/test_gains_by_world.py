@@ -24,7 +24,7 @@ def test_gains_by_hand(tmp_path: Path) -> None:
         for seed in seeds:
             lines.append(f"{seed},{world},sft,low_unseen,0.1\n")
             lines.append(f"{seed},{world},hard,low_unseen,{0.1 + seed / 10}\n")
-    lines.append("3,large,paper,low_unseen,0.05\n")
+    lines += ["3,large,paper,low_unseen,0.05\n", "4,large,paper,low_unseen,0.9\n"]  # no sft with seed 4
     path.write_text(HEADER + "".join(lines))
     results = read_values([path])
     assert gains_table(results).splitlines()[2:] == [
@@ -38,12 +38,16 @@ def test_gains_by_hand(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("seed,arm\n1,sft\n", "not a CSV file of an experiment"),
-        (HEADER + "x,main,sft,low_unseen,0.1\n", "not a CSV file of an experiment"),
-        (None, "not a CSV file of an experiment"),
+        (HEADER + "x,main,sft,low_unseen,0.1\n", "not a CSV file of an experiment .*invalid literal"),
+        (None, "not a CSV file of an experiment .*No such file"),
+        (HEADER, "not a CSV file of an experiment .*no results of sft"),
+        (HEADER + "1,main,sft,low,0.1\n", "not a CSV file of an experiment .*a model without low_unseen"),
+        (HEADER + "1,main,sft,low_unseen,nan\n", "not a CSV file of an experiment .*not one number"),
+        (HEADER + "1,main,sft,low_unseen,0.1\n" * 2, "not a CSV file of an experiment .*not one number"),
     ],
 )
 def test_other_files(text: str | None, message: str, tmp_path: Path) -> None:
-    """Name the file."""
+    """Name the file, and what is wrong with it."""
     path = tmp_path / "results.csv"
     if text is not None:
         path.write_text(text)
