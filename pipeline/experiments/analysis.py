@@ -21,6 +21,8 @@ from pipeline.experiments.plan import BASELINE, Contrast, ExperimentPlan
 PRIMARY = "low_unseen"
 TESTED = ("low_unseen", "low_seen", "low", "mid", "pivot", "confusion")
 
+CSV_COLUMNS = ["seed", "world", "arm", "measure", "value"]
+
 ModelMetrics = dict[str, Any]  # metrics of one model, as written by `Study`
 Results = dict[tuple[str, str], dict[int, ModelMetrics]]  # by variant and world, then by seed
 
@@ -70,7 +72,7 @@ def values_csv(results: Results) -> str:
     """Format all values as CSV: one line per seed, world, variant (`arm`) and measure."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["seed", "world", "arm", "measure", "value"])
+    writer.writerow(CSV_COLUMNS)
     for (variant, world), models in sorted(results.items()):
         for seed, metrics in sorted(models.items()):
             for measure, value in sorted(metrics.items()):

@@ -14,11 +14,11 @@ from statistics import fmean
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.plotting import BLUE, GREY, INK, LIGHT, ORANGE, add_axes, new_figure, png, title
-from pipeline.experiments.analysis import PRIMARY, Interval, Results, differences, interval
+from pipeline.experiments.analysis import CSV_COLUMNS, PRIMARY, Interval, Results, differences, interval
 from pipeline.experiments.plan import BASELINE, Contrast
+from pipeline.experiments.results import MIN_SEEDS
 
-VARIANTS = {"paper": ORANGE, "hard": BLUE, "words": LIGHT}  # variants that ran in all worlds, with their colors
-MIN_SEEDS = 3  # minimum number of seeds to show an interval
+VARIANTS = {"paper": ORANGE, "hard": BLUE, "words": LIGHT}  # variants to compare, with their colors
 
 
 def read_values(paths: Iterable[Path]) -> Results:
@@ -31,10 +31,12 @@ def read_values(paths: Iterable[Path]) -> Results:
     for path in paths:
         try:
             own = _read_file(path)
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(f"{path}: not a CSV file of an experiment ({error!r})") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; give a results.csv of an experiment") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(f"{path}: not a results.csv of an experiment: {error}; run it again") from None
         if both := {world for _, world in results} & {world for _, world in own}:
-            raise UserError(f"{path}: the world {min(both)!r} is in another file, too")
+            raise UserError(f"{path}: the world {min(both)!r} is in another file, too; give only one of them")
         results |= own
     return results
 
@@ -42,11 +44,16 @@ def read_values(paths: Iterable[Path]) -> Results:
 def _read_file(path: Path) -> Results:
     results: Results = {}
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+        rows = csv.DictReader(file)
+        if rows.fieldnames != CSV_COLUMNS:
+            raise ValueError(f"its first line is not {','.join(CSV_COLUMNS)}")
+        for row in rows:
             metrics = results.setdefault((row["arm"], row["world"]), {}).setdefault(int(row["seed"]), {})
             value = float(row["value"])
             if row["measure"] in metrics or not math.isfinite(value):
-                raise ValueError(f"seed {row['seed']}, {row['world']}, {row['arm']}, {row['measure']}: not one number")
+                raise ValueError(
+                    f"seed {row['seed']}, {row['world']}, {row['arm']}, {row['measure']}: twice, or not finite"
+                )
             metrics[row["measure"]] = value
     if not any(variant == BASELINE for variant, _ in results):
         raise ValueError(f"no results of {BASELINE}")
@@ -92,7 +99,7 @@ def _cell(values: Sequence[float], seeds: int) -> str:
 
 
 def plot_gains(results: Results) -> bytes:
-    """Plot the gains by world, as PNG: small dots for seeds, large ones for means, and lines for intervals."""
+    """Plot the gains by world, as PNG: small dots for seeds, large ones for means, and bars for intervals."""
     worlds = worlds_of(results)
     figure = new_figure(9, 0.55 * len(worlds) + 1.6)
     axes = add_axes(figure, figure.add_gridspec(1, 1)[0, 0])

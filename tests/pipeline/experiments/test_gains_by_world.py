@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.experiments.gains_by_world import gains_table, plot_gains, read_values
-from tests.runs import ROOT
+from tests.runs import ROOT, python, refuses
 
 HEADER = "seed,world,arm,measure,value\n"
 
@@ -37,21 +37,19 @@ def test_gains_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed,arm\n1,sft\n", "not a CSV file of an experiment"),
-        (HEADER + "x,main,sft,low_unseen,0.1\n", "not a CSV file of an experiment .*invalid literal"),
-        (None, "not a CSV file of an experiment .*No such file"),
-        (HEADER, "not a CSV file of an experiment .*no results of sft"),
-        (HEADER + "1,main,sft,low,0.1\n", "not a CSV file of an experiment .*a model without low_unseen"),
-        (HEADER + "1,main,sft,low_unseen,nan\n", "not a CSV file of an experiment .*not one number"),
-        (HEADER + "1,main,sft,low_unseen,0.1\n" * 2, "not a CSV file of an experiment .*not one number"),
+        ("seed,arm\n1,sft\n", "not a results.csv of an experiment: its first line is not seed,world,arm"),
+        (HEADER + "x,main,sft,low_unseen,0.1\n", "not a results.csv of an experiment: invalid literal"),
+        (HEADER, "not a results.csv of an experiment: no results of sft"),
+        (HEADER + "1,main,sft,low,0.1\n", "not a results.csv of an experiment: a model without low_unseen"),
+        (HEADER + "1,main,sft,low_unseen,nan\n", "seed 1, main, sft, low_unseen: twice, or not finite"),
+        (HEADER + "1,main,sft,low_unseen,0.1\n" * 2, "seed 1, main, sft, low_unseen: twice, or not finite"),
     ],
 )
-def test_other_files(text: str | None, message: str, tmp_path: Path) -> None:
+def test_other_files(text: str, message: str, tmp_path: Path) -> None:
     """Name the file, and what is wrong with it."""
     path = tmp_path / "results.csv"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=f"results.csv: {message}"):
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"results.csv: .*{message}"):
         read_values([path])
 
 
@@ -61,3 +59,14 @@ def test_a_world_in_two_files(tmp_path: Path) -> None:
     path.write_text(HEADER + "1,main,sft,low_unseen,0.1\n")
     with pytest.raises(UserError, match="the world 'main' is in another file, too"):
         read_values([path, path])
+
+
+def test_command(tmp_path: Path) -> None:
+    """Print the table and write the picture. A missing file is refused, and no picture is written."""
+    path, picture = tmp_path / "results.csv", tmp_path / "new" / "gains.png"
+    command = ("-m", "pipeline.experiments.gains_by_world", path, "--output", picture)
+    refuses(python(*command), f"cannot read {path}", "No such file", "give a results.csv")
+    assert not picture.exists()
+    path.write_text(HEADER + "1,main,sft,low_unseen,0.1\n1,main,hard,low_unseen,0.3\n")
+    assert "| `main` | 1 | 10.0 |  | +20.0 |  |" in python(*command).stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
