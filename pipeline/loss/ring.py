@@ -45,6 +45,7 @@ class RingSoftmax(ShardedSoftmax):
         top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary.
         hard: whether to pool the target tokens in place of soft tokens.
+        alignment_factor: see `ShardedSoftmax`.
         block_rows: b.
     """
 
@@ -55,9 +56,10 @@ class RingSoftmax(ShardedSoftmax):
         top_k: int | None,
         group: Group,
         hard: bool,
+        alignment_factor: float,
         block_rows: int,
     ) -> None:
-        super().__init__(vocabulary, temperature, top_k, group, hard)
+        super().__init__(vocabulary, temperature, top_k, group, hard, alignment_factor)
         self.rank, self.size = rank_and_size(group)
         self.shard_rows, self.block_rows = vocabulary.shard_rows(self.size), block_rows
         self.start, self.num_columns, self.row_group = 0, vocabulary.size, None
@@ -98,9 +100,7 @@ class RingSoftmax(ShardedSoftmax):
         for rows, block in self._blocks():
             columns[:, :, rows] = (hidden @ block.T).unflatten(1, (self.size, -1))
 
-    def _products(
-        self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float
-    ) -> Tensor:
+    def _products(self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, grad_scale: float) -> Tensor:
         head, dz = self.vocabulary.head, self._by_rank(state.e)
         if soft is not None:
             self._soft.append(soft)

@@ -39,16 +39,29 @@ class ShardedSoftmax:
         top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
         hard: whether to pool the target tokens in place of soft tokens. `top_k` is then None.
+        alignment_factor: factor of the alignment gradient, divided by the scale of the gradients. It is applied last:
+            fp16 could not hold the gradients of the pooled representations with it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, temperature: float, top_k: int | None, group: Group, hard: bool) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        temperature: float,
+        top_k: int | None,
+        group: Group,
+        hard: bool,
+        alignment_factor: float,
+    ) -> None:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
+        self._alignment_factor = alignment_factor
         self.top_k, self.hard = None if top_k is None else min(top_k, vocabulary.size), hard
         # First column and number of columns of the logits on this rank, and the ranks that hold the other columns.
         self.start, self.num_columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.num_columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
-        self._joint_gradient = vocabulary.embedding is vocabulary.head and vocabulary.head.grad is not None
+        # Product 3 includes the gradient of a tied embedding, except in fp16, where pooled * factor may overflow.
+        head, is_fp16 = vocabulary.head, vocabulary.head.weight.dtype == torch.float16
+        self._joint_gradient = vocabulary.embedding is head and head.grad is not None and not is_fp16
         self._soft: list[SoftGradient] = []
         self._buffers: dict[str, Tensor] = {}
         self._buffer_rows = 0
@@ -171,7 +184,9 @@ class ShardedSoftmax:
         if dz.numel():
             dz.scatter_(1, columns, torch.where(local[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
         if grad_probs is not None and state.mixture is not None:
-            self._add_top_k_alignment(state, state.mixture, grad_probs, gain / scale, at_target)
+            self._add_top_k_alignment(
+                state, state.mixture, grad_probs, self._alignment_factor * gain / scale, at_target
+            )
         if state.cap_derivative is not None:
             dz.mul_(state.cap_derivative)
 
@@ -181,9 +196,10 @@ class ShardedSoftmax:
         weighted = torch.mul(state.hidden, scale[:, None], out=torch.empty_like(state.hidden))
         total = self.vocabulary.embedding.grad
         if soft is not None and soft.columns is not None and total is not None:
-            add_gradient_(total, self._apply_weights(soft.pooled), soft.grad_u, soft.columns, grad_scale)
+            factor = grad_scale * self._alignment_factor
+            add_gradient_(total, self._apply_weights(soft.pooled), soft.grad_u, soft.columns, factor)
             soft = None
-        product = self._products(state, weighted, soft, gain, grad_scale / gain)
+        product = self._products(state, weighted, soft, grad_scale / gain)
         return product.mul_((scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
 
     def _add_alignment(self, state: SoftmaxState, grad_probs: Tensor, at_target: Tensor) -> Tensor:
@@ -194,7 +210,8 @@ class ShardedSoftmax:
         """
         tokens, s = state.tokens, state.statistics
         inner = all_reduce(inner_products(state.tempered, grad_probs, tokens) * s.tempered_scale, self.row_group)
-        k = tokens.pooling_weights * s.tempered_scale / (s.scale * self.temperature)
+        slope = tokens.pooling_weights * self._alignment_factor / self.temperature
+        k = slope * s.tempered_scale / s.scale
         softmax_backward_(state.e, state.tempered, tokens.ce_weights, k, inner, grad_probs, tokens)
         if grad_probs.numel() == 0:
             return at_target
@@ -220,16 +237,14 @@ class ShardedSoftmax:
         at_columns = torch.where((mixture.columns == columns) & local[:, None], at_target[:, None], at_columns)
         state.e.scatter_(1, mixture.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
 
-    def _products(
-        self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, gain: float, grad_scale: float
-    ) -> Tensor:
+    def _products(self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, grad_scale: float) -> Tensor:
         """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient. Return dz W. `state.e` holds dz."""
         head, dz = self.vocabulary.head, state.e
         if soft is not None and not self._joint_gradient:
             self._soft.append(soft)
         elif soft is not None:
             dz = state.e_buffer[: len(state.e) + len(soft.pooled)]
-            dz[len(state.e) :] = self._apply_weights(soft.pooled) * gain
+            dz[len(state.e) :] = self._apply_weights(soft.pooled) * self._alignment_factor
             weighted = torch.cat([weighted, soft.grad_u.to(weighted.dtype)])
         if head.grad is not None:
             add_product_(head.grad, dz.T, weighted, grad_scale)
@@ -254,11 +269,11 @@ class ShardedSoftmax:
         return grad_probs
 
     def finish(self, grad_scale: float) -> None:
-        """Add grad_scale * pooled^T grad_u of all chunks to the embedding's gradient, unless `backward` has done so."""
+        """Add the alignment gradient of all chunks to the embedding's gradient, unless `backward` has done so."""
         if self._soft and self.vocabulary.embedding.grad is not None:
             pooled = self._apply_weights(torch.cat([soft.pooled for soft in self._soft]))
             grad_u = torch.cat([soft.grad_u for soft in self._soft])
-            add_product_(self.vocabulary.embedding.grad, pooled.T, grad_u, grad_scale)
+            add_product_(self.vocabulary.embedding.grad, pooled.T, grad_u, grad_scale * self._alignment_factor)
 
     def _apply_weights(self, pooled: Tensor) -> Tensor:
         weights = self.vocabulary.weights

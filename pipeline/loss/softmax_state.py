@@ -116,11 +116,13 @@ class SoftmaxState:
 
 @dataclass(frozen=True)
 class SoftGradient:
-    """Factors of the embedding's gradient, pooled^T grad_u, over the m sequences that require a gradient.
+    """Factors of the alignment gradient of the embedding, over the m sequences that require a gradient.
+
+    The gradient is grad_scale * alignment_factor * pooled^T grad_u.
 
     Attributes:
         pooled: [m, v] pooled probabilities.
-        grad_u: [m, d] gradient of the pooled representations.
+        grad_u: [m, d] gradient of the sum of distances with respect to the pooled representations.
         grad_u_of_parts: `grad_u` of each part of a sequence that requires a gradient, if ranks share rows, or `grad_u`.
         columns: columns of `pooled` in use, or None for all; see `embedding_products.used_columns`.
     """

@@ -180,14 +180,14 @@ class _Step:
         chunks, vocab_parallel = chosen.chunks, chosen.vocab_parallel
         layout = layout.in_order(chosen.order)
         table = PooledRepresentations(layout, chunks, hidden.shape[1], dtype, settings)
-        softmax = self._softmax(vocab_parallel)
+        pairs = self.normalizers.pairs
+        factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
+        softmax = self._softmax(vocab_parallel, factor)
         own_rank = None if vocab_parallel else rank_and_size(self.group)[0]
         tables = token_tables(layout, chunks, table, settings.pooling, dtype)
         tokens = subchunk_tokens(tables, chunks, table, own_rank)
         softmax.reserve(subchunk for chunk in tokens for _, subchunk in chunk)
         rows = hidden.new_zeros(1 if self.top_k is None else 3, len(tables.targets), dtype=dtype)
-        pairs = self.normalizers.pairs
-        factor = alignment_weight / pairs / self.grad_scale if pairs and grad is not None else 0.0
         exchange = HiddenExchange(hidden, grad, self.group, vocab_parallel, self.speeds.ranks_per_node)
         stream = exchange.stream([s for chunk in chunks for s in chunk.passes(backward=grad is not None)])
 
@@ -198,7 +198,7 @@ class _Step:
                 table.sum_parts(index, pooled)
                 columns = softmax.used_columns(pooled)
                 u = softmax.pooled_representations(pooled, columns)
-                grad_u = table.align(index, u, running_means, factor)
+                grad_u = table.align(index, u, running_means, 1.0 if factor else 0.0)
                 if grad_u is not None:
                     grad_u_of_parts = grad_u[table.of_part[index]] if table.of_part else grad_u
                     soft = SoftGradient(pooled[table.requires_grad[index]], grad_u, grad_u_of_parts, columns)
@@ -212,12 +212,12 @@ class _Step:
             running_means.update(table.values, table.language, table.counted, settings.centring_momentum)
         return self._result(tables, table, rows, alignment_weight, languages)
 
-    def _softmax(self, vocab_parallel: bool) -> ShardedSoftmax:
+    def _softmax(self, vocab_parallel: bool, factor: float) -> ShardedSoftmax:
         """Create the implementation of the head `vocab_parallel`, or else of `gathered`."""
+        arguments = self.vocabulary, self.temperature, self.top_k, self.group, self.hard, factor
         if vocab_parallel:
-            return ShardedSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, self.hard)
-        block_rows = self.sizes.block_rows(self.settings)
-        return RingSoftmax(self.vocabulary, self.temperature, self.top_k, self.group, self.hard, block_rows)
+            return ShardedSoftmax(*arguments)
+        return RingSoftmax(*arguments, self.sizes.block_rows(self.settings))
 
     def _forward(
         self,

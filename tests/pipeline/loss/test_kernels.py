@@ -34,7 +34,7 @@ def test_softmax_and_selection_of_padded_rows(columns: int, dtype: torch.dtype) 
 def test_rows_of_gradients_are_aligned(columns: int) -> None:
     """Use shards of Qwen2.5 0.5B and 7B on 128 and 256 ranks. Only 1192 is a multiple of 8."""
     shard = VocabularyShard(torch.randn(columns, 4).bfloat16(), 0)
-    softmax = ShardedSoftmax(Vocabulary(columns, shard, shard), 1.0, 20, None, hard=False)
+    softmax = ShardedSoftmax(Vocabulary(columns, shard, shard), 1.0, 20, None, hard=False, alignment_factor=1.0)
     grad_u = torch.randn(3, 4)
     grad_probs = softmax.grad_probs(grad_u, None)
     torch.testing.assert_close(grad_probs, grad_u.bfloat16() @ shard.weight.T)
