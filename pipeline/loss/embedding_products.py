@@ -1,6 +1,6 @@
 """Products of the pooled probabilities of a few sequences with the embedding, and of their gradients.
 
-Their time is that of reading the embedding. With top-k or target tokens, only few columns of a chunk have a
+Their time is that of reading the embedding. With top-k or target tokens, only few columns of a sequence have a
 probability, and a CPU reads only their rows.
 
 Shape letters: n sequences of the chunk, m of them whose pooled representations require a gradient, v vocabulary rows of
@@ -9,32 +9,34 @@ this rank, u of them in use, d hidden size.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from .chunking import row_stride
 from .kernels import PARTS, row_tiles
 
 
-def used_columns(pooled_nv: Tensor) -> Tensor | None:
+def used_columns(pooled_mv: Tensor) -> Tensor | None:
     """Return the [u] columns in which a sequence has a probability, or None to use all.
 
     None if at least half of them are in use, and on a GPU, because their number would have to be copied to the host.
     """
-    if pooled_nv.is_cuda:
+    if pooled_mv.is_cuda:
         return None
-    columns = pooled_nv.any(0).nonzero().squeeze(1)
-    return columns if 2 * len(columns) < pooled_nv.shape[1] else None
+    columns = pooled_mv.any(0).nonzero().squeeze(1)
+    return columns if 2 * len(columns) < pooled_mv.shape[1] else None
 
 
-def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, columns_u: Tensor | None) -> Tensor:
-    """Compute pooled @ embedding, [n, d]. `columns_u` is the result of `used_columns`."""
-    if columns_u is not None:
-        dtype = torch.promote_types(pooled_nv.dtype, torch.float32)  # half precision would round after every tile
-        out = pooled_nv.new_zeros(len(pooled_nv), embedding_vd.shape[1], dtype=dtype)
-        for tile in row_tiles(embedding_vd, 0, len(columns_u)):
-            columns = columns_u[tile]
-            out += pooled_nv.index_select(1, columns) @ embedding_vd.index_select(0, columns)
-        return out
-    n, v = pooled_nv.shape
+def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, sparse: bool) -> Tensor:
+    """Compute pooled @ embedding, [n, d], in the dtype of the embedding.
+
+    `sparse` says that most probabilities may be 0, so that it pays to look for the others on a CPU.
+    """
+    pooled_nv, (n, v) = pooled_nv.to(embedding_vd.dtype), pooled_nv.shape
+    if sparse and not pooled_nv.is_cuda:
+        sequence, column = pooled_nv.nonzero(as_tuple=True)
+        if 2 * len(column) < v:
+            firsts, weights = torch.searchsorted(sequence, torch.arange(n)), pooled_nv[sequence, column]
+            return embedding_bag(column, embedding_vd, firsts, mode="sum", per_sample_weights=weights)
     if pooled_nv.is_cuda or v % PARTS:
         return pooled_nv @ embedding_vd
     by_part = torch.bmm(pooled_nv.view(n, PARTS, -1).transpose(0, 1), embedding_vd.unflatten(0, (PARTS, -1)))

@@ -55,6 +55,7 @@ class ShardedSoftmax:
         self.vocabulary, self.temperature, self.group = vocabulary, temperature, group
         self._alignment_factor = alignment_factor
         self.top_k, self.hard = None if top_k is None else min(top_k, vocabulary.size), hard
+        self._is_sparse = hard or top_k is not None  # few pooled probabilities are not 0
         # First column and number of columns of the logits on this rank, and the ranks that hold the other columns.
         self.start, self.num_columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.num_columns
@@ -126,13 +127,12 @@ class ShardedSoftmax:
         return pool(state.tempered, weights, state.tokens)
 
     def used_columns(self, pooled: Tensor) -> Tensor | None:
-        """Return the columns in which one of the [n, v] pooled probabilities is not 0, or None to use all."""
-        return None if self.top_k is None and not self.hard else used_columns(pooled)
+        """Return the columns in which one of the [m, v] pooled probabilities is not 0, or None to use all."""
+        return used_columns(pooled) if self._is_sparse else None
 
-    def pooled_representations(self, pooled: Tensor, columns: Tensor | None) -> Tensor:
+    def pooled_representations(self, pooled: Tensor) -> Tensor:
         """Compute the [n, d] pooled representations from the [n, v] pooled probabilities, summed over all ranks."""
-        embedding = self.vocabulary.embedding.weight
-        u = times_embedding(self._apply_weights(pooled).to(embedding.dtype), embedding, columns)
+        u = times_embedding(self._apply_weights(pooled), self.vocabulary.embedding.weight, self._is_sparse)
         return all_reduce(u.to(pooled.dtype), self.group)
 
     def grad_probs(self, grad_u: Tensor, columns: Tensor | None) -> Tensor:

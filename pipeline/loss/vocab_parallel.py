@@ -196,12 +196,12 @@ class _Step:
             soft = None
             if pooled is not None:
                 table.sum_parts(index, pooled)
-                columns = softmax.used_columns(pooled)
-                u = softmax.pooled_representations(pooled, columns)
+                u = softmax.pooled_representations(pooled)
                 grad_u = table.align(index, u, running_means, 1.0 if factor else 0.0)
                 if grad_u is not None:
                     grad_u_of_parts = grad_u[table.of_part[index]] if table.of_part else grad_u
-                    soft = SoftGradient(pooled[table.requires_grad[index]], grad_u, grad_u_of_parts, columns)
+                    with_grad = pooled[table.requires_grad[index]]
+                    soft = SoftGradient(with_grad, grad_u, grad_u_of_parts, softmax.used_columns(with_grad))
             if grad is not None:
                 self._backward(softmax, chunk, states, soft, table.requires_grad_of_rank[index], stream, exchange)
         exchange.finish()
