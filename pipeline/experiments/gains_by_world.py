@@ -1,7 +1,7 @@
 """Compare the worlds of several experiments: a table and a picture of the gains over plain fine-tuning.
 
     python -m pipeline.experiments.gains_by_world docs/bench/experiment.csv docs/bench/worlds.csv \\
-        docs/bench/embedding_rate.csv --output docs/bench/gains_by_world.png
+        docs/bench/embedding_rate.csv --output docs/bench/gains_by_world.png --compare paper:shared_nouns paper:main
 """
 
 import argparse
@@ -14,8 +14,8 @@ from statistics import fmean
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.plotting import BLUE, GREY, INK, LIGHT, ORANGE, add_axes, new_figure, png, title
-from pipeline.experiments.analysis import CSV_COLUMNS, PRIMARY, Interval, Results, differences, interval
-from pipeline.experiments.plan import BASELINE, Contrast
+from pipeline.experiments.analysis import CSV_COLUMNS, PRIMARY, Interval, Results, interval
+from pipeline.experiments.plan import BASELINE
 from pipeline.experiments.results import MIN_SEEDS
 
 VARIANTS = {"paper": ORANGE, "hard": BLUE, "words": LIGHT}  # variants to compare, with their colors
@@ -67,10 +67,11 @@ def worlds_of(results: Results) -> list[str]:
     return list(dict.fromkeys(world for variant, world in results if variant == BASELINE))
 
 
-def gains(results: Results, variant: str, world: str) -> list[float]:
-    """Return the gains on held-out combinations in points, for the seeds that have both models."""
-    values = differences(results, Contrast(variant, BASELINE, world), PRIMARY)
-    return [round(100 * value, 6) for value in values]  # the files have eight digits
+def gains(results: Results, variant: str, world: str) -> dict[int, float]:
+    """Return the gains on held-out combinations in points, by seed, for the seeds that have both models."""
+    models, baselines = results.get((variant, world), {}), results.get((BASELINE, world), {})
+    both = {seed: models[seed][PRIMARY] - baselines[seed][PRIMARY] for seed in sorted(models.keys() & baselines)}
+    return {seed: round(100 * value, 6) for seed, value in both.items()}  # the files have eight digits
 
 
 def mean_and_interval(values: Sequence[float]) -> Interval:
@@ -84,7 +85,7 @@ def gains_table(results: Results) -> str:
     for world in worlds_of(results):
         models = results[BASELINE, world]
         cells = [f"{100 * fmean(metrics[PRIMARY] for metrics in models.values()):.1f}"]
-        cells += [_cell(gains(results, variant, world), len(models)) for variant in VARIANTS]
+        cells += [_cell([*gains(results, variant, world).values()], len(models)) for variant in VARIANTS]
         lines.append(f"| `{world}` | {len(models)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -93,9 +94,36 @@ def _cell(values: Sequence[float], seeds: int) -> str:
     """Format the mean gain over those of the `seeds` seeds that have the variant."""
     if not values:
         return ""
-    found = mean_and_interval(values)
+    return _format(mean_and_interval(values)) + (f" ({len(values)} of them)" if len(values) != seeds else "")
+
+
+def _format(found: Interval) -> str:
     bounds = "" if math.isnan(found.low) else f" [{found.low:+.1f}, {found.high:+.1f}]"
-    return f"{found.mean:+.1f}{bounds}" + (f" ({len(values)} of them)" if len(values) != seeds else "")
+    return f"{found.mean:+.1f}{bounds}"
+
+
+def compare(results: Results, first: str, second: str) -> str:
+    """Compare two gains on the seeds that have both. Each is named VARIANT:WORLD.
+
+    Raises:
+        UserError: a name has no results, or no seed has both.
+    """
+    pair = []
+    for name in (first, second):
+        variant, _, world = name.partition(":")
+        if (variant, world) not in results:
+            known = ", ".join(f"{variant}:{world}" for variant, world in results)
+            raise UserError(f"--compare: no results of {name!r}; the files have {known}")
+        pair.append(gains(results, variant, world))
+    one, other = pair
+    if not (seeds := sorted(one.keys() & other)):
+        raise UserError(f"--compare: {first} and {second} have no seed in common; choose others")
+    means = [fmean(values[seed] for seed in seeds) for values in pair]
+    difference = mean_and_interval([one[seed] - other[seed] for seed in seeds])
+    return (
+        f"{first} {means[0]:+.1f}, {second} {means[1]:+.1f}, difference {_format(difference)} ({len(seeds)} seeds: "
+        f"{', '.join(map(str, seeds))})"
+    )
 
 
 def plot_gains(results: Results) -> bytes:
@@ -106,7 +134,7 @@ def plot_gains(results: Results) -> bytes:
     axes.grid(axis="y", visible=False)
     for index, (variant, color) in enumerate(VARIANTS.items()):
         for row, world in enumerate(reversed(worlds)):
-            values, y = gains(results, variant, world), row + 0.24 * (1 - index)
+            values, y = [*gains(results, variant, world).values()], row + 0.24 * (1 - index)
             if not values:
                 continue
             found = mean_and_interval(values)
@@ -132,10 +160,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the worlds of experiments.")
     parser.add_argument("files", type=Path, nargs="+", help="results.csv of an experiment")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar="VARIANT:WORLD",
+        help="two gains to compare on the seeds that have both; may be given several times",
+    )
     args = parser.parse_args()
     ensure_writable(args.output.parent)
     results = read_values(args.files)
-    print(gains_table(results))
+    comparisons = [compare(results, *names) for names in args.compare]
+    print("\n".join([gains_table(results), *comparisons]))
     write_atomically(args.output, plot_gains(results))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.experiments.gains_by_world import gains_table, plot_gains, read_values
+from pipeline.experiments.gains_by_world import compare, gains_table, plot_gains, read_values
 from tests.runs import ROOT, python, refuses
 
 HEADER = "seed,world,arm,measure,value\n"
@@ -32,6 +32,17 @@ def test_gains_by_hand(tmp_path: Path) -> None:
         "| `large` | 3 | 10.0 | -5.0 (1 of them) | +20.0 [-4.8, +44.8] |  |",
     ]
     assert plot_gains(results).startswith(b"\x89PNG")
+    # With the seeds 1 and 2, both worlds gain 10 and 20 points. With the seed 3, paper loses 5 and hard gains 30.
+    assert compare(results, "hard:large", "hard:small") == (
+        "hard:large +15.0, hard:small +15.0, difference +0.0 (2 seeds: 1, 2)"
+    )
+    assert compare(results, "paper:large", "hard:large").startswith(
+        "paper:large -5.0, hard:large +30.0, difference -35.0 (1"
+    )
+    with pytest.raises(UserError, match="no results of 'hard'; the files have sft:small, hard:small"):
+        compare(results, "hard", "hard:small")
+    with pytest.raises(UserError, match="paper:large and hard:small have no seed in common"):
+        compare(results, "paper:large", "hard:small")
 
 
 @pytest.mark.parametrize(
