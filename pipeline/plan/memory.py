@@ -120,30 +120,42 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         temporary = max(temporary, tile if e == 4 else 4 * tile, product)
     parts = {
         "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns)) * e,
+        # Of this rank, with their gradient, and those of a middle layer, if they are aligned.
+        "hidden states": (2 if run.config.loss.pools_vocabulary else 3) * c.target_tokens * d * e,
+    }
+    backward = {
         # Pooled probabilities of all sequences, and those of sequences with a gradient again, with their gradients.
         "pooled probabilities": run.config.loss.pools_vocabulary
         * (sequences * columns * (accumulation_size + with_gradient * (accumulation_size + e))),
-        # Of this rank, with their gradient, and those of a middle layer, if they are aligned.
-        "hidden states": (2 if run.config.loss.pools_vocabulary else 3) * c.target_tokens * d * e,
         "passing": temporary,
     }
+    forward: dict[str, float] = {}
     if run.config.loss.num_selected is not None:
-        # Block maxima and candidates of the selection, their order, and the k largest with their columns.
+        # Block maxima and candidates of the selection, their order, and the k largest with their columns, of which the
+        # backward pass keeps columns and probabilities.
         selected = min(run.config.loss.num_selected, columns)
         per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
-        parts["top-k"] = rows * per_row
-        if run.frozen_head and not run.gpu:  # tiles and the selection do not coincide without product 3
-            parts["passing"] = max(0, parts["passing"] - parts["top-k"])
+        forward["top-k"] = rows * per_row
+        backward["top-k"] = rows * selected * (8 + accumulation_size)
     if vocab_parallel and ranks > 1:
         # Hidden states and the partial gradients from all ranks, each for two subchunks if there are several.
-        parts["exchange buffers"] = rows * d * e * (2 if c.subchunks == 1 else 4)
+        several = c.subchunks > 1
+        forward["exchange buffers"] = rows * d * e * (4 if several else 1)
+        backward["exchange buffers"] = rows * d * e * (4 if several else 2)
     if not vocab_parallel:
         block_rows = run.buffer_sizes.block_rows(run.config.loss)
         blocks = min(2, -(-run.buffer_sizes.shard_rows // block_rows))
-        # Blocks of the head, their gradients, and a copy of the logits or of their gradients.
+        # Blocks of the head, this rank's part of one, and the block's logits before they are copied. In the backward
+        # pass, the gradients of the blocks, and a copy of the logits' gradient unless one block is the whole head.
+        block, logits = ranks * block_rows * d, ranks * block_rows * rows * e
         gradient = 0 if run.frozen_head else accumulation_size
-        parts["blocks"] = ranks * block_rows * (blocks * d * (e + gradient) + rows * e)
-    return {name: round(size) for name, size in parts.items()}
+        backward["blocks"] = blocks * block * (e + gradient) + (logits if blocks > 1 else 0)
+        forward = max(forward, {"blocks": blocks * block * e + block / ranks * e + logits}, key=_total)
+    return {name: round(size) for name, size in (parts | max(forward, backward, key=_total)).items()}
+
+
+def _total(parts: dict[str, float]) -> float:
+    return sum(parts.values())
 
 
 def _node_copies(run: PlannedRun) -> dict[str, int]:
