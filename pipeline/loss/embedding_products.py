@@ -29,7 +29,7 @@ def used_columns(pooled_mv: Tensor) -> Tensor | None:
 def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, sparse: bool) -> Tensor:
     """Compute pooled @ embedding, [n, d], in the dtype of the embedding.
 
-    `sparse` says that most probabilities may be 0, so that it pays to look for the others on a CPU.
+    `sparse` says that most probabilities may be 0. If fewer than v / 2 are not, a CPU reads one row for each of these.
     """
     pooled_nv, (n, v) = pooled_nv.to(embedding_vd.dtype), pooled_nv.shape
     if sparse and not pooled_nv.is_cuda:

@@ -191,8 +191,8 @@ def softmax_backward_(
         q_Cv: [C, v] multiples of the probabilities at the soft tokens' temperature, overwritten with scratch data;
             `e_Cv` itself if the temperature is 1.
         base_C: [C] factor of the cross-entropy term: the cross-entropy weight of the row.
-        slope_C: [C] factor of the alignment term: the pooling weight of the row, divided by the temperature and
-            rescaled from `q` to `e`.
+        slope_C: [C] factor of the alignment term: the pooling weight of the row times the alignment factor, divided by
+            the temperature and rescaled from `q` to `e`.
         inner_C: [C] inner product of the probabilities and grad_probs.
         grad_probs_mv: [m, v] gradient with respect to the pooled probabilities of each sequence.
         tokens: target tokens of the rows, which give the sequence of each row.

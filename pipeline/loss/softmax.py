@@ -39,8 +39,8 @@ class ShardedSoftmax:
         top_k: number of largest logits in the soft tokens' softmax, or None for all.
         group: process group that shards the vocabulary, or None for a single process; see `solar_loss`.
         hard: whether to pool the target tokens in place of soft tokens. `top_k` is then None.
-        alignment_factor: factor of the alignment gradient, divided by the scale of the gradients. It is applied last:
-            fp16 could not hold the gradients of the pooled representations with it.
+        alignment_factor: weight of the alignment loss / number of pairs / grad_scale. It multiplies dz and the gradient
+            of the embedding, not that of the pooled representations, which fp16 could not hold with it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ShardedSoftmax:
         self.start, self.num_columns, self.row_group = vocabulary.head.start, len(vocabulary.head.weight), group
         self.buffer_columns = self.num_columns
         self.bias, self.bias_grad = vocabulary.bias, vocabulary.bias_grad
-        # Product 3 includes the gradient of a tied embedding, except in fp16, where pooled * factor may overflow.
+        # Product 3 includes the gradient of a tied embedding, except in fp16: pooled * factor * FP16_GAIN may overflow.
         head, is_fp16 = vocabulary.head, vocabulary.head.weight.dtype == torch.float16
         self._joint_gradient = vocabulary.embedding is head and head.grad is not None and not is_fp16
         self._soft: list[SoftGradient] = []

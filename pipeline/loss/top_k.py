@@ -175,9 +175,9 @@ def pool_top_k(mixture: TopKMixture, tokens: SubchunkTokens, columns: int) -> Te
 def grad_logits(
     mixture: TopKMixture, grad_probs_mv: Tensor, tokens: SubchunkTokens, temperature: float, group: Group
 ) -> Tensor:
-    """Compute the [C, j] gradient of the alignment loss with respect to the logits at the columns of `mixture`.
+    """Compute the [C, j] gradient of the sum of distances with respect to the logits at the columns of `mixture`.
 
-    Collective over `group`, as `merge`. `grad_probs_mv` is the gradient of the pooled probabilities.
+    Collective over `group`, as `merge`. `grad_probs_mv` is its gradient with respect to the pooled probabilities.
     """
     q, index = mixture.probabilities, tokens.grad_index
     c = torch.zeros_like(q)

@@ -11,7 +11,7 @@ of all ranks, one subchunk at a time:
     pooled = sum of w_t q_t        [n, v]   per sequence
     u = pooled E                   [n, d]   all-reduce: pooled representations -> distances, their gradient g [n, d]
     c = g E^T, <q_t, c>            [C]      all-reduce
-    dz = (p - onehot)/N + w_t q (c - <q_t, c>)    in place of e
+    dz = (p - onehot)/N + a w_t q (c - <q_t, c>)  in place of e
     dH = dz W                      [C, d]   product 2, all-to-all and sum in fp32
     dW += dz^T H                   [v, d]   product 3, unless the head is frozen
 
@@ -24,7 +24,7 @@ recomputed once the pooled representations are known. The ring head is in ring.p
 
 Shape letters: T target tokens of this rank, A of all ranks, C of a subchunk, S sequences, n of a chunk,
 v vocabulary rows of this rank, d hidden size, L languages. N target tokens of the global batch, E embedding rows of
-this rank, w_t pooling weight of token t.
+this rank, w_t pooling weight of token t, a weight of the alignment loss / number of pairs.
 """
 
 from collections.abc import Iterator
@@ -135,7 +135,7 @@ class _Step:
     """State of one `solar_loss` call.
 
     Attributes:
-        grad_scale: 1 / normalizers.tokens. Intermediate gradients are divided by it to prevent underflow in fp16.
+        grad_scale: 1 / normalizers.tokens. The gradient of the logits is divided by it to prevent underflow in fp16.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.loss import LossSettings, kernels
+from pipeline.loss import LossSettings, embedding_products, kernels
 from pipeline.loss.embedding_products import add_gradient_, times_embedding, times_embedding_transposed, used_columns
 from tests.pipeline.loss.cases import Case
 from tests.pipeline.loss.test_vocab_parallel import FP64, HEADS, UNEVEN, check
@@ -39,6 +39,19 @@ def test_products_with_used_rows_equal_dense_products(used: int, monkeypatch: py
         total = embedding.clone()
         add_gradient_(total, pooled[:2], grad_u, columns, 0.5)
         torch.testing.assert_close(total, embedding + 0.5 * pooled[:2].T @ grad_u, rtol=1e-12, atol=1e-12)
+
+
+def test_sequences_share_columns_or_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of four sequences has no probability, and the others share columns."""
+    pooled, embedding = torch.zeros(4, ROWS).double(), torch.randn(ROWS, SIZE).double()
+    pooled[0, 5:50] = pooled[2, 40:90] = pooled[3, 5:7] = 0.25
+    calls = []
+    bag = embedding_products.embedding_bag
+    monkeypatch.setattr(embedding_products, "embedding_bag", lambda *a, **k: calls.append(1) or bag(*a, **k))
+    for sparse in (True, False):
+        u = times_embedding(pooled, embedding, sparse)
+        torch.testing.assert_close(u, pooled @ embedding, rtol=1e-12, atol=1e-12)
+    assert len(calls) == 1  # the other call reads the whole embedding
 
 
 def test_no_columns() -> None:
