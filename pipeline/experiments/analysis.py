@@ -112,9 +112,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def differences(results: Results, contrast: Contrast, measure: str) -> list[float]:
     """Return the differences of a measure between both variants, for the seeds that have both."""
+    return list(differences_by_seed(results, contrast, measure).values())
+
+
+def differences_by_seed(results: Results, contrast: Contrast, measure: str) -> dict[int, float]:
+    """Return `differences` by seed, in ascending order."""
     models = results.get((contrast.variant, contrast.world), {})
     baseline = results.get((contrast.baseline, contrast.world), {})
-    return [models[seed][measure] - baseline[seed][measure] for seed in sorted(models.keys() & baseline.keys())]
+    return {seed: models[seed][measure] - baseline[seed][measure] for seed in sorted(models.keys() & baseline.keys())}
 
 
 def run_comparisons(plan: ExperimentPlan, results: Results) -> list[Comparison]:

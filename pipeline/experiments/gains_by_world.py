@@ -14,8 +14,8 @@ from statistics import fmean
 from pipeline.common.atomic_io import ensure_writable, write_atomically
 from pipeline.common.errors import UserError, exit_cleanly
 from pipeline.common.plotting import BLUE, GREY, INK, LIGHT, ORANGE, add_axes, new_figure, png, title
-from pipeline.experiments.analysis import CSV_COLUMNS, PRIMARY, Interval, Results, interval
-from pipeline.experiments.plan import BASELINE
+from pipeline.experiments.analysis import CSV_COLUMNS, PRIMARY, Interval, Results, differences_by_seed, interval
+from pipeline.experiments.plan import BASELINE, Contrast
 from pipeline.experiments.results import MIN_SEEDS
 
 VARIANTS = {"paper": ORANGE, "hard": BLUE, "words": LIGHT}  # variants to compare, with their colors
@@ -69,9 +69,8 @@ def worlds_of(results: Results) -> list[str]:
 
 def gains(results: Results, variant: str, world: str) -> dict[int, float]:
     """Return the gains on held-out combinations in points, by seed, for the seeds that have both models."""
-    models, baselines = results.get((variant, world), {}), results.get((BASELINE, world), {})
-    both = {seed: models[seed][PRIMARY] - baselines[seed][PRIMARY] for seed in sorted(models.keys() & baselines)}
-    return {seed: round(100 * value, 6) for seed, value in both.items()}  # the files have eight digits
+    values = differences_by_seed(results, Contrast(variant, BASELINE, world), PRIMARY)
+    return {seed: round(100 * value, 6) for seed, value in values.items()}  # the files have eight digits
 
 
 def mean_and_interval(values: Sequence[float]) -> Interval:
