@@ -179,15 +179,18 @@ def _layers(run: PlannedRun) -> dict[str, int]:
 
 
 def _reduction_copies(run: PlannedRun) -> dict[int, int]:
-    """Return the bytes that DeepSpeed copies to reduce a bucket, by layer whose backward triggers the reduction."""
+    """Return the bytes that reducing a bucket copies, by layer whose backward triggers the reduction.
+
+    See `zero3.partitions`. Several ranks copy a bucket rank by rank, unless it is one parameter without padding. With an
+    offloaded optimizer, the reduced part is converted to fp32.
+    """
     copies: dict[int, int] = {}
     for index, sizes in reduce_scatters(run):
         full = sum(-(-size // run.ranks) * run.ranks for size in sizes)
-        # The bucket is copied rank by rank, unless it is one parameter without padding. The reduced part is converted
-        # to fp32.
-        copy = 0 if len(sizes) == 1 and sizes[0] % run.ranks == 0 else full * run.element_size
-        fp32_part = full // run.ranks * 4 if run.element_size < 4 else 0
-        copies[index] = max(copies.get(index, 0), copy + fp32_part)
+        is_copied = run.ranks > 1 and (len(sizes) > 1 or sizes[0] % run.ranks)
+        is_converted = run.zero.offload_optimizer and run.element_size < 4
+        size = full * run.element_size * bool(is_copied) + full // run.ranks * 4 * is_converted
+        copies[index] = max(copies.get(index, 0), size)
     return copies
 
 
