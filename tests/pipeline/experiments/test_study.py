@@ -144,7 +144,7 @@ def test_screening_gives_all_families_equal_budgets():
     screening = project_plan("screening.yaml")
     trials = Counter(variant.family for name, variant in screening.arms.items() if name != "sft")
     assert len(set(trials.values())) == 1
-    for name in ("plan.yaml", "worlds.yaml", "embedding_rate.yaml", "control.yaml", "pilot.yaml"):
+    for name in ("plan.yaml", "worlds.yaml", "embedding_rate.yaml", "control.yaml"):
         plan = project_plan(name)
         assert {variant.family for variant in plan.arms.values()} - {None} <= set(trials)
         assert not set(plan.seeds) & set(screening.seeds)
@@ -152,6 +152,15 @@ def test_screening_gives_all_families_equal_budgets():
         rate = 0.1 if name == "embedding_rate.yaml" else 1.0
         assert plan.finetuning.learning_rate == pytest.approx(rate * screening.finetuning.learning_rate)
         assert replace(plan.finetuning, learning_rate=1.0) == replace(screening.finetuning, learning_rate=1.0)
+
+
+def test_pilot_has_variants_of_screening_and_larger_model():
+    pilot, screening = project_plan("pilot.yaml"), project_plan("screening.yaml")
+    assert {v.family for v in pilot.arms.values()} <= {v.family for v in screening.arms.values()} | {None}
+    for world in pilot.worlds:
+        size = pilot.model_of(world)
+        layers = size.num_hidden_layers * (4 + 3 * 3) * size.hidden_size**2  # q, k, v, o; an MLP three times as wide
+        assert 50e6 < layers < 100e6
 
 
 def test_worlds_with_equal_benchmark_and_model_share_base():
