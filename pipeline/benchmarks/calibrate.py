@@ -119,11 +119,13 @@ def calibrate(rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str
     Prints the errors of the fit and of the cross-validation over cases.
 
     Args:
-        rows: measurements, one per run.
+        rows: measurements, one per run. Those without `step_s` are left out.
         rates: result of `probe` by number of ranks.
     """
     for ranks, rate in rates.items():
         print(f"{ranks} ranks: {rate['flops'] / 1e9:.0f} GFLOP/s, {rate['bytes_per_s'] / 1e9:.1f} GB/s")
+    timed = [i for i, row in enumerate(rows) if row["step_s"] is not None]
+    rows, runs = [rows[i] for i in timed], [runs[i] for i in timed]
     fit, cases = StepTimeFit(rows, runs, rates), np.array([row["case"] for row in rows])
     module_seconds, hop_seconds = fit.fit(np.ones(len(rows), bool))
     print(f"fitted: {module_seconds * 1e3:.2f} ms per module, {hop_seconds * 1e3:.2f} ms per hop")

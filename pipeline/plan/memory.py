@@ -181,8 +181,8 @@ def _layers(run: PlannedRun) -> dict[str, int]:
 def _reduction_copies(run: PlannedRun) -> dict[int, int]:
     """Return the bytes that reducing a bucket copies, by layer whose backward triggers the reduction.
 
-    See `zero3.partitions`. Several ranks copy a bucket rank by rank, unless it is one parameter without padding. With an
-    offloaded optimizer, the reduced part is converted to fp32.
+    See `zero3.partitions`. Several ranks copy a bucket rank by rank, unless it is one parameter without padding. With
+    an offloaded optimizer, the reduced part is converted to fp32.
     """
     copies: dict[int, int] = {}
     for index, sizes in reduce_scatters(run):
