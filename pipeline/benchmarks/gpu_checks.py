@@ -1,28 +1,37 @@
-"""Check what only a GPU can show: kernels, speed of whole steps, training, the planner. One line per check.
+"""Check what only a GPU can show: kernels, speed of loss and steps, training, the planner. One line per check.
 
     python -m pipeline.benchmarks.gpu_checks --output docs/bench
 
 A line begins with `passed`, `short` (a goal of the project is not reached; the line says by how much) or
-`FAILED`. The exit status is 1 if a check failed. The rows of the step benchmark are written to `--output`.
+`FAILED`. The exit status is 1 if a check failed. The rows of the benchmarks are written to `--output`.
 """
 
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pipeline.benchmarks import gpu_recipes
 from pipeline.benchmarks.common import ROOT, Row, write_csv
+from pipeline.benchmarks.gpu_profile import profile_step
 from pipeline.benchmarks.gpu_training import Result, check_options, check_training
+from pipeline.benchmarks.loss import MeasurementSettings, measure_variants
+from pipeline.benchmarks.loss_baselines import LossInputs, LossShape, loss_variants
 from pipeline.benchmarks.step import compare, parse_args
 from pipeline.benchmarks.step_variants import LIGER, MASK, SOLAR, TRL, WEIGHT_0
 from pipeline.common.errors import UserError, exit_cleanly
+from pipeline.loss import LossSettings
 
 # Goals of the project on one GPU of the H100 class.
 IDLE, MFU, ALIGNMENT, SPEED_OVER_TRL = 0.10, 0.45, 1.03, 1.3
+LOSS_OVER_CE = 1.05
+LOSS_SHAPE = LossShape(tokens=8192, vocab=131072, hidden=4096)
+LOSS_VARIANTS = "solar", "solar CE", "three products"
 MEMORY_ERROR, TIME_ERROR = 0.10, 0.25  # of the planner
 
 
@@ -34,6 +43,26 @@ def check_kernels(_: Path | None) -> Iterator[Result]:
     lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     summary = (result.stdout.splitlines() or [result.stderr[-200:]])[-1]
     yield ("passed" if result.returncode == 0 else "FAILED"), "; ".join([summary, *lines])
+
+
+def check_loss(output: Path | None) -> Iterator[Result]:
+    """Compare the loss with and without alignment, and name the kernels that alignment adds."""
+    variants = loss_variants("cuda")
+    settings = MeasurementSettings(torch.bfloat16, "cuda", LossSettings(), 9, time.perf_counter, [*LOSS_VARIANTS])
+    rows = measure_variants(LOSS_SHAPE, settings)
+    if output:
+        write_csv(rows, output / "loss_gpu.csv")
+    with_alignment, ce_only = ({row["contestant"]: row["ms"] for row in rows}[name] for name in LOSS_VARIANTS[:2])
+    ratio = with_alignment / ce_only
+    yield (
+        ("passed" if ratio <= LOSS_OVER_CE else "short"),
+        (f"loss: {with_alignment:.1f} ms, {ratio:.3f} x cross entropy alone (goal: {LOSS_OVER_CE})"),
+    )
+    inputs = LossInputs.random(LOSS_SHAPE, torch.bfloat16, "cuda", LossSettings())
+    profiles = [profile_step(partial(variants[name], inputs))[1] for name in LOSS_VARIANTS[:2]]
+    added = {name: ms - profiles[1].get(name, 0.0) for name, ms in profiles[0].items()}
+    longest = sorted(added.items(), key=lambda item: -item[1])[:8]
+    yield "passed", "kernels that alignment adds, ms: " + "; ".join(f"{ms:.2f} {name[:60]}" for name, ms in longest)
 
 
 def check_steps(output: Path | None) -> Iterator[Result]:
@@ -89,6 +118,7 @@ def check_recipes(output: Path | None) -> Iterator[Result]:
 
 CHECKS: dict[str, Callable[[Path | None], Iterator[Result]]] = {
     "kernels": check_kernels,
+    "loss": check_loss,
     "steps": check_steps,
     "training": check_training,
     "options": check_options,
@@ -104,7 +134,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
-    parser.add_argument("--output", type=Path, help="folder for the rows of the step benchmark")
+    parser.add_argument("--output", type=Path, help="folder for the rows of the benchmarks")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to torch; the checks need one")
