@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 class ShardSet:
-    """Rows of a shard directory, with cheap random access: one row group is decoded at a time.
+    """Rows of a shard directory, with cheap random access: one row group is decoded at a time. Threads may share it.
 
     Args:
         path: Shard directory.
@@ -191,6 +192,7 @@ class ShardSet:
         self.path = path
         self.manifest = manifest
         self._starts = np.cumsum([0] + [shard["rows"] for shard in manifest["shards"]])
+        self._lock = Lock()  # two threads must not read one Parquet file at the same time
         self._open = lru_cache(OPEN_FILES)(self._open_shard)
         self._read = lru_cache(CACHED_GROUPS)(self._read_row_group)
 
@@ -239,9 +241,11 @@ class ShardSet:
             raise IndexError(index)
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         within = int(index - self._starts[shard])
-        _, starts = self._open(shard)
-        group = int(np.searchsorted(starts, within, side="right")) - 1
-        return _to_packed_row(self._read(shard, group), within - int(starts[group]))
+        with self._lock:
+            _, starts = self._open(shard)
+            group = int(np.searchsorted(starts, within, side="right")) - 1
+            table = self._read(shard, group)
+        return _to_packed_row(table, within - int(starts[group]))
 
     def __iter__(self) -> Iterator[PackedRow]:
         return (self[index] for index in range(len(self)))

@@ -1,6 +1,8 @@
 """Shards are read as they were written, with few decoded row groups in memory."""
 
 import json
+import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -74,6 +76,19 @@ def test_shard_set_caches_recent_row_groups(tmp_path, monkeypatch):
     assert decoded[groups:] == [0]
     assert shards[3 * ROW_GROUP].input_ids[0] == 3 * ROW_GROUP
     assert decoded[groups:] == [0, 3]
+
+
+def test_threads_share_a_shard_set(tmp_path):
+    number = (CACHED_GROUPS + 8) * ROW_GROUP  # more than fit in memory, so that all threads decode all the time
+    entry = write_shard(tmp_path / shard_name(0), [row(i) for i in range(number)])
+    shards = ShardSet(tmp_path, {"shards": [entry]})
+
+    def read(seed: int) -> bool:
+        indices = random.Random(seed).choices(range(number), k=400)
+        return all(shards[i].pair_id == row(i).pair_id for i in indices)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
 
 
 @pytest.mark.parametrize(
