@@ -187,10 +187,10 @@ def _reduction_copies(run: PlannedRun) -> dict[int, int]:
     copies: dict[int, int] = {}
     for index, sizes in reduce_scatters(run):
         full = sum(-(-size // run.ranks) * run.ranks for size in sizes)
-        is_copied = run.ranks > 1 and (len(sizes) > 1 or sizes[0] % run.ranks)
-        is_converted = run.zero.offload_optimizer and run.element_size < 4
-        size = full * run.element_size * bool(is_copied) + full // run.ranks * 4 * is_converted
-        copies[index] = max(copies.get(index, 0), size)
+        is_copied = run.ranks > 1 and (len(sizes) > 1 or sizes[0] % run.ranks != 0)
+        copy = full * run.element_size if is_copied else 0
+        fp32_part = full // run.ranks * 4 if run.zero.offload_optimizer and run.element_size < 4 else 0
+        copies[index] = max(copies.get(index, 0), copy + fp32_part)
     return copies
 
 
