@@ -33,7 +33,7 @@ from pipeline.representations.states import EncodedRecord, encode, pooled_states
 Model = Any
 Tokenizer = Any
 
-MAX_NEW_TOKENS = {False: 28, True: 48}  # by whether tokens are syllables
+MAX_NEW_TOKENS = {False: 28, True: 48}  # by whether words have several tokens
 BATCH_SIZE = 400
 
 
@@ -98,7 +98,7 @@ def measure_model(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
     """
     questions = draw_questions(benchmark, count, f"test {benchmark.seed}")
     texts = [benchmark.format_problem(question.problem, question.lang)[0] for question in questions]
-    answers = generate_answers(model, tokenizer, texts, MAX_NEW_TOKENS[benchmark.options.subwords])
+    answers = generate_answers(model, tokenizer, texts, MAX_NEW_TOKENS[benchmark.options.split_words])
     final = [answer[-1] if answer else None for answer in answers]
     correct = [
         word == str(benchmark.results(question.problem)[-1]) for word, question in zip(final, questions, strict=True)
@@ -213,7 +213,7 @@ def copy_accuracy(model: Model, tokenizer: Tokenizer, benchmark: SyntheticBenchm
     for lang in SYNTHETIC_LANGUAGES:
         exercises = [benchmark.format_copy_task(benchmark.draw_problem(rng, lang, "all"), lang) for _ in range(count)]
         questions = [question for question, _ in exercises]
-        answers = generate_answers(model, tokenizer, questions, MAX_NEW_TOKENS[benchmark.options.subwords])
+        answers = generate_answers(model, tokenizer, questions, MAX_NEW_TOKENS[benchmark.options.split_words])
         digits = [[word for word in answer if word in SHARED_TOKENS and word.isdigit()] for answer in answers]
         expected = [[word for word in answer.split() if word.isdigit()] for _, answer in exercises]
         fractions[lang] = fmean(a == b for a, b in zip(digits, expected, strict=True))

@@ -15,6 +15,7 @@ from zlib import crc32
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.records import Record, parse_record
+from pipeline.experiments.synthetic_language import SyntheticLanguage
 from pipeline.experiments.synthetic_tokenizer import WORD_START, build_tokenizer
 
 SYNTHETIC_PIVOT = "pivot"
@@ -27,6 +28,8 @@ NUM_VERBS, NUM_NOUNS, NUM_CLASSES = 12, 8, 2
 NUM_STEPS = (1, 2)
 TEST_FRACTION = 5  # one of this number of problems is never trained on, by a hash of the problem
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+ENDINGS = SYLLABLES[::7]
+STEM_LENGTH = 4  # two syllables
 SHARED_TOKENS = (*map(str, range(MODULUS)), *OPERATORS, "=", ".")
 
 # Combinations of verb and class: all, those in the training data of a language, or those held out of it.
@@ -42,6 +45,8 @@ class BenchmarkOptions:
         subwords: whether a token is a syllable, with a marker if it begins a word. A word then has three tokens, and
             all languages share them. Otherwise each word is a token.
         own_syllables: whether each language has syllables of its own, as with a script of its own.
+        stems: whether a word has two tokens: a stem that no other word has, and an ending that words of all languages
+            share.
         restate: whether the worked answer repeats the verb and noun of each step before computing it. Otherwise it
             contains no word but the one that starts the result.
         held_out: what the training data of a low-resource language lack: for each verb one of the two classes, or half
@@ -56,12 +61,18 @@ class BenchmarkOptions:
 
     subwords: bool = False
     own_syllables: bool = False
+    stems: bool = False
     restate: bool = True
     held_out: Literal["classes", "verbs"] = "classes"
     synonyms: int = 1
     paraphrase: bool = False
     shared_nouns: int = 0
     zipf: bool = False
+
+    @property
+    def split_words(self) -> bool:
+        """Whether words have several tokens."""
+        return self.subwords or self.stems
 
 
 def draw_rank(rng: random.Random, number: int) -> int:
@@ -73,40 +84,6 @@ def compute(operator: str, a: int, b: int) -> int:
     """Return the result of one step."""
     results = {"+": a + b, "-": a - b, "~": b - a, "*": a * b}
     return results[operator] % MODULUS
-
-
-@dataclass(frozen=True)
-class SyntheticLanguage:
-    """Words and word orders of a language.
-
-    Attributes:
-        verbs, nouns: the words, ordered by meaning. Synonyms follow each other.
-        start, ask, copy, answer: words that start a problem, ask for its result, ask for a copy, and start the result.
-        question_order: order of verb, noun and number in a question.
-        solution_order: order of verb and noun in a solution.
-    """
-
-    verbs: tuple[str, ...]
-    nouns: tuple[str, ...]
-    start: str
-    ask: str
-    copy: str
-    answer: str
-    question_order: tuple[int, ...]
-    solution_order: tuple[int, ...]
-
-    def content_words(self) -> tuple[str, ...]:
-        """Return all words, ordered by meaning. The order is the same in all languages."""
-        return (*self.verbs, *self.nouns, self.start, self.ask, self.copy, self.answer)
-
-    def clause(self, verb: int, noun: int, number: int | None) -> str:
-        """Format one step, with its number (as in a question) or without (as in a solution).
-
-        `verb` and `noun` are indices of words.
-        """
-        parts = [self.verbs[verb], self.nouns[noun]] + ([] if number is None else [str(number)])
-        order = self.question_order if number is not None else self.solution_order
-        return " ".join(parts[i] for i in order)
 
 
 @dataclass(frozen=True)
@@ -147,6 +124,9 @@ class SyntheticBenchmark:
         if self.options.own_syllables:
             inventories = [SYLLABLES[i :: len(SYNTHETIC_LANGUAGES)] for i in range(len(SYNTHETIC_LANGUAGES))]
             words = [word for own in inventories for word in self._draw_words(own, self._num_words)]
+        if self.options.stems:
+            stems = self._draw_words(SYLLABLES, self._num_words * len(SYNTHETIC_LANGUAGES), num_syllables=2)
+            words = [stem + self._rng.choice(ENDINGS) for stem in stems]
         self._shared_nouns: tuple[str, ...] = ()
         self.languages = {lang: self._draw_language(words) for lang in SYNTHETIC_LANGUAGES}
         # The operators of a verb differ between classes, so that the seen one does not reveal the unseen one.
@@ -154,11 +134,11 @@ class SyntheticBenchmark:
         self.seen_class = {lang: [self._rng.randrange(NUM_CLASSES) for _ in range(NUM_VERBS)] for lang in LOW}
         self.seen_verbs = {lang: sorted(self._rng.sample(range(NUM_VERBS), NUM_VERBS // 2)) for lang in LOW}
 
-    def _draw_words(self, syllables: list[str], number: int) -> list[str]:
+    def _draw_words(self, syllables: list[str], number: int, num_syllables: int = 3) -> list[str]:
         """Return pronounceable words without duplicates."""
         words: set[str] = set()
         while len(words) < number:
-            words.add("".join(self._rng.choices(syllables, k=3)))
+            words.add("".join(self._rng.choices(syllables, k=num_syllables)))
         shuffled = sorted(words)
         self._rng.shuffle(shuffled)
         return shuffled
@@ -286,9 +266,12 @@ class SyntheticBenchmark:
         return parse_record({"pair_id": pair_id, "lang": lang, "question": question, "answer": answer})
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        """Return a tokenizer of words, or of syllables with `subwords`."""
+        """Return a tokenizer of words, of syllables with `subwords`, or of stems and endings with `stems`."""
+        words = dict.fromkeys(word for language in self.languages.values() for word in language.content_words())
         if self.options.subwords:
             marked = [WORD_START + piece for piece in (*SHARED_TOKENS, *SYLLABLES)]
-            return build_tokenizer([*marked, *SYLLABLES], syllables=True)
-        words = [word for language in self.languages.values() for word in language.content_words()]
-        return build_tokenizer([*SHARED_TOKENS, *dict.fromkeys(words)], syllables=False)
+            return build_tokenizer([*marked, *SYLLABLES], first_syllables=1)
+        if self.options.stems:
+            marked = [WORD_START + piece for piece in (*SHARED_TOKENS, *(word[:STEM_LENGTH] for word in words))]
+            return build_tokenizer([*marked, *ENDINGS], first_syllables=2)
+        return build_tokenizer([*SHARED_TOKENS, *words])

@@ -144,7 +144,7 @@ def test_screening_gives_all_families_equal_budgets():
     screening = project_plan("screening.yaml")
     trials = Counter(variant.family for name, variant in screening.arms.items() if name != "sft")
     assert len(set(trials.values())) == 1
-    for name in ("plan.yaml", "worlds.yaml", "embedding_rate.yaml", "control.yaml"):
+    for name in ("plan.yaml", "worlds.yaml", "embedding_rate.yaml", "control.yaml", "stems.yaml"):
         plan = project_plan(name)
         assert {variant.family for variant in plan.arms.values()} - {None} <= set(trials)
         assert not set(plan.seeds) & set(screening.seeds)

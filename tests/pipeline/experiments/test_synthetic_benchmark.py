@@ -11,6 +11,7 @@ from data_prep.records import Record
 from pipeline.experiments.measure import draw_questions
 from pipeline.experiments.study import finetuning_groups, pretraining_groups
 from pipeline.experiments.synthetic_benchmark import (
+    ENDINGS,
     LOW,
     MID,
     NUM_CLASSES,
@@ -234,3 +235,19 @@ def test_own_syllables_share_no_token_between_languages():
     for own, other in itertools.combinations(tokens.values(), 2):
         assert not set(own) & set(other)
     assert all(len(set(own)) < len(own) for own in tokens.values())
+
+
+def test_words_with_stems_are_a_stem_of_their_own_and_a_shared_ending():
+    benchmark = SyntheticBenchmark(7, BenchmarkOptions(stems=True))
+    tokenizer = benchmark.build_tokenizer()
+    tokens = {
+        lang: [tokenizer.tokenize(word) for word in language.content_words()]
+        for lang, language in benchmark.languages.items()
+    }
+    stems = [stem for words in tokens.values() for stem, _ in words]
+    assert len(set(stems)) == len(stems)
+    endings = [{ending for _, ending in words} for words in tokens.values()]
+    assert set.union(*endings) == set(ENDINGS) and all(len(own & other) > 3 for own in endings for other in endings)
+    text = " ".join(benchmark.format_problem(benchmark.draw_problem(random.Random(2), "low1", "all"), "low1"))
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids).split() == text.split()
