@@ -15,6 +15,12 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	touch $@
 
+# torch's CPU build lacks Triton, whose interpreter runs the GPU kernels in the tests. No wheel: these tests are skipped.
+$(VENV)/.triton: $(VENV)/.installed
+	$(VENV)/bin/python -c "import triton" 2>/dev/null || \
+		$(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check --no-deps triton==3.7.1 || true
+	touch $@
+
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -33,10 +39,10 @@ screening: $(VENV)/.installed
 	cp runs/screening/chosen.yaml pipeline/experiments/chosen.yaml
 
 # For a machine of two cores: the Slurm tests, in one of the processes, mostly wait, and so do many others.
-test: $(VENV)/.installed
+test: $(VENV)/.triton
 	$(RUN) python -m pytest -q -n 4
 
-test-fast: $(VENV)/.installed
+test-fast: $(VENV)/.triton
 	$(RUN) python -m pytest -q -n 3 -m "not slow"
 
 lint: $(VENV)/.installed

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-if find_spec("triton"):
+if (torch.version.cuda or torch.version.hip) and find_spec("triton"):
     from . import triton_kernels
 
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core

@@ -29,6 +29,29 @@ def check(case: Case) -> None:
     assert all(error <= FACTOR_OF_BOUND * bound_of(case) for error in relative.values()), relative
 
 
+def check_softmax_of_sorted_logits(dtype: torch.dtype, direction: int, device: str) -> None:
+    """Use sorted logits, for which the reference of the exponentials has to follow the largest logit."""
+    z = (torch.linspace(-150, 150, 20001, device=device) * direction).repeat(3, 1).to(dtype)
+    expected = z.double()
+    log_sum, total = softmax_(z, 0.5)
+    torch.testing.assert_close(log_sum.double(), (2 * expected).logsumexp(1), rtol=1e-6, atol=0)
+    p = torch.softmax(2 * expected, 1)
+    error = (z.double() / total[:, None] - p).norm() / p.norm()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
+def check_largest_logits(dtype: torch.dtype, columns: int, distinct: int, k: int, device: str) -> None:
+    """Use rows with ties between blocks, a last block with fewer columns, and larger values beside the rows."""
+    generator = torch.Generator(device).manual_seed(columns)
+    buffer = torch.full((7, columns + 37), 1e4, device=device).to(dtype)
+    z = buffer[:, :columns]
+    z.copy_(torch.randint(-distinct, distinct, z.shape, generator=generator, device=device) / 10)
+    expected = z.sort(dim=1, descending=True, stable=True)
+    values, ids = largest_logits(z, k)
+    assert torch.equal(values, expected.values[:, :k])
+    assert torch.equal(ids, expected.indices[:, :k])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("rows", [4, 100])
 @pytest.mark.parametrize("name", SETTINGS)
@@ -76,30 +99,15 @@ def test_gpu_loss_half_precision_no_worse_than_dense(dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_gpu_softmax_of_sorted_logits(dtype: torch.dtype, direction: int) -> None:
-    """Use sorted logits, for which the reference of the exponentials has to follow the largest logit."""
-    z = (torch.linspace(-150, 150, 20001, device="cuda") * direction).repeat(3, 1).to(dtype)
-    expected = z.double()
-    log_sum, total = softmax_(z, 0.5)
-    torch.testing.assert_close(log_sum.double(), (2 * expected).logsumexp(1), rtol=1e-6, atol=0)
-    p = torch.softmax(2 * expected, 1)
-    error = (z.double() / total[:, None] - p).norm() / p.norm()
-    assert error < 4 * torch.finfo(dtype).eps
+    check_softmax_of_sorted_logits(dtype, direction, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("columns", [20 * BLOCK, 1187, 5000, 151936, 262208])
 @pytest.mark.parametrize("distinct", [1, 3, 100_000])
 def test_gpu_largest_logits_equal_stable_sort(dtype: torch.dtype, columns: int, distinct: int) -> None:
-    """Use rows with ties between blocks, a last block with fewer columns, and larger values beside the rows."""
-    generator = torch.Generator("cuda").manual_seed(columns)
-    buffer = torch.full((7, columns + 37), 1e4, device="cuda").to(dtype)
-    z = buffer[:, :columns]
-    z.copy_(torch.randint(-distinct, distinct, z.shape, generator=generator, device="cuda") / 10)
-    expected = z.sort(dim=1, descending=True, stable=True)
     for k in (1, 20):
-        values, ids = largest_logits(z, k)
-        assert torch.equal(values, expected.values[:, :k])
-        assert torch.equal(ids, expected.indices[:, :k])
+        check_largest_logits(dtype, columns, distinct, k, "cuda")
 
 
 def test_gpu_loss_is_deterministic() -> None:

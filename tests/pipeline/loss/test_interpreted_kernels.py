@@ -1,0 +1,52 @@
+"""Run the Triton kernels on a CPU with Triton's interpreter, and compare the loss with the float64 reference.
+
+The tests in `test_gpu` need a GPU. These make few calls, because the interpreter takes milliseconds for a row.
+"""
+
+import importlib
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from pipeline.loss import kernels
+from pipeline.loss.top_k import BLOCK
+from tests.pipeline.loss.cases import Case
+from tests.pipeline.loss.test_gpu import check, check_largest_logits, check_softmax_of_sorted_logits
+from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, SETTINGS, UNEVEN
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu runs the compiled kernels"),
+    pytest.mark.skipif(not find_spec("triton"), reason="needs Triton"),
+]
+
+
+@pytest.fixture(autouse=True)
+def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all functions of `kernels` call the Triton kernels."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when a kernel is defined
+    module = importlib.reload(importlib.import_module("pipeline.loss.triton_kernels"))
+    monkeypatch.setattr(kernels, "triton_kernels", module, raising=False)
+    monkeypatch.setattr(kernels, "_use_triton", lambda z: z.dtype != torch.float64 and z.numel() > 0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_interpreted_loss_settings(name: str) -> None:
+    check(Case(UNEVEN[:1], SETTINGS[name], tied=False))
+
+
+def test_interpreted_loss_with_selection_by_kernel() -> None:
+    """Use enough columns for the kernel that selects the largest logits."""
+    check(Case(EMPTY_SEQUENCES[:1], vocab_size=1187, padded_size=1187))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_interpreted_softmax_of_sorted_logits(dtype: torch.dtype, direction: int) -> None:
+    check_softmax_of_sorted_logits(dtype, direction, "cpu")
+
+
+@pytest.mark.parametrize("columns", [6 * BLOCK, 1187])
+@pytest.mark.parametrize("distinct", [1, 3, 100_000])
+def test_interpreted_largest_logits_equal_stable_sort(columns: int, distinct: int) -> None:
+    check_largest_logits(torch.bfloat16, columns, distinct, 6, "cpu")
