@@ -110,16 +110,6 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
     return log_sum, total
 
 
-def log_sum_exp(z_Cv: Tensor, temperature: float) -> Tensor:
-    """Compute [C]: the log-sum-exp of z / temperature, in fp32, or in fp64 if z is fp64."""
-    dtype = torch.promote_types(z_Cv.dtype, torch.float32)
-    log_sum = z_Cv.new_full((len(z_Cv),), -torch.inf, dtype=dtype)
-    if z_Cv.shape[1]:
-        for tile in row_tiles(z_Cv, 0, len(z_Cv)):
-            log_sum[tile] = (z_Cv[tile].to(dtype) / temperature).logsumexp(1)
-    return log_sum
-
-
 def largest_logits(z_Cv: Tensor, k: int, block: int) -> tuple[Tensor, Tensor] | None:
     """Select the k largest logits of each row on a GPU, largest first. Among equal ones, the lower column is first.
 

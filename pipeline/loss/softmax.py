@@ -16,7 +16,6 @@ from .kernels import (
     SubchunkTokens,
     add_product_,
     inner_products,
-    log_sum_exp,
     pool,
     softcap_,
     softmax_,
@@ -101,9 +100,6 @@ class ShardedSoftmax:
         if self.temperature != 1 and largest is None:
             tempered = self._buffer("tempered", len(z), z).copy_(z)
             tempered_sums = softmax_(tempered, self.temperature)
-        elif self.temperature != 1 and statistics is None:
-            log_sum = log_sum_exp(z, self.temperature)
-            tempered_sums = log_sum, torch.ones_like(log_sum)
         sums = softmax_(z, 1.0, largest)
         if statistics is None:
             top_k = None if self.top_k is None or largest is None else (largest, self.top_k)

@@ -30,7 +30,7 @@ class RowStatistics:
         cross_entropy: -log p(target).
         scale, tempered_scale: factors that convert `e` and `tempered` of `SoftmaxState` to probabilities.
         target, tempered_target: `e` and `tempered` at the target before rounding, if that column is on this rank.
-        tempered_log_sum: log-sum-exp of z / temperature.
+        log_sum: log-sum-exp of z.
         top_k: statistics of the k largest logits, or None if soft tokens mix the whole vocabulary.
     """
 
@@ -39,7 +39,7 @@ class RowStatistics:
     tempered_scale: Tensor
     target: Tensor
     tempered_target: Tensor
-    tempered_log_sum: Tensor
+    log_sum: Tensor
     top_k: TopKStatistics | None
 
     @classmethod
@@ -70,21 +70,18 @@ class RowStatistics:
             tempered_scale=(tempered_log_sum - tempered_global_log_sum).exp() / tempered_total,
             target=(target - log_sum).exp() * total,
             tempered_target=(target / temperature - tempered_log_sum).exp() * tempered_total,
-            tempered_log_sum=tempered_global_log_sum,
+            log_sum=global_log_sum,
             top_k=None if top_k is None else merge(*top_k, temperature, group),
         )
 
-    def stacked(self, temperature: float) -> Tensor:
+    def stacked(self) -> Tensor:
         """Return the cross entropy as [1, C]; with top-k, [3, C]: cross entropy, kept mass, entropy of the soft token.
 
         The kept mass is the probability that the k largest logits have in the softmax of all logits.
-
-        Args:
-            temperature: divisor of the logits in the soft tokens' softmax.
         """
         if self.top_k is None:
             return self.cross_entropy[None]
-        kept_mass = (self.top_k.largest / temperature - self.tempered_log_sum).exp() * self.top_k.total
+        kept_mass = (self.top_k.largest - self.log_sum).exp() * self.top_k.mass
         return torch.stack([self.cross_entropy, kept_mass, self.top_k.entropy])
 
 

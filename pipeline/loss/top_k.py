@@ -5,10 +5,10 @@ largest maxima, so a row is read only once, to compute the block maxima. With th
 selects from its own columns, and the ranks share the work of merging their lists, 1/R of the rows each:
 
     k largest logits of each rank      [C, k]   all-to-all: each rank receives the lists of its rows
-    merge: size of S on each rank, largest logit, sum of exponentials, entropy of q
-    results                            [C, 4]   all-to-all back
+    merge: size of S on each rank, largest logit, two sums of exponentials, entropy of q
+    results                            [C, 5]   all-to-all back
 
-Each rank thus receives k + 4 numbers per row, whatever the number of ranks. It needs no ids: the list of a rank is
+Each rank thus receives k + 5 numbers per row, whatever the number of ranks. It needs no ids: the list of a rank is
 sorted, so its part of S is the beginning of the list.
 
 Shape letters: C rows (target tokens) of the subchunk, v vocabulary rows of this rank (columns of the logits),
@@ -36,12 +36,14 @@ class TopKStatistics:
         count: number of entries of S among this rank's columns.
         largest: largest logit of the row.
         total: sum over S of exp((z - largest) / temperature).
+        mass: the same sum at temperature 1.
         entropy: entropy of q, in nats.
     """
 
     count: Tensor
     largest: Tensor
     total: Tensor
+    mass: Tensor
     entropy: Tensor
 
 
@@ -130,11 +132,12 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
     values = candidates.gather(1, positions).to(torch.promote_types(values_Cj.dtype, torch.float32))
     counts = values.new_zeros(rows, ranks).scatter_add_(1, positions // k, torch.ones_like(values))
     largest = values.amax(1)
-    exponentials = ((values - largest[:, None]) / temperature).exp()
-    total = exponentials.sum(1)
+    differences = values - largest[:, None]
+    exponentials = (differences / temperature).exp()
+    total, mass = exponentials.sum(1), differences.exp().sum(1)
     q = exponentials / total[:, None]
-    common = torch.stack([largest, total, -torch.xlogy(q, q).sum(1)], dim=1)
-    results = torch.cat([counts.T[:, :, None], common.expand(ranks, rows, 3)], dim=2).flatten(0, 1)
+    common = torch.stack([largest, total, mass, -torch.xlogy(q, q).sum(1)], dim=1)
+    results = torch.cat([counts.T[:, :, None], common.expand(ranks, rows, 4)], dim=2).flatten(0, 1)
     return TopKStatistics(*all_to_all(results, [rows] * ranks, rows_of_rank, group).unbind(1))
 
 

@@ -116,13 +116,13 @@ class Traffic:
 
     @property
     def selection(self) -> float:
-        """Bytes that a rank receives to merge the k largest logits of all ranks: k logits and 4 results per position.
+        """Bytes that a rank receives to merge the k largest logits of all ranks: k logits and 5 results per position.
 
         Only with the vocabulary-parallel head. The ring head selects from whole rows.
         """
         if self.top_k is None:
             return 0.0
-        return self._remote_fraction * self.positions * (self.top_k * self.element_size + 4 * 4)
+        return self._remote_fraction * self.positions * (self.top_k * self.element_size + 5 * 4)
 
     @property
     def gathered(self) -> float:

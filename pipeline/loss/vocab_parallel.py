@@ -62,8 +62,8 @@ class SolarLoss:
         language_ce: [L] cross entropy by language, summed with the `ce_weights` of the sequences.
         language_tokens: [L] sum of these weights over the target tokens of the language.
         kept_mass, soft_token_entropy: sums over the target tokens that take part in the alignment: probability that
-            the k largest logits have in the softmax of all logits at the soft tokens' temperature, and entropy in nats
-            of the softmax over these k. Both are 0 without top-k or with hard tokens.
+            the k largest logits have in the softmax of all logits, and entropy in nats of the softmax over these k at
+            the soft tokens' temperature. Both are 0 without top-k or with hard tokens.
         soft_token_count: number of these target tokens, 0 without top-k or with hard tokens. They have a pooling weight
             other than 0 and belong to a translation that has a pivot, or to such a pivot.
     """
@@ -238,7 +238,7 @@ class _Step:
         pooled, states = None, []
         for in_layout, tokens_of_subchunk in tokens:
             state = softmax.softmax(tokens_of_subchunk, next(stream), None)
-            rows[:, in_layout] = state.statistics.stacked(self.temperature)
+            rows[:, in_layout] = state.statistics.stacked()
             if self.pools:
                 part = softmax.pool(state)
                 pooled = part if pooled is None else pooled.add_(part)
