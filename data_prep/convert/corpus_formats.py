@@ -47,6 +47,8 @@ def read_parallel(source: Source) -> Iterator[RawExample]:
             yield RawExample(f"{stem}-{index:09d}", lang, {"question": "", "answer": row.value.strip()}, None)
 
 
+# Marks between the digits of a number differ between languages: 1,200.5 is 1.200,5 or 1 200,5.
+_NUMBER = re.compile(r"\d{1,3}(?:[ \u00a0\u202f'’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*")
 _PROMPT = re.compile(r"answer in (\w+)\.?\s+### Instruction:\n(.*?)\n\n### Response:", re.DOTALL)
 
 
@@ -56,22 +58,24 @@ def read_mathoctopus(source: Source) -> Iterator[RawExample]:
     The prompt contains the language and the question.
 
     A row whose question also occurs in a pivot row (the Cross set) is paired with that row. Other rows (the Parallel
-    set) are paired with the pivot question that has the same numbers and the same final answer. A row that matches
-    several pivot questions is dropped.
+    set) are paired with the pivot question that has the same numbers and the same final answer, compared by their
+    digits. A row that matches several pivot questions is dropped.
     """
     files = list_files(source.inputs, "*.json", "*.jsonl")
     rows = [row.apply(_parse_octopus) for path in files for row in read_objects(path)]
-    pivots = [(question, gold) for lang, question, _, gold in rows if lang == source.pivot]
-    by_question = {question: number for number, (question, _) in enumerate(pivots)}
-    signatures = Counter(_signature(question, gold) for question, gold in pivots)
-    by_signature = {_signature(*pivot): number for number, pivot in enumerate(pivots)}
+    pivots = [(question, answer, gold) for lang, question, answer, gold in rows if lang == source.pivot]
+    by_question = {question: number for number, (question, *_) in enumerate(pivots)}
+    signatures = Counter(_signature(question, answer) for question, answer, _ in pivots)
+    by_signature = {_signature(question, answer): number for number, (question, answer, _) in enumerate(pivots)}
     for number, (lang, question, answer, gold) in enumerate(rows):
-        signature, drop_reason = _signature(question, gold), ""
+        signature, drop_reason = _signature(question, answer), ""
         match = by_question.get(question)
         if match is None and signatures[signature] > 1:
             drop_reason = "ambiguous_pair"
         elif match is None and (match := by_signature.get(signature)) is None:
             drop_reason = "no_pair_found"
+        if match is not None and _digits(answer)[-1:] == _digits(pivots[match][1])[-1:]:
+            gold = pivots[match][2]  # the same number, in English notation
         pair_id = f"octopus-{match:06d}" if not drop_reason else f"octopus-unpaired-{number:06d}"
         yield RawExample(pair_id, lang, {"question": question, "answer": answer}, gold, drop_reason)
 
@@ -85,10 +89,15 @@ def _parse_octopus(row: dict[str, Any]) -> tuple[str, str, str, str | None]:
     return LANGUAGE_NAMES[match[1]], match[2].strip(), answer.strip(), last_number(answer)
 
 
-def _signature(question: str, gold: str | None) -> tuple:
-    """Return the sorted numbers in a question and its gold answer, as a key for matching."""
-    numbers = (last_number(number) for number in re.findall(r"\d[\d,.]*", question))
-    return tuple(sorted(filter(None, numbers))), gold
+def _signature(question: str, answer: str) -> tuple[str, ...]:
+    """Return the final number of an answer and the sorted numbers in its question, as a key for matching."""
+    return (*_digits(answer)[-1:], *sorted(_digits(question)))
+
+
+def _digits(text: str) -> list[str]:
+    """Return the digits of each number in a text, as ASCII and without marks."""
+    numbers = _NUMBER.findall(text)
+    return ["".join(str(int(char)) for char in number if char.isdecimal()) for number in numbers]
 
 
 def _read_aligned(

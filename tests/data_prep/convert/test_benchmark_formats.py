@@ -89,6 +89,20 @@ def test_mathoctopus_pairs_parallel_set_by_numbers(tmp_path, out):
     assert report.drops[("ambiguous_pair", "de")] == 1 and report.drops[("no_pair_found", "de")] == 1
 
 
+def test_mathoctopus_pairs_numbers_in_the_notation_of_each_language(tmp_path, out):
+    rows = [
+        octopus("English", "1,200 and 2.5 of 50000?", "1,200 x 2.5 = 3,000\n#### 3,000"),
+        octopus("German", "1.200 und 2,5 von 50.000?", "1.200 x 2,5 = 3.000\n#### 3.000"),
+        octopus("French", "1 200 et 2,5 de 50\u202f000 ?", "1 200 x 2,5 = 3 000\n#### 3 000"),
+        octopus("Bengali", "১,২০০ এবং ২.৫, ৫০,০০০?", "৩০০০"),
+        octopus("Russian", "1200 и 2,5 из 50000?", "3000,5"),
+    ]
+    report, records = run("mathoctopus", write_jsonl(tmp_path / "parallel.json", *rows), output=out)
+    assert [row["lang"] for row in records] == ["en", "bn", "de", "fr"]
+    assert {row["gold"] for row in records} == {"3000"}
+    assert report.drops == {("no_pair_found", "ru"): 1}
+
+
 def test_mathoctopus_pairs_cross_set_by_question(tmp_path, out):
     rows = [octopus("English", "q 1?", "5"), octopus("Thai", "q 1?", "5"), octopus("French", "q 1?", "6")]
     report, records = run("mathoctopus", write_jsonl(tmp_path / "cross.json", *rows), output=out)
