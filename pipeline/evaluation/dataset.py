@@ -20,6 +20,7 @@ class Example(NamedTuple):
         gold: the correct answer, in the canonical form of its type.
         answer_type: number, expression, choice or text.
         choices: texts of the options if the answer is one of several.
+        tools: JSON schemas of the tools for the chat template, or None.
     """
 
     pair_id: str
@@ -28,6 +29,7 @@ class Example(NamedTuple):
     gold: Answer
     answer_type: str = "number"
     choices: tuple[str, ...] = ()
+    tools: list[dict[str, Any]] | None = None
 
 
 def read_examples(path: Path, limit: int | None = None) -> list[Example]:
@@ -62,7 +64,7 @@ def _parse_example(raw: Any) -> Example:
     if len(record.messages) < 2:
         raise UserError("no message before the response; evaluation needs a question")
     gold, answer_type, choices = parse_gold(raw.get("gold"), raw.get("answer_type"), raw.get("choices"))
-    return Example(record.pair_id, record.lang, record.messages[:-1], gold, answer_type, choices)
+    return Example(record.pair_id, record.lang, record.messages[:-1], gold, answer_type, choices, record.tools)
 
 
 def _with_placeholder_response(raw: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def encode_prompts(
     for example in examples:
         try:
             encoded = tokenizer.apply_chat_template(
-                example.messages, add_generation_prompt=True, return_dict=True, **kwargs
+                example.messages, tools=example.tools, add_generation_prompt=True, return_dict=True, **kwargs
             )
         except TemplateError as error:
             raise UserError(

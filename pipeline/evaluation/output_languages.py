@@ -70,8 +70,12 @@ class Identifier:
         self._identified: dict[str, str] = {}
 
     def knows(self, lang: str) -> bool:
-        """Return whether lingua can identify the language of a code. If not, only its script can."""
-        return base_language(lang) in self._names.values()
+        """Return whether lingua can identify the language of a code. If not, only its script can.
+
+        Lingua knows a language in its usual script only, so not hin_Latn.
+        """
+        base = base_language(lang)
+        return base in self._names.values() and expected_scripts(lang) == expected_scripts(base)
 
     def identify(self, text: str, lang: str) -> str:
         """Return the language of a text that is expected to be in `lang`.

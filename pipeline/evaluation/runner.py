@@ -104,6 +104,11 @@ def _prepare_model(settings: EvaluationSettings, examples: Sequence[Example]) ->
 def _prepare_server(settings: EvaluationSettings, examples: Sequence[Example]) -> tuple[dict[str, Any], Generator]:
     """Return the same as `_prepare_model` for a server."""
     assert settings.base_url is not None
+    if with_tools := next((example for example in examples if example.tools), None):
+        raise UserError(
+            f"pair_id {with_tools.pair_id!r}, {with_tools.lang}: the record has `tools`, which servers handle in "
+            "different ways; evaluate without --base_url"
+        )
     server = Server(
         settings.base_url,
         settings.model,

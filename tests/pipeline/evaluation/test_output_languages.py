@@ -7,6 +7,7 @@ from tests.pipeline.evaluation.test_consistency import SENTENCES, row
 
 HAUSA = "Ta sayar da tuffa goma sha biyu a kasuwa kowace rana, don haka amsar ita ce 12."
 AMHARIC = "በየቀኑ አሥራ ሁለት ፖም በገበያ ትሸጣለች፣ ስለዚህ መልሱ 12 ነው።"
+HINDI = "राम के पास तीन सेब हैं और वह चार और खरीदता है, इसलिए उसके पास कुल सात सेब हैं।"
 KOREAN = "그녀는 매일 시장에서 사과 열두 개를 팔기 때문에 답은 12입니다."
 
 
@@ -60,6 +61,13 @@ def test_language_metrics_without_lingua_model_judges_script():
     assert (metrics["amh"]["share"], metrics["amh"]["pivot_share"]) == (0.5, 0.5)
     table = output_languages_table({"output_languages": metrics, "pivot": "eng"})
     assert "| hau | script | 66.7 |" in table and "lingua lacks the language" in table and "in eng %" in table
+
+
+def test_language_metrics_judges_unusual_script_of_language_by_script():
+    romanized = "Ram ke paas teen seb hain aur woh chaar aur kharidta hai. Isliye uske paas kul saat seb hain."
+    metrics = language_metrics([*rows_of("hin_Latn", romanized), *rows_of("hin_Deva", HINDI)])
+    assert (metrics["hin_Latn"]["judged_by"], metrics["hin_Latn"]["found"]) == ("script", {"hi": 1})
+    assert (metrics["hin_Deva"]["judged_by"], metrics["hin_Deva"]["found"]) == ("lingua", {"hi": 1})
 
 
 def test_language_metrics_english_alone_is_told_from_other_languages():

@@ -126,3 +126,15 @@ def test_evaluate_hub_model_from_cache(tmp_path, random_model_dir, monkeypatch) 
         with pytest.raises(UserError, match=f"{name}: {message}") as error:
             evaluate(dataclasses.replace(settings, model=name, output=str(tmp_path / "other")))
         assert "\n" not in str(error.value)
+
+
+def test_tools_reach_the_chat_template_and_are_refused_for_a_server(tmp_path) -> None:
+    record = make_records()[0] | {"lang": "en", "tools": [{"name": "add"}]}
+    data = write_records(tmp_path / "x.jsonl", [record])
+    tokenizer = make_tokenizer(["add", record["question"]])
+    tokenizer.chat_template = "{{ tools[0].name }} {{ messages[0].content }}"
+    prompt = tokenizer.decode(encode_prompts(tokenizer, read_examples(data))[0])
+    assert prompt == tokenizer.decode(tokenizer(f"add {record['question']}")["input_ids"])
+    settings = EvaluationSettings("tiny", str(data), str(tmp_path / "out"), base_url="http://localhost:1/v1")
+    with pytest.raises(UserError, match=rf"^pair_id '{record['pair_id']}', en: the record has `tools`"):
+        evaluate(settings)
