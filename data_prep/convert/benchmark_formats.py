@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from data_prep.records import CHOICE_LETTERS, is_number, number_text
 from pipeline.common.errors import UserError
 
 _TABLES = (".json", ".jsonl", ".parquet")
+_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.)")  # in the names of the parts of a file of the Hub
 _JSON_COLUMNS = ("tokens", "pronoun", "candidates")  # of the authors' XWinograd table
 
 
@@ -172,10 +173,13 @@ def _find_files(name: str, benchmark: Benchmark, source: Source) -> list[_File]:
         files += [file for file in found if not source.languages or file.lang in (None, *source.languages)]
     seen: dict[tuple[str | None, str], _File] = {}
     for file in files:
-        other = seen.setdefault((file.lang, file.split), file)
-        if other is not file:
-            raise UserError(f"{file.name}: same name as {other.name}; convert one folder at a time")
-    return files
+        key = file.lang, file.split
+        if other := seen.get(key):
+            if file.name == other.name or _PART.sub("", file.name) != _PART.sub("", other.name):
+                raise UserError(f"{file.name}: same name as {other.name}; convert one folder at a time")
+            file = other._replace(rows=chain(other.rows, file.rows))
+        seen[key] = file
+    return list(seen.values())
 
 
 def _match(path: Path, benchmark: Benchmark, splits: tuple[str, ...]) -> _File | None:

@@ -161,6 +161,8 @@ def write_manifest(
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a shard directory. Raises UserError if it is missing or unreadable."""
+    if path.is_file():
+        raise UserError(f"{path}: a file, not a shard directory; name a directory")
     if not path.is_dir():
         raise UserError(f"{path}: no such shard directory; make it with: python -m data_prep pack --output {path} ...")
     file = path / MANIFEST

@@ -44,6 +44,7 @@ def test_commands_prepare_demo_data(tmp_path):
         (("pack", "--input", "empty.jsonl", "--tokenizer", "/none", "--output", "out"), "empty.jsonl: empty file"),
         (("pack", "--input", "bad.parquet", "--tokenizer", "/none", "--output", "out"), "not a Parquet file"),
         (("verify", "none"), "none: no such shard directory"),
+        (("verify", "bad.jsonl"), "bad.jsonl: a file, not a shard directory; name a directory"),
         (("inspect", ".", "--tokenizer", "/none"), "not a shard directory"),
         (("tokenizer", "--input", "bad.jsonl", "--output", "tok"), "bad.jsonl row 1: malformed JSON"),
         (("demo", "--output", "x", "--languages", "en", "xx"), "unknown language 'xx'"),

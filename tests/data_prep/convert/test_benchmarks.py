@@ -245,6 +245,16 @@ def test_xwinograd_keeps_examples_of_all_languages(tmp_path):
         assert [row[name] for row in table] == [row[name] for row in lines]
 
 
+def test_parts_of_one_file_are_read_in_order(tmp_path):
+    files = {
+        f"{lang}/test-0000{part}-of-00002.parquet": [mmlu(lang, f"anatomy/test/{part}", "ABCD"[part])]
+        for lang in ("en", "am")
+        for part in (1, 0)
+    }
+    _, rows = run("global_mmlu", write(tmp_path / "x", files))
+    assert [(row["lang"], row["gold"]) for row in rows] == [("en", "A"), ("am", "A"), ("en", "B"), ("am", "B")]
+
+
 def test_benchmark_of_hub_configurations(tmp_path):
     """A dataset of the Hub, here in a folder, has a configuration per language and columns of its own."""
     folder, configs = tmp_path / "hub", []
