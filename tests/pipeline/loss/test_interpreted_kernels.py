@@ -4,8 +4,12 @@ The tests in `test_gpu` need a GPU. These make few calls, because the interprete
 """
 
 import importlib
+import json
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +32,17 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("pipeline.loss.triton_kernels")
     monkeypatch.setattr(kernels, "triton_kernels", module, raising=False)
     monkeypatch.setattr(kernels, "_use_triton", lambda z: z.dtype != torch.float64 and z.numel() > 0)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_without_spilled_registers(capability: int, tmp_path: Path) -> None:
+    """Compile for an A100 and an H100. With more than 128 registers, two programs of 8 warps would not share an SM."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [Path(sys.prefix) / "bin/python", "-m", "tests.pipeline.loss.compiled_kernels", str(capability)]
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    for name, resources in json.loads(done.stdout).items():
+        assert resources["STACK"] == resources["LOCAL"] == 0 and 0 < resources["REG"] <= 128, (name, resources)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
