@@ -1,12 +1,11 @@
 """Compile the Triton kernels to machine code, without a GPU, and print the resources of each as JSON.
 
-python -m tests.pipeline.loss.compiled_kernels 80
+python -m tests.pipeline.loss.compiled_kernels
 """
 
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -16,6 +15,7 @@ from triton.compiler import ASTSource
 
 from pipeline.loss import triton_kernels
 
+CAPABILITIES = {"A100": 80, "H100": 90}
 POINTERS = {"log_sum_ptr": "fp32", "total_ptr": "fp32", "weight_ptr": "fp32", "edge_ptr": "i64", "pooled_ptr": "fp32"}
 POINTERS |= {"ids_ptr": "i64", "grad_index_ptr": "i64", "inner_ptr": "fp32", "base_ptr": "fp32", "slope_ptr": "fp32"}
 CONSTANTS = {
@@ -54,4 +54,5 @@ def resources(name: str, capability: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: resources(name, int(sys.argv[1])) for name in CONSTANTS}))
+    results = {f"{name} {gpu}": resources(name, CAPABILITIES[gpu]) for gpu in CAPABILITIES for name in CONSTANTS}
+    print(json.dumps(results))

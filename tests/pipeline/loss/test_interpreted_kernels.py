@@ -34,11 +34,10 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_use_triton", lambda z: z.dtype != torch.float64 and z.numel() > 0)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_without_spilled_registers(capability: int, tmp_path: Path) -> None:
+def test_kernels_compile_without_spilled_registers(tmp_path: Path) -> None:
     """Compile for an A100 and an H100. With more than 128 registers, two programs of 8 warps would not share an SM."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [Path(sys.prefix) / "bin/python", "-m", "tests.pipeline.loss.compiled_kernels", str(capability)]
+    command = [Path(sys.prefix) / "bin/python", "-m", "tests.pipeline.loss.compiled_kernels"]
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     for name, resources in json.loads(done.stdout).items():
