@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from pipeline.checkpoint import layout
 from pipeline.common.errors import UserError, write_error
 
 VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
@@ -177,3 +179,20 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Rename a complete checkpoint to its final name. Never replaces an intact checkpoint.
+
+    Raises:
+        StorageError: An existing checkpoint of this step cannot be read.
+        OSError: The rename, a deletion or a flush fails.
+    """
+    flush_to_disk(partial)
+    if final.exists():
+        if layout.find_damage(final) is None:
+            shutil.rmtree(partial)
+            return
+        layout.remove_checkpoint(final)
+    os.replace(partial, final)
+    flush_to_disk(final.parent)

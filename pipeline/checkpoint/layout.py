@@ -206,7 +206,7 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None) -> None:
+def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None, copied: Path | None = None) -> None:
     """Delete all but the newest `limit` checkpoints, and universal copies of checkpoints that no longer exist.
 
     Checkpoints that are damaged, or cannot be read now, are neither counted nor deleted.
@@ -215,6 +215,7 @@ def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None
         directory: Directory of the checkpoints.
         limit: Number of checkpoints to keep, including the best one. A limit of 1 keeps both the newest and the best.
         best_step: Step of the best checkpoint, which is never deleted, or None.
+        copied: Checkpoint that is being copied, which is not deleted yet, or None.
 
     Raises:
         StorageError: The directory cannot be read.
@@ -224,7 +225,8 @@ def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None
     best = [path for path in checkpoints[:-1] if step_of(path) == best_step]
     others = [path for path in checkpoints if path not in best]
     for path in others[: -max(1, limit - len(best))]:
-        remove_checkpoint(path)
+        if path != copied:
+            remove_checkpoint(path)
     for copy in directory.glob(".checkpoint-*.universal"):
         if not (directory / copy.stem.removeprefix(".")).exists():
             shutil.rmtree(copy, ignore_errors=True)

@@ -7,16 +7,16 @@ A save has these steps. A kill between any two of them leaves the older checkpoi
    and checksums.
 3. All ranks, in the all-reduce of a later step: check whether all ranks have finished writing or any has failed
    (`Saver.local_status`, `Saver.advance`).
-4. Thread on rank 0: write COMPLETE, rename to checkpoint-N, rotate old checkpoints, copy to the second directory.
+4. Thread on rank 0: write COMPLETE, rename to checkpoint-N, rotate old checkpoints.
+5. Another thread on rank 0: copy to the second directory, if there is one.
 
 With `training.save_in_background: false` the steps are the same, but training waits and the state is not copied.
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -26,15 +26,14 @@ import torch
 from safetensors.torch import save
 
 from pipeline.checkpoint import layout
-from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, merge_records, write_rank_files
+from pipeline.checkpoint.file_io import HostCopies, flush_to_disk, merge_records, publish, write_rank_files
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, ModelIdentity
+from pipeline.checkpoint.second_directory import CheckpointCopier
 from pipeline.common import distributed
 from pipeline.common.atomic_io import sha256_file, write_atomically
-from pipeline.common.errors import AgreedError, StorageError, UserError, write_error
+from pipeline.common.errors import AgreedError, StorageError, UserError, storage_errors, write_error
 from pipeline.config.settings import Config
 from pipeline.zero3.engine import ZeroEngine
-
-COPY_BLOCK_BYTES = 2**24
 
 
 class SupportsSavePretrained(Protocol):
@@ -71,19 +70,27 @@ class Saver:
         self._copies = HostCopies() if config.training.save_in_background else None
         self.saved_step: int = saved_state["step"]
         self._saved_validation: dict[str, Any] = saved_state["validation"]
-        self._best_step: int | None = None  # of the best checkpoint when this one was started
+        self._best_step: int | None = saved_state["validation"].get("best_step")  # when this save was started
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
         self._writing = False  # whether the job writes this rank's files; otherwise it is the commit on rank 0
         self._partial: Path | None = None
         self._failure: UserError | None = None
         self._wait_seconds = 0.0
-        self._copies_stopped = False
+        self._copier: CheckpointCopier | None = None
         if distributed.is_main_process():
-            for directory in map(Path, filter(None, (config.output_dir, config.training.copy_checkpoints_to))):
+            second = config.training.copy_checkpoints_to
+            for directory in map(Path, filter(None, (config.output_dir, second))):
                 for unfinished in directory.glob(".checkpoint-*.partial"):
                     shutil.rmtree(unfinished, ignore_errors=True)
+            if second is not None:
+                self._copier = CheckpointCopier(Path(second), config.training.save_total_limit)
+                if self.saved_step:  # its copy may have been broken off, or the setting may be new
+                    self._copier.start(self._path_of(self.saved_step), self._best_step)
         distributed.barrier()
+
+    def _path_of(self, step: int) -> Path:
+        return self.directory / f"checkpoint-{step}"
 
     def start(self, state: dict[str, Any], best_step: int | None = None) -> None:
         """Start saving `state`, the engine and this rank's random generators.
@@ -100,6 +107,7 @@ class Saver:
         """
         if state["step"] == self.saved_step:
             if state["validation"] != self._saved_validation:
+                self._best_step = best_step
                 self._store_validation(state)
             return
         started = time.perf_counter()
@@ -123,12 +131,15 @@ class Saver:
         self._saved_validation = state["validation"]
         if not distributed.is_main_process():
             return
-        for directory in map(Path, filter(None, (self.config.output_dir, self.config.training.copy_checkpoints_to))):
-            path = directory / f"checkpoint-{state['step']}"
-            try:
-                layout.store_validation(path, state["validation"])
-            except (OSError, StorageError) as error:
-                print(f"warning: {path}: the validation cannot be stored ({error}); training continues", flush=True)
+        path = self._path_of(state["step"])
+        if self._copier and not path.exists():  # the run has resumed from the second directory
+            path = self._copier.directory / path.name
+        try:
+            layout.store_validation(path, state["validation"])
+        except (OSError, StorageError) as error:
+            print(f"warning: {path}: the validation cannot be stored ({error}); training continues", flush=True)
+        if self._copier:
+            self._copier.start(self._path_of(state["step"]), self._best_step)
 
     def pop_wait_seconds(self) -> float:
         """Return the seconds that training has waited for saves since the last call."""
@@ -173,9 +184,41 @@ class Saver:
                 wait([self._job])
             self.advance(*distributed.all_reduce_sum(self.local_status(), self.engine.device))
 
-    def stop_copying(self) -> None:
-        """Break off and skip copies to training.copy_checkpoints_to, which can take longer than a signal allows."""
-        self._copies_stopped = True
+    def stop_copying(self) -> bool:
+        """Break off copies to training.copy_checkpoints_to, which can take longer than a signal allows.
+
+        Returns:
+            Whether this rank had one in progress.
+        """
+        return self._copier is not None and self._copier.stop()
+
+    def finish_copies(self, heartbeat: Callable[[], None], is_stopping: Callable[[], bool]) -> bool:
+        """Wait for the copies to training.copy_checkpoints_to after the last save. Collective: all ranks must call it.
+
+        Args:
+            heartbeat: Called on all ranks every few seconds.
+            is_stopping: Called on all ranks every few seconds. If it returns True on any rank, copies are broken off.
+
+        Returns:
+            False if a copy was broken off.
+        """
+        if self.config.training.copy_checkpoints_to is None:
+            return True
+        try:
+            distributed.run_long_on_rank0(self._wait_for_copies, heartbeat, is_stopping)
+        except distributed.WorkStopped:
+            return not distributed.broadcast_from_rank0(self.stop_copying)
+        return True
+
+    def _wait_for_copies(self) -> None:
+        """Wait for the copies, then delete a checkpoint that was kept for them. Runs in a thread on rank 0."""
+        assert self._copier is not None
+        self._copier.wait()
+        with storage_errors(self.directory, write_error):
+            self._rotate()
+
+    def _rotate(self, copied: Path | None = None) -> None:
+        layout.rotate_checkpoints(self.directory, self.config.training.save_total_limit, self._best_step, copied)
 
     def record_failure(self, path: Path, error: OSError) -> None:
         """Record a failed write of another file, so that the next `advance` raises on all ranks."""
@@ -225,7 +268,6 @@ class Saver:
         """
         files = merge_records(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
-        limit = self.config.training.save_total_limit
         try:
             for name, item in self.pretrained.items():
                 item.save_pretrained(partial / name)
@@ -234,61 +276,10 @@ class Saver:
                     if file.is_file():
                         files[str(file.relative_to(partial))] = (file.stat().st_size, sha256_file(file))
             write_atomically(partial / COMPLETE_MARKER, layout.complete_marker(files))
-            _publish(partial, final, limit, self._best_step)
+            publish(partial, final)
+            self._rotate(self._copier.start(final, self._best_step) if self._copier else None)
         except OSError as error:
             raise write_error(partial, error) from error
-        self._copy_to_second_directory(final, limit)
-
-    def _copy_to_second_directory(self, final: Path, limit: int) -> None:
-        """Copy a checkpoint to training.copy_checkpoints_to. On failure, print a warning and continue."""
-        directory = self.config.training.copy_checkpoints_to
-        if directory is None:
-            return
-        target = Path(directory) / final.name
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            if layout.find_damage(target) is None:
-                return
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(final, partial, copy_function=self._copy_file)
-            for file in partial.rglob("*"):
-                flush_to_disk(file)
-            _publish(partial, target, limit, self._best_step)
-        except (OSError, StorageError, _CopyStoppedError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            print(f"warning: {final.name} not copied to {directory}: {reason}", flush=True)
-
-    def _copy_file(self, source: str, target: str) -> str:
-        with open(source, "rb") as reader, open(target, "wb") as writer:
-            while block := reader.read(COPY_BLOCK_BYTES):
-                if self._copies_stopped:
-                    raise _CopyStoppedError("the run is stopping; the next checkpoint will be copied")
-                writer.write(block)
-        return target
-
-
-class _CopyStoppedError(Exception):
-    """A copy to the second directory was broken off."""
-
-
-def _publish(partial: Path, final: Path, limit: int, best_step: int | None) -> None:
-    """Rename a complete checkpoint to its final name, and rotate old ones. Never replaces an intact checkpoint.
-
-    Raises:
-        StorageError: An existing checkpoint of this step, or the directory, cannot be read.
-        OSError: The rename, a deletion or a flush fails.
-    """
-    flush_to_disk(partial)
-    if final.exists():
-        if layout.find_damage(final) is None:
-            shutil.rmtree(partial)
-            return
-        layout.remove_checkpoint(final)
-    os.replace(partial, final)
-    flush_to_disk(final.parent)
-    layout.rotate_checkpoints(final.parent, limit, best_step)
 
 
 def _rng_state() -> dict[str, torch.Tensor]:

@@ -249,17 +249,23 @@ def save_checkpoint(run: PreparedRun, saver: Saver, state: TrainState, guard: Gu
 
 
 def finish(run: PreparedRun, saver: Saver, state: TrainState, guard: Guard, stopped: bool) -> RunEnd:
-    """Save a checkpoint if a signal stopped the run, wait for the last save, and report the end."""
-    status = STOPPED_BY_SIGNAL if stopped else 0
+    """Save a checkpoint if a signal stopped the run, wait for the last save and its copy, and report the end.
+
+    A signal also ends the wait for the copy. The restarted run repeats it.
+    """
+    status, when = STOPPED_BY_SIGNAL if stopped else 0, f"after step {state.step}; restart to resume"
     if status:
         saver.stop_copying()
         save_checkpoint(run, saver, state, guard)
     saver.finish()
+    if not status and not saver.finish_copies(
+        lambda: guard.enter_phase(state.step, "copying the last checkpoint"), lambda: guard.stop.received
+    ):
+        status, when = STOPPED_BY_SIGNAL, "before the last checkpoint was copied; restart to copy it"
     stopped_early = not status and best_metric.stops_early(run.config.training, state.validation)
     if distributed.is_main_process():
         if stopped_early:
             print(best_metric.early_stopping_message(state), flush=True)
         if status:
-            signal = guard.stop.name or "a signal to another rank"
-            print(f"stopped by {signal} after step {state.step}; restart to resume", flush=True)
+            print(f"stopped by {guard.stop.name or 'a signal to another rank'} {when}", flush=True)
     return RunEnd(status, state.step, stopped_early)

@@ -8,16 +8,27 @@ from typing import Any
 
 import pytest
 
+from pipeline.checkpoint import layout
 from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.second_directory import CheckpointCopier
 from pipeline.config.settings import Config, TrainingSettings
+from tests.pipeline.checkpoint.test_layout import make_checkpoint
 
 
-def make_saver(root: Path) -> Any:
+def make_saver(root: Path, step: int = 0, best_step: int | None = None) -> Any:
     training = TrainingSettings(copy_checkpoints_to=str(root / "copies"), save_in_background=False)
     config = Config(output_dir=str(root / "run"), training=training)
     identity: Any = None
     engine: Any = SimpleNamespace(device="cpu")
-    return Saver(config, identity, {}, engine, {"step": 0, "validation": {}})
+    return Saver(config, identity, {}, engine, {"step": step, "validation": {"best_step": best_step}})
+
+
+def finish_copies(saver: Any, stopping: bool = False) -> bool:
+    return saver.finish_copies(lambda: None, lambda: stopping)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
 
 
 def test_saver_removes_unfinished_checkpoints_in_both_directories(tmp_path: Path) -> None:
@@ -25,22 +36,67 @@ def test_saver_removes_unfinished_checkpoints_in_both_directories(tmp_path: Path
         (tmp_path / name / ".checkpoint-5.partial" / "deepspeed").mkdir(parents=True)
         (tmp_path / name / "checkpoint-4").mkdir()
     make_saver(tmp_path)
-    assert [sorted(os.listdir(tmp_path / name)) for name in ("run", "copies")] == [["checkpoint-4"]] * 2
+    assert [names(tmp_path / name) for name in ("run", "copies")] == [["checkpoint-4"]] * 2
 
 
 def test_copy_is_broken_off_when_a_run_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saver, source = make_saver(tmp_path), tmp_path / "run" / "checkpoint-7"
     source.mkdir(parents=True)
-    os.mkfifo(source / "weights")
-
-    def write() -> None:
-        with open(source / "weights", "wb", buffering=0) as file:
-            saver.stop_copying()
-            file.write(b"1")
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    saver._copy_to_second_directory(source, 2)
-    writer.join()
-    assert os.listdir(tmp_path / "copies") == []
+    os.mkfifo(source / "weights")  # blocks its reader
+    saver._copier.start(source, None)
+    with open(source / "weights", "wb", buffering=0) as file:
+        assert not finish_copies(saver, stopping=True)
+        file.write(b"1")
+    assert finish_copies(saver)
+    assert names(tmp_path / "copies") == []
     assert "warning: checkpoint-7 not copied" in capsys.readouterr().out
+
+
+def test_restart_copies_the_checkpoint_it_resumes_from(tmp_path: Path) -> None:
+    """Copy it with its validation, which is added to an existing copy too, and the best checkpoint."""
+    (tmp_path / "run").mkdir()
+    for step in (2, 6):
+        make_checkpoint(tmp_path / "run", step)
+    assert finish_copies(make_saver(tmp_path, 6, best_step=2))
+    assert names(tmp_path / "copies") == ["checkpoint-2", "checkpoint-6"]
+    assert not any(layout.find_damage(tmp_path / "copies" / name) for name in names(tmp_path / "copies"))
+    validation = {"step": 6, "best_step": 6}
+    saver = make_saver(tmp_path, 6, best_step=2)
+    saver.start({"step": 6, "validation": validation}, best_step=6)
+    assert finish_copies(saver)
+    for directory in ("run", "copies"):
+        assert layout.read_state(tmp_path / directory / "checkpoint-6")["validation"] == validation
+
+
+def test_slow_copy_is_finished_before_the_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves do not wait for it, rotation keeps its source, and the checkpoints between are skipped."""
+    resume, copying, copied = threading.Event(), threading.Event(), []
+    copy_file = CheckpointCopier._copy_file
+
+    def slow(copier: CheckpointCopier, source: str, target: str) -> str:
+        copied.append(Path(source).parent.name)
+        copying.set()
+        assert resume.wait(20)
+        return copy_file(copier, source, target)
+
+    monkeypatch.setattr(CheckpointCopier, "_copy_file", slow)
+    saver, run = make_saver(tmp_path), tmp_path / "run"
+    run.mkdir()
+    for step in (2, 4, 6, 8):
+        saver._commit(make_partial(run, step))
+        assert copying.wait(20)
+    assert names(run) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+    resume.set()
+    assert finish_copies(saver)
+    assert copied == ["checkpoint-2"] * 2 + ["checkpoint-8"] * 2
+    assert names(run) == ["checkpoint-6", "checkpoint-8"]
+    assert names(tmp_path / "copies") == ["checkpoint-2", "checkpoint-8"]
+
+
+def make_partial(run: Path, step: int) -> Path:
+    """A checkpoint that its only rank has written."""
+    partial = run / f".checkpoint-{step}.partial"
+    partial.mkdir()
+    (partial / "weights").write_bytes(b"1")
+    (partial / "files-0.json").write_text('{"weights": [1, "hash"]}')
+    return partial

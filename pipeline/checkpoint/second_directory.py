@@ -1,0 +1,102 @@
+"""Copy finished checkpoints to a second directory in a thread of its own, which neither training nor saves wait for."""
+
+import shutil
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.checkpoint import layout
+from pipeline.checkpoint.file_io import flush_to_disk, publish
+from pipeline.common.errors import StorageError
+
+COPY_BLOCK_BYTES = 2**24
+
+
+class CheckpointCopier:
+    """Copies checkpoints of one run to `training.copy_checkpoints_to`, one at a time.
+
+    A checkpoint that is finished during a copy is copied next. Of several, only the newest and the best are copied, so
+    that a slow directory still gets whole checkpoints.
+
+    Args:
+        directory: The second directory.
+        limit: Number of checkpoints to keep there.
+    """
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        self.directory, self._limit = directory, limit
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="copy")
+        self._job: Future[None] | None = None
+        self._lock = threading.Lock()
+        self._waiting: list[Path] = []
+        self._current: Path | None = None
+        self._best_step: int | None = None
+        self._stopped = False
+
+    def start(self, path: Path, best_step: int | None) -> Path | None:
+        """Copy a checkpoint, and the best one, after the copy in progress. Do nothing for those that are there already.
+
+        Args:
+            path: The newest checkpoint.
+            best_step: Step of the best checkpoint, which rotation keeps, or None.
+
+        Returns:
+            The checkpoint whose copy is in progress, or None. Do not delete it.
+        """
+        best = path.with_name(f"checkpoint-{best_step}")
+        with self._lock:
+            self._waiting = [path, best] if best != path and (best / layout.COMPLETE_MARKER).is_file() else [path]
+            self._best_step, current = best_step, self._current
+        self._job = self._thread.submit(self._copy_waiting)
+        return current
+
+    def wait(self) -> None:
+        """Wait until nothing is left to copy."""
+        if self._job is not None:
+            self._job.result()
+
+    def stop(self) -> bool:
+        """Break off the copy in progress and make later ones fail. Return whether there was one."""
+        self._stopped = True
+        return self._job is not None and not self._job.done()
+
+    def _copy_waiting(self) -> None:
+        while True:
+            with self._lock:
+                self._current = self._waiting.pop(0) if self._waiting else None
+            if self._current is None:
+                return
+            self._copy(self._current)
+
+    def _copy(self, source: Path) -> None:
+        """Copy a checkpoint and the validation that was added to it. On failure, print a warning."""
+        target = self.directory / source.name
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            if layout.find_damage(target) is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(source, partial, copy_function=self._copy_file)
+                for file in partial.rglob("*"):
+                    flush_to_disk(file)
+                publish(partial, target)
+                layout.rotate_checkpoints(self.directory, self._limit, self._best_step)
+            validation = layout.read_marker(source).get("validation")
+            if validation is not None:
+                layout.store_validation(target, validation)
+        except (OSError, StorageError, _CopyStoppedError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            print(f"warning: {source.name} not copied to {self.directory}: {reason}", flush=True)
+
+    def _copy_file(self, source: str, target: str) -> str:
+        with open(source, "rb") as reader, open(target, "wb") as writer:
+            while block := reader.read(COPY_BLOCK_BYTES):
+                if self._stopped:
+                    raise _CopyStoppedError("the run is stopping; a restart copies the newest checkpoint")
+                writer.write(block)
+        return target
+
+
+class _CopyStoppedError(Exception):
+    """A copy was broken off."""
