@@ -3,6 +3,8 @@
 "auto" is filled by transformers' own code, so a file that works with Hugging Face's Trainer works here.
 """
 
+import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
@@ -46,6 +49,8 @@ SUPPORTED_VALUES = {
     "zero_optimization.stage3_module_granularity_threshold": ((0,), "the trainer gathers whole decoder layers"),
     "zero_optimization.mics_shard_size": ((-1, 0), "it changes how parameters are partitioned"),
     "zero_optimization.zero_quantized_weights": ((False,), "it changes how parameters are partitioned"),
+    "zero_optimization.zenflow": ((None,), "it updates weights outside the trainer's optimizer"),
+    "gradient_predivide_factor": ((1,), "ZeRO-3 scatters gradients, for which DeepSpeed does not support it"),
 }
 # Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
 OPTIMIZER_PARAMS = {"adam_w_mode": True, "torch_adam": True, "bias_correction": True}
@@ -72,7 +77,8 @@ def deepspeed_config(
         device: "cuda" or "cpu"; by default the device of this rank.
 
     Raises:
-        UserError: the file is unreadable, contradicts the recipe, or changes how parameters are partitioned.
+        UserError: the file is unreadable, contradicts the recipe, changes how parameters are partitioned, or is refused
+            by DeepSpeed.
     """
     device = device or local_device().type
     path, ds = _read(config.deepspeed)
@@ -107,6 +113,9 @@ def deepspeed_config(
     if parts > 1:
         ds["sequence_parallel_size"] = parts  # DeepSpeed reads it only to compare the three batch sizes
     micro, total = training.train_micro_batch_size_per_gpu, training.train_batch_size
+    with refusals(path, Exception):  # a malformed section may raise any type
+        without_sizes = {key: value for key, value in ds.items() if key not in RECIPE_KEYS}
+        DeepSpeedConfig(copy.deepcopy(without_sizes) | {"train_micro_batch_size_per_gpu": 1})
     return ds | {
         "train_batch_size": total,
         "train_micro_batch_size_per_gpu": micro,
@@ -221,6 +230,16 @@ def _check_zero_optimization(path: Path, zero: dict[str, Any]) -> None:
         key = ".".join(map(str, ("zero_optimization", *first["loc"])))
         what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
         raise UserError(f"{path}: {key}: {what}; see DeepSpeed's documentation of this section") from None
+
+
+@contextlib.contextmanager
+def refusals(path: str | Path, kind: type[Exception]) -> Iterator[None]:
+    """Turn an exception of DeepSpeed about its configuration into a UserError that names the file."""
+    try:
+        yield
+    except kind as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(f"{path}: DeepSpeed refuses it ({reason}); change the file") from error
 
 
 def _check_sections(path: Path, ds: dict[str, Any], decay: str) -> None:

@@ -36,6 +36,7 @@ from pipeline.models.param_groups import set_learning_rates
 from pipeline.models.sequence_parallel import HeadExchange
 from pipeline.models.solar_model import SolarModel
 from pipeline.zero3.cluster_speeds import cluster_speeds
+from pipeline.zero3.ds_config import refusals
 from pipeline.zero3.initialize import import_muon_uncompiled
 from pipeline.zero3.model_state import StateCollector, collect_state, load_state
 from pipeline.zero3.optimizer import build_optimizer
@@ -84,7 +85,8 @@ class ZeroEngine:
         layers = model.get_decoder().layers
         set_z3_leaf_modules(module, list({type(layer) for layer in layers}))
         import_muon_uncompiled()
-        self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
+        with refusals(config.deepspeed, AssertionError):  # of keys that do not fit together
+            self.ds_engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds)
         gather_together_after_steps(self.ds_engine.optimizer.persistent_parameters)
         run_ahead_of_reductions(self.ds_engine.optimizer, layers)
         avoid_loops_over_ranks(self.ds_engine.optimizer)

@@ -62,6 +62,7 @@ def test_resume_refuses_or_records_changes(prepared: Prepared, tmp_path: Path) -
     assert_matches_dense(validation, expected)
     _check_harmless_changes(recipe, prepared)
     _check_refused_changes(recipe, prepared)
+    _check_refused_by_deepspeed(recipe)
 
     stopping = {"eval_steps": 1, "metric_for_best_model": "eval_ce", "greater_is_better": True}
     stopping |= {"early_stopping_patience": 2, "save_steps": 5}
@@ -109,6 +110,17 @@ def _check_refused_changes(recipe: Path, prepared: Prepared) -> None:
         with pytest.raises(UserError) as caught:
             resume_point(recipe, *overrides)
         assert message in str(caught.value) and "use another output_dir" in str(caught.value)
+
+
+def _check_refused_by_deepspeed(recipe: Path) -> None:
+    """Refuse DeepSpeed files that DeepSpeed itself refuses when it builds the engine."""
+    file = recipe.parent / "ds.json"
+    for content, message in [
+        ({"prescale_gradients": True}, f"{file}: DeepSpeed refuses it (pre-scale gradients"),
+    ]:
+        file.write_text(json.dumps({"zero_optimization": {"stage": 3}} | content))
+        output = train(1, "--config", recipe, "--deepspeed", file, expect=2)
+        assert message in output and "Traceback" not in output
 
 
 def _check_recorded_changes(run: Path, output: str, stopping: dict[str, object]) -> None:
