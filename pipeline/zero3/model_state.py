@@ -46,8 +46,8 @@ def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
         False if DeepSpeed finds no checkpoint.
 
     Raises:
-        UserError: a file is damaged, or contains objects other than tensors and plain values, whose loading could run
-            code.
+        UserError: a file is damaged, contains objects other than tensors and plain values, whose loading could run
+            code, or was saved with other sub-groups of the optimizer.
     """
     groups = [{k: v for k, v in g.items() if k != "params"} for g in ds_engine.optimizer.param_groups]
     try:
@@ -58,6 +58,14 @@ def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{directory / tag}: damaged, or with code that a checkpoint must not have: {reason}"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        # From a different number of sub-groups, or from the same number with different sizes.
+        if "parameter group" not in str(error) and "size of tensor" not in str(error):
+            raise
+        raise UserError(
+            f"{directory / tag}: saved with another zero_optimization.sub_group_size; restore it in the DeepSpeed "
+            "file, or resume on another number of ranks, for which the checkpoint is converted"
         ) from error
     if loaded is None:
         return False

@@ -113,10 +113,11 @@ def _check_refused_changes(recipe: Path, prepared: Prepared) -> None:
 
 
 def _check_refused_by_deepspeed(recipe: Path) -> None:
-    """Refuse DeepSpeed files that DeepSpeed itself refuses when it builds the engine."""
+    """Refuse files that DeepSpeed refuses when it builds the engine, or with which it cannot load the checkpoint."""
     file = recipe.parent / "ds.json"
     for content, message in [
         ({"prescale_gradients": True}, f"{file}: DeepSpeed refuses it (pre-scale gradients"),
+        ({"zero_optimization": {"stage": 3, "sub_group_size": 500}}, "saved with another zero_optimization.sub_group"),
     ]:
         file.write_text(json.dumps({"zero_optimization": {"stage": 3}} | content))
         output = train(1, "--config", recipe, "--deepspeed", file, expect=2)
