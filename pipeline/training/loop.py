@@ -54,9 +54,9 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     config, loader = run.config, run.loader
     # Hashing all shards takes minutes if there is much data.
     distributed.run_long_on_rank0(run.check_hashes, lambda: guard.enter_phase(0, "checking the shards"))
-    guard.enter_phase(0, "loading the model")
     checkpoint = find_checkpoint(run, guard)
     record_start(run, checkpoint, guard)
+    guard.enter_phase(0, "loading the model")
     engine = setup_engine(run, checkpoint)
     state = resume(run, engine, checkpoint)
     saver = Saver(config, run.identity, run.pretrained, engine, asdict(state))

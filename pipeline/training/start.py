@@ -34,6 +34,7 @@ def find_checkpoint(run: PreparedRun, guard: Guard) -> ResumePoint | None:
     def heartbeat() -> None:
         guard.enter_phase(0, "checking or converting a checkpoint")
 
+    heartbeat()
     # Verify the checksums before any file is parsed: an altered file must not end the run but lead to an older one.
     path = find_verified(run.config, heartbeat)
     if path is None:

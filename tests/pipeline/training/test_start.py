@@ -17,7 +17,9 @@ from pipeline.common.exit_codes import READ_FAILURE, USER_ERROR
 from pipeline.config.recipe import load_config
 from pipeline.fault_tolerance.guard import Guard
 from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.training import loop
 from pipeline.training.preflight import PreparedRun, prepare_run
+from pipeline.training.resume_checks import ResumePoint
 from pipeline.training.start import find_checkpoint, record_start
 from tests.conftest import Prepared
 from tests.runs import write_recipe
@@ -114,3 +116,20 @@ def test_record_start_names_log_that_cannot_be_written(run: PreparedRun, guard: 
     (Path(run.config.output_dir) / "starts.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*starts\.jsonl: Is a directory; fix the cause and restart"):
         record_start(run, None, guard)
+
+
+def test_phase_while_a_resumed_run_loads_its_model(
+    run: PreparedRun, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loading(Exception):
+        """Ends the run."""
+
+    def setup_engine(run: PreparedRun, checkpoint: ResumePoint) -> None:
+        assert checkpoint.state["step"] == 2
+        raise Loading
+
+    monkeypatch.setattr(loop, "setup_engine", setup_engine)
+    save_without_weights(run, 2)
+    with pytest.raises(Loading):
+        loop.train(run, guard)
+    assert guard._watchdog._progress[:2] == (0, "loading the model")
