@@ -16,6 +16,7 @@ With `training.save_in_background: false` the steps are the same, but training w
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -233,8 +234,11 @@ class Saver:
             wait([self._job])
         error = self._failure or self._job_error()
         local = None
-        if error is not None:
-            local = f"{distributed.rank_label()}: {error}", error.status if isinstance(error, UserError) else None
+        if isinstance(error, UserError):
+            local = f"{distributed.rank_label()}: {error}", error.status
+        elif error is not None:
+            traceback.print_exception(error)  # a bug, of which the other ranks only know the message
+            local = f"{distributed.rank_label()}: {type(error).__name__}: {error}", 1
         failures = distributed.all_gather_object(local)
         if distributed.is_main_process() and self._partial is not None:
             shutil.rmtree(self._partial, ignore_errors=True)

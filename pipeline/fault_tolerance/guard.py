@@ -103,7 +103,7 @@ class Guard:
                 suspects, advice = self._watchdog.describe_suspects()
                 message = f"error: {label}: lost contact; {suspects}; {advice}"
                 self._watchdog.dump_stacks()
-            if status == 1:
+            if status == 1 and not isinstance(error, AgreedError):  # the rank with the bug has printed its traceback
                 traceback.print_exception(error)
             print(message, file=sys.stderr, flush=True)
         else:

@@ -1,4 +1,4 @@
-"""Copies of checkpoints in a second directory, without a training run."""
+"""Copies of checkpoints in a second directory, and a failed save, without a training run."""
 
 import os
 import threading
@@ -11,6 +11,7 @@ import pytest
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.second_directory import CheckpointCopier
+from pipeline.common.errors import AgreedError
 from pipeline.config.settings import Config, TrainingSettings
 from tests.pipeline.checkpoint.test_layout import make_checkpoint
 
@@ -91,6 +92,15 @@ def test_slow_copy_is_finished_before_the_newest_checkpoint(tmp_path: Path, monk
     assert copied == ["checkpoint-2"] * 2 + ["checkpoint-8"] * 2
     assert names(run) == ["checkpoint-6", "checkpoint-8"]
     assert names(tmp_path / "copies") == ["checkpoint-2", "checkpoint-8"]
+
+
+def test_bug_in_the_save_thread_is_no_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saver = make_saver(tmp_path)
+    saver._job = saver._thread.submit(lambda: {}["added_tokens"])
+    with pytest.raises(AgreedError, match=r"^rank 0 on .*: KeyError: 'added_tokens'$") as caught:
+        saver.finish()
+    assert caught.value.status == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def make_partial(run: Path, step: int) -> Path:
