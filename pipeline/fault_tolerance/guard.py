@@ -101,7 +101,8 @@ class Guard:
         if self._watchdog.record_failure(status, message or str(error)):
             if not message:
                 suspects, advice = self._watchdog.describe_suspects()
-                message = f"error: {label}: lost contact; {suspects}; {advice}"
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                message = f"error: {label}: lost contact ({reason}); {suspects}; {advice}"
                 self._watchdog.dump_stacks()
             if status == 1 and not isinstance(error, AgreedError):  # the rank with the bug has printed its traceback
                 traceback.print_exception(error)
@@ -115,7 +116,9 @@ class Guard:
 
 def is_lost_contact(error: Exception) -> bool:
     """Return whether an error of gloo or NCCL means that another rank is gone or late."""
+    text = str(error).lower()
+    if "out of memory" in text:  # of this rank's GPU
+        return False
     if isinstance(error, torch.distributed.DistError):
         return True
-    text = str(error).lower()
     return isinstance(error, RuntimeError) and any(name in text for name in ("gloo", "connection closed", "nccl"))

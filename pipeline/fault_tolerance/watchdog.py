@@ -28,6 +28,7 @@ HEARTBEAT_SECONDS = 5.0
 EXIT_GRACE_SECONDS = 20.0  # for the first failed rank to report, and for the main threads of other ranks to exit
 MAX_SILENCE_SECONDS = 180.0  # longer than any file system or C++ call should block a thread
 MAX_STALL_SECONDS = 30.0  # between two heartbeats; after a longer stall, silence is counted anew
+FAILED = "failed"  # phase of a rank that ends because of an error
 WAITING = "waiting for all ranks to begin"  # phase in which a rank waits for slower ones
 RESTART_ADVICE = "restart to resume"
 MEMORY_ADVICE = (
@@ -58,7 +59,7 @@ class Watchdog:
         self.host = socket.gethostname()
         self._progress: tuple[int, str, float] = (0, "starting", time.monotonic())  # step, phase, since when
         self._values: dict[str, float] = {}
-        self._heartbeats = 0
+        self._heartbeats, self._writing = 0, threading.Lock()
         self._oom_kills = count_oom_kills()  # before this start of the run
         self._is_first_failure = False
         self._next_rank_beats, self._next_rank_changed_at = -1, time.monotonic()
@@ -99,7 +100,8 @@ class Watchdog:
         Returns:
             False if another rank has failed first; `first_failure` returns its record.
         """
-        self._progress = (self._progress[0], "failed", time.monotonic())
+        self._progress = (self._progress[0], FAILED, time.monotonic())
+        self.write_heartbeat()  # so that this rank does not count as silent once it has exited
         content = {"token": self.token, "rank": self.rank, "host": self.host, "status": status, "message": message}
         path = self.directory / "ranks" / "failed.json"
         try:
@@ -119,7 +121,7 @@ class Watchdog:
         return self._read(self.directory / "ranks" / "failed.json")
 
     def describe_suspects(self) -> tuple[str, str]:
-        """Describe the unresponsive ranks or, if there are none, the slow ones.
+        """Describe the unresponsive ranks or, if there are none, the slow ones, or those that have failed too.
 
         A silent rank counts as killed for lack of memory if the kernel has killed a process on its host since the start
         of the run, as other ranks of the host report. Blocks for about two heartbeat intervals.
@@ -132,22 +134,25 @@ class Watchdog:
         after = self._read_heartbeats()
         ended = {r for r, heartbeat in after.items() if heartbeat["phase"] == "done"}
         others = [r for r in range(self.ranks) if r != self.rank and r not in ended]
-        silent = [r for r in others if before.get(r) == after.get(r)]
+        failed = [r for r in others if r in after and after[r]["phase"] == FAILED]
+        silent = [r for r in others if r not in failed and before.get(r) == after.get(r)]
         if silent:
             short_of_memory = {beat["host"] for r, beat in after.items() if r not in silent and beat["oom_kills"]}
             killed = {r for r in silent if r in after and after[r]["host"] in short_of_memory}
             reasons = ("sends no heartbeat", "was probably killed by the kernel for lack of host memory")
             descriptions = [f"{_rank_label(r, after)} {reasons[r in killed]}" for r in silent]
             return _join(descriptions), MEMORY_ADVICE if killed else RESTART_ADVICE
-        after = {r: heartbeat for r, heartbeat in after.items() if r not in ended}
-        lowest_step = min((heartbeat["step"] for heartbeat in after.values()), default=0)
-        positions = {r: f"step {heartbeat['step']} ({heartbeat['phase']})" for r, heartbeat in after.items()}
+        running = {r: heartbeat for r, heartbeat in after.items() if r not in ended and r not in failed}
+        lowest_step = min((heartbeat["step"] for heartbeat in running.values()), default=0)
+        positions = {r: f"step {heartbeat['step']} ({heartbeat['phase']})" for r, heartbeat in running.items()}
         # Most ranks wait for the slow ones. On a tie, those that say so are not the slow ones.
         counts = Counter(positions.values())
         common = max(counts, key=lambda position: (counts[position], WAITING in position), default="")
-        slow = [r for r, beat in after.items() if beat["step"] == lowest_step and positions[r] != common]
+        slow = [r for r, beat in running.items() if beat["step"] == lowest_step and positions[r] != common]
         if slow:
             return _join([f"{_rank_label(r, after)} is at {positions[r]}" for r in slow]), RESTART_ADVICE
+        if failed:
+            return _join([f"{_rank_label(r, after)} has failed" for r in failed]), RESTART_ADVICE
         return f"all ranks are alive, at {', '.join(counts)}", RESTART_ADVICE
 
     def dump_stacks(self) -> None:
@@ -163,6 +168,10 @@ class Watchdog:
 
     def write_heartbeat(self) -> None:
         """Write this rank's heartbeat file. The thread does so every few seconds."""
+        with self._writing:
+            self._write_heartbeat()
+
+    def _write_heartbeat(self) -> None:
         self._heartbeats += 1
         step, phase, _ = self._progress
         content = {
@@ -197,7 +206,7 @@ class Watchdog:
                     exit_now(failure["status"])
                 continue
             step, phase, since = self._progress
-            if phase == "failed":
+            if phase == FAILED:
                 continue
             if time.monotonic() - since > self.timeout:
                 self._end_run(f"no progress for {self.timeout:.0f} s at step {step} ({phase})")
@@ -213,7 +222,6 @@ class Watchdog:
         """
         if not self.record_failure(RANK_FAILURE, reason):
             return
-        self.write_heartbeat()
         (suspects, advice), stacks = self.describe_suspects(), self.directory / "ranks"
         label = f"rank {self.rank} on {self.host}"
         message = f"error: {label}: {reason}; {suspects}; stacks in {stacks}; {advice}"

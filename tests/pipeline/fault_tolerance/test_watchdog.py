@@ -33,6 +33,19 @@ def test_describe_suspects_silent_rank(tmp_path: Path) -> None:
         each.close()
 
 
+def test_describe_suspects_failed_rank(tmp_path: Path) -> None:
+    """A rank that has reported its own error and exited is a suspect only if no other rank is silent."""
+    watchdogs = [make(tmp_path, rank) for rank in range(3)]
+    watchdogs[0].start()
+    assert watchdogs[0].record_failure(76, "first") and not watchdogs[1].record_failure(76, "second")
+    watchdogs[2].write_heartbeat()
+    assert watchdogs[0].describe_suspects()[0] == f"rank 2 on {watchdogs[0].host} sends no heartbeat"
+    watchdogs[2].record_failure(76, "third")
+    host = watchdogs[0].host
+    assert watchdogs[0].describe_suspects()[0] == f"rank 1 on {host} has failed; rank 2 on {host} has failed"
+    watchdogs[0].close()
+
+
 def test_describe_suspects_rank_killed_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 1 is on the host of the killed rank 2, and rank 0 on another one, where nothing was killed."""
     kills = {"a": 3, "b": 5}  # by host, of earlier runs
