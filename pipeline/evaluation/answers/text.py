@@ -7,11 +7,16 @@ from decimal import Decimal
 
 from pipeline.evaluation.answers.candidates import NOTHING, Reading, find_candidates
 from pipeline.evaluation.answers.language_rules import LanguageRules, rules_for
+from pipeline.evaluation.answers.phrases import PHRASES
 
 NAME = "text"
 EXPECTED = "a short text with at least one letter or digit"
 MAX_LENGTH = 300  # characters of an answer
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
+CLOSERS = r"*_$`\"'”’»›」』)\]}-"  # may separate an answer from its copula instead of a space: Ankara'dır
+ATTACHED = r"です|である|になります|となります|입니다|이에요|예요"  # copulas that end no other word
+# A copula that may also be the end of a name: Bakıdır and Iğdır, 서울임 and 게임.
+MAYBE_COPULA = re.compile(rf"(?<=\S) ?(?:{'|'.join(phrase.after for phrase in PHRASES.values() if phrase.after)})$")
 
 
 def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
@@ -34,8 +39,14 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
 
 
 def equal(first: str | None, second: str | None) -> bool:
-    """Return whether two texts are equal after normalization. None equals nothing, not even None."""
-    return first is not None and second is not None and normalise_text(first) == normalise_text(second)
+    """Return whether two texts are equal after normalization. None equals nothing, not even None.
+
+    One of them may end in a copula that the other lacks: Bakıdır equals Bakı.
+    """
+    if first is None or second is None:
+        return False
+    one, other = normalise_text(first), normalise_text(second)
+    return one == other or MAYBE_COPULA.sub("", one) == other or one == MAYBE_COPULA.sub("", other)
 
 
 def normalise_text(text: str) -> str:
@@ -59,11 +70,17 @@ def before_text(rules: LanguageRules) -> str:
 
 def trim(span: str, rules: LanguageRules) -> str:
     """Remove markup, quotation marks, punctuation at both ends, and a copula that ends the sentence."""
+    edge = r"[\s*_$`\"'“”«»‹›「」『』()\[\]{}:;,.،۔።।。!?…~-]"
+    return re.sub(rf"^{edge}+|{edge}+$", "", without_copula(span, rules))[:MAX_LENGTH]
+
+
+def without_copula(span: str, rules: LanguageRules) -> str:
+    """Remove a copula that ends the sentence. At the end of a word, it stays if other words end in the same way."""
     for phrase in rules.phrases:
         if phrase.after:
-            span = re.sub(rf"(?<=\S)\s*(?:{phrase.after})[\s.。।۔።]*$", "", span)
-    edge = r"[\s*_$`\"'“”«»‹›「」『』()\[\]{}:;,.،۔።।。!?…~-]"
-    return re.sub(rf"^{edge}+|{edge}+$", "", span)[:MAX_LENGTH]
+            copula = rf"(?:\s+|(?<=[{CLOSERS}]))(?:{phrase.after})|{ATTACHED}"
+            span = re.sub(rf"(?<=\S)(?:{copula})[\s.。।۔።]*$", "", span)
+    return span
 
 
 def _is_format(char: str) -> bool:
