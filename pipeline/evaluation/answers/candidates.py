@@ -5,7 +5,7 @@ The last balanced `\boxed{}` takes precedence, then the last answer phrase of th
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -21,6 +21,7 @@ MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦]*"
 ABBREVIATION = r"[^\s\d.]{1,6}\."  # such as approx.
 MAX_SPAN = 1000  # characters; otherwise a response that repeats a phrase without end takes minutes
 BEFORE_NUMBER = r"[\s*$]*-?\d"
+GoesOn = Callable[[str, str], bool]  # whether a sentence goes on after a full stop between two texts
 
 
 class Candidate(NamedTuple):
@@ -54,7 +55,9 @@ class Reading(NamedTuple):
 NOTHING = Reading(None, "none")
 
 
-def find_candidates(text: str, rules: LanguageRules, finished: bool, direct: str = BEFORE_NUMBER) -> list[Candidate]:
+def find_candidates(
+    text: str, rules: LanguageRules, finished: bool, direct: str = BEFORE_NUMBER, goes_on: GoesOn | None = None
+) -> list[Candidate]:
     r"""Return the candidates, best first.
 
     Args:
@@ -63,9 +66,10 @@ def find_candidates(text: str, rules: LanguageRules, finished: bool, direct: str
         finished: whether the model ended the response itself. If it was cut at the token limit, only a balanced
             `\boxed{}` or a sentence that is complete counts.
         direct: regular expression of what follows the word for "answer" if the language or sentence has no copula.
+        goes_on: which full stops are inside a sentence; if None, that of an abbreviation before a number (Rs. 500).
     """
     boxes = [Candidate("box", content) for content in _boxes(text)]
-    return [*reversed(boxes), *_phrase_spans(text, rules, finished, direct)]
+    return [*reversed(boxes), *_phrase_spans(text, rules, finished, direct, goes_on or _before_number(direct))]
 
 
 def _boxes(text: str) -> Iterator[str]:
@@ -82,7 +86,7 @@ def _boxes(text: str) -> Iterator[str]:
                 yield text[start : brace.start()].strip()
 
 
-def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str) -> Iterator[Candidate]:
+def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str, goes_on: GoesOn) -> Iterator[Candidate]:
     """Yield the text after each answer phrase up to the end of its sentence, the last phrase first.
 
     If the text is not `finished`, omit a sentence without an end. A full stop at the very end may be a decimal point.
@@ -92,20 +96,23 @@ def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str) 
         rest = text[match.end() :].lstrip(" *_:：፡፦")
         if rest.startswith("\n"):
             rest = rest.lstrip("\n *_:").removeprefix("- ")  # on a new line "- 8" is a list item
-        end = _sentence_end(rest, direct)
+        end = _sentence_end(rest, goes_on)
         if finished or (end and (end[0] != "." or end.end() < len(rest))):
             span = (rest[: end.start()] if end else rest)[:MAX_SPAN]
             is_last = finished and last_digit < len(text) - len(rest) + len(span)
             yield Candidate("####" if match[0] == "####" else "phrase", span, match[0][-1] in ":：፡፦", is_last)
 
 
-def _sentence_end(text: str, direct: str) -> re.Match[str] | None:
-    """Return the end of the first sentence. A full stop before the number may be that of an abbreviation (Rs. 500)."""
-    for end in SENTENCE_END.finditer(text):
-        is_abbreviation = end[0] == "." and re.fullmatch(rf"(?:\D*\s)?{ABBREVIATION}", text[: end.end()])
-        if not is_abbreviation or not re.match(f"(?={direct}){BEFORE_NUMBER}", text[end.end() :]):
-            return end
-    return None
+def _sentence_end(text: str, goes_on: GoesOn) -> re.Match[str] | None:
+    """Return the end of the first sentence."""
+    ends = SENTENCE_END.finditer(text)
+    return next((end for end in ends if end[0] != "." or not goes_on(text[: end.start()], text[end.end() :])), None)
+
+
+def _before_number(direct: str) -> GoesOn:
+    """Return whether a full stop is that of an abbreviation, and the number follows."""
+    abbreviation, number = re.compile(rf"(?:\D*\s)?{ABBREVIATION}"), re.compile(f"(?={direct}){BEFORE_NUMBER}")
+    return lambda before, after: bool(abbreviation.fullmatch(f"{before}.") and number.match(after))
 
 
 @lru_cache(maxsize=512)

@@ -12,6 +12,7 @@ from pipeline.evaluation.answers.phrases import PHRASES
 NAME = "text"
 EXPECTED = "a short text with at least one letter or digit"
 MAX_LENGTH = 300  # characters of an answer
+TITLES = ("St", "Mt", "Dr", "Mr", "Mrs", "Ms", "Prof", "Sr", "Sra", "Sig", "Hr", "Dk", "TP")
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
 CLOSERS = r"*_$`\"'”’»›」』)\]}-"  # may separate an answer from its copula instead of a space: Ankara'dır
 ATTACHED = r"です|である|になります|となります|입니다|이에요|예요"  # copulas that end no other word
@@ -31,7 +32,7 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
     """Return what the best candidate says (see `find_candidates`), or else the last line of a finished response."""
     rules = rules_for(lang)
     text = clean(text)
-    for candidate in find_candidates(text, rules, finished, direct=before_text(rules)):
+    for candidate in find_candidates(text, rules, finished, before_text(rules), _in_name):
         if answer := trim(candidate.span, rules):
             return Reading(answer, candidate.read_by)
     lines = [answer for line in text.splitlines() if (answer := trim(line, rules))] if finished else []
@@ -66,6 +67,24 @@ def before_text(rules: LanguageRules) -> str:
     """Return the pattern of what follows the word for "answer" without a copula between: a text and a final copula."""
     after = "|".join(phrase.after for phrase in rules.phrases if phrase.after)
     return rf"\s[^\n.።۔।。]{{1,80}}?(?:{after})\s*(?:[\n.።۔।。]|$)" if after else r"(?!)"
+
+
+def _in_name(before: str, after: str) -> bool:
+    """Return whether a full stop is inside a name or date: example.com, U.S., St. Louis, J. K. Rowling, 1. Mai."""
+    word, following = re.split(r"[^\w.,]", before)[-1], after.lstrip(" ")
+    is_initial = bool(re.fullmatch(r"(?:\w\.)*[^\W\d]", word))
+    if following == after:
+        return after[:1].islower() or (is_initial and after[:1].isalpha())
+    if word in TITLES:
+        return following[:1].isupper()
+    is_day = word.isdecimal() and len(word) <= 2
+    if is_day and following[:1].islower():
+        return True
+    # The rest of a name is a few words: "George W. Bush.", but not "Vitamin C. It prevents scurvy."
+    rest = re.split(r"[.\n]", following, maxsplit=1)[0].split()
+    is_short = 1 <= len(rest) <= 3 and all(re.fullmatch(r"[\w'’-]+", part) for part in rest)
+    is_name = is_short and all(part[0].isupper() or part.isdecimal() for part in rest)
+    return is_name and (is_day or (is_initial and word.isupper()))
 
 
 def trim(span: str, rules: LanguageRules) -> str:
