@@ -20,6 +20,7 @@ SENTENCE_END = re.compile(r"[\n。!?।॥৷۔؟።။។៕꘎߸᠃᠉༎꓿]|
 MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦]*"
 ABBREVIATION = r"[^\s\d.]{1,6}\."  # such as approx.
 MAX_SPAN = 1000  # characters; otherwise a response that repeats a phrase without end takes minutes
+MAX_GAP = 100  # characters of space and markup between a phrase and its answer
 BEFORE_NUMBER = r"[\s*$]*-?\d"
 GoesOn = Callable[[str, str], bool]  # whether a sentence goes on after a full stop between two texts
 
@@ -69,7 +70,8 @@ def find_candidates(
         goes_on: which full stops are inside a sentence; if None, that of an abbreviation before a number (Rs. 500).
     """
     boxes = [Candidate("box", content) for content in _boxes(text)]
-    return [*reversed(boxes), *_phrase_spans(text, rules, finished, direct, goes_on or _before_number(direct))]
+    spans = _phrase_spans(text, rules, finished, direct, goes_on or _before_number(direct))
+    return list(dict.fromkeys([*reversed(boxes), *spans]))  # a response that repeats itself has many equal ones
 
 
 def _boxes(text: str) -> Iterator[str]:
@@ -93,14 +95,15 @@ def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str, 
     """
     last_digit = max((match.start() for match in re.finditer(r"\d", text)), default=-1)
     for match in reversed(list(_phrase_pattern(rules.phrases, direct).finditer(text))):
-        rest = text[match.end() :].lstrip(" *_:：፡፦")
+        window = text[match.end() : match.end() + MAX_SPAN + MAX_GAP]
+        rest = window.lstrip(" *_:：፡፦")
         if rest.startswith("\n"):
             rest = rest.lstrip("\n *_:").removeprefix("- ")  # on a new line "- 8" is a list item
         end = _sentence_end(rest, goes_on)
         if finished or (end and (end[0] != "." or end.end() < len(rest))):
             span = (rest[: end.start()] if end else rest)[:MAX_SPAN]
-            is_last = finished and last_digit < len(text) - len(rest) + len(span)
-            yield Candidate("####" if match[0] == "####" else "phrase", span, match[0][-1] in ":：፡፦", is_last)
+            is_last = finished and last_digit < match.end() + len(window) - len(rest) + len(span)
+            yield Candidate("####" if match[0][0] == "#" else "phrase", span, match[0][-1] in ":：፡፦", is_last)
 
 
 def _sentence_end(text: str, goes_on: GoesOn) -> re.Match[str] | None:
@@ -126,4 +129,4 @@ def _phrase_pattern(phrases: tuple[Phrase, ...], direct: str) -> re.Pattern[str]
         for noun, copula in dict.fromkeys([(fold(phrase.noun), fold(phrase.copula)), (phrase.noun, phrase.copula)]):
             # A noun without copula counts only next to an answer. A spaced dash is a copula ("Ответ - 8").
             joined.append(rf"(?:{noun})(?:(?={direct})|{gap}(?:{copula})|{colon}[:=：፡፦]|\s*[-–—](?=\s))")
-    return re.compile("|".join([*joined, "####"]), re.IGNORECASE)
+    return re.compile("|".join([*joined, "#{4,}"]), re.IGNORECASE)

@@ -23,7 +23,8 @@ NAME = "expression"
 EXPECTED = r"a mathematical expression, for instance \frac{1}{2} or (1, 2)"
 MAX_LENGTH = 400  # characters; longer texts are no answer, and slow to parse
 BEFORE_EXPRESSION = r"[\s*]*(?:\$|\\[(\[]|[-+]?\d)"
-MATHS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+FORMULA = r"(.{1,2000}?)"  # bounded, since a response may repeat an opening delimiter without end
+MATHS = re.compile(rf"\$\${FORMULA}\$\$|\${FORMULA}\$|\\\({FORMULA}\\\)|\\\[{FORMULA}\\\]", re.DOTALL)
 COMMAND = re.compile(r"\\[A-Za-z]+|[\^_{}]")
 FUNCTIONS = (*NAMES, "or", "and")
 PLAIN = re.compile(
@@ -114,7 +115,7 @@ def _read_candidate(candidate: Candidate, rules: LanguageRules) -> str | None:
     text = _strip(span.strip(" *_`.:"))
     if match := BEFORE_WORD.match(text):
         text = match[0].rstrip(" ,(")
-    if looks_like_expression(text) and (answer := _read_formula(text, rules)):
+    if len(text) <= MAX_LENGTH and looks_like_expression(text) and (answer := _read_formula(text, rules)):
         return answer
     value = number.answer_in_span(candidate._replace(span=normalise(span, rules.numbers)), rules.numbers)
     return None if value is None else str(value)

@@ -71,7 +71,7 @@ def before_text(rules: LanguageRules) -> str:
 
 def _in_name(before: str, after: str) -> bool:
     """Return whether a full stop is inside a name or date: example.com, U.S., St. Louis, J. K. Rowling, 1. Mai."""
-    word, following = re.split(r"[^\w.,]", before)[-1], after.lstrip(" ")
+    word, following = re.split(r"[^\w.,]", before[-20:])[-1], after.lstrip(" ")
     is_initial = bool(re.fullmatch(r"(?:\w\.)*[^\W\d]", word))
     if following == after:
         return after[:1].islower() or (is_initial and after[:1].isalpha())
@@ -81,7 +81,7 @@ def _in_name(before: str, after: str) -> bool:
     if is_day and following[:1].islower():
         return True
     # The rest of a name is a few words: "George W. Bush.", but not "Vitamin C. It prevents scurvy."
-    rest = re.split(r"[.\n]", following, maxsplit=1)[0].split()
+    rest = re.split(r"[.\n]", following[:100], maxsplit=1)[0].split()
     is_short = 1 <= len(rest) <= 3 and all(re.fullmatch(r"[\w'’-]+", part) for part in rest)
     is_name = is_short and all(part[0].isupper() or part.isdecimal() for part in rest)
     return is_name and (is_day or (is_initial and word.isupper()))
