@@ -36,6 +36,7 @@ BEFORE_WORD = re.compile(
     rf"(?=[{SIGNS}]*(?:[√∞π{SUPERSCRIPTS}]|sqrt|pi))(?:[{SIGNS}√∞π{SUPERSCRIPTS}]|sqrt|pi)++(?=[^\W\d_]{{2}}|[^\x00-\x7f])"
 )
 PROSE = re.compile(r"[^\W\d_]{5,}")
+ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\*?\}(?:\{[clr|]*\})?")  # its name is no prose: pmatrix, cases
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 SPACED_LIST = re.compile(r"\d\s*,\s+-?\d|[()\[\]{}].*,")
 
@@ -60,7 +61,7 @@ def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
     if isinstance(gold, bool) or not isinstance(gold, int | float | str | Decimal):
         return None
     text = to_latex(_strip(_fold_digits(str(gold))))
-    if PROSE.search(COMMAND.sub(" ", TEXT_COMMAND.sub(" ", text))):
+    if PROSE.search(COMMAND.sub(" ", ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(" ", text)))):
         return None  # math-verify reads words as products of letters
     return text if 0 < len(text) <= MAX_LENGTH and _parses(text) else None
 

@@ -9,6 +9,7 @@ from pipeline.evaluation.answers.answer_types import TYPES, answers_agree, parse
 from pipeline.evaluation.answers.candidates import Reading
 from pipeline.evaluation.answers.language_rules import base_language
 from tests.pipeline.evaluation.answer_cases import CASES
+from tests.pipeline.evaluation.answers import more_typed_cases
 from tests.pipeline.evaluation.answers.more_number_cases import CASES as MORE_CASES
 from tests.pipeline.evaluation.answers.typed_cases import CAPITALS, CHOICES, EXPRESSIONS, TEXTS
 
@@ -18,7 +19,7 @@ def is_right(answer_type, lang, text, gold):
     return TYPES[answer_type].equal(TYPES[answer_type].extract(text, lang, True).answer, value)
 
 
-@pytest.mark.parametrize(("lang", "text", "gold", "right"), EXPRESSIONS)
+@pytest.mark.parametrize(("lang", "text", "gold", "right"), [*EXPRESSIONS, *more_typed_cases.EXPRESSIONS])
 def test_expression_of_hand_written_response(lang, text, gold, right):
     assert is_right("expression", lang, text, gold) == right
 
@@ -70,6 +71,7 @@ def test_cut_response_needs_complete_marker(text, answer_type, expected):
         ("2√3", None, None, r"2\sqrt{3}", "expression"),
         ("10²", None, None, "10^{2}", "expression"),
         ("∞", None, None, r"\infty", "expression"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", None, None, r"\begin{pmatrix}1\\2\end{pmatrix}", "expression"),
         ("42", "expression", None, "42", "expression"),
         ("Nairobi", None, None, "Nairobi", "text"),
         ("2024-05-01", None, None, "2024-05-01", "text"),
@@ -91,6 +93,7 @@ def test_parse_gold_of_any_type(gold, answer_type, choices, value, name):
         ("eight", "number", None, "`gold` is 'eight', which is not a number"),
         (r"\frac{", "expression", None, "which is not a mathematical expression"),
         ("on Tuesday", "expression", None, "which is not a mathematical expression"),
+        (r"\begin{array}{c}on Tuesday\end{array}", None, None, "which is not a mathematical expression"),
         ("C", "choice", ["x", "y"], "`gold` is 'C', which is not the letter of one of the `choices`"),
         (1, None, ["x", "y"], "`gold` is '1', which is not the letter"),
         ("A", "choice", None, "`choices` is missing"),
