@@ -20,6 +20,7 @@ source slurm/lib.sh
 need "$OUTPUT/study.json" "slurm/experiment.sh begins a study"
 
 if [ -n "${ANSWERS:-}" ]; then
+  need_gpus
   for run in "$OUTPUT"/base "$OUTPUT"/*-seed*; do
     [ ! -e "$run/representations.json" ] || continue
     on_one_rank python -m pipeline.representations --model "$run/hf" --data "$ANSWERS" --output "$run" "$@" || finish $?

@@ -43,6 +43,8 @@ jobs=$(python -m pipeline.study jobs --model "$MODEL" --recipe "$RECIPE" --test 
 
 if [ -z "$jobs" ]; then echo "note: all jobs have succeeded; the results are in $OUTPUT/results.md" >&2; fi
 
+# The jobs inherit the environment. Each gets its own value of these, or none.
+unset RUN SHARDS TOKENIZER DERIVE WEIGHTS CHOICE
 declare -A ids
 job() { # KIND NAME AFTER VARIABLE=VALUE...: submits slurm/KIND.sh, which starts when the jobs AFTER have succeeded
   local kind=$1 name=$2 after=$3 dependencies="" earlier

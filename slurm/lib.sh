@@ -18,10 +18,15 @@ need() { # PATH HINT
 
 # One rank per GPU, or per task (--ntasks-per-node) on nodes without GPUs.
 ranks_per_node=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
+# Nodes can have different numbers of CPUs, as in 6,2(x3): every rank gets as many as on the node with the fewest.
 # shellcheck disable=SC2153  # Slurm sets it
-cpus_per_rank=$((SLURM_CPUS_ON_NODE / ranks_per_node)) overcommit=()
+cpus_of_node=$SLURM_CPUS_ON_NODE
+while read -rd , count; do
+  if [ "${count%(*}" -lt "$cpus_of_node" ]; then cpus_of_node=${count%(*}; fi
+done <<<"${SLURM_JOB_CPUS_PER_NODE:-$SLURM_CPUS_ON_NODE},"
+cpus_per_rank=$((cpus_of_node / ranks_per_node)) overcommit=()
 if [ "$cpus_per_rank" -lt 1 ]; then
-  echo "note: $ranks_per_node ranks share $SLURM_CPUS_ON_NODE CPU(s) of a node; request more, e.g. --cpus-per-gpu=8" >&2
+  echo "note: $ranks_per_node ranks share $cpus_of_node CPU(s) of a node; request more, e.g. --cpus-per-gpu=8" >&2
   cpus_per_rank=1 overcommit=(--overcommit)
 fi
 asked_for_cpus=${DS_ACCELERATOR:-}
@@ -38,7 +43,9 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 
 # srun takes its options from these variables of the job. The steps below set their number of tasks explicitly, use all
-# GPUs of their nodes, and need the environment; each rank selects its GPU among those that it sees.
+# GPUs of their nodes, and need the environment; each rank selects its GPU among those that it sees. Of a total (--gpus),
+# which the job keeps, a step on one node would ask for all.
+one_node=(--nodes=1 --ntasks=1 --mpi=none ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$SLURM_GPUS_ON_NODE"})
 unset SLURM_NTASKS_PER_NODE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU \
   SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV
 
@@ -52,7 +59,7 @@ on_all_ranks() { # COMMAND: one task per rank, so that signals and exit statuses
 }
 
 on_one_rank() { # COMMAND
-  step --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --mpi=none "$@"
+  step "${one_node[@]}" --cpus-per-task="$SLURM_CPUS_ON_NODE" "$@"
 }
 
 # Number of failures in a row, over the restarts of this job. The trainer removes the file when it records its start: from
@@ -112,7 +119,7 @@ need_packages() { # checks the environment of the ranks, which may be a containe
   local check status=0 run=()
   check='import importlib.util as util, sys; names = "torch", "deepspeed", "transformers", "pyarrow"
 sys.exit(3 if any(util.find_spec(name) is None for name in names) else 0)'
-  [ ${#SRUN_ARGS[@]} = 0 ] || run=(step --nodes=1 --ntasks=1 --mpi=none)
+  [ ${#SRUN_ARGS[@]} = 0 ] || run=(step "${one_node[@]}")
   "${run[@]}" python -c "$check" || status=$?
   case $status in
   3 | 127) fail "python has no torch, deepspeed, transformers or pyarrow; run: make install, or load your environment in slurm/env.sh" ;;

@@ -211,6 +211,39 @@ def test_steps_do_not_inherit_options_of_job(tmp_path: Path) -> None:
     assert not [name for name in names.split() if f"SLURM_{name}=" in result.stdout]
 
 
+def test_step_on_one_node_asks_for_gpus_of_that_node(tmp_path: Path) -> None:
+    """Slurm refuses a step on one node that asks for the total of the job (`sbatch --gpus=4`)."""
+    write_command(tmp_path, "srun", 'echo "$*" >>steps')
+    script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; on_one_rank true"
+    for gpus, flag in ((None, ""), ("2", " --gpus-per-node=2")):
+        result = run(tmp_path, script, SLURM_GPUS="4", **({} if gpus is None else {"SLURM_GPUS_ON_NODE": gpus}))
+        assert result.returncode == 0, result.stderr
+        step = (tmp_path / "steps").read_text().splitlines()[-1]
+        assert step.endswith(f"--nodes=1 --ntasks=1 --mpi=none{flag} --cpus-per-task=2 true")
+
+
+@pytest.mark.parametrize(("cpus", "per_rank"), [("8,4", "2"), ("4(x2),8", "2"), ("8(x3)", "4"), ("8,1", "1")])
+def test_ranks_get_the_cpus_of_the_node_with_the_fewest(tmp_path: Path, cpus: str, per_rank: str) -> None:
+    write_command(tmp_path, "srun", 'echo "$*" >>steps')
+    script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; on_all_ranks true"
+    variables = {"SLURM_CPUS_ON_NODE": "8", "SLURM_JOB_CPUS_PER_NODE": cpus, "SLURM_GPUS_ON_NODE": "2"}
+    result = run(tmp_path, script, **variables)
+    assert result.returncode == 0, result.stderr
+    step = (tmp_path / "steps").read_text().splitlines()[-1]
+    assert f"--cpus-per-task={per_rank} " in step and ("--overcommit" in step) is (cpus == "8,1")
+
+
+def test_experiment_jobs_do_not_inherit_variables_of_other_jobs(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    job = 'job train one "" RUN=runs/one CHOICE=choices/one.args; job evaluate two "" RUN=runs/two'
+    write_command(tmp_path, "python", f"echo '{job}'")
+    write_command(tmp_path, "sbatch", 'echo "$RUN ${CHOICE:-} ${DERIVE:-}" >>jobs; echo 1')
+    names = ["MODEL", "RECIPE", "INPUT", "DATA", "OUTPUT", "CHOICE", "DERIVE", "RUN"]
+    result = run(tmp_path, "bash slurm/experiment.sh", **dict.fromkeys(names, "x"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "jobs").read_text().splitlines() == ["runs/one choices/one.args ", "runs/two  "]
+
+
 @pytest.mark.parametrize(("arguments", "unlimited"), [("--dry_run", True), ("", False)])
 def test_train_lets_rank_0_of_dry_run_take_its_time(tmp_path: Path, arguments: str, unlimited: bool) -> None:
     write_command(tmp_path, "srun", 'echo "$*" >>steps')

@@ -12,6 +12,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 MAX_STARTS_WITHOUT_PROGRESS = 3
+MAX_STOPS_WITHOUT_PROGRESS = 20  # more, because a job may be preempted while it loads its model
 FAILED_STARTS_FILE = "FAILED_STARTS_FILE"  # variable of slurm/lib.sh: file that counts starts that were not recorded
 
 
@@ -36,7 +37,8 @@ class RestartLog:
             changes: Anything that differs from the checkpoint, as JSON values.
 
         Raises:
-            UserError: This Slurm job is in a crash loop: it has failed three times after starting from the same step.
+            UserError: This Slurm job is in a crash loop: it has failed three times after starting from the same step,
+                or twenty signals in a row have stopped it at this step.
         """
         job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         events = read_restart_log(self.path.parent)
@@ -45,6 +47,11 @@ class RestartLog:
             raise UserError(
                 f"{self.path.parent}: job {job} failed {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step "
                 f"{step}; fix the cause shown in its log and submit it again"
+            )
+        if job and count_idle_stops(events, job, step) >= MAX_STOPS_WITHOUT_PROGRESS:
+            raise UserError(
+                f"{self.path.parent}: signals stopped job {job} {MAX_STOPS_WITHOUT_PROGRESS} times without getting "
+                f"past step {step}; submit it again with a longer --time"
             )
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         start = {"job": job, "restart": restart, "nodes": nodes, "ranks": ranks, "step": step, "max_steps": max_steps}
@@ -97,3 +104,15 @@ def count_failed_starts(events: list[dict[str, Any]], job: str, restart: int, st
         elif event["event"] == "start" or (event["event"] == "end" and event["status"] == STOPPED_BY_SIGNAL):
             restarts.clear()
     return len(restarts - {restart})
+
+
+def count_idle_stops(events: list[dict[str, Any]], job: str, step: int) -> int:
+    """Count the last starts of a Slurm job from the same step that a signal stopped at this step."""
+    stops, is_same = 0, False
+    for event in events:
+        if event["event"] == "start":
+            is_same = (event["job"], event["step"]) == (job, step)
+            stops = stops if is_same else 0
+        elif event["event"] == "end":
+            stops = stops + 1 if is_same and (event["status"], event["step"]) == (STOPPED_BY_SIGNAL, step) else 0
+    return stops

@@ -83,6 +83,15 @@ def test_on_all_ranks_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -
         ]
 
 
+def test_on_one_rank_and_all_ranks_of_jobs_with_totals(cluster: Cluster, probes: Path) -> None:
+    """A total of GPUs or of tasks over two nodes, which then have different numbers of CPUs."""
+    lines = ["#!/bin/bash", "source slurm/env.sh", "source slurm/lib.sh", "on_one_rank true && on_all_ranks true"]
+    (probes / "steps.sh").write_text("\n".join(lines))
+    flags = ("--nodes=2 --gpus=4", "--nodes=2 --ntasks=4 --gpus-per-node=2 --cpus-per-task=2")
+    for job in [cluster.sbatch(*text.split(), "steps.sh", cwd=probes) for text in flags]:
+        assert cluster.end(job)["JobState"] == "COMPLETED", log(probes, job)
+
+
 def outcome(cluster: Cluster, job: str, expected: tuple[str, str, str]) -> tuple[str, ...]:
     """State, exit code and restarts of a job, once its state and restarts are as expected (or after a minute)."""
 

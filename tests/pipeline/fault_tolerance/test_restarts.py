@@ -8,6 +8,7 @@ import pytest
 from pipeline.common.errors import UserError
 from pipeline.fault_tolerance.restarts import (
     MAX_STARTS_WITHOUT_PROGRESS,
+    MAX_STOPS_WITHOUT_PROGRESS,
     RestartLog,
     count_failed_starts,
     read_restart_log,
@@ -41,6 +42,19 @@ def test_count_starts_reset_by_progress_and_signals(log: RestartLog) -> None:
     assert count_failed_starts(read_restart_log(log.path.parent), "17", 99, 20) == 0
     log.record_start(20, 100, 2)
     assert count_failed_starts(read_restart_log(log.path.parent), "17", 99, 20) == 1
+
+
+def test_record_start_refuses_job_that_signals_stop_before_any_step(log: RestartLog) -> None:
+    """As if the time limit were shorter than the time to load the model."""
+    log.record_start(0, 100, 2)
+    log.record_end(20, 75, 0.1)
+    for _ in range(MAX_STOPS_WITHOUT_PROGRESS):
+        log.record_start(20, 100, 2)
+        log.record_end(20, 75, 0.1)
+    with pytest.raises(UserError, match=r"stopped job 17 20 times without getting past step 20; .* longer --time"):
+        log.record_start(20, 100, 2)
+    log.record_end(40, 75, 0.1)
+    log.record_start(20, 100, 2)
 
 
 def test_record_start_unlimited_without_job(log: RestartLog, monkeypatch: pytest.MonkeyPatch) -> None:
