@@ -1,5 +1,7 @@
 """The types of answers. Each is a module that parses gold answers, finds answers in responses, and compares them."""
 
+import math
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Protocol
@@ -37,12 +39,13 @@ def parse_gold(gold: object, answer_type: object = None, choices: object = None)
     LaTeX or is a formula, or else text.
 
     Raises:
-        UserError: the type is unknown, the options are malformed, or the gold answer is not of its type.
+        UserError: the type is unknown, the options are malformed, or the gold answer is missing, ambiguous or of
+            another type.
     """
     if answer_type not in (None, AUTO, *TYPES):
         names = ", ".join([*TYPES, AUTO])
         raise UserError(f"`answer_type` is {str(answer_type)[:40]!a}; it must be one of {names}")
-    if gold is None or gold == "":
+    if gold is None or gold == "" or (isinstance(gold, float | Decimal) and math.isnan(gold)):
         raise UserError("`gold` is missing; set it to the final answer, for instance 42")
     options = _parse_choices(choices)
     name = _guess_type(gold, options) if answer_type in (None, AUTO) else str(answer_type)
@@ -91,4 +94,6 @@ def _guess_type(gold: object, options: Sequence[str]) -> str:
         return "choice"
     if number.parse_gold(gold) is not None:
         return "number"
+    if re.fullmatch(r"[-+]?\d+,\d+", str(gold).strip()):
+        raise UserError(f"`gold` is {str(gold)[:40]!a}, a decimal or two numbers; write 1.5, or 1, 5 with a space")
     return "expression" if expression.looks_like_expression(str(gold)) else "text"

@@ -77,6 +77,8 @@ GOOD = {"pair_id": "a", "lang": "en", "question": "1+1?", "gold": 2}
         ([{**GOOD, "gold": "C", "choices": ["1", "2"]}], "row 1: `gold` is 'C', which is not the letter"),
         ([{**GOOD, "answer_type": "integer"}], "row 1: `answer_type` is 'integer'"),
         ([{**GOOD, "gold": [2]}], "row 1: `gold` is neither"),
+        ([{**GOOD, "gold": float("nan")}], "row 1: `gold` is missing"),
+        ([{**GOOD, "gold": "1,5"}], "row 1: `gold` is '1,5', a decimal or two numbers"),
         ([{k: v for k, v in GOOD.items() if k != "lang"}], "row 1: no `lang`"),
         ([{k: v for k, v in GOOD.items() if k != "question"}], "row 1: neither"),
         ([{**GOOD, "messages": [{"role": "assistant", "content": "5"}]}], "row 1: no message before"),
