@@ -11,11 +11,11 @@ from decimal import Decimal
 from functools import lru_cache
 
 from pipeline.common.errors import UserError
-from pipeline.evaluation.answers.candidates import NOTHING, Reading, find_candidates
+from pipeline.evaluation.answers.candidates import NOTHING, Candidate, Reading, find_candidates
 from pipeline.evaluation.answers.choice_letters import LETTERS, SUFFIXES, letter_indices
-from pipeline.evaluation.answers.language_rules import base_language, rules_for
-from pipeline.evaluation.answers.phrases import Phrase
-from pipeline.evaluation.answers.text import before_text, clean, normalise_text
+from pipeline.evaluation.answers.language_rules import LanguageRules, base_language, rules_for
+from pipeline.evaluation.answers.phrases import NEVER, Phrase
+from pipeline.evaluation.answers.text import before_text, clean, normalise_text, without_copula
 
 NAME = "choice"
 EXPECTED = "the letter of one of the `choices` (A for the first) or its exact text"
@@ -23,17 +23,21 @@ EXPECTED = "the letter of one of the `choices` (A for the first) or its exact te
 NOUNS = (
     r"\b(?:option|choice|letter|opción|opció|letra|opção|alternativa|opzione|lettre|lettera|Buchstabe|variant[ae]?|вариант"
     r"|варіант|буква|chaguo|herufi|pilihan|opsi|huruf|seçenek|şık|lựa chọn|phương án|zaɓi|àṣàyàn|nhọrọ|inketho|ukhetho"
-    r"|filannoo)\b|الخيار|الاختيار|الحرف|گزینه|آپشن|विकल्प|বিকল্প|ఎంపిక|விருப்பம்|વિકલ્પ|ਵਿਕਲਪ|ಆಯ್ಕೆ|ตัวเลือก|ข้อ|选项|選項|选择"
-    r"|選択肢|선택지|보기|ምርጫ"
+    r"|filannoo|optie|opcja|επιλογή)\b|אפשרות|الخيار(?!ات)|الاختيار|الحرف|گزینه|آپشن|विकल्प(?!ों)|বিকল্প(?!গু|সমূহ)|ఎంపిక(?!లు)"
+    r"|விருப்பம்|વિકલ્પ(?!ો)|ਵਿਕਲਪ(?!ਾਂ)|ಆಯ್ಕೆ(?!ಗಳು)|ตัวเลือก|ข้อ|选项|選項|选择|選擇|選択肢|선택지|보기|ምርጫ"
+    # 选B, ตอบ ข: "choose", "answer" before a letter
+    r"|(?<![不可])[选選](?=[\s:：(（「“]*[A-J])|(?<!คำ)ตอบ(?=[\s:]*[A-Jกขคง](?![฀-๿]))"
 )
-ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|{NOUNS})\s+)?"
+COUNTERS = r"번|项|項"  # what makes a number the place of an option
+ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|{NOUNS})\s+|[lL]['’])?"
 OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。।۔።»\"'”」』`*_$]"
 
 # Vowel signs and tones, which are not letters to regular expressions.
 MARKS = "\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b82-\u0bcd"
 MARKS += "\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d4d\u0d82-\u0ddf\u0e31-\u0e3a\u0e47-\u0e4e\u17b6-\u17d3"
+NUMBER_END = rf"(?:{CLOSE}|{SUFFIXES}|\s)*"
 LETTER_END = rf"(?:(?={SUFFIXES}|[^\w{MARKS}]|$)|(?<=[A-J])(?![\dA-Za-zÀ-ɏ{MARKS}]))"
-TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
+TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&、،或和と]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
 
 
 def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
@@ -62,18 +66,16 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
     """
     options = _Options(lang, tuple(choices))
     rules = rules_for(lang)
-    rules = rules._replace(phrases=(*rules.phrases, Phrase(NOUNS, r"\b(?:is|es|é|est|ist|ni|là|adalah)\b")))
     text = clean(text)
-    direct = rf"{OPEN}(?:{options.letter}){LETTER_END}|{before_text(rules)}"
-    for candidate in find_candidates(text, rules, finished, direct=direct):
-        letter = options.at_start(candidate.span) or options.mentioned(candidate.span)
-        if letter:
+    for candidate in _candidates(text, rules, finished, options):
+        span = candidate.span
+        if letter := options.at_start(span) or options.mentioned(span) or options.numbered(without_copula(span, rules)):
             return Reading(letter, candidate.read_by)
     lines = [line for line in text.splitlines() if line.strip()]
     if not finished or not lines:
         return NOTHING
     for line in (lines[-1], lines[0]):
-        if letter := options.labelled(line) or options.mentioned(line):
+        if letter := options.labelled(line) or options.mentioned(line) or options.at_ordinal(line):
             return Reading(letter, "end")
     letter = options.mentioned(text)
     return Reading(letter, "end") if letter else NOTHING
@@ -109,10 +111,23 @@ class _Options:
             return None
         if match and not re.match(r"[a-z]\s+\w", match[0].strip() + span[match.end() :][:3]):  # "a cat" is no answer
             return self._name(self.indices[match[1]])
-        digit = re.match(rf"{OPEN}(\d+){CLOSE}*\s*$", span)
-        if digit and 1 <= int(digit[1]) <= len(self.texts):
-            return self._name(int(digit[1]) - 1)
         return None
+
+    def numbered(self, span: str) -> str | None:
+        """Return the option of a span that is a number: that whose text begins with it, or else that in this place."""
+        match = re.fullmatch(rf"{OPEN}(?:(?:the|la|el|le|a|o|die)\s+)?{OPEN}(\d{{1,9}}){NUMBER_END}", span)
+        if (letter := self.at_ordinal(span)) or not match:
+            return letter
+        begins = [index for index, option in enumerate(self.texts) if re.match(rf"{int(match[1])}(?! ?\d)", option)]
+        if begins:
+            return self._name(begins[0]) if len(begins) == 1 else None
+        return self._at(int(match[1]))
+
+    def at_ordinal(self, span: str) -> str | None:
+        """Return the option of a span that is a number with a noun or a counter: "option 3", 3번."""
+        noun, counter = rf"{OPEN}{ARTICLE}(?i:{NOUNS}){OPEN}(\d{{1,2}})", rf"{OPEN}(\d{{1,2}})\s*(?:{COUNTERS})"
+        match = re.fullmatch(rf"(?:{noun}|{counter}){NUMBER_END}", span)
+        return self._at(int(match[1] or match[2])) if match else None
 
     def labelled(self, line: str) -> str | None:
         """Return the option of a line that is a letter, or begins with one and a mark: "B", "(B) Nairobi", "B: ..."."""
@@ -136,9 +151,24 @@ class _Options:
             found = [index for index in begins if len(self.symbols[index]) == longest]
         return self._name(found[0]) if len(found) == 1 else None
 
+    def _at(self, place: int) -> str | None:
+        return self._name(place - 1) if 1 <= place <= len(self.texts) else None
+
     @staticmethod
     def _name(index: int) -> str:
         return LETTERS["Latin"][index]
+
+
+def _candidates(text: str, rules: LanguageRules, finished: bool, options: _Options) -> list[Candidate]:
+    """Return the candidates of the phrases for an answer, and then those of an option with a copula of the language.
+
+    The second kind is weaker, since "the other option is Nairobi" may follow the answer.
+    """
+    direct = rf"{OPEN}(?:{options.letter}){LETTER_END}|{before_text(rules)}"
+    strong = (*rules.phrases, Phrase(NOUNS, r"\b(?:is|es|é|est|ist|ni|là|adalah)\b"))
+    found = find_candidates(text, rules._replace(phrases=strong), finished, direct)
+    weak = Phrase(NOUNS, "|".join(phrase.copula for phrase in rules.phrases))
+    return [*found, *find_candidates(text, rules._replace(phrases=(weak,)), finished, direct=NEVER)]
 
 
 @lru_cache(maxsize=512)

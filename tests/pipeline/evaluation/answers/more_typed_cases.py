@@ -1,5 +1,7 @@
 """More hand-written responses whose answers are expressions and choices, in the form of `typed_cases`."""
 
+from tests.pipeline.evaluation.answers.typed_cases import CAPITALS
+
 COLUMN, MATRIX = r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"
 ARRAY, CASES = r"\left(\begin{array}{cc}1&2\\3&4\end{array}\right)", r"\begin{cases}x=1\\y=2\end{cases}"
 
@@ -11,4 +13,62 @@ EXPRESSIONS = [
     ("de", rf"Die Antwort ist ${ARRAY}$.", MATRIX, True),
     ("zh", rf"答案是${MATRIX}$。", ARRAY, True),
     ("es", rf"\boxed{{{CASES}}}", CASES, True),
+]
+
+SEOUL = ("서울", "부산", "대구", "인천")
+BEIJING = ("北京", "上海", "广州", "深圳")
+BANGKOK = ("กรุงเทพ", "เชียงใหม่", "ภูเก็ต", "ขอนแก่น")
+TOKYO = ("東京", "大阪", "京都", "札幌")
+CAIRO = ("القاهرة", "بغداد", "دمشق", "عمان")
+TEHRAN = ("تهران", "شیراز", "تبریز", "اصفهان")
+DELHI = ("मुंबई", "दिल्ली", "कोलकाता", "चेन्नई")
+NUMBERS = ("2", "3", "4", "5")
+# (language, options, response, letter or None)
+CHOICES = [
+    # "The correct option is C".
+    ("zh", BEIJING, "正确的选项是C。", "C"),
+    ("zh", BEIJING, "因此，正确选项为C。", "C"),
+    ("zh", BEIJING, "选B", "B"),
+    ("zh", BEIJING, "答案选C。", "C"),
+    ("ko", SEOUL, "선택지 중에서 가장 적절한 것은 B입니다.", "B"),
+    ("th", BANGKOK, "ตัวเลือกที่ถูกต้องคือ B", "B"),
+    ("th", BANGKOK, "ตอบ ข", "B"),
+    ("ja", TOKYO, "正しい選択肢はCです。", "C"),
+    ("ar", CAIRO, "الخيار الصحيح هو ج", "C"),
+    ("bn", CAPITALS, "সঠিক বিকল্প হলো C", "C"),
+    ("hi", DELHI, "सही विकल्प है C", "C"),
+    ("it", CAPITALS, "L'opzione corretta è C", "C"),
+    ("uk", CAPITALS, "Правильний варіант це C.", "C"),
+    ("nl", CAPITALS, "De juiste optie is C.", "C"),
+    ("pl", CAPITALS, "Poprawna opcja to C.", "C"),
+    ("el", CAPITALS, "Η σωστή επιλογή είναι C.", "C"),
+    ("he", CAPITALS, "האפשרות הנכונה היא C.", "C"),
+    ("ha", CAPITALS, "Zaɓi daidai shi ne C.", "C"),
+    # The place of an option, or the number in its text.
+    ("en", CAPITALS, "The answer is Option 3.", "C"),
+    ("es", CAPITALS, "La respuesta es la opción 3.", "C"),
+    ("fr", CAPITALS, "La réponse est l'option 2.", "B"),
+    ("vi", CAPITALS, "Đáp án đúng là phương án 3.", "C"),
+    ("tr", CAPITALS, "Cevap 3'tür.", "C"),
+    ("fa", TEHRAN, "پاسخ صحیح گزینه ۳ است.", "C"),
+    ("th", BANGKOK, "คำตอบคือ ข้อ 2", "B"),
+    ("ja", TOKYO, "正解は3です。", "C"),
+    ("ja", NUMBERS, "正解は3です。", "B"),
+    ("ko", SEOUL, "정답은 3입니다.", "C"),
+    ("ko", NUMBERS, "정답은 3입니다.", "B"),
+    ("ko", NUMBERS, "정답은 3번입니다.", "C"),
+    ("ko", SEOUL, "3번", "C"),
+    ("ko", SEOUL, "정답은 7번입니다.", None),
+    ("en", ("3 apples", "5 apples", "7 apples"), "The answer is 3.", "A"),
+    ("en", ("3 apples", "3 pears", "7 apples"), "The answer is 3.", None),
+    # Other options, and lists of them.
+    ("en", CAPITALS, "The answer is B. The other option was Nairobi.", "B"),
+    ("zh", BEIJING, "答案是B。其他选项是北京、广州和深圳，都不对。", "B"),
+    ("ja", TOKYO, "正解はBです。他の選択肢は東京のように間違いです。", "B"),
+    ("zh", BEIJING, "不选A。正确答案是B。", "B"),
+    ("zh", BEIJING, "选项是A、B、C、D。", None),
+    ("ja", TOKYO, "選択肢はA、B、C、Dです。", None),
+    ("ko", SEOUL, "선택지는 A, B, C, D입니다.", None),
+    ("ar", CAIRO, "الخيارات هي أ، ب، ج", None),
+    ("hi", DELHI, "विकल्प हैं A, B, C और D", None),
 ]

@@ -24,7 +24,7 @@ def test_expression_of_hand_written_response(lang, text, gold, right):
     assert is_right("expression", lang, text, gold) == right
 
 
-@pytest.mark.parametrize(("lang", "choices", "text", "letter"), CHOICES)
+@pytest.mark.parametrize(("lang", "choices", "text", "letter"), [*CHOICES, *more_typed_cases.CHOICES])
 def test_choice_of_hand_written_response(lang, choices, text, letter):
     assert TYPES["choice"].extract(text, lang, True, choices).answer == letter
 
