@@ -6,7 +6,7 @@ equals 0.5, x = 5 equals 5, and {2, 1} equals {1, 2}.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
 
@@ -24,7 +24,8 @@ EXPECTED = r"a mathematical expression, for instance \frac{1}{2} or (1, 2)"
 MAX_LENGTH = 400  # characters; longer texts are no answer, and slow to parse
 BEFORE_EXPRESSION = r"[\s*]*(?:\$|\\[(\[]|[-+]?\d)"
 FORMULA = r"(.{1,2000}?)"  # bounded, since a response may repeat an opening delimiter without end
-MATHS = re.compile(rf"\$\${FORMULA}\$\$|\${FORMULA}\$|\\\({FORMULA}\\\)|\\\[{FORMULA}\\\]", re.DOTALL)
+SINGLE = rf"(?<!\\)\${FORMULA}(?<!\\)\$"
+MATHS = re.compile(rf"\$\${FORMULA}\$\$|{SINGLE}|\\\({FORMULA}\\\)|\\\[{FORMULA}\\\]", re.DOTALL)
 COMMAND = re.compile(r"\\[A-Za-z]+|[\^_{}]")
 FUNCTIONS = (*NAMES, "or", "and")
 PLAIN = re.compile(
@@ -45,7 +46,7 @@ _comparer = Comparer()
 
 def looks_like_expression(gold: str) -> bool:
     """Return whether a gold answer has LaTeX or is a formula. Words, dates and times are neither."""
-    if COMMAND.search(gold) or MATHS.search(gold):
+    if COMMAND.search(gold) or any(_formulas(gold)):
         return True
     text = fold(gold).strip()
     names = re.findall(r"[A-Za-z]{2,}", text)
@@ -79,8 +80,8 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
             return Reading(answer, candidate.read_by)
     if not finished:
         return NOTHING
-    for match in reversed(list(MATHS.finditer(text))):
-        if answer := _read_formula(next(group for group in match.groups() if group), rules):
+    for formula in reversed(list(_formulas(text))):
+        if answer := _read_formula(formula, rules):
             return Reading(answer, "end")
     reading = number.extract(text, lang)
     return Reading(None if reading.answer is None else str(reading.answer), reading.read_by)
@@ -106,13 +107,28 @@ def _parses(text: str) -> bool:
     return number.parse_gold(text) is not None or _comparer.ask(text)
 
 
+def _formulas(text: str) -> Iterator[str]:
+    """Yield the formulas between delimiters. Between two amounts is none: "$12 and Ann pays $16", "$5 or $10"."""
+    position = 0
+    while match := MATHS.search(text, position):
+        formula = next(group for group in match.groups() if group)
+        words = re.findall(r"(?<![\\A-Za-z])[^\W\d_]{2,}", TEXT_COMMAND.sub(" ", formula))
+        count = sum(word not in FUNCTIONS and not word.isupper() for word in words)  # AB + CD are lengths
+        before_amount = text[match.end() : match.end() + 1].isdecimal() or (count and formula[-1].isspace())
+        if match[2] and (count >= 2 or (formula[0].isdecimal() and before_amount)):
+            position = match.end() - 1  # the second sign may open a formula
+        else:
+            yield formula
+            position = match.end()
+
+
 def _read_candidate(candidate: Candidate, rules: LanguageRules) -> str | None:
     """Return the expression in a candidate: all of it, or else its first formula, or else the number it states."""
     span = candidate.span
     if candidate.read_by == "box":
         return _read_formula(span, rules)
-    if match := MATHS.search(span):
-        return _read_formula(next(group for group in match.groups() if group), rules)
+    if formula := next(_formulas(span), None):
+        return _read_formula(formula, rules)
     text = _strip(span.strip(" *_`.:"))
     if match := BEFORE_WORD.match(text):
         text = match[0].rstrip(" ,(")

@@ -13,6 +13,17 @@ EXPRESSIONS = [
     ("de", rf"Die Antwort ist ${ARRAY}$.", MATRIX, True),
     ("zh", rf"答案是${MATRIX}$。", ARRAY, True),
     ("es", rf"\boxed{{{CASES}}}", CASES, True),
+    # Amounts of dollars beside formulas.
+    ("en", "So Tom pays $12 and Ann pays $16, hence the ratio is 3/4", "3/4", True),
+    ("en", r"It costs \$12 and then \$16. The ratio is 3/4", "3/4", True),
+    ("en", "The answer is $12, and Ann pays $16.", "12", True),
+    ("en", "He pays $5 or $10, so 1/2", "1/2", True),
+    ("en", "Tom pays $12. Then $x = 3$ holds.", "3", True),
+    ("es", "Tom paga $12 y Ana paga $16, la razón es 3/4", "3/4", True),
+    ("de", "Tom zahlt $12 und Anna zahlt $16, also 3/4", "3/4", True),
+    ("ha", "Tana samun 9 * $2 = $18 kowace rana.", "18", True),
+    ("en", "So $AB + CD$", "AB+CD", True),
+    ("en", r"So $3 \text{ cm}^2$ and then $3 \text{ or } 4$.", r"\{3, 4\}", True),
 ]
 
 SEOUL = ("서울", "부산", "대구", "인천")
