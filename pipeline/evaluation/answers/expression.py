@@ -16,8 +16,9 @@ from pipeline.evaluation.answers.expression_worker import Comparer
 from pipeline.evaluation.answers.language_rules import LanguageRules, rules_for
 from pipeline.evaluation.answers.number_parsing import ETHIOPIC_NUMERAL, ethiopic_value, find_numbers, fold, normalise
 from pipeline.evaluation.answers.number_rules import NumberRules
+from pipeline.evaluation.answers.phrases import NEVER
 from pipeline.evaluation.answers.plain_maths import NAMES, SUPERSCRIPTS, to_latex
-from pipeline.evaluation.answers.text import TEXT_COMMAND
+from pipeline.evaluation.answers.text import TEXT_COMMAND, without_copula
 
 NAME = "expression"
 EXPECTED = r"a mathematical expression, for instance \frac{1}{2} or (1, 2)"
@@ -36,6 +37,10 @@ SIGNS = r"\d\s+\-*/^=().,<>×÷·"
 BEFORE_WORD = re.compile(
     rf"(?=[{SIGNS}]*(?:[√∞π{SUPERSCRIPTS}]|sqrt|pi))(?:[{SIGNS}√∞π{SUPERSCRIPTS}]|sqrt|pi)++(?=[^\W\d_]{{2}}|[^\x00-\x7f])"
 )
+ENTRY = r"\s*[-+]?[\w√∞π./^]+\s*"
+# A tuple or interval before another word, but not (1,200).
+TUPLE = re.compile(rf"(?!.\d{{1,3}}(?:,\d{{3}})+\))[(\[]{ENTRY}(?:[,;]{ENTRY})+[)\]](?!\s*(?:[-+*/^=∪,]|or\b|and\b))")
+PLAIN_SIGNS = r"\d\s+\-*/^=().,\[\]<>≤≥√π∞×÷·a-zA-Z"
 PROSE = re.compile(r"[^\W\d_]{5,}")
 ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\*?\}(?:\{[clr|]*\})?")  # its name is no prose: pmatrix, cases
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
@@ -75,7 +80,7 @@ def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -
     """
     rules = rules_for(lang)
     text = _fold_digits(text)
-    for candidate in find_candidates(text, rules, finished, BEFORE_EXPRESSION):
+    for candidate in find_candidates(text, rules, finished, rf"{BEFORE_EXPRESSION}|{_before_formula(rules)}"):
         if answer := _read_candidate(candidate, rules):
             return Reading(answer, candidate.read_by)
     if not finished:
@@ -107,6 +112,14 @@ def _parses(text: str) -> bool:
     return number.parse_gold(text) is not None or _comparer.ask(text)
 
 
+def _before_formula(rules: LanguageRules) -> str:
+    """Return the pattern of what follows the word for "answer" directly: plain notation and a final copula."""
+    after = "|".join(phrase.after for phrase in rules.phrases if phrase.after)
+    return (
+        rf"\s*(?=[{PLAIN_SIGNS}]{{0,80}}[\^(])[{PLAIN_SIGNS}]{{1,80}}?(?:{after})[\s.।۔።]*(?:\n|$)" if after else NEVER
+    )
+
+
 def _formulas(text: str) -> Iterator[str]:
     """Yield the formulas between delimiters. Between two amounts is none: "$12 and Ann pays $16", "$5 or $10"."""
     position = 0
@@ -129,9 +142,11 @@ def _read_candidate(candidate: Candidate, rules: LanguageRules) -> str | None:
         return _read_formula(span, rules)
     if formula := next(_formulas(span), None):
         return _read_formula(formula, rules)
-    text = _strip(span.strip(" *_`.:"))
+    text = _strip(without_copula(span, rules).strip(" *_`.:"))
     if match := BEFORE_WORD.match(text):
         text = match[0].rstrip(" ,(")
+    elif not looks_like_expression(text[:MAX_LENGTH]) and (match := TUPLE.match(text)):
+        text = match[0].replace(";", ",")
     if len(text) <= MAX_LENGTH and looks_like_expression(text) and (answer := _read_formula(text, rules)):
         return answer
     value = number.answer_in_span(candidate._replace(span=normalise(span, rules.numbers)), rules.numbers)
