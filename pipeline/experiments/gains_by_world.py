@@ -1,7 +1,8 @@
 """Compare the worlds of several experiments: a table and a picture of the gains over plain fine-tuning.
 
     python -m pipeline.experiments.gains_by_world docs/bench/experiment.csv docs/bench/worlds.csv \\
-        docs/bench/embedding_rate.csv --output docs/bench/gains_by_world.png --compare paper:shared_nouns paper:main
+        docs/bench/embedding_rate.csv docs/bench/stems.csv --output docs/bench/gains_by_world.png \\
+        --compare paper:shared_nouns paper:main
 """
 
 import argparse
