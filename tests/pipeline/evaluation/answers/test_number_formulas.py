@@ -132,5 +132,5 @@ def test_extract_answer_american_comma_in_european_language(lang):
 def test_find_candidates_limits_length_of_spans():
     """Otherwise the time to read a response that repeats a phrase would grow with the square of its length."""
     candidates = find_candidates("The answer is 7 and " * 500, rules_for("en"), finished=True)
-    assert len(candidates) == 500 and max(len(candidate.span) for candidate in candidates) == 1000
+    assert 1 < len(candidates) < 100 and max(len(candidate.span) for candidate in candidates) == 1000  # equal ones once
     assert not candidates[-1].is_last and candidates[0].is_last
