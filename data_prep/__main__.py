@@ -16,12 +16,15 @@ from pipeline.common.errors import UserError, exit_cleanly
 def _demo(args: argparse.Namespace) -> None:
     from data_prep.demo.problems import write_demo
 
+    low_resource = args.low_resource
+    if low_resource is None:
+        low_resource = [code for code in ("sw", "th") if code in args.languages]
     test_output = args.test_output or args.output.with_name(f"{args.output.stem}.test{args.output.suffix}")
     counts = write_demo(
         output=args.output,
         test_output=test_output,
         languages=args.languages,
-        low_resource=args.low_resource,
+        low_resource=low_resource,
         train_problems=args.train_problems,
         low_resource_problems=args.low_resource_problems,
         test_problems=args.test_problems,
@@ -197,7 +200,7 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--output", type=Path, required=True, help="JSON Lines file of training records")
     demo.add_argument("--test_output", type=Path, help="file of test records; OUTPUT with .test in its name by default")
     demo.add_argument("--languages", nargs="+", default=list(DEMO_LANGUAGES), help="languages to write")
-    demo.add_argument("--low_resource", nargs="*", default=["sw", "th"], help="languages with few training problems")
+    demo.add_argument("--low_resource", nargs="*", help="languages with few training problems; sw and th by default")
     demo.add_argument("--train_problems", type=int, default=1000, help="training problems of other languages")
     demo.add_argument("--low_resource_problems", type=int, default=100, help="training problems of these languages")
     demo.add_argument("--test_problems", type=int, default=100, help="test problems of every language")

@@ -146,5 +146,7 @@ def _check_languages(languages: list[str], low_resource: list[str]) -> None:
             raise UserError(f"unknown language {code!r}; the demo has {', '.join(DEMO_LANGUAGES)}")
     if DEMO_PIVOT not in languages:
         raise UserError(f"--languages: the pivot {DEMO_PIVOT} must be among them")
+    if len(set(languages)) < len(languages):
+        raise UserError(f"--languages: {max(languages, key=languages.count)} is named twice")
     if DEMO_PIVOT in low_resource or not set(low_resource) <= set(languages):
         raise UserError(f"--low_resource: must be among --languages and not contain the pivot {DEMO_PIVOT}")

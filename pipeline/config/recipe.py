@@ -130,6 +130,9 @@ def _check_sections(tree: dict[str, Any], cls: type, path: Path, prefix: str = "
 def _check_keys(names: list[str], source: str) -> None:
     known = list(_known_keys(Config))
     for name in names:
+        if name.startswith("model.config.") and name.count(".") > 2:
+            whole = ".".join(name.split(".")[:3])
+            raise UserError(f"{source}: {name!r} is part of a mapping; give all of it: --{whole} '{{key: value, ...}}'")
         if name not in known and not name.startswith(ARBITRARY_KEY_PREFIXES):
             near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.split(".")[-1] == name]
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -180,7 +183,7 @@ def _check_values(config: Config, recipe: Path) -> None:
     sources = 1 if isinstance(config.data.shards, str) else len(config.data.shards)
     if not config.data.shards:
         raise UserError(f"{recipe}: data.shards is empty; name at least one shard directory")
-    if isinstance(config.data.shards, list) and len(set(config.data.shards)) < sources:
+    if isinstance(config.data.shards, list) and len({Path(path).resolve() for path in config.data.shards}) < sources:
         raise UserError(f"{recipe}: data.shards names a directory twice; use data.source_weights to repeat its rows")
     if config.data.source_weights is not None and len(config.data.source_weights) != sources:
         raise UserError(

@@ -86,11 +86,17 @@ def alignment_sft_loss(
 
     Raises:
         ValueError: the two matrices have different forms, a `DTensor` has another placement, a `VocabularyShard` does
-            not start at its rank's first row, or the settings align hidden states of a middle layer.
+            not start at its rank's first row, or the settings have what only the trainer does: alignment of hidden
+            states, centring, or a file of vocabulary weights.
     """
     settings = settings or LossSettings()
     if not settings.pools_vocabulary:
         raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
+    if settings.centring or settings.vocabulary_weights is not None:
+        raise ValueError(
+            "centring and vocabulary_weights (a path) are settings of the trainer; unset them, and pass the tensor "
+            "`vocabulary_weights` to this function"
+        )
     matrices, vocabulary = _shard_vocabulary(head, embedding, vocab_size, vocabulary_weights, group)
     vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
     weight = settings.alignment_weight if alignment_weight is None else alignment_weight

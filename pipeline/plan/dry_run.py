@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -51,16 +52,27 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
 
 
 def workload_summary(run: PreparedRun) -> dict[str, Any]:
-    """Compute the workload per step from the manifest of the shards and the batch sizes."""
-    training, entries = run.config.training, run.shards.manifest["shards"]
-    fraction = training.train_batch_size / len(run.shards)
+    """Compute the workload per step from the manifests of the shards, their sampling weights and the batch sizes.
+
+    Sampling weights count as those of whole shard directories: rows of one directory are taken as equal.
+    """
+    training = run.config.training
+    sizes = [len(source) for source in run.shards.sources]
+    weights = np.ones(sum(sizes)) if run.loader.row_weights is None else run.loader.row_weights
+    by_source = np.add.reduceat(weights, np.cumsum([0, *sizes[:-1]])) / weights.sum()
+    rows_per_step = training.train_batch_size * by_source
+
+    def per_step(count: str) -> float:
+        totals = [sum(shard[count] for shard in source.manifest["shards"]) for source in run.shards.sources]
+        return float(sum(rows_per_step * totals / sizes))
+
     validation = {} if run.eval_shards is None else {"validation rows": len(run.eval_shards)}
     return {
         "rows": len(run.shards),
         **validation,
-        "tokens per step": round(sum(e["tokens"] for e in entries) * fraction),
-        "target tokens per step": round(sum(e["supervised_tokens"] for e in entries) * fraction),
-        "pairs per step": round(sum(e["pairs"] for e in entries) * fraction, 1),
+        "tokens per step": round(per_step("tokens")),
+        "target tokens per step": round(per_step("supervised_tokens")),
+        "pairs per step": round(per_step("pairs"), 1),
         "accumulation steps": run.loader.split.accumulation_steps,
         "steps per epoch": round(len(run.shards) / training.train_batch_size, 2),
         "steps": run.max_steps,

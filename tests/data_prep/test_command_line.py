@@ -48,6 +48,7 @@ def test_commands_prepare_demo_data(tmp_path):
         (("inspect", ".", "--tokenizer", "/none"), "not a shard directory"),
         (("tokenizer", "--input", "bad.jsonl", "--output", "tok"), "bad.jsonl row 1: malformed JSON"),
         (("demo", "--output", "x", "--languages", "en", "xx"), "unknown language 'xx'"),
+        (("demo", "--output", "x", "--languages", "en", "de", "de"), "--languages: de is named twice"),
         (("convert", "--format", "mcot", "--input", "none", "--output", "x"), "none: no such file"),
         (("convert", "--format", "nope", "--input", "none", "--output", "x"), "nope"),
         (("pack", "--inputs", "x"), "--input"),

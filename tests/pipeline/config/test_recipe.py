@@ -43,6 +43,11 @@ def test_load_config_overrides(tmp_path: Path) -> None:
     [
         ("traning: {max_steps: 1}", [], "unknown key 'traning'; did you mean 'training'?"),
         ("training: {max_step: 1}", [], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
+        (
+            "",
+            ["--model.config.rope_parameters.factor", "8"],
+            "rope_parameters.factor' is part of a mapping",
+        ),
         ("", ["--los.distance", "mse"], "command line: unknown key 'los.distance'; did you mean 'loss.distance'?"),
         ("training: {max_steps: 1.5}", [], "training.max_steps"),
         ("training: {max_steps: 1}\ntraining: {seed: 1}", [], "the key 'training' occurs twice"),

@@ -101,6 +101,10 @@ def test_mixture_epoch_follows_source_weights(prepared: Prepared, instructions: 
     assert both is not None and both[-1] == pytest.approx(2 * weights[-1])
     assert run.shards.sampling_weights(None, {}) is None
     assert workload_summary(run)["rows"] == sum(sizes)
+    run.loader.row_weights = run.shards.sampling_weights([0.25, 0.75], {})
+    shards = run.shards.sources[0].manifest["shards"]  # the other directory has no pairs
+    pairs = 0.25 * run.config.training.train_batch_size * sum(shard["pairs"] for shard in shards) / sizes[0]
+    assert workload_summary(run)["pairs per step"] == pytest.approx(pairs, abs=0.05)
     single = prepare_run(recipe(tmp_path, prepared, [prepared.shards]), 0, 1)
     assert run.fingerprints["data.shards"] != single.fingerprints["data.shards"]
 
@@ -139,6 +143,7 @@ def test_prepare_run_refuses_sources_of_different_templates(prepared: Prepared, 
     [
         (["--data.shards", "[]"], "data.shards is empty"),
         (["--data.shards", "[a, a]"], "data.shards names a directory twice"),
+        (["--data.shards", "[a, b/../a/]"], "data.shards names a directory twice"),
         (["--data.shards", "[a, b]", "--data.source_weights", "[1.0]"], "1 numbers, but data.shards names 2"),
         (["--data.source_weights", "[0.5, 0.5]"], "2 numbers, but data.shards names 1 directories"),
         (["--data.shards", "[a, b]", "--data.source_weights", "[1.0, 0]"], r"source_weights\[1\] is 0.*greater than 0"),

@@ -136,6 +136,22 @@ def test_alignment_sft_loss_hidden_states_of_other_dtype(dtypes: tuple[torch.dty
     assert torch.equal(loss, same) and hidden.grad is not None and hidden.grad.dtype == dtypes[0] and hidden.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"centring": True}, "centring and vocabulary_weights"),
+        ({"vocabulary_weights": "w.safetensors"}, "centring and vocabulary_weights"),
+        ({"pooling_tokens": "hidden_states"}, "'hidden_states' is a setting of the trainer"),
+    ],
+)
+def test_alignment_sft_loss_rejects_settings_of_the_trainer(changes: dict[str, object], message: str) -> None:
+    t = tensors(Case(UNEVEN[:1]), generator := torch.Generator().manual_seed(0))
+    batch, _ = layout(Case(UNEVEN[:1]), None, generator)
+    settings = LossSettings(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        alignment_sft_loss(t.hidden, batch, t.head, t.head, settings, languages=LANGUAGES)
+
+
 def test_alignment_sft_loss_rejects_shard_with_other_start(workers: Workers) -> None:
     assert workers.run(_misplaced, 2) == [
         "rank 0: a VocabularyShard of 5 rows, with padding, starts at 0, not at 1",

@@ -133,3 +133,10 @@ def test_phase_while_a_resumed_run_loads_its_model(
     with pytest.raises(Loading):
         loop.train(run, guard)
     assert guard._watchdog._progress[:2] == (0, "loading the model")
+
+
+def test_prepare_run_reads_vocabulary_weights_before_the_model(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
+    config = load_config(recipe, ["--loss.vocabulary_weights", str(tmp_path / "none.safetensors")])
+    with pytest.raises(UserError, match=r"none.safetensors: loss.vocabulary_weights needs a safetensors file"):
+        prepare_run(config, 0, 1)
