@@ -123,6 +123,19 @@ def test_need_gpus_refuses_cpus_of_a_node_with_gpus(tmp_path: Path, variables: d
     assert ("submit with --gpus-per-node" in result.stderr) == bool(status)
 
 
+@pytest.mark.parametrize(("answers", "status"), [("answers.jsonl", 2), ("", 0)])
+def test_compare_runs_models_on_gpus_only(tmp_path: Path, answers: str, status: int) -> None:
+    """Without ANSWERS, no model runs."""
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").touch()
+    variables = {"OUTPUT": "study", "ANSWERS": answers, "GPU_DEVICES": f"{tmp_path}/nvidia[0-9]*"}
+    write_command(tmp_path, "python", "true")
+    result = run(tmp_path, "unset DS_ACCELERATOR; bash slurm/compare.sh", **variables)
+    assert result.returncode == status, result.stderr
+    assert ("submit with --gpus-per-node" in result.stderr) == bool(status)
+
+
 def write_study_inputs(folder: Path) -> dict[str, str]:
     """Write the files of a study, almost empty, and return the variables of slurm/experiment.sh."""
     (folder / "model").mkdir()

@@ -90,13 +90,7 @@ def alignment_sft_loss(
             states, centring, or a file of vocabulary weights.
     """
     settings = settings or LossSettings()
-    if not settings.pools_vocabulary:
-        raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
-    if settings.centring or settings.vocabulary_weights is not None:
-        raise ValueError(
-            "centring and vocabulary_weights (a path) are settings of the trainer; unset them, and pass the tensor "
-            "`vocabulary_weights` to this function"
-        )
+    _check_settings(settings)
     matrices, vocabulary = _shard_vocabulary(head, embedding, vocab_size, vocabulary_weights, group)
     vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
     weight = settings.alignment_weight if alignment_weight is None else alignment_weight
@@ -106,6 +100,17 @@ def alignment_sft_loss(
     factor = rank_and_size(group)[1] if averaged_gradients else 1
     loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
     return loss, result
+
+
+def _check_settings(settings: LossSettings) -> None:
+    """Raise ValueError if a setting has an effect in the trainer only."""
+    if not settings.pools_vocabulary:
+        raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
+    if settings.centring or settings.vocabulary_weights is not None:
+        raise ValueError(
+            "centring and vocabulary_weights (a path) are settings of the trainer; unset them, and pass the tensor "
+            "`vocabulary_weights` to this function"
+        )
 
 
 def _shard_vocabulary(

@@ -136,7 +136,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     )
     pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
     token_weights = load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights")
-    load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")
+    load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")  # checks; used later
     loader = Loader(
         shards,
         split,

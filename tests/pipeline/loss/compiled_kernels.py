@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pipeline.loss import triton_kernels
+from pipeline.loss.top_k import BLOCK
 
 CAPABILITIES = {"A100": 80, "H100": 90}
 POINTERS = {"log_sum_ptr": "fp32", "total_ptr": "fp32", "weight_ptr": "fp32", "edge_ptr": "i64", "pooled_ptr": "fp32"}
@@ -21,8 +22,8 @@ POINTERS |= {"ids_ptr": "i64", "grad_index_ptr": "i64", "inner_ptr": "fp32", "ba
 CONSTANTS = {
     "_softmax": {"SLACK": 40, "LINE": triton_kernels.LINE},
     "_pool": {"ROWS": triton_kernels.POOL_ROWS, "LINE": triton_kernels.POOL_LINE},
-    "_block_maxima": {"BLOCKS": 128, "BLOCK": 32},
-    "_largest_logits": {"k": 20, "BLOCKS": 8192, "K": 32, "BLOCK": 32},  # a vocabulary of 262,144
+    "_block_maxima": {"BLOCKS": triton_kernels.LINE // BLOCK, "BLOCK": BLOCK},
+    "_largest_logits": {"k": 20, "BLOCKS": 262_144 // BLOCK, "K": 32, "BLOCK": BLOCK},  # a vocabulary of 262,144
     "_inner_products": {"LINE": triton_kernels.LINE},
     "_softmax_backward": {"SAME": False, "LINE": triton_kernels.LINE},
 }
