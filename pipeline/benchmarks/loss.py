@@ -120,6 +120,7 @@ def measure_variants(shape: LossShape, settings: MeasurementSettings) -> list[Ro
             "over_floor": round(medians[name] / medians["three products"], 3),
             "solar_over_it": round(medians["solar"] / medians[name], 3),
             "memory_budget_mb": settings.loss.memory_budget_mb,
+            "softmax_temperature": settings.loss.softmax_temperature,
             "clock": settings.clock.__name__,
             "rounds": settings.rounds,
             "machine": machine(device),
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--memory_budget_mb", type=float, default=LossSettings().memory_budget_mb)
+    parser.add_argument("--softmax_temperature", type=float, default=LossSettings().softmax_temperature)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--processor_time", action="store_true", help="measure CPU time on one thread, for a shared machine"
@@ -191,7 +193,7 @@ def main() -> None:
     settings = MeasurementSettings(
         dtype=getattr(torch, args.dtype),
         device=args.device,
-        loss=LossSettings(memory_budget_mb=args.memory_budget_mb),
+        loss=LossSettings(memory_budget_mb=args.memory_budget_mb, softmax_temperature=args.softmax_temperature),
         rounds=args.rounds,
         clock=time.process_time if args.processor_time else time.perf_counter,
         names=names,

@@ -94,7 +94,7 @@ class LossInputs:
 LossVariant = Callable[[LossInputs], None]
 
 
-def _solar(inputs: LossInputs, alignment_weight: float) -> None:
+def _solar(inputs: LossInputs, alignment_weight: float, settings: LossSettings) -> None:
     shape = inputs.shape
     count = shape.tokens // shape.sequence
     sequences = torch.arange(count)
@@ -109,30 +109,30 @@ def _solar(inputs: LossInputs, alignment_weight: float) -> None:
     shard = VocabularyShard(inputs.weight.detach(), 0, inputs.accumulator)
     vocabulary = Vocabulary(shape.vocab, shard, shard)
     normalizers = LossNormalizers(float(shape.tokens), count / 2 if alignment_weight else 0.0)
-    result = solar_loss(inputs.hidden, loss_batch, vocabulary, inputs.settings, alignment_weight, normalizers, 2)
+    result = solar_loss(inputs.hidden, loss_batch, vocabulary, settings, alignment_weight, normalizers, 2)
     result.loss.backward()
 
 
 def solar(inputs: LossInputs) -> None:
     """Compute cross entropy and alignment with this project's loss."""
-    _solar(inputs, 1.0)
+    _solar(inputs, 1.0, inputs.settings)
 
 
 def solar_full_mixture(inputs: LossInputs) -> None:
     """Compute cross entropy and alignment with this project's loss, with soft tokens over the whole vocabulary."""
-    _solar(replace(inputs, settings=replace(inputs.settings, top_k=None)), 1.0)
+    _solar(inputs, 1.0, replace(inputs.settings, top_k=None))
 
 
 def solar_ce(inputs: LossInputs) -> None:
     """Compute cross entropy only, with this project's loss: no pairs, no soft tokens."""
-    _solar(inputs, 0.0)
+    _solar(inputs, 0.0, inputs.settings)
 
 
 def plain(inputs: LossInputs) -> None:
     """Compute cross entropy and alignment of soft tokens over the whole vocabulary by autograd over full logits."""
     logits = inputs.hidden @ inputs.weight.T
     loss = F.cross_entropy(logits, inputs.targets)
-    soft = soft_tokens(logits, inputs.weight)
+    soft = soft_tokens(logits, inputs.weight, inputs.settings.softmax_temperature)
     pooled = soft.view(-1, inputs.shape.sequence, inputs.shape.hidden).mean(1)
     loss = loss + (1 - F.cosine_similarity(pooled[1::2], pooled[::2].detach(), dim=1)).mean()
     loss.backward()
