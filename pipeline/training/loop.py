@@ -71,23 +71,13 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
         if stopping:
             loader.put_back()
             break
-        weight = schedules.alignment_weight(config.loss, state.step, run.max_steps)
-        learning_rate = schedules.learning_rate(config.training, state.step, run.max_steps)
-        embedding_learning_rate = schedules.embedding_learning_rate(config.training, state.step, run.max_steps)
-        engine.set_learning_rate(learning_rate, embedding_learning_rate)
-        norms: dict[str, float | None] = {}
-        if config.training.log_gradients_steps and (state.step + 1) % config.training.log_gradients_steps == 0:
-            guard.enter_phase(state.step + 1, "measuring gradient norms")
-            began = time.perf_counter()
-            norms = term_gradient_norms(engine, micro_batches, normalizers)
-            norms["gradient_norms_seconds"] = round(time.perf_counter() - began, 4)
-            guard.enter_phase(state.step + 1, "forward, backward and update")
-        results = train_step(engine, micro_batches, weight, normalizers, state, config.training.max_loss_jump)
+        rates = set_rates(run, engine, state)
+        norms = gradient_norms_if_due(run, engine, micro_batches, normalizers, state, guard)
+        weight, max_loss_jump = rates["align_weight"], config.training.max_loss_jump
+        results = train_step(engine, micro_batches, weight, normalizers, state, max_loss_jump)
         state.num_tokens += int(num_tokens)
         record = step_metrics(state, results, normalizers, run.languages)
-        record |= {"align_weight": weight, "grad_norm": engine.grad_norm(), "learning_rate": learning_rate} | norms
-        if embedding_learning_rate is not None:
-            record["embedding_learning_rate"] = embedding_learning_rate
+        record |= {"grad_norm": engine.grad_norm()} | rates | norms
         log(metrics, record | {"save_seconds": saver.pop_wait_seconds()}, num_tokens, saver)
         if state.step == first_step + 1 and distributed.is_main_process():
             guard.restarts.record_first_step(state.step)
@@ -102,6 +92,36 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     metrics.finish_trackers()
     distributed.barrier()  # srun kills ranks that run for a minute longer than the first one that exits
     return status
+
+
+def set_rates(run: PreparedRun, engine: ZeroEngine, state: TrainState) -> dict[str, float]:
+    """Set the learning rates of the next step. Return them and the alignment weight, as metrics."""
+    config = run.config
+    learning_rate = schedules.learning_rate(config.training, state.step, run.max_steps)
+    embedding_learning_rate = schedules.embedding_learning_rate(config.training, state.step, run.max_steps)
+    engine.set_learning_rate(learning_rate, embedding_learning_rate)
+    weight = schedules.alignment_weight(config.loss, state.step, run.max_steps)
+    rates = {"align_weight": weight, "learning_rate": learning_rate}
+    return rates if embedding_learning_rate is None else rates | {"embedding_learning_rate": embedding_learning_rate}
+
+
+def gradient_norms_if_due(
+    run: PreparedRun,
+    engine: ZeroEngine,
+    micro_batches: list[MicroBatch],
+    normalizers: LossNormalizers,
+    state: TrainState,
+    guard: Guard,
+) -> dict[str, float | None]:
+    """Measure the gradient norms of both loss terms if due in the next step, and the seconds that this takes."""
+    step, every = state.step + 1, run.config.training.log_gradients_steps
+    if not every or step % every:
+        return {}
+    guard.enter_phase(step, "measuring gradient norms")
+    began = time.perf_counter()
+    norms = term_gradient_norms(engine, micro_batches, normalizers)
+    guard.enter_phase(step, "forward, backward and update")
+    return norms | {"gradient_norms_seconds": round(time.perf_counter() - began, 4)}
 
 
 def is_finished(run: PreparedRun, state: TrainState) -> bool:
