@@ -16,6 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
 from pipeline.evaluation.prompts import template_variables
+from pipeline.evaluation.reasoning import THINK, split_reasoning
 from pipeline.evaluation.sampling import Sampling, sampling_processors
 from pipeline.models.adapters import load_exported
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
@@ -23,6 +24,8 @@ from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 # The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
 Model = Any
 Tokenizer = Any
+
+PROMPT_END = 16  # tokens at the end of a prompt that may open a think block
 
 
 def load_for_generation(
@@ -194,7 +197,7 @@ def _generate_batch(
         tokenizer=tokenizer,
     )
     generations = []
-    for row in tokens[:, length:].tolist():
+    for prompt, row in zip(prompts, tokens[:, length:].tolist(), strict=True):
         end = next((i for i, token in enumerate(row) if token in (config.eos_token_id or [])), None)
         row = row[:end]
         text = tokenizer.decode(row, skip_special_tokens=True)
@@ -202,5 +205,7 @@ def _generate_batch(
         while end is None and row and row[-1] == config.pad_token_id:  # a stop string ended it before the others
             row.pop()
         finished = end is not None or bool(stops)
-        generations.append(Generation(text[: min(stops, default=None)], finished, len(row)))
+        is_thinking = tokenizer.decode(prompt[-PROMPT_END:]).rstrip().endswith(THINK)
+        answer, reasoning = split_reasoning(text[: min(stops, default=None)], is_thinking)
+        generations.append(Generation(answer, finished, len(row), reasoning))
     return generations

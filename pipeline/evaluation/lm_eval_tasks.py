@@ -26,6 +26,7 @@ from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.accuracy import percent, versions
 from pipeline.evaluation.answers.language_rules import language_in_name
 from pipeline.evaluation.answers.number import equal, extract_answer, parse_gold
+from pipeline.evaluation.reasoning import split_reasoning
 from pipeline.evaluation.significance import wilson_interval
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
@@ -226,7 +227,7 @@ def extract_rows(task: str, samples: Sequence[dict[str, Any]]) -> list[dict[str,
         response = sample["resps"][0][0] if sample["resps"] and sample["resps"][0] else None
         if lang is None or gold is None or not isinstance(response, str):
             return []
-        answer = extract_answer(response, lang)
+        answer = extract_answer(split_reasoning(response)[0], lang)
         rows[sample["doc_id"]] = {
             "task": task,
             "doc_id": sample["doc_id"],

@@ -22,10 +22,10 @@ class Generation(NamedTuple):
     """A generated response.
 
     Attributes:
-        text: the response without special tokens.
+        text: the response without special tokens and reasoning.
         finished: whether the model generated a stop token. If not, the response was truncated at max_new_tokens.
         tokens: number of generated tokens without the stop token, as far as a server reports it.
-        reasoning: reasoning that a server returns separately from the response, or None.
+        reasoning: reasoning before the response, or None.
     """
 
     text: str

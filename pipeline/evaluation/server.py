@@ -19,6 +19,7 @@ from pipeline.common import distributed
 from pipeline.common.errors import ServerError, UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.evaluation.progress import Generation
+from pipeline.evaluation.reasoning import split_reasoning
 
 API_KEY = "OPENAI_API_KEY"  # environment variable
 POLL_SECONDS = 1.0  # interval between the checks for a signal while no response arrives
@@ -199,6 +200,8 @@ class _Client:
             ) from None
         more = choice.message.model_extra or {}
         reasoning = more.get("reasoning_content") or more.get("reasoning")  # vLLM has renamed it
+        if not reasoning:  # the server has no parser of reasoning
+            text, reasoning = split_reasoning(text)
         tokens = completion.usage.completion_tokens if completion.usage else None
         return Generation(text, choice.finish_reason == "stop", tokens, reasoning)
 

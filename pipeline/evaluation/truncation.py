@@ -27,7 +27,7 @@ def truncation_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
     for lang, samples in sorted(by_lang.items()):
         counted = [sample for sample in samples if sample.get("tokens") is not None]
         tokens = sum(sample["tokens"] for sample in counted)
-        # A server counts the tokens of the reasoning too.
+        # The tokens of the reasoning are counted too.
         characters = sum(len(sample["output"]) + len(sample.get("reasoning") or "") for sample in counted)
         unfinished = sum(not sample["finished"] for sample in samples)
         metrics[lang] = {

@@ -5,6 +5,7 @@ import torch
 
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_for_generation, plan_batches
+from pipeline.evaluation.reasoning import split_reasoning
 from tests.pipeline.evaluation.tiny_model import TEMPLATE, make_records, make_tokenizer, overfit, save, write_records
 
 
@@ -46,6 +47,37 @@ def test_generate_stops_at_end_of_turn(tmp_path, end):
     generations = generate(loaded, chat, examples, 6, max_new_tokens=40)
     assert [generation.text.rstrip() for generation in generations] == [record["answer"] for record in records]
     assert all(generation.finished for generation in generations)
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n"], ids=["model opens", "prompt opens"])
+def test_generate_separates_reasoning(tmp_path, opening):
+    """A model thinks before its answer. A response that is cut within the reasoning has no answer."""
+    records = [r | {"answer": f"<think>\nmaybe 9{r['gold']}\n</think>\n\n{r['answer']}"} for r in make_records()[:6]]
+    chat = make_tokenizer([r["question"] + r["answer"] for r in records])
+    model = save(overfit(chat, records, steps=150), chat, tmp_path / "model")
+    template = TEMPLATE.replace("<|assistant|>{% endif %}", f"<|assistant|>{opening}{{% endif %}}")
+    loaded, chat = load_for_generation(model, "float32", chat_template=template)
+    examples = read_examples(write_records(tmp_path / "x.jsonl", records))
+    for generation, record in zip(generate(loaded, chat, examples, 6, max_new_tokens=60), records, strict=True):
+        assert (generation.text, generation.finished) == (record["answer"].rpartition("\n")[2], True)
+        assert generation.reasoning == f"maybe 9{record['gold']}"
+    thoughts = chat("<think>\nmaybe 9", add_special_tokens=False)["input_ids"]
+    cut = generate(loaded, chat, examples, 6, max_new_tokens=len(thoughts))
+    assert all(g.text == "" and g.reasoning and not g.finished for g in cut)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is 3.", ("The answer is 3.", None)),
+        ("<think>\n\n</think>\n\nThe answer is 3.", ("The answer is 3.", None)),
+        ("1 + 2 is 3</think>The answer is 3.", ("The answer is 3.", "1 + 2 is 3")),
+        ("Is 1 < 2? <think> is a tag.", ("Is 1 < 2? <think> is a tag.", None)),
+        ("\n<think>1 + 2", ("", "1 + 2")),
+    ],
+)
+def test_split_reasoning(text, expected):
+    assert split_reasoning(text) == expected
 
 
 def test_generate_batches_of_all_ranks_equal_one_rank(tmp_path, random_model_dir):

@@ -43,6 +43,8 @@ def test_extract_rows_one_per_example():
     assert extract_rows("mine", samples) == [] and extract_rows("xcopa_de", [sample(0, "a", "the cause")]) == []
     assert extract_rows("mmlu_de", [{"doc_id": 0, "target": "1", "resps": [[(-1.5, False)]]}]) == []
     assert extraction_score([]) is None
+    thinking = "<think>\\boxed{5}?</think>\nDie Antwort ist 70.000."
+    assert extract_rows("mine_de", [sample(0, thinking, "70000")])[0]["answer"] == "70000"
 
 
 TEXTS = ["Die Antwort ist 70.000.", "keine Zahl"]

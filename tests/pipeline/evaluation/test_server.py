@@ -209,6 +209,13 @@ def test_generate_by_server_samples_with_seed(no_delays):
     assert "chat_template_kwargs" not in requests[0]
 
 
+def test_generate_by_server_separates_reasoning_that_the_server_leaves_in_the_text(no_delays):
+    replies = [{"content": "<think>\n1 and 2\n</think>\n\n3"}, {"content": "<think>\n1 and", "finish_reason": "length"}]
+    with scripted_server(replies) as (url, _):
+        generations = ask(url, {0: QUESTION, 1: QUESTION})
+    assert generations == {0: Generation("3", True, None, "1 and 2"), 1: Generation("", False, None, "1 and")}
+
+
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
