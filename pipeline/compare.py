@@ -40,10 +40,10 @@ def compare_runs(
     Returns:
         The content of `comparison.json`. `baseline`, `candidate`: the paths. `seeds`: the seed of each pair of runs,
         None if unknown. `unfinished`: for each language, the numbers of responses of baseline and candidate that were
-        cut at the token limit, over all seeds. `languages`, `mean`, `primary`: see `compare_matrices`. `dtype`: data
-        type in which all models ran. `different_settings`: settings of the evaluations that differ, with the value of
-        each run, first those of the baseline. `problems`: number of problems. `records`: number of records in common.
-        `left_out`: number of records that at least one run lacks.
+        cut at the token limit, over all seeds. `responses`: the numbers of all their responses. `languages`, `mean`,
+        `primary`: see `compare_matrices`. `dtype`: data type in which all models ran. `different_settings`: settings of
+        the evaluations that differ, with the value of each run, first those of the baseline. `problems`: number of
+        problems. `records`: number of records in common. `left_out`: number of records that at least one run lacks.
 
     Raises:
         UserError: a file is missing or damaged, the runs cannot be paired, or a primary language is unknown.
@@ -59,6 +59,7 @@ def compare_runs(
     unfinished = np.stack([part.sum(0) for part in np.split(scores.unfinished, 2)], axis=1)
     return {
         "unfinished": dict(zip(scores.languages, unfinished.tolist(), strict=True)),
+        "responses": [int(part.sum()) for part in np.split(scores.responses, 2)],
         "baseline": [str(path) for path in baselines],
         "candidate": [str(path) for path in candidates],
         "seeds": seeds,
@@ -210,10 +211,11 @@ def unfinished_totals(result: dict[str, Any]) -> tuple[int, int]:
 def unfinished_summary(result: dict[str, Any]) -> str:
     """Describe in one sentence how many responses of each model are unfinished."""
     baseline, candidate = unfinished_totals(result)
-    responses = result["records"] * len(result["seeds"])
+    first, second = result["responses"]
+    responses = f"{first} responses of each model" if first == second else f"{first} and {second} responses"
     return (
-        f"Of the {responses} responses of each model, {baseline} of the baseline and {candidate} of the candidate are "
-        f"unfinished (cut at the token limit). Both models ran in {result['dtype']}."
+        f"Of the {responses}, {baseline} of the baseline and {candidate} of the candidate are unfinished (cut at the "
+        f"token limit). Both models ran in {result['dtype']}."
     )
 
 

@@ -102,8 +102,8 @@ def accuracy_table(evaluation: dict[str, Any]) -> str:
         counts = f"{score['n']} | {score['unfinished']}"
         lines.append(f"| {lang} | {counts} | {percent(score['accuracy'])} | {interval} | {consistency} |")
         lines[-1] += f" {in_language_cell(evaluation, lang)} |" if outputs else ""
-    macro = evaluation["macro"]
-    unfinished, total = count_unfinished(evaluation)
+    macro, scores = evaluation["macro"], evaluation["languages"].values()
+    unfinished, total = (sum(score[key] for score in scores) for key in ("unfinished", "n"))
     average, consistency = percent(macro["accuracy"]), percent(macro["consistency_with_pivot"])
     lines.append(f"| **mean of languages** | {total} | {unfinished} | **{average}** | | **{consistency}** |")
     if outputs:
@@ -118,10 +118,19 @@ def in_language_cell(evaluation: dict[str, Any], lang: str) -> str:
     return percent(score.get("share")) + (BY_SCRIPT if score.get("judged_by") == "script" else "")
 
 
+def unfinished_by_language(evaluation: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the number of unfinished responses and of all responses in each language of an evaluation."""
+    sampling = evaluation.get("sampling") or {"num_samples": 1, "languages": evaluation["languages"]}
+    return {
+        lang: (score["unfinished"], score["n"] * sampling["num_samples"])
+        for lang, score in sampling["languages"].items()
+    }
+
+
 def count_unfinished(evaluation: dict[str, Any]) -> tuple[int, int]:
     """Return the number of unfinished responses and of all responses of an evaluation."""
-    scores = evaluation["languages"].values()
-    return sum(score["unfinished"] for score in scores), sum(score["n"] for score in scores)
+    unfinished, responses = zip(*unfinished_by_language(evaluation).values(), strict=True)
+    return sum(unfinished), sum(responses)
 
 
 def unfinished_sentence(evaluation: dict[str, Any]) -> str:
@@ -129,8 +138,7 @@ def unfinished_sentence(evaluation: dict[str, Any]) -> str:
     unfinished, total = count_unfinished(evaluation)
     if not unfinished:
         return f"All {total} responses are finished."
-    languages = evaluation["languages"].items()
-    parts = ", ".join(f"{lang} {score['unfinished']}" for lang, score in languages if score["unfinished"])
+    parts = ", ".join(f"{lang} {count}" for lang, (count, _) in unfinished_by_language(evaluation).items() if count)
     limit = evaluation["settings"]["max_new_tokens"]
     return f"{unfinished} of {total} responses are unfinished, cut at {limit} tokens: {parts}."
 

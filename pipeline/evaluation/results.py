@@ -59,7 +59,7 @@ def write_results(
         sampling = sampling_metrics(rows, n)
         scores = with_mean_accuracy(scores, sampling)
     result = {
-        "unfinished": finished.count(False),
+        "unfinished": sum(not generation.finished for generation in generations),
         "settings": dataclasses.asdict(settings),
         "model": model,
         "versions": versions(),

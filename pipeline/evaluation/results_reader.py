@@ -16,7 +16,7 @@ GENERATION_SETTINGS = [
     *("chat_template", "chat_template_kwargs", "few_shot", "num_shots"),
 ]
 
-ScoredAnswers = dict[tuple[str, str], dict[str, Any]]  # (pair_id, lang) to `correct`, `finished` and `gold`
+ScoredAnswers = dict[tuple[str, str], dict[str, Any]]  # (pair_id, lang) to the values of `read_generations`
 
 
 class PairedScores(NamedTuple):
@@ -27,6 +27,7 @@ class PairedScores(NamedTuple):
         correct: [R, G, L] over runs, example groups and languages: 1 correct, 0 wrong, the fraction of correct answers
             if there are several to a question, nan if the group has no example in the language.
         unfinished: [R, L] numbers of responses that were cut at the token limit.
+        responses: [R] numbers of responses, of which there may be several to an example.
         records: number of examples in common.
         left_out: number of examples that at least one run lacks.
         dtype: data type in which all models ran.
@@ -36,6 +37,7 @@ class PairedScores(NamedTuple):
     languages: list[str]
     correct: np.ndarray
     unfinished: np.ndarray
+    responses: np.ndarray
     records: int
     left_out: int
     dtype: str
@@ -63,7 +65,7 @@ def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
     groups = {pair_id: row for row, pair_id in enumerate(dict.fromkeys(pair_id for pair_id, _ in common))}
     languages = {lang: column for column, lang in enumerate(sorted({lang for _, lang in common}))}
     correct = np.full((len(runs), len(groups), len(languages)), np.nan)
-    unfinished = np.zeros((len(runs), len(languages)), dtype=int)
+    unfinished, responses = np.zeros((len(runs), len(languages)), dtype=int), np.zeros(len(runs), dtype=int)
     for number, (run, scored) in enumerate(zip(runs, answers, strict=True)):
         for pair_id, lang in common:
             answer = scored[pair_id, lang]
@@ -73,18 +75,19 @@ def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
                     "evaluate both on the same data"
                 )
             correct[number, groups[pair_id], languages[lang]] = answer["correct"]
-            unfinished[number, languages[lang]] += not answer["finished"]
+            unfinished[number, languages[lang]] += answer["unfinished"]
+            responses[number] += answer["responses"]
     left_out = len(set().union(*answers)) - len(common)
     different = different_settings(evaluations)
-    return PairedScores(list(languages), correct, unfinished, len(common), left_out, dtype, different)
+    return PairedScores(list(languages), correct, unfinished, responses, len(common), left_out, dtype, different)
 
 
 def read_generations(path: Path) -> ScoredAnswers:
     """Read the `generations.jsonl` of a run. `path` is the file or its directory.
 
     Returns:
-        For each (pair_id, lang), whether the answer is `correct` (or the fraction of correct answers), whether it is
-        `finished`, and the `gold` answer.
+        For each (pair_id, lang), whether the answer is `correct` (or the fraction of correct answers), the numbers of
+        `responses` and of those that are `unfinished`, and the `gold` answer.
 
     Raises:
         UserError: the file is missing, empty or malformed; the message names the file and the row.
@@ -102,11 +105,12 @@ def read_generations(path: Path) -> ScoredAnswers:
             continue
         try:
             row = json.loads(line)
-            answer = {key: row[key] for key in ("correct", "finished", "gold")}
-            if not isinstance(answer["finished"], bool) or not 0 <= answer["correct"] <= 1:
+            finished = [sample["finished"] for sample in row.get("samples") or [row]]
+            if not all(isinstance(value, bool) for value in finished) or not 0 <= row["correct"] <= 1:
                 raise TypeError
-            answers[row["pair_id"], row["lang"]] = answer
-        except (ValueError, KeyError, TypeError):
+            counts = {"responses": len(finished), "unfinished": finished.count(False)}
+            answers[row["pair_id"], row["lang"]] = {"correct": row["correct"], "gold": row["gold"], **counts}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path} row {number}: not a row of pipeline.evaluation; run that again") from None
     if not answers:
         raise UserError(f"{path}: empty file; run pipeline.evaluation again")

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.compare import MEAN
-from pipeline.evaluation.accuracy import count_unfinished, in_language_cell, percent
+from pipeline.evaluation.accuracy import count_unfinished, in_language_cell, percent, unfinished_by_language
 from pipeline.report.overview_table import ABSENT, mean_in_language
 from pipeline.report.runs import RunResults
 
@@ -37,7 +37,7 @@ def _mean_row(runs: Sequence[RunResults], comparisons: dict[str, dict[str, Any]]
     counts = [count_unfinished(evaluation) for evaluation in evaluations]
     return [
         "mean of languages",
-        _without_repeats(str(total) for _, total in counts),
+        _without_repeats(str(sum(score["n"] for score in _scores(run).values())) for run in runs),
         *(percent(evaluation["macro"]["accuracy"]) for evaluation in evaluations),
         *_mean_differences([comparison["mean"] for comparison in comparisons.values()]),
         ", ".join(percent(unfinished / total) for unfinished, total in counts),
@@ -91,8 +91,8 @@ def _scores(run: RunResults) -> dict[str, Any]:
 
 
 def _unfinished(evaluation: dict[str, Any], lang: str) -> float | None:
-    score = evaluation["languages"].get(lang)
-    return score["unfinished"] / score["n"] if score else None
+    unfinished, responses = unfinished_by_language(evaluation).get(lang, (0, 0))
+    return unfinished / responses if responses else None
 
 
 def _in_language(evaluation: dict[str, Any], lang: str) -> float | None:

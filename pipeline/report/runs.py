@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.common.errors import UserError
-from pipeline.evaluation.accuracy import accuracy_table, versions
+from pipeline.evaluation.accuracy import accuracy_table, count_unfinished, versions
 from pipeline.evaluation.consistency import consistency_tables
 from pipeline.evaluation.details import detail_tables
 from pipeline.fault_tolerance.restarts import read_restart_log
@@ -119,7 +119,7 @@ def _check_evaluation(evaluation: dict[str, Any]) -> None:
     """Access all keys that a report reads, so that a missing key raises an error here."""
     _ = evaluation["model"]["dtype"], (evaluation["model"]["export"] or {"step": None})["step"]
     _ = [evaluation["settings"][key] for key in ("model", "data", "max_new_tokens")]
-    accuracy_table(evaluation)
+    accuracy_table(evaluation), count_unfinished(evaluation)
     consistency_tables(evaluation)
     detail_tables(evaluation)
 

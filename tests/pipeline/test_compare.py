@@ -128,6 +128,18 @@ def test_compare_runs_accepts_fractions_of_correct_answers(tmp_path):
         compare_runs(one, two)
 
 
+def test_compare_runs_counts_unfinished_samples(tmp_path):
+    """One of four samples to each problem of the baseline is unfinished; the candidate has one sample."""
+    one, two = (write_run(tmp_path / name, {(str(i), "en"): 0.25 for i in range(6)}) for name in ("one", "two"))
+    rows = map(json.loads, (one / "generations.jsonl").read_text().splitlines())
+    samples = {"finished": False, "samples": [{"finished": n > 0} for n in range(4)]}
+    (one / "generations.jsonl").write_text("".join(json.dumps(row | samples) + "\n" for row in rows))
+    result = compare_runs(one, two)
+    assert (result["unfinished"], result["responses"]) == ({"en": [6, 0]}, [24, 6])
+    text = write_comparison(result, tmp_path / "out")
+    assert "Of the 24 and 6 responses, 6 of the baseline and 0 of the candidate are unfinished" in text
+
+
 def test_compare_runs_names_different_settings(tmp_path):
     correct = {(str(i), "en"): i < 3 for i in range(6)}
     shots = {"few_shot": "shots.jsonl", "num_shots": 4}

@@ -43,6 +43,16 @@ def test_unfinished_warning_only_above_three_percent():
         assert bool(warning) == warned and "\n" not in warning
 
 
+def test_unfinished_counts_responses_and_not_problems():
+    """4 of 160 responses to 20 problems are unfinished, each to another problem."""
+    result = score_by_language(make_examples({"en": [1] * 20}), [Decimal(1)] * 20, [i >= 4 for i in range(20)], "en")
+    result["sampling"] = {"num_samples": 8, "languages": {"en": {"n": 20, "unfinished": 4}}}
+    evaluation = result | {"settings": {"max_new_tokens": 8}}
+    assert unfinished_sentence(evaluation) == "4 of 160 responses are unfinished, cut at 8 tokens: en 4."
+    assert unfinished_warning(evaluation) == ""  # 2.5 %
+    assert "| en | 20 | 4 |" in accuracy_table(evaluation)
+
+
 def test_score_by_language_without_pivot():
     result = score_by_language(make_examples({"de": [1]}), [Decimal(1)], [True], "en")
     assert result["languages"]["de"]["consistency_with_pivot"] is None

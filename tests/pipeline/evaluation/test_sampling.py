@@ -92,10 +92,11 @@ def test_evaluate_samples(tmp_path, random_model_dir) -> None:
     result = json.loads((tmp_path / "whole" / "evaluation.json").read_text())
     assert result["sampling"] == sampling_metrics(rows, 3)
     assert result["languages"]["de"]["accuracy"] == result["sampling"]["languages"]["de"]["mean_accuracy"]
-    assert result["unfinished"] == sum(not row["finished"] for row in rows)
-    assert (
-        "| language | responses | unfinished | mean accuracy % |" in (tmp_path / "whole" / "evaluation.md").read_text()
-    )
+    # Every sample is a response, so of 18 responses to 6 questions some are unfinished.
+    assert result["unfinished"] == sum(not sample["finished"] for row in rows for sample in row["samples"])
+    table = (tmp_path / "whole" / "evaluation.md").read_text()
+    assert "| language | responses | unfinished | mean accuracy % |" in table
+    assert f"{result['unfinished']} of 18 responses are unfinished" in table
 
     interrupted = dataclasses.replace(settings, output=str(tmp_path / "interrupted"))
     assert evaluate(interrupted, StopAfterOneBatch()) == STOPPED_BY_SIGNAL
