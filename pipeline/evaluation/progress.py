@@ -42,7 +42,7 @@ class GenerationLog:
     Args:
         output: directory for the results.
         inputs: everything that determines the generations, as JSON. A log with different inputs is moved to
-            OUTPUT/generations.partial.old, which replaces an older one there.
+            OUTPUT/generations.partial.old, which replaces an older one there, unless it has no generations.
 
     Attributes:
         generations: generations of all ranks in earlier runs, by index of the response.
@@ -79,22 +79,22 @@ class GenerationLog:
         return generations
 
     def _set_aside(self) -> None:
-        """Move the log of an earlier evaluation away. Print where it is if it has generations."""
+        """Move the log of an earlier evaluation away, and print where it is. Delete it if it has no generations."""
         files = [file for file in self.folder.iterdir() if file.name != LOADING_FILE]
-        if not files:
+        if not any(file.stat().st_size for file in files if file.suffix == ".jsonl"):
+            for file in files:
+                file.unlink()
             return
         old = self.folder.with_name(SET_ASIDE)
         shutil.rmtree(old, ignore_errors=True)
         old.mkdir()
-        has_generations = any(file.stat().st_size for file in files if file.suffix == ".jsonl")
         for file in files:
             file.rename(old / file.name)
-        if has_generations:
-            print(
-                f"note: {self.folder}: an unfinished evaluation with other settings, data, model or library versions; "
-                f"moved to {old}",
-                flush=True,
-            )
+        print(
+            f"note: {self.folder}: an unfinished evaluation with other settings, data, model or library versions; "
+            f"moved to {old}",
+            flush=True,
+        )
 
     def add(self, generations: Mapping[int, Generation]) -> None:
         """Append a finished batch to this rank's file.

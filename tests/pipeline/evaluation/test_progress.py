@@ -38,6 +38,17 @@ def test_generation_log_sets_other_inputs_aside(tmp_path, capsys):
     assert "[]" in (tmp_path / "generations.partial.old" / "rank-0.jsonl").read_text()
 
 
+def test_generation_log_without_generations_does_not_replace_one_that_was_set_aside(tmp_path):
+    """An evaluation with a mistyped option is stopped before its first batch, and the right one started again."""
+    GenerationLog(tmp_path, INPUTS).add({0: Generation("0", True)})
+    GenerationLog(tmp_path, {**INPUTS, "model": []})
+    assert GenerationLog(tmp_path, INPUTS).generations == {}
+    old = tmp_path / "generations.partial.old"
+    assert [file.read_text() for file in old.glob("rank-*")] == ['[0, "0", true, null, null]\n']
+    old.rename(tmp_path / "kept")
+    assert GenerationLog(tmp_path, {**INPUTS, "model": []}).generations == {} and not old.exists()
+
+
 def test_generation_log_reports_full_disk(tmp_path):
     log = GenerationLog(tmp_path, INPUTS)
     log._file = open("/dev/full", "w")  # noqa: SIM115
