@@ -97,15 +97,26 @@ def _summarize_comparisons(runs: Sequence[RunResults], comparisons: dict[str, di
     baseline = runs[0]
     sentences = [f"Comparison of {len(runs)} runs; {baseline.name} is the baseline."]
     if comparisons:
-        largest = max(comparisons.values(), key=lambda result: int(result["problems"]))
+        largest = max(comparisons.values(), key=lambda result: int(result["records"]))
         size = f"{largest['problems']} problems in {len(largest['languages'])} languages"
         sentences = [f"Comparison of {len(runs)} runs on {size}; {baseline.name} is the baseline."]
     for run in runs[1:]:
         if run.name in comparisons:
             sentences.append(f"{run.name}: {primary_sentence(comparisons[run.name])}")
+            sentences += _left_out(comparisons[run.name])
         if difference := soft_token_differences(baseline, run).get("centred_cosine"):
             sentences.append(f"{run.name}: centered cosine of translations, soft tokens, {in_words(difference)}.")
     return " ".join(sentences)
+
+
+def _left_out(comparison: dict[str, Any]) -> list[str]:
+    """Return a sentence on the records that a comparison leaves out, if there are any."""
+    if not comparison["left_out"]:
+        return []
+    return [
+        f"{comparison['left_out']} records that one of the two lacks were left out: the differences are those of the "
+        f"other {comparison['records']}, in {len(comparison['languages'])} languages."
+    ]
 
 
 def _change(name: str, values: list[float]) -> str:

@@ -79,8 +79,9 @@ def _main_note(comparisons: dict[str, dict[str, Any]]) -> str:
     note = "n: number of problems. Accuracy in percent, with its 95 % interval. "
     if comparisons:
         note += (
-            "Differences in percentage points, with the 95 % interval of a paired bootstrap over problems. Holm p: "
-            "p-value of the difference, adjusted for the number of languages; p-values of means are not adjusted. "
+            "Differences in percentage points, on the records that both runs have, with the 95 % interval of a paired "
+            "bootstrap over problems. Holm p: p-value of the difference, adjusted for the number of languages; "
+            "p-values of means are not adjusted. "
         )
     return note + (
         "Unfinished: responses that were cut at the token limit. In the language: responses in the language of the "

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from pipeline.report.__main__ import write_report
 from tests.pipeline.report.planted_runs import write_run
 from tests.runs import python
 
@@ -77,6 +78,25 @@ def test_report_of_two_runs_has_all_sections(report: Path) -> None:
     assert "| seed |" not in text and "output_dir |" not in text  # only differing settings, not paths
     (silhouettes,) = re.findall(r"\| silhouette by language, final state \| (\S+) \| (\S+) \|", text)
     assert float(silhouettes[0]) > 0.4 > float(silhouettes[1])
+
+
+def test_report_says_what_differences_leave_out(report: Path, tmp_path: Path) -> None:
+    """A run that was evaluated in fewer languages: the differences are not those of the mean accuracies."""
+    sft, solar = report.parent / "sft", shutil.copytree(report.parent / "solar", tmp_path / "solar")
+    rows = (solar / "generations.jsonl").read_text().splitlines(keepends=True)
+    (solar / "generations.jsonl").write_text("".join(row for row in rows if '"sw"' not in row))
+    evaluation = json.loads((solar / "evaluation.json").read_text())
+    del evaluation["languages"]["sw"], evaluation["output_languages"]["sw"]
+    evaluation["macro"]["accuracy"] = 0.6
+    (solar / "evaluation.json").write_text(json.dumps(evaluation))
+    write_report([sft, solar], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| **mean of languages** | **60, 40** | **48.3** | **60.0** | **-2.5 (" in text
+    summary, note = text.splitlines()[2], "Differences in percentage points, on the records that both runs have, with"
+    assert (
+        "20 records that one of the two lacks were left out: the differences are those of the other 40, in 2" in summary
+    )
+    assert note in text and "were left out" not in (report / "report.md").read_text()
 
 
 def test_report_html_is_self_contained(report: Path) -> None:
