@@ -133,9 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--discordance", type=float, help="percentage of examples that only one of two runs solves")
     source.add_argument("--comparison", type=Path, help="comparison.json of several seeds, whose spread is used")
-    parser.add_argument("--seed_sd", type=float, default=0.0, help="SD of the difference between seeds, in points")
+    parser.add_argument("--seed_sd", type=float, help="SD of the difference between seeds, in points; default: 0")
     parser.add_argument(
-        "--correlation", type=float, default=0.5, help="correlation between seeds of the difference on an example"
+        "--correlation", type=float, help="correlation between seeds of the difference on an example; default: 0.5"
     )
     parser.add_argument("--examples", type=int, nargs="+", default=[250, 500, 1000, 2500], help="numbers of examples")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 5, 10], help="numbers of seeds")
@@ -143,13 +143,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if min(args.examples) < 2 or min(args.seeds) < 1:
         raise UserError("--examples: give at least 2, and --seeds at least 1")
-    if args.seed_sd < 0 or not 0 <= args.correlation <= 1 or not 0 < args.power < 100:
+    for name in ("seed_sd", "correlation"):
+        if args.comparison and getattr(args, name) is not None:
+            raise UserError(f"--{name}: has no effect on the spread of --comparison; give --discordance instead of it")
+    seed_sd, correlation = args.seed_sd or 0.0, 0.5 if args.correlation is None else args.correlation
+    if seed_sd < 0 or not 0 <= correlation <= 1 or not 0 < args.power < 100:
         raise UserError("--seed_sd: not negative; --correlation: from 0 to 1; --power: between 0 and 100")
     difference = args.difference / 100
     if args.comparison:
         spread = read_spread(args.comparison)
     else:
-        spread = spread_of_discordance(difference, args.discordance / 100, args.seed_sd / 100, args.correlation)
+        spread = spread_of_discordance(difference, args.discordance / 100, seed_sd / 100, correlation)
     print("\n".join(power_table(difference, spread, args.seeds, args.examples, args.power / 100)))
     if spread.seed_sd and 1 in args.seeds:
         print("\nWith one seed, the test does not cover the seed, so chance makes it significant more often than 5 %.")

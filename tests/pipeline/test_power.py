@@ -51,3 +51,7 @@ def test_command_reads_spread_of_a_comparison(tmp_path: Path, capsys: pytest.Cap
         main(["--difference", "4", "--comparison", str(path)])
     with pytest.raises(UserError, match="--discordance: must be at least the difference"):
         main(["--difference", "4", "--discordance", "3"])
+    path.write_text(json.dumps({"primary": {"seed_sd": 0.0, "example_sd": 0.3, "rest_sd": 0.3}}))
+    for option in ("--seed_sd", "--correlation"):
+        with pytest.raises(UserError, match=f"{option}: has no effect on the spread of --comparison"):
+            main(["--difference", "4", "--comparison", str(path), option, "0"])
