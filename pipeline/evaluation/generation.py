@@ -43,8 +43,9 @@ def load_for_generation(
         UserError: the directory is missing, cannot be loaded, or has no chat template.
     """
     if not Path(path).is_dir() and (isinstance(path, Path) or is_path(path)):
+        also = "; download a model of the Hub first" if isinstance(path, Path) else ", or a Hub ID"
         raise UserError(
-            f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export) or a Hub ID"
+            f"{path}: no such directory; --model takes a Hugging Face model directory (pipeline.export){also}"
         )
     tokenizer: Tokenizer = load_tokenizer(path, for_training=False, chat_template=chat_template)
     tokenizer.chat_template = tokenizer.chat_template or default_template

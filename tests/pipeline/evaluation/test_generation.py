@@ -1,8 +1,11 @@
 """Batched greedy generation with a tiny random model, against a loop over its logits."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_for_generation, plan_batches
 from pipeline.evaluation.reasoning import split_reasoning
@@ -91,6 +94,13 @@ def test_generate_batches_of_all_ranks_equal_one_rank(tmp_path, random_model_dir
         parts.append({i: generation for batch in finished for i, generation in batch.items()})
     assert [len(part) for part in parts] == [8, 6, 4]  # batches of 4, 4, 4, 4 and 2
     assert parts[0] | parts[1] | parts[2] == dict(enumerate(generate(model, tokenizer, examples, 4, max_new_tokens=8)))
+
+
+def test_load_for_generation_offers_hub_ids_only_where_it_takes_them(tmp_path):
+    with pytest.raises(UserError, match=r"directory .pipeline.export., or a Hub ID$"):
+        load_for_generation(str(tmp_path / "none"), "auto")
+    with pytest.raises(UserError, match=r"^Qwen/Qwen3-8B: no such directory; .*; download a model of the Hub first$"):
+        load_for_generation(Path("Qwen/Qwen3-8B"), "auto")
 
 
 def test_plan_batches_leaves_out_finished_ones():
