@@ -82,8 +82,12 @@ def check_settings(settings: EvaluationSettings) -> None:
 
 
 def comparable_settings(settings: EvaluationSettings) -> dict[str, Any]:
-    """Return the settings, with defaults for those that do not determine the generations."""
-    neutral: dict[str, Any] = {"output": None, "allow_stale": False, "server_timeout": 600}
+    """Return the settings, with defaults for those that do not determine the generations.
+
+    Of the input files, the content determines them, and not the path.
+    """
+    neutral: dict[str, Any] = {"output": None, "allow_stale": False, "server_timeout": 600, "pivot": "en"}
+    neutral |= {"data": "", "chat_template": None, "few_shot": None}
     if settings.base_url is not None:
         neutral["batch_size"] = 16  # the number of concurrent requests
     return dataclasses.asdict(dataclasses.replace(settings, **neutral))

@@ -127,8 +127,11 @@ def test_evaluate_resumes_with_export_of_earlier_checkpoint(tmp_path, random_mod
         (tmp_path / "run" / f"checkpoint-{step}").mkdir()
         write_json(tmp_path / "run" / f"checkpoint-{step}" / "COMPLETE", {"id": f"id of {step}", "files": {}})
     assert can_resume(settings) and can_resume(dataclasses.replace(settings, allow_stale=True))
+    moved = shutil.copy(data, tmp_path / "moved.jsonl")
+    assert can_resume(dataclasses.replace(settings, pivot="de", data=str(moved)))
+    shots = dataclasses.replace(settings, few_shot=str(data), num_shots=1)
     other = dataclasses.replace(settings, max_new_tokens=5)
-    assert not can_resume(other)
+    assert not can_resume(other) and not can_resume(shots)
     with pytest.raises(UserError, match="stale export of step 6"):
         evaluate(other)
     write_export_record(model, dataclasses.replace(record, checkpoint="id of 12", step=12))
