@@ -60,11 +60,11 @@ class InputRow(NamedTuple):
     def apply(self, function: Callable[[Any], T]) -> T:
         """Return `function(value)`. If it raises a UserError, prefix the message with file and row.
 
-        A value that is a UserError itself, see `read_split`, is raised.
+        A value that is a UserError itself, see `read_split`, is raised in the same way.
         """
-        if isinstance(self.value, UserError):
-            raise self.value
         try:
+            if isinstance(self.value, UserError):
+                raise self.value
             return function(self.value)
         except UserError as error:
             raise UserError(f"{self.location}: {error}") from None
@@ -140,7 +140,8 @@ def read_split(split: InputSplit, keep_malformed: bool = False) -> Iterator[Inpu
     Args:
         split: The split.
         keep_malformed: Whether a line that is not JSON is yielded with the error as its value, which `InputRow.apply`
-            raises, instead of ending the iteration.
+            raises, instead of ending the iteration. The error does not name file and row, because finding the row
+            reads the file up to it.
 
     Raises:
         UserError: A line is not JSON or the Parquet file is damaged; the message names the file and row.
@@ -195,13 +196,18 @@ def _read_json_lines(
     for row in _raw_lines(path, start, stop):
         if not row.value.strip():
             continue
-        try:
-            value: Any = row.apply(lambda line: _decode_json(_decode_line(line)))
-        except UserError as error:
-            if not keep_malformed:
-                raise
-            value = error
-        yield row._replace(value=value)
+        row = row._replace(value=_decode_or_error(row.value))
+        if not keep_malformed:
+            row.apply(lambda _: None)  # raises the error
+        yield row
+
+
+def _decode_or_error(line: bytes) -> Any:
+    """Return the JSON value of a line, or the UserError if it is not JSON."""
+    try:
+        return _decode_json(_decode_line(line))
+    except UserError as error:
+        return error
 
 
 def _decode_json(text: str) -> Any:

@@ -79,11 +79,13 @@ def tokenize_split(
     lengths: list[int] = []
     skipped: Counter = Counter()
 
-    def reject(error: UserError, lang: str) -> None:
-        if settings.on_bad_record == "error":
-            raise error
-        if not skipped:
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
+    def reject(row: InputRow, error: UserError, lang: str, details: str = "") -> None:
+        stop = settings.on_bad_record == "error"
+        if stop or not skipped:  # not for every record, because finding the row reads the file up to it
+            located = f"{row.location}{details}: {error}"
+            if stop:
+                raise UserError(located)
+            print(f"skipped: {located}", file=sys.stderr, flush=True)
         skipped[lang] += 1
 
     rows = _parse_rows(read_split(split, keep_malformed=True), reject)
@@ -93,8 +95,7 @@ def tokenize_split(
         results = encoder.encode([r.messages for r in records], [r.tools for r in records])
         for (row, record), tokens in zip(batch, results, strict=True):
             if isinstance(tokens, UserError):
-                error = UserError(f"{row.location} (pair_id {record.pair_id}, {record.lang}): {tokens}")
-                reject(error, record.lang)
+                reject(row, tokens, record.lang, f" (pair_id {record.pair_id}, {record.lang})")
                 continue
             encoded.append(tokens)
             columns["key"].append(pair_key(record.pair_id, settings.seed))
@@ -111,15 +112,17 @@ def tokenize_split(
 
 
 def _parse_rows(
-    rows: Iterable[InputRow], reject: Callable[[UserError, str], None]
+    rows: Iterable[InputRow], reject: Callable[[InputRow, UserError, str], None]
 ) -> Iterator[tuple[InputRow, Record]]:
     """Yield each row with its record. Malformed rows are passed to `reject` with their language, or "?"."""
     for row in rows:
         try:
-            record = row.apply(parse_record)
+            if isinstance(row.value, UserError):
+                raise row.value
+            record = parse_record(row.value)
         except UserError as error:
             lang = row.value.get("lang") if isinstance(row.value, dict) else None
-            reject(error, lang if isinstance(lang, str) and is_language_code(lang) else UNKNOWN_LANGUAGE)
+            reject(row, error, lang if isinstance(lang, str) and is_language_code(lang) else UNKNOWN_LANGUAGE)
         else:
             yield row, record
 

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep import readers
 from data_prep.packing import packer
+from data_prep.packing.settings import PackSettings
 from data_prep.shards.verification import verify
 from pipeline.common.errors import StorageError, UserError
-from tests.data_prep.packing.helpers import STEPS, contents, run
+from tests.data_prep.packing.helpers import EN, FR, STEPS, contents, run, write_records
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), OSError("disk full")])
@@ -55,3 +57,23 @@ def test_pack_rejects_unwritable_and_foreign_output(demo_file, tokenizer_dir, tm
     with pytest.raises(UserError, match="not a shard directory"):
         run([demo_file], tokenizer_dir, tmp_path / "other")
     assert contents(tmp_path / "other") == {"notes.txt": b"x"}
+
+
+def test_pack_finds_row_of_first_skipped_record_only(tokenizer_dir, tmp_path, monkeypatch):
+    """Finding a row reads the file up to it, so that finding many takes quadratic time."""
+    bad = [("p", "sw", "q", "a </s> b"), ("p", "sw", "q", "")]
+    source = write_records(tmp_path / "a.jsonl", EN, FR, *bad * 50)
+    with open(source, "a") as file:
+        file.write("{\n" * 50)
+    located: list[int] = []
+    locate = readers.locate
+
+    def record(path: Path, position: int) -> str:
+        located.append(position)
+        return locate(path, position)
+
+    monkeypatch.setattr(readers, "locate", record)
+    monkeypatch.setattr(packer, "split_inputs", lambda paths: readers.split_inputs(paths, 1000))
+    manifest = run([source], tokenizer_dir, tmp_path / "out", PackSettings(on_bad_record="skip"))
+    assert manifest["drops"] == {"bad_record": {"sw": 100, "?": 50}}
+    assert 0 < len(located) < len(readers.split_inputs([source], 1000))
