@@ -164,7 +164,7 @@ def _messages(raw: dict[str, Any]) -> list[dict[str, Any]]:
     if system is not None:
         if not isinstance(system, str):
             raise UserError("`system` is not a string")
-        messages = [{"role": "system", "content": system}, *messages]
+        messages = [_message({"role": "system", "content": system}), *messages]
     if messages[-1]["role"] != "assistant" or not has_visible_text(messages[-1]["content"]):
         raise UserError("empty response: the last message must be the assistant's and contain text")
     return messages
@@ -181,8 +181,11 @@ def _message(message: Any) -> dict[str, Any]:
         if name in fields:
             fields.setdefault(_REASONING_FIELDS[0], fields.pop(name))
     for name in ("content", _REASONING_FIELDS[0]):
-        if not isinstance(fields.get(name, None if name == "content" else ""), str):
+        text = fields.get(name, None if name == "content" else "")
+        if not isinstance(text, str):
             raise UserError(f"the `{name}` of a {message['role'][:40]!a} message is not a string")
+        if not _is_unicode(text):
+            raise UserError(f"the `{name}` of a {message['role'][:40]!a} message has a lone surrogate; remove it")
     return fields
 
 

@@ -69,6 +69,9 @@ def test_parse_record_accepts_any_visible_answer(answer):
         ({"system": 3}, "system"),
         ({"gold": [1]}, "gold"),
         ({"gold": "\ud800"}, "gold"),
+        ({"answer": "a \ud83d"}, "`content` of a 'assistant' message has a lone surrogate"),
+        ({"reasoning_content": "\ud83d"}, "reasoning_content"),
+        ({"system": "\ud83d"}, "system"),
     ],
 )
 def test_parse_record_rejects_malformed_record(change, message):

@@ -49,6 +49,15 @@ def test_canonical_parquet_and_datasets_folder_convert_alike(tmp_path, out):
         convert("datasets", Source([str(tmp_path / "saved")], {}, "en", "test"), out)
 
 
+def test_canonical_drops_half_an_emoji(tmp_path, out):
+    """Programs that cut UTF-16 text leave a lone surrogate, which JSON can escape but UTF-8 cannot encode."""
+    rows = [{**row, "pair_id": n, "answer": row["answer"] + "\ud83d" * n} for n in (0, 1) for row in ROWS[:2]]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report, records = run("canonical", path, output=out)
+    assert {record["pair_id"] for record in records} == {"0"} and report.drops.total() == 2
+
+
 def test_canonical_drops_and_counts_malformed_rows(tmp_path, out):
     rows = [*ROWS[:2], {**ROWS[0], "pair_id": None}, {**ROWS[1], "pair_id": "q", "answer": None}]
     rows += [{**ROWS[1], "lang": None}, {**ROWS[2], "answer": " \u200b\ufeff"}]

@@ -172,7 +172,7 @@ def test_pack_rerun_accepts_manifest_without_newer_settings(tokenizer_dir, tmp_p
         ([EN, FR, FR], r"a.jsonl row 3: pair_id p has the language fr twice \(first in .*a.jsonl row 2\)"),
         ([EN, ("p", "fr", "q", " \n")], r"a.jsonl row 2: empty response"),
         ([EN, ("p", "", "q", "a")], r"a.jsonl row 2: no `lang`"),
-        ([EN, ("p", "fr", "\ud800", "a")], r"a.jsonl row 2 \(pair_id p, fr\): .*Unicode"),
+        ([EN, ("p", "fr", "\ud800", "a")], r"a.jsonl row 2: the `content` of a 'user' message has a lone surrogate"),
         ([("p", "en", "q", "long " * 999), FR], "nothing is left to pack"),
     ],
 )
