@@ -58,6 +58,8 @@ def read_datasets(source: Source) -> Iterator[RawExample]:
     """Read a folder saved by the `datasets` library, or a dataset from the Hub or a folder, in the same columns.
 
     An input may name a configuration as NAME:CONFIG.
+
+    Raises UserError if rows of several configurations correspond by their numbers, but not all have equally many.
     """
     paths = list(map(Path, source.inputs))
     labels = _distinct_names(paths, [path.name for path in paths])
@@ -66,13 +68,31 @@ def read_datasets(source: Source) -> Iterator[RawExample]:
         if not config and not Path(name).exists():
             name, _, config = name.partition(":")
         langs: list[str | None] = [*languages_of(source)] if LANG in config else [None]
+        last_rows = dict.fromkeys(langs, 0)  # number of the last row without a `pair_id`, by language
         for lang in langs:
             rows = load_dataset(name, config.replace(LANG, lang or "") or None, source.split or "train", full_name)
-            numbered = (
-                _Row(f"{full_name} row {number}", values, f"{label}-{number:09d}", lang)
-                for number, values in enumerate(rows, start=1)
+            yield from _read_rows(_number_rows(rows, full_name, label, lang, last_rows, source), source)
+        shortest, longest = (choose(langs, key=last_rows.__getitem__) for choose in (min, max))
+        if last_rows[shortest] != last_rows[longest]:
+            raise UserError(
+                f"{full_name}: {last_rows[shortest]} rows in {shortest}, but {last_rows[longest]} in {longest}; rows "
+                "must correspond, or have a column with their id: --columns pair_id=THEIRS"
             )
-            yield from _read_rows(numbered, source)
+
+
+def _number_rows(
+    rows: Iterable[dict[str, Any]],
+    name: str,
+    label: str,
+    lang: str | None,
+    last_rows: dict[str | None, int],
+    source: Source,
+) -> Iterator[_Row]:
+    """Yield the rows of a dataset. Record in `last_rows` the number of the last one without a `pair_id`."""
+    for number, values in enumerate(rows, start=1):
+        if values.get(source.columns.get("pair_id", "pair_id")) is None:
+            last_rows[lang] = number
+        yield _Row(f"{name} row {number}", values, f"{label}-{number:09d}", lang)
 
 
 def _distinct_names(paths: list[Path], names: list[str]) -> list[str]:

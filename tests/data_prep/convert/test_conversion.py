@@ -167,6 +167,21 @@ def test_datasets_reads_translation_dictionaries_and_configurations(tmp_path, ou
         run("datasets", Path(f"{folder}:fr"), output=out)
 
 
+def test_datasets_refuses_configurations_of_different_length(tmp_path, out):
+    """A missing row would shift all rows after it. Rows with an id of their own need not correspond."""
+    configs = []
+    for lang, numbers in (("en", (1, 2, 3)), ("de", (1, 3))):
+        (tmp_path / lang).mkdir()
+        write_jsonl(tmp_path / lang / "a.jsonl", *({"id": n, "question": "q", "answer": f"a{n}"} for n in numbers))
+        configs.append(f"- config_name: {lang}\n  data_files: {lang}/a.jsonl\n")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    source = {"config": "{lang}", "languages": ["en", "de"]}
+    with pytest.raises(UserError, match=f"^{tmp_path}: 2 rows in de, but 3 in en; rows must correspond"):
+        run("datasets", tmp_path, output=out, **source)
+    _, records = run("datasets", tmp_path, output=out, columns={"pair_id": "id"}, **source)
+    assert sorted((row["pair_id"], row["answer"]) for row in records) == [("1", "a1")] * 2 + [("3", "a3")] * 2
+
+
 def test_convert_unpaired_keeps_rows_without_translation(tmp_path, out):
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     write_jsonl(tmp_path / "a.jsonl", {"messages": chat}, {"messages": None}, {"prompt": "q", "completion": "b"})
