@@ -4,21 +4,31 @@ Shape letters: N tokens, S sequences, T target tokens of this rank, V vocabulary
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from .chunking import AlignmentGroup
 from .comm import Group, rank_and_size
+from .head_choice import alignment_group
 from .loss_batch import LossBatch, LossNormalizers
-from .settings import LossSettings
+from .settings import Detach, Distance, LossSettings, Pooling, PoolingTokens, ResolvedHead, SoftTokenEmbeddings
 from .softmax_state import accumulation_dtype
 from .vocab_parallel import SolarLoss, solar_loss
 from .vocabulary import Vocabulary, VocabularyShard, vocabulary_range
 
 Matrix = Tensor | VocabularyShard
+
+CHOICES = {  # values of the settings that are names
+    "distance": get_args(Distance),
+    "soft_token_embeddings": get_args(SoftTokenEmbeddings),
+    "pooling_tokens": get_args(PoolingTokens),
+    "pooling": get_args(Pooling),
+    "head": ("auto", *get_args(ResolvedHead)),
+}
 
 
 def target_tokens(labels: Tensor, seq_lens: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,12 +96,13 @@ def alignment_sft_loss(
 
     Raises:
         ValueError: the two matrices have different forms, a `DTensor` has another placement, a `VocabularyShard` does
-            not start at its rank's first row, or the settings have what only the trainer does: alignment of hidden
-            states, centring, or a file of vocabulary weights.
+            not start at its rank's first row, a setting is unknown or only for the trainer (alignment of hidden states,
+            centring, a file of vocabulary weights), or the fields of `loss_batch` do not fit `hidden` or each other.
     """
     settings = settings or LossSettings()
     _check_settings(settings)
     matrices, vocabulary = _shard_vocabulary(head, embedding, vocab_size, vocabulary_weights, group)
+    _check_batch(hidden, loss_batch, vocabulary.size, alignment_group(settings))
     vocabulary = replace(vocabulary, logit_scale=logit_scale, softcap=softcap)
     weight = settings.alignment_weight if alignment_weight is None else alignment_weight
     counts = normalizers or _count(loss_batch, hidden.device, group)
@@ -103,7 +114,12 @@ def alignment_sft_loss(
 
 
 def _check_settings(settings: LossSettings) -> None:
-    """Raise ValueError if a setting has an effect in the trainer only."""
+    """Raise ValueError if a setting has an unknown value, or an effect in the trainer only."""
+    for name, choices in CHOICES.items():
+        if getattr(settings, name) not in choices:
+            raise ValueError(f"{name} is {getattr(settings, name)!r}; choose from {', '.join(choices)}")
+    if unknown := set(settings.detach) - set(get_args(Detach)):
+        raise ValueError(f"detach has {', '.join(sorted(unknown))}; choose from {', '.join(get_args(Detach))}")
     if not settings.pools_vocabulary:
         raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
     if settings.centring or settings.vocabulary_weights is not None:
@@ -111,6 +127,31 @@ def _check_settings(settings: LossSettings) -> None:
             "centring and vocabulary_weights (a path) are settings of the trainer; unset them, and pass the tensor "
             "`vocabulary_weights` to this function"
         )
+
+
+def _check_batch(hidden: Tensor, batch: LossBatch, vocab_size: int, groups: AlignmentGroup) -> None:
+    """Raise ValueError if the fields of a batch contradict each other, or its sequences are in an unsupported order.
+
+    Args:
+        groups: kind of alignment group. A pivot must be at hand when its translations are aligned.
+    """
+    count, sequences = len(batch.targets), len(batch.lengths)
+    if hidden.dim() != 2 or len(hidden) != count:
+        raise ValueError(f"hidden has shape {tuple(hidden.shape)}, but there are {count} target tokens; give [T, d]")
+    if int(batch.lengths.sum()) != count:
+        raise ValueError(f"LossBatch.lengths sum to {int(batch.lengths.sum())}, but there are {count} target tokens")
+    if count and not 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < vocab_size:
+        raise ValueError(f"LossBatch.targets must be between 0 and {vocab_size - 1}, the last entry of the vocabulary")
+    own = torch.arange(sequences, device=batch.pivot.device)
+    if not bool(((batch.pivot >= 0) & (batch.pivot < sequences)).all()):
+        raise ValueError(f"LossBatch.pivot must be an index of the {sequences} sequences; without a pivot, its own")
+    if not bool((batch.pivot[batch.pivot] == batch.pivot).all()):
+        raise ValueError("LossBatch.pivot of a pivot must be its own index")
+    nearest = torch.where(batch.pivot == own, own, 0).cummax(0).values if sequences else own
+    if groups == "sequence" and bool((batch.pivot > own).any()):
+        raise ValueError("LossBatch: a pivot must precede its translations")
+    if groups == "pair_group" and bool((batch.pivot != nearest).any()):
+        raise ValueError("LossBatch: unless detach has 'pivot', the translations of a pivot must follow it directly")
 
 
 def _shard_vocabulary(

@@ -10,7 +10,15 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, dist
 
 from data_prep.shards.format import TRANSLATION, PackedRow
 from pipeline.data.micro_batch import collate
-from pipeline.loss import LossSettings, VocabularyShard, alignment_sft_loss, target_tokens, vocabulary_range
+from pipeline.loss import (
+    LossBatch,
+    LossSettings,
+    VocabularyShard,
+    alignment_sft_loss,
+    solar_loss_reference,
+    target_tokens,
+    vocabulary_range,
+)
 from pipeline.loss.comm import Group, rank_and_size
 from pipeline.loss.library import Matrix
 from tests.pipeline.loss.cases import LANGUAGES, Case, errors, layout, reference_results, tensors
@@ -192,3 +200,52 @@ def test_target_tokens_equal_those_of_collate() -> None:
     labels[3] = 7  # the first token of a sequence
     again = target_tokens(torch.from_numpy(labels).long(), torch.from_numpy(lengths).long())
     assert [part.tolist() for part in again] == [part.tolist() for part in wanted]
+
+
+def _batch(lengths: list[int], pivot: list[int], targets: list[int] | None = None) -> LossBatch:
+    """Return a batch in which all sequences translate one problem."""
+    values = targets or [3 * i % 37 for i in range(sum(lengths))]
+    zeros = torch.zeros(len(lengths), dtype=torch.int64)
+    return LossBatch(torch.tensor(values), torch.tensor(lengths), torch.tensor(pivot), zeros, zeros)
+
+
+ONE_SEQUENCE_AT_A_TIME = LossSettings(memory_budget_mb=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "settings", "message"),
+    [
+        (_batch([5, 4], [1, 1]), 9, LossSettings(), "a pivot must precede its translations"),
+        (_batch([2, 2, 2, 2], [0, 1, 0, 1]), 8, LossSettings(detach=()), "must follow it directly"),
+        (_batch([5, 4], [0, -1]), 9, LossSettings(), "must be an index of the 2 sequences"),
+        (_batch([5, 4, 3], [0, 0, 1]), 12, LossSettings(), "of a pivot must be its own index"),
+        (_batch([2], [0], [1, 37]), 2, LossSettings(), "targets must be between 0 and 36"),
+        (_batch([2], [0], [1, -100]), 2, LossSettings(), "targets must be between 0 and 36"),
+        (_batch([2, 1], [0, 0]), 7, LossSettings(), r"hidden has shape \(7, 8\), but there are 3 target tokens"),
+        (_batch([2, 1], [0, 0], [1, 2]), 2, LossSettings(), "lengths sum to 3, but there are 2"),
+        (_batch([2, 1], [0, 0]), 3, LossSettings(distance="l2"), "distance is 'l2'; choose from cosine"),  # type: ignore[arg-type]
+        (_batch([2, 1], [0, 0]), 3, LossSettings(detach=("pivots",)), "detach has pivots"),  # type: ignore[arg-type]
+    ],
+)
+def test_alignment_sft_loss_rejects_what_it_would_compute_wrongly(
+    batch: LossBatch, tokens: int, settings: LossSettings, message: str
+) -> None:
+    matrix = torch.zeros(37, 8)
+    with pytest.raises(ValueError, match=message):
+        alignment_sft_loss(torch.zeros(tokens, 8), batch, matrix, matrix, settings)
+
+
+@pytest.mark.parametrize(
+    ("pivot", "settings"),
+    [
+        ([0, 1, 0, 1], ONE_SEQUENCE_AT_A_TIME),
+        ([1, 1, 3, 3], replace(ONE_SEQUENCE_AT_A_TIME, distance="infonce", detach=())),
+    ],
+)
+def test_alignment_sft_loss_of_other_orders_equals_reference(pivot: list[int], settings: LossSettings) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = replace(_batch([5, 4, 6, 7], pivot), problem_id=torch.tensor(pivot))
+    hidden, matrix = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (22, 37))
+    expected = solar_loss_reference(hidden, matrix, matrix, batch, settings, 1.0, batch.normalizers())[0]
+    loss, _ = alignment_sft_loss(hidden, batch, matrix, matrix, settings)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
