@@ -162,6 +162,7 @@ def _check_values(config: Config, recipe: Path) -> None:
     loss = config.loss
     check_ranges(config, recipe)
     _check_adapter(config, recipe)
+    _check_alignment(config, recipe)
     if (loss.pooling == "weights") != (loss.token_weights is not None):
         raise UserError(f"{recipe}: loss.pooling 'weights' and loss.token_weights must be set together")
     if loss.layer is not None and loss.pools_vocabulary:
@@ -206,8 +207,24 @@ def _check_adapter(config: Config, recipe: Path) -> None:
             f"{recipe}: training.embedding_learning_rate is set, but the adapter freezes the embeddings; remove it or "
             "set model.adapter.train_embeddings"
         )
-    if adapter.freezes_embeddings and "probabilities" in config.loss.detach and config.loss.alignment_weight > 0:
+
+
+def _check_alignment(config: Config, recipe: Path) -> None:
+    """Check that the alignment loss has a gradient, through the embeddings or through the probabilities."""
+    loss = config.loss
+    if not loss.alignment_weight or not loss.pools_vocabulary:
+        return
+    reasons = []
+    if config.model.adapter.freezes_embeddings:
+        reasons.append("the adapter freezes the embeddings (see model.adapter.train_embeddings)")
+    elif "embeddings" in loss.detach:
+        reasons.append("loss.detach has embeddings")
+    if loss.pooling_tokens == "hard":
+        reasons.append("loss.pooling_tokens is hard")
+    elif "probabilities" in loss.detach:
+        reasons.append("loss.detach has probabilities")
+    if len(reasons) == 2:
         raise UserError(
-            f"{recipe}: loss.detach has probabilities, but the adapter freezes the embeddings, so nothing is aligned; "
-            "set model.adapter.train_embeddings or remove it"
+            f"{recipe}: {' and '.join(reasons)}, so nothing is aligned; change one of them, or set "
+            "loss.alignment_weight to 0"
         )

@@ -76,7 +76,22 @@ def test_load_config_overrides(tmp_path: Path) -> None:
         (
             "model: {path: here, adapter: {r: 8}}",
             ["--loss.detach", "[probabilities]"],
-            "loss.detach has probabilities, but the adapter freezes the embeddings, so nothing is",
+            "the adapter freezes the embeddings (see model.adapter.train_embeddings) and loss.detach has probabilities",
+        ),
+        (
+            "model: {path: here, adapter: {r: 8}}",
+            ["--loss.pooling_tokens", "hard"],
+            "freezes the embeddings (see model.adapter.train_embeddings) and loss.pooling_tokens is hard, so nothing",
+        ),
+        (
+            "loss: {pooling_tokens: hard, detach: [pivot, embeddings]}",
+            [],
+            "loss.detach has embeddings and loss.pooling_tokens is hard, so nothing is aligned",
+        ),
+        (
+            "loss: {detach: [embeddings, probabilities]}",
+            [],
+            "loss.detach has embeddings and loss.detach has probabilities, so nothing is aligned; change one of them",
         ),
         ("training: {max_steps: 0}", [], "training.max_steps is 0; it must be greater than 0"),
         ("training: {embedding_learning_rate: 0}", [], "training.embedding_learning_rate is 0.0; it must be greater"),
