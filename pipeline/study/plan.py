@@ -70,8 +70,8 @@ def begin_study(study: StudySettings) -> StudySettings:
         The settings, with the variants and seeds of earlier calls.
 
     Raises:
-        UserError: a file is missing, a path has whitespace, a variant is unknown, the splits share questions, or a
-            setting that may not change has changed.
+        UserError: a file is missing, a path has whitespace, a variant is unknown or does not fit the recipe, the splits
+            share questions, or a setting that may not change has changed.
     """
     baseline, _, variants = read_variants()
     for name in study.variants:
@@ -98,6 +98,8 @@ def begin_study(study: StudySettings) -> StudySettings:
     recorded = read_json_or_none(study.root / SETTINGS_FILE)
     if recorded:
         study = continue_study(study, recorded, hashes)
+    for name in study.variants:
+        _check_variant(study, variants[name])
     (study.root / CHOICES).mkdir(parents=True, exist_ok=True)
     if study.base and study.model and not (link := study.base / "hf").is_symlink():
         study.base.mkdir(exist_ok=True)
@@ -113,6 +115,19 @@ def _check_without_model(study: StudySettings, variants: list[Variant]) -> None:
     for variant in variants:
         if _needs_weights(variant):
             raise UserError(f"--model: is missing; the variant {variant.name} has vocabulary weights of a model")
+
+
+def _check_variant(study: StudySettings, variant: Variant) -> None:
+    """Check that the recipe accepts the settings of a variant, and that trials can vary the tuned one."""
+    try:
+        tuned = _recipe_value(study, variant_arguments(study, variant), variant.tuned)
+    except UserError as error:
+        raise UserError(f"--variants: {variant.name}: {error}; leave it out, or change the recipe") from None
+    if not tuned:
+        raise UserError(
+            f"--variants: {variant.name}: {study.recipe}: {variant.tuned} is 0, so it would be plain fine-tuning; "
+            "leave it out, or change the recipe"
+        )
 
 
 def _check_splits(study: StudySettings) -> None:

@@ -26,7 +26,7 @@ def with_json(study: StudySettings) -> StudySettings:
     return replace(
         study,
         prepare_args=f"--max_seq_length 512 {kwargs}",
-        train_args='--data.language_weights\n{"sw":2}  --run_name it\'s',
+        train_args='--data.language_weights\n{"sw":2}  --training.copy_checkpoints_to it\'s',
         evaluate_args=f"--limit 2 {kwargs}",
     )
 
@@ -34,7 +34,7 @@ def with_json(study: StudySettings) -> StudySettings:
 def expected_arguments(kind: str) -> list[str]:
     return {
         "prepare": ["--max_seq_length", "512", "--chat_template_kwargs", JSON],
-        "train": ["--data.language_weights", '{"sw":2}', "--run_name", "it's"],
+        "train": ["--data.language_weights", '{"sw":2}', "--training.copy_checkpoints_to", "it's"],
         "evaluate": ["--limit", "2", "--chat_template_kwargs", JSON],
     }[kind]
 

@@ -31,10 +31,10 @@ def test_arguments_change_after_a_job_that_failed(name: str, study: StudySetting
     write(study.run("sft", 1) / "starts.jsonl", events(None, None))  # out of memory in the first step
     write(study.root / "shards-records.partial" / "settings.json")
     write(study.root / "base" / "generations.partial" / "facts.json")
-    changed = begin_study(replace(study, **{name: "--changed 1"}))
-    assert read_study(study.root) == changed and asdict(changed)[name] == "--changed 1"
+    changed = begin_study(replace(study, **{name: "--training.save_steps 7"}))
+    assert read_study(study.root) == changed and asdict(changed)[name] == "--training.save_steps 7"
     kind = name.removesuffix("_args")
-    assert all("--changed" in job.arguments for job in plan_jobs(changed) if job.kind == kind)
+    assert all("--training.save_steps" in job.arguments for job in plan_jobs(changed) if job.kind == kind)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_arguments_of_results_do_not_change(
     for path, text in files.items():
         write(study.root / path, text)
     with pytest.raises(UserError) as error:
-        begin_study(replace(study, **{name: "--changed 1"}))
+        begin_study(replace(study, **{name: "--training.save_steps 7"}))
     begun, message = asdict(study)[name], str(error.value)
-    assert f"study.json: the study began with another {name} ({begun!r}, now '--changed 1')" in message
+    assert f"study.json: the study began with another {name} ({begun!r}, now '--training.save_steps 7')" in message
     listed = [f"{study.root}/{path}" for path in removed or files]
     assert message.endswith(f"or remove what was made with it: {' '.join(listed)}")
     assert read_study(study.root) == study

@@ -67,6 +67,17 @@ def test_variant_changes_the_recipe(name: str, study: StudySettings) -> None:
     assert tuned > 0 and trial_arguments(study, variant, 3.0) == [f"--{variant.tuned}", f"{3 * tuned:.6g}"]
 
 
+def test_begin_study_refuses_variants_that_do_not_fit_the_recipe(study: StudySettings) -> None:
+    lora = replace(study, train_args="--model.adapter.r 4")
+    for name in ("hard_tokens", "words"):
+        with pytest.raises(UserError, match=f"--variants: {name}: .*the adapter freezes the embeddings"):
+            begin_study(replace(lora, variants=("sft", name)))
+    with pytest.raises(UserError, match=r"--variants: solar: .*loss\.alignment_weight is 0, so it would be plain"):
+        begin_study(replace(study, train_args="--loss.alignment_weight 0", variants=("sft", "solar")))
+    assert not study.root.exists()
+    begin_study(replace(lora, variants=("sft", "solar", "mid_align")))
+
+
 def test_jobs_tune_every_variant_alike_before_the_test_split(with_trials: StudySettings) -> None:
     study = begin_study(with_trials)
     jobs = {job.name: job for job in plan_jobs(study)}
