@@ -40,7 +40,10 @@ RECIPE_KEYS = {
     "scheduler.params.warmup_num_steps": "training.warmup_ratio",
     "scheduler.params.total_num_steps": "training.max_steps or num_train_epochs",
 }
-SECTIONS = ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types", "timers", "checkpoint")
+SECTIONS = (
+    *("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types", "timers", "checkpoint"),
+    "torch_autocast",
+)
 OFFLOAD = ("offload_param", "offload_optimizer")
 # Supported values (the default first) of keys for which DeepSpeed accepts others, and why the trainer does not.
 SUPPORTED_VALUES = {
@@ -51,6 +54,7 @@ SUPPORTED_VALUES = {
     "zero_optimization.zero_quantized_weights": ((False,), "it changes how parameters are partitioned"),
     "zero_optimization.zenflow": ((None,), "it updates weights outside the trainer's optimizer"),
     "gradient_predivide_factor": ((1,), "ZeRO-3 scatters gradients, for which DeepSpeed does not support it"),
+    "torch_autocast.enabled": ((False,), "training.precision sets the data types, with a loss scale for all gradients"),
 }
 # Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
 OPTIMIZER_PARAMS = {"adam_w_mode": True, "torch_adam": True, "bias_correction": True}

@@ -71,6 +71,7 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"zero_optimization": {"stage": 3, "stage3_module_granularity_threshold": 9}}, ["_threshold is 9", "layers"]),
         ({"zero_optimization": {"stage": 3, "zenflow": {"topk_ratio": 0.1}}}, ["zero_optimization.zenflow is {'topk"]),
         ({"gradient_predivide_factor": 2.0} | ZERO3, ["gradient_predivide_factor is 2.0", "scatters"]),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}} | ZERO3, ["autocast.enabled is True", "precision"]),
         ({"progressive_layer_drop": {"enabled": True}} | ZERO3, ["ds.json: DeepSpeed refuses it (Progressive Layer"]),
         ({"activation_checkpointing": 3} | ZERO3, ["ds.json: DeepSpeed refuses it ('int' object has no"]),
         ({"fp16": {"loss_scale": "high"}} | ZERO3, ["refuses it (1 validation error for DeepSpeedFP16Config loss_sc"]),
