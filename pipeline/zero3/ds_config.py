@@ -42,18 +42,21 @@ RECIPE_KEYS = {
 }
 SECTIONS = (
     *("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types", "timers", "checkpoint"),
-    "torch_autocast",
+    *("torch_autocast", "tensor_parallel"),
 )
 OFFLOAD = ("offload_param", "offload_optimizer")
 # Supported values (the default first) of keys for which DeepSpeed accepts others, and why the trainer does not.
 SUPPORTED_VALUES = {
     "managed_gradient_accumulation": ((True,), "the trainer relies on DeepSpeed to count the micro-steps"),
     "zero_optimization.offload_optimizer.ratio": ((1,), "its second optimizer would be neither scheduled nor saved"),
+    "zero_optimization.offload_optimizer.super_offload": ((False,), "its optimizer's state would not be saved"),
     "zero_optimization.stage3_module_granularity_threshold": ((0,), "the trainer gathers whole decoder layers"),
     "zero_optimization.mics_shard_size": ((-1, 0), "it changes how parameters are partitioned"),
     "zero_optimization.zero_quantized_weights": ((False,), "it changes how parameters are partitioned"),
+    "zero_optimization.zero_quantized_nontrainable_weights": ((False,), "it changes how parameters are partitioned"),
     "zero_optimization.zenflow": ((None,), "it updates weights outside the trainer's optimizer"),
     "gradient_predivide_factor": ((1,), "ZeRO-3 scatters gradients, for which DeepSpeed does not support it"),
+    "tensor_parallel.autotp_size": ((0, 1), "the trainer has no tensor parallelism"),
     "torch_autocast.enabled": ((False,), "training.precision sets the data types, with a loss scale for all gradients"),
 }
 # Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
