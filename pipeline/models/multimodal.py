@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from pipeline.common.errors import UserError
+from pipeline.models.weight_files import file_of_tensors, read_tensor
 
 # Names of a text decoder's weights in the files of a multimodal model, and in a model of its own, as for the argument
 # `key_mapping` of `from_pretrained`. Text models have no such names.
@@ -63,12 +63,8 @@ def multimodal_tensors(text_tensors: Tensors, path: str, dtype: torch.dtype) -> 
     Raises:
         UserError: the multimodal model is not there any more, or has no tensor for one of the text decoder's.
     """
-    files = sorted(model_directory(path).glob("*.safetensors"))
-    file_of: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            file_of |= dict.fromkeys(tensors.keys(), file)
-    original = {_text_name(name): name for name in file_of}
+    file_of = file_of_tensors(path)
+    original = {text_name(name): name for name in file_of}
     replaced = set()
     for name, tensor in text_tensors:
         if name not in original:
@@ -76,11 +72,9 @@ def multimodal_tensors(text_tensors: Tensors, path: str, dtype: torch.dtype) -> 
         replaced.add(original[name])
         yield original[name], tensor
     replaced.add(original.get("lm_head.weight", ""))  # a tied head may be stored beside the embedding
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in sorted(set(tensors.keys()) - replaced):
-                tensor = tensors.get_tensor(name)
-                yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+    for name in sorted(file_of.keys() - replaced):
+        tensor = read_tensor(file_of[name], name)
+        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def copy_processor_files(path: str, directory: Path) -> None:
@@ -95,13 +89,14 @@ def model_directory(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(path, allow_patterns=list(PROCESSOR_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: export needs the multimodal model that was trained: {reason}") from error
 
 
-def _text_name(name: str) -> str:
+def text_name(name: str) -> str:
+    """Return the name of a tensor of a multimodal model's files in its text decoder as a model of its own."""
     for pattern, replacement in TEXT_KEY_MAPPING.items():
         name = re.sub(pattern, replacement, name)
     return name
