@@ -1,6 +1,7 @@
 """Load a Hugging Face causal language model, or build one with random weights."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,10 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
                 model.resize_token_embeddings(padded, mean_resizing=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{settings.path or 'model.config'}: cannot load: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if (mismatch := re.search("size mismatch for (.*)", str(error))) is None:
+            raise
+        raise UserError(f"{settings.path}: config.json does not fit the weights: {mismatch[1]}") from error
     if settings.use_liger_kernel:
         _apply_liger_kernel(model)
     if settings.activation_checkpointing:

@@ -1,0 +1,35 @@
+"""Load a model into ZeRO-3 partitions: files that do not fit config.json are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.conftest import Prepared
+from tests.runs import TINY, train, write_recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 640}, "does not fit the weights: model.embed_tokens.weight: copying"),
+    ],
+    ids=["other shape"],
+)
+def test_files_that_do_not_fit_the_configuration_are_refused(
+    prepared: Prepared, tmp_path: Path, fields: dict[str, int], message: str
+) -> None:
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, vocab_size=605)).save_pretrained(base)
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = torch.zeros_like(weights["model.embed_tokens.weight"])
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text()) | fields
+    (base / "config.json").write_text(json.dumps(config))
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, model={"path": str(base)})
+    errors = [line for line in train(2, "--config", recipe, expect=2).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"{base}: config.json {message}" in errors[0], errors
