@@ -9,11 +9,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import ModelSettings
-from pipeline.models.multimodal import TEXT_KEY_MAPPING, text_decoder_config
+from pipeline.models.families import head_config
+from pipeline.models.multimodal import TEXT_KEY_MAPPING, text_decoder_config, text_name
 from pipeline.models.packed_attention import resolve_attention
+from pipeline.models.weight_files import file_of_tensors, read_tensor
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's file name
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -129,6 +132,7 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
                 **options,
             )
             _check_complete(settings.path, loading)
+            _check_tied_head(settings.path, model)
             if padded != config.vocab_size:
                 model.resize_token_embeddings(padded, mean_resizing=False)
     except (OSError, ValueError, ImportError) as error:
@@ -159,6 +163,30 @@ def _check_complete(name: str, loading: dict[str, Any]) -> None:
         raise UserError(
             f"{name}: its files lack {len(missing)} weights of the model, or have them in another shape (first: "
             f"{min(missing)}); the architecture in config.json does not fit them"
+        )
+
+
+def _check_tied_head(name: str, model: PreTrainedModel) -> None:
+    """Check that the files of a model with tied embeddings have no other LM head. Called on all ranks, runs on rank 0.
+
+    transformers does not tie such a head, except with ZeRO-3, where it cannot compare the partitioned weights.
+
+    Args:
+        name: the model.
+        model: the model, loaded from its safetensors files.
+
+    Raises:
+        UserError: the files have a head that differs from the input embedding.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if not (distributed.is_main_process() and head_config(model).tied):
+        return
+    names = {f"{path}.weight" for path, module in model.named_modules() if any(module is end for end in ends)}
+    stored = {key: file for key, file in file_of_tensors(name).items() if text_name(key) in names}
+    if len(stored) == 2 and not torch.equal(*(read_tensor(file, key) for key, file in stored.items())):
+        raise UserError(
+            f"{name}: config.json says tie_word_embeddings: true, but {' and '.join(sorted(stored))} differ; set it to "
+            "false in config.json"
         )
 
 
