@@ -271,6 +271,11 @@ class ShardSet:
         columns = (table["seq_lens"] for table in self.read_columns(["seq_lens"]))
         return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in columns), default=0)
 
+    def largest_token(self) -> int:
+        """Return the largest token id. Reads the tokens of every shard."""
+        columns = (table["input_ids"] for table in self.read_columns(["input_ids"]))
+        return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in columns), default=0)
+
     def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
         """Open a shard. Return its file, and where each row group starts, followed by the total of rows."""
         file = pq.ParquetFile(self.path / self.manifest["shards"][shard]["name"], memory_map=True)

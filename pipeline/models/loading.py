@@ -34,7 +34,7 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
 
     Raises:
         UserError: the model does not exist, its configuration is invalid, it has no decoder-only text model, its
-            attention implementation is not supported, or its vocabulary is smaller than the tokenizer's.
+            attention implementation is not supported, or `model.config` has a smaller vocabulary than the tokenizer.
     """
     name = settings.path or "model.config"
     if (Path(name) / ADAPTER_CONFIG).is_file():
@@ -55,11 +55,8 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         # transformers lists all model types that it knows.
         reason = reason if len(reason) < 300 else f"{reason[:300]} ..."
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
-    if config.vocab_size < tokenizer_size:
-        raise UserError(
-            f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}; "
-            "use the model's own tokenizer"
-        )
+    if settings.path is None and config.vocab_size < tokenizer_size:
+        raise UserError(f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}")
     resolve_attention(settings.attn_implementation, config)  # refuses what cannot run before anything is loaded
     return config
 

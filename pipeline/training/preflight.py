@@ -126,6 +126,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     _check_languages(config, shards.manifest)
     _check_sequence_lengths(shards.sources, model_config)
     eval_shards = _open_eval_shards(config, shards, tokenizer, model_config)
+    if rank == 0 and len(tokenizer) > vocab_size:  # reads all tokens
+        _check_tokens([*shards.sources, *([eval_shards] if eval_shards else [])], vocab_size)
     ensure_writable(Path(config.output_dir), setting="output_dir")
     split = BatchSplit(
         training.train_batch_size,
@@ -172,6 +174,21 @@ def _check_model(config: Config, model_config: PreTrainedConfig, rank: int) -> N
         if config.model.adapter.r is not None:
             adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
         check_model(model_config, config.model, config.training.sequence_parallel_size)
+
+
+def _check_tokens(sources: Sequence[ShardSet], vocab_size: int) -> None:
+    """Check that the model has all tokens of the data. Some models lack the last ones of their tokenizer.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    for source in sources:
+        largest = max(source.largest_token(), source.manifest["tokenizer"]["pad_token_id"])
+        if largest >= vocab_size:
+            raise UserError(
+                f"{source.path}: uses the token id {largest}, but the model's vocab_size is {vocab_size}; use the "
+                "model's own tokenizer"
+            )
 
 
 def count_steps(training: TrainingSettings, num_rows: int) -> int:
