@@ -70,6 +70,8 @@ class ChatTemplate:
         template = tokenizer.get_chat_template()
         self.marked = bool(_GENERATION.search(template))
         self._compiled = _compile_jinja_template(template)
+        # transformers uses another template if there are tools, so that generation would differ from the packed text.
+        self._without_tools = tokenizer.get_chat_template(tools=[]) != template
         self._special = tokenizer.special_tokens_map
 
     def render(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> tuple[str, list[Span]]:
@@ -84,8 +86,13 @@ class ChatTemplate:
             The text, and the character span of each generation marker.
 
         Raises:
-            UserError: The template rejects the messages.
+            UserError: The template rejects the messages, or there is another template for tools.
         """
+        if tools and self._without_tools:
+            raise UserError(
+                "the tokenizer has another chat template for tools (tool_use); give one template for all records with "
+                "--chat_template"
+            )
         blocks: list[str] = []
         generated: list[Span] = []
         variables = {"tools": tools, "documents": None, "add_generation_prompt": prompt, **self._special}

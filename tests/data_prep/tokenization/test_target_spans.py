@@ -1,5 +1,6 @@
 """The target tokens are the assistant's text and its end of turn, with the chat templates of model families in use."""
 
+import copy
 import json
 
 import pytest
@@ -157,6 +158,17 @@ def test_tools_are_rendered_and_tool_calls_refused(make_encoder):
     with pytest.raises(UserError, match="tool calls cannot be trained on; pack with --supervise last"):
         targets(made, calls, tools)
     assert targets(make_encoder("qwen2.5", "last"), calls, tools) == "It is 4.<|im_end|>"
+
+
+def test_refuses_tools_if_their_template_is_another_one(make_encoder):
+    """transformers would use it to generate, and the packed prompt would lack the tools."""
+    tokenizer, _ = make_encoder("qwen2.5")
+    both = copy.deepcopy(tokenizer)
+    both.chat_template = {"default": TEMPLATES["phi3"], "tool_use": TEMPLATES["qwen2.5"]}
+    for tools in (None, []):
+        assert targets((both, ChatEncoder(both)), TURNS, tools)
+    with pytest.raises(UserError, match=r"another chat template for tools \(tool_use\); give one .*--chat_template"):
+        targets((both, ChatEncoder(both)), TURNS, [{"name": "add", "parameters": {}}])
 
 
 @pytest.mark.parametrize(
