@@ -40,6 +40,7 @@ from data_prep.readers import InputSplit, locate, read_split, split_inputs
 from data_prep.records import parse_record
 from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, write_manifest, write_shard
 from data_prep.tokenization.chat_template import ChatEncoder
+from data_prep.tokenization.template_rendering import check_variables
 from data_prep.tokenization.tokenizer import TEMPLATE_DATE, chat_template_hash, fingerprint, load_tokenizer
 from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import StorageError, UserError
@@ -109,6 +110,7 @@ class Packer:
         self.splits = split_inputs(self.inputs)
         template, variables = self.settings.chat_template, self.settings.chat_template_kwargs
         self.tokenizer = load_tokenizer(tokenizer, chat_template=template, chat_template_kwargs=variables)
+        check_variables(self.tokenizer.get_chat_template(), variables)
         self.windows = self.settings.count_windows(sum(path.stat().st_size for path in self.inputs))
         local = range(self.ranks.rank, len(self.inputs), self.ranks.size)
         self.hashes = {i: sha256_file(self.inputs[i]) for i in local}

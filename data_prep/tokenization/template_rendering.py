@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from jinja2.meta import find_undeclared_variables
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -53,10 +54,42 @@ def set_variables(template: str, variables: Mapping[str, Any]) -> str:
     for name in variables:
         if not name.isidentifier() or name in _RESERVED or _SPECIAL_TOKEN.fullmatch(name):
             raise UserError(f"{name!r} is not a variable of chat templates that can be set")
-    # The empty expression protects a line break at the start of the template, which Jinja would remove after a block.
-    preamble = "".join(f"{{%- set {name} = {name} | default({value!r}) %}}" for name, value in variables.items())
-    preamble += "{{ '' }}" if preamble else ""
+    preamble = _preamble(variables)
     return template if template.startswith(preamble) else preamble + template
+
+
+def _preamble(variables: Mapping[str, Any]) -> str:
+    """Return the text that sets the variables before a chat template."""
+    preamble = "".join(f"{{%- set {name} = {name} | default({value!r}) %}}" for name, value in variables.items())
+    # The empty expression protects a line break at the start of the template, which Jinja would remove after a block.
+    return preamble + "{{ '' }}" if preamble else ""
+
+
+def check_variables(template: str, variables: Mapping[str, Any]) -> None:
+    """Check that a chat template reads these variables. It would ignore a misspelled one without a message.
+
+    The template may have been returned by `set_variables` for them.
+
+    Raises:
+        UserError: the chat template has no such variable.
+    """
+    if not variables:
+        return
+    known = template_variables(template.removeprefix(_preamble(variables))) - {"messages", "add_generation_prompt"}
+    if unknown := sorted(variables.keys() - known):
+        raise UserError(
+            f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}; "
+            f"its variables are: {', '.join(sorted(known)) or 'none'}"
+        )
+
+
+def template_variables(template: str) -> set[str]:
+    """Return the names that a chat template reads without defining them.
+
+    Raises:
+        TemplateError: the template is not valid Jinja.
+    """
+    return find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
 
 
 class ChatTemplate:

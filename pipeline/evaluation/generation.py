@@ -10,12 +10,12 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from data_prep.readers import first_line
+from data_prep.tokenization.template_rendering import check_variables
 from data_prep.tokenization.tokenizer import is_path, load_tokenizer
 from pipeline.common import distributed
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
-from pipeline.evaluation.prompts import template_variables
 from pipeline.evaluation.reasoning import THINK, split_reasoning
 from pipeline.evaluation.sampling import Sampling, sampling_processors
 from pipeline.models.adapters import load_exported
@@ -78,7 +78,7 @@ def encode_prompts(
             variable, or the pair_id and language.
     """
     kwargs = dict(chat_template_kwargs or {})
-    _check_template_variables(tokenizer, kwargs)
+    check_variables(tokenizer.get_chat_template(), kwargs)
     prompts = []
     for example in examples:
         try:
@@ -91,22 +91,6 @@ def encode_prompts(
             ) from None
         prompts.append(encoded["input_ids"])
     return prompts
-
-
-def _check_template_variables(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
-    """Check that the chat template reads these variables. It would ignore a misspelled one without a message.
-
-    Raises:
-        UserError: the chat template has no such variable.
-    """
-    if not kwargs:
-        return
-    variables = template_variables(tokenizer.get_chat_template()) - {"messages", "add_generation_prompt"}
-    if unknown := sorted(kwargs.keys() - variables):
-        raise UserError(
-            f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}; "
-            f"its variables are: {', '.join(sorted(variables)) or 'none'}"
-        )
 
 
 def plan_batches(

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.meta import find_undeclared_variables
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from data_prep.readers import first_line
 from data_prep.records import Record, read_records
+from data_prep.tokenization.template_rendering import template_variables
 from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import Example
 
@@ -20,15 +19,6 @@ PLAIN_TEMPLATE = (
     "{% endfor %}Question:{% for message in messages %}{% if message.role == 'user' %} {{ message.content }}\nAnswer:"
     "{% elif message.role == 'assistant' %} {{ message.content }}\n\nQuestion:{% endif %}{% endfor %}"
 )
-
-
-def template_variables(template: str) -> set[str]:
-    """Return the names that a chat template reads without defining them.
-
-    Raises:
-        TemplateError: the template is not valid Jinja.
-    """
-    return find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
 
 
 def read_chat_template(path: Path) -> str:

@@ -237,6 +237,9 @@ def test_pack_records_template_and_variables(tokenizer_dir, tmp_path, capsys):
         "{% if add_generation_prompt %}{{ '<|assistant|>' + greeting }}{% endif %}{# {{ strftime_now('%Y') }} #}"
     )
     source = write_records(tmp_path / "a.jsonl", EN, FR)
+    misspelled = PackSettings(chat_template=template, chat_template_kwargs={"greting": "Hello"})
+    with pytest.raises(UserError, match=r"has no variable 'greting'; its variables are: eos_token, greeting$"):
+        run([source], tokenizer_dir, tmp_path / "out", misspelled)
     settings = PackSettings(chat_template=template, chat_template_kwargs={"greeting": "Hello"})
     manifest = run([source], tokenizer_dir, tmp_path / "out", settings)
     assert "warning" in capsys.readouterr().err  # the responses do not begin with the greeting
