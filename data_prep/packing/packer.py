@@ -252,10 +252,10 @@ class Packer:
         for summary in summaries:
             total.update({(lang, reason): count for lang, reason, count in summary["drops"]})
         if not any(summary["rows"] for summary in summaries):
-            reason = f"no pair fits in {self.settings.max_seq_length} tokens; raise --max_seq_length"
-            if any(other not in (TOO_LONG, TRUNCATED) for _, other in total):
-                reason = ", ".join(f"{other} {sum(n.values())}" for other, n in _group_by_reason(total).items())
-            raise AgreedError(f"nothing is left to pack: {reason}")
+            reason = ", ".join(f"{other} {sum(n.values())}" for other, n in _group_by_reason(total).items())
+            if total and all(other in (TOO_LONG, TRUNCATED) for _, other in total):
+                reason = f"no pair fits in {self.settings.max_seq_length} tokens; raise --max_seq_length"
+            raise AgreedError(f"nothing is left to pack: {reason or 'the input has no records'}")
         return [summary["rows"] for summary in summaries], total, any(summary["split"] for summary in summaries)
 
     def _locate(self, split: int, position: int) -> str:

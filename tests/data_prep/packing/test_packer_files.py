@@ -77,3 +77,11 @@ def test_pack_finds_row_of_first_skipped_record_only(tokenizer_dir, tmp_path, mo
     manifest = run([source], tokenizer_dir, tmp_path / "out", PackSettings(on_bad_record="skip"))
     assert manifest["drops"] == {"bad_record": {"sw": 100, "?": 50}}
     assert 0 < len(located) < len(readers.split_inputs([source], 1000))
+
+
+@pytest.mark.parametrize("name", ["blank.jsonl", "blank.parquet"])
+def test_pack_says_that_the_input_has_no_records(name, tokenizer_dir, tmp_path):
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    pq.write_table(pa.table({"pair_id": pa.array([], pa.string())}), tmp_path / "blank.parquet")
+    with pytest.raises(UserError, match=r"^nothing is left to pack: the input has no records$"):
+        run([tmp_path / name], tokenizer_dir, tmp_path / "out")
