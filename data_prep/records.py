@@ -100,6 +100,8 @@ def parse_record(raw: Any) -> Record:
     pair_id, lang = raw.get("pair_id"), raw.get("lang")
     if isinstance(pair_id, int) and not isinstance(pair_id, bool):
         pair_id = str(pair_id)
+    if isinstance(pair_id, float | Decimal):  # pandas stores integers as floats in a column with missing values
+        raise UserError(f"`pair_id` is {str(pair_id)[:40]}; write it as an integer or a string")
     if not isinstance(pair_id, str) or not pair_id:
         raise UserError("no `pair_id` (a non-empty string that the translations of one example share)")
     if len(pair_id) > 256 or not _is_unicode(pair_id):

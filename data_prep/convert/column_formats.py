@@ -227,6 +227,9 @@ def _map_columns(row: _Row, lang: str | None, source: Source) -> RawExample:
         record["lang"] = lang
     if record["pair_id"] is None and (lang is not None or source.unpaired):
         record["pair_id"] = row.row_id
+    if isinstance(record["pair_id"], float | Decimal):  # refused by `parse_record`, too
+        name = columns.get("pair_id", "pair_id")
+        raise UserError(f"`{name}` is {record['pair_id']}; write it as an integer or a string")
     for name in ("pair_id", "lang"):
         if record[name] is None or isinstance(record[name], list | dict | bool | float | Decimal) or record[name] == "":
             raise UserError(f"no `{name}`; name its column with --columns {name}=THEIRS")

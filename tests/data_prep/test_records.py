@@ -79,7 +79,7 @@ def test_parse_record_rejects_malformed_record(change, message):
         parse_record({**GOOD, **change})
 
 
-@pytest.mark.parametrize(("line", "message"), [("[]", "not a JSON object"), ('{"pair_id": 1e999999}', "no `pair_id`")])
+@pytest.mark.parametrize(("line", "message"), [("[]", "not a JSON object"), ('{"pair_id": 17.0}', "`pair_id` is 17.0")])
 def test_read_records_names_row_of_bad_record(line, message, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")

@@ -66,6 +66,9 @@ def test_canonical_drops_and_counts_malformed_rows(tmp_path, out):
     assert [row["lang"] for row in records] == ["en", "sw"]
     malformed = {("malformed", "en"): 1, ("malformed", "sw"): 1, ("malformed", "?"): 1}
     assert report.drops == {**malformed, ("empty_response", "th"): 1}
+    pq.write_table(pa.table({"id": [17.0], "lang": ["en"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=r"c.parquet row 1: `id` is 17.0; write it as an integer or a string$"):
+        run("canonical", tmp_path / "c.parquet", output=out, columns={"pair_id": "id"})
     pq.write_table(pa.Table.from_pylist(rows[2:5]), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b.parquet row 1: no `pair_id`; name its column"):
         run("canonical", tmp_path / "b.parquet", output=out)
