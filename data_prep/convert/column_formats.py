@@ -237,7 +237,9 @@ def _map_columns(row: _Row, lang: str | None, source: Source) -> RawExample:
     for name in _OPTIONAL:
         if record[name] not in (None, ""):
             fields[name] = record[name]
-    gold = None if record["gold"] == "" else number_text(record["gold"])
+    gold = None if record["gold"] == "" else record["gold"]
+    if not (isinstance(gold, str) and record["answer_type"] == "text"):  # 007 and 1.50 are texts other than 7 and 1.5
+        gold = number_text(gold)
     return RawExample(str(record["pair_id"]), str(record["lang"]), fields, gold)
 
 

@@ -228,6 +228,11 @@ def test_convert_keeps_golds_that_a_float_would_round(tmp_path, out):
     assert {row["lang"]: row["gold"] for row in rows} == dict.fromkeys(("en", "de", "th"), "12345678901234567")
 
 
+def test_canonical_keeps_gold_of_type_text(tmp_path, out):
+    rows = [{**row, "answer_type": "text", "gold": "007"} for row in ROWS[:2]]
+    assert {row["gold"] for row in run("canonical", write_jsonl(tmp_path / "a.jsonl", *rows), output=out)[1]} == {"007"}
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
