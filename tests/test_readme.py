@@ -189,6 +189,13 @@ def test_page_paths_exist(page: str) -> None:
     assert not [name for name in modules if not is_module(name.rstrip("."))]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_page_export_commands_are_complete(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    commands = re.findall(r"python -m pipeline\.export (--[^`\n]*)", text)
+    assert not [command for command in commands if not {"--checkpoint", "--output"} <= set(command.split())]
+
+
 def test_architecture_page_functions_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     code = "\n".join(path.read_text() for folder in ("pipeline", "data_prep") for path in (ROOT / folder).rglob("*.py"))

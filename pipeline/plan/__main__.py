@@ -26,7 +26,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", required=True, help="the recipe")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus_per_node", type=int, default=8)
-    parser.add_argument("--gpu", default="h100", help="h100, h200, a100, b200, or a YAML file with the same keys")
+    parser.add_argument(
+        "--gpu", default="h100", help="a100, b200, h100, h200, rtx4090, or a YAML file with the same keys"
+    )
     parser.add_argument("--suggest", action="store_true", help="search for the fastest settings that fit")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")
     data = parser.add_argument_group("if there are no packed shards yet")

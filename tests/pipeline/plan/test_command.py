@@ -117,3 +117,10 @@ def test_command_prints_json_from_packed_shards(prepared: Prepared, tmp_path: Pa
 
 def test_command_refuses_missing_shards(recipe: Path) -> None:
     refuses(python("-m", "pipeline.plan", "--config", recipe), "no packed shards", "--max_seq_length")
+
+
+def test_help_names_the_known_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    known = ", ".join(sorted(path.stem for path in (ROOT / "pipeline" / "common" / "hardware").glob("*.yaml")))
+    assert known in " ".join(capsys.readouterr().out.split())
