@@ -158,7 +158,7 @@ def inner_products(p_Cv: Tensor, grad_probs_mv: Tensor, tokens: SubchunkTokens) 
     inner = torch.zeros_like(tokens.pooling_weights)
     for rows, _, index in tokens.spans if p_Cv.numel() else ():
         if index >= 0:
-            inner[rows] = p_Cv[rows] @ grad_probs_mv[index]
+            inner[rows] = p_Cv[rows] @ grad_probs_mv[index].to(p_Cv.dtype)
     return inner
 
 

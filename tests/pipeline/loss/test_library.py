@@ -249,3 +249,20 @@ def test_alignment_sft_loss_of_other_orders_equals_reference(pivot: list[int], s
     expected = solar_loss_reference(hidden, matrix, matrix, batch, settings, 1.0, batch.normalizers())[0]
     loss, _ = alignment_sft_loss(hidden, batch, matrix, matrix, settings)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_alignment_sft_loss_head_and_embedding_of_different_dtypes(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    case = Case(UNEVEN[:1], LossSettings(top_k=None), tied=False)
+    t = tensors(case, generator := torch.Generator().manual_seed(0))
+    batch, _ = layout(case, None, generator)
+    gradients = []
+    for head_dtype, embedding_dtype in (dtypes, (torch.float64, torch.float64)):
+        head = t.head.bfloat16().to(head_dtype).requires_grad_()
+        embedding = t.embedding.bfloat16().to(embedding_dtype).requires_grad_()
+        hidden = t.hidden.bfloat16().to(head_dtype).requires_grad_()
+        alignment_sft_loss(hidden, batch, head, embedding, case.settings)[0].backward()
+        gradients.append([leaf.grad for leaf in (hidden, head, embedding)])
+    for actual, expected in zip(*gradients, strict=True):
+        assert actual is not None and expected is not None
+        assert float((actual.double() - expected).norm() / expected.norm()) < 0.02
