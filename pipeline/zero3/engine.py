@@ -187,8 +187,8 @@ class ZeroEngine:
         """End a micro-step. At the gradient accumulation boundary, update the weights.
 
         Returns:
-            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. Always True with
-            fp16, where DeepSpeed lowers the loss scale and training continues.
+            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. True with fp16,
+            where DeepSpeed lowers the loss scale and training continues, unless the scale is at its minimum.
         """
         if self.ds_engine.is_gradient_accumulation_boundary():
             for name, gradient in self.vocabulary_shards.gradients().items():
@@ -198,7 +198,12 @@ class ZeroEngine:
             order_after_current_stream(self.ds_engine.optimizer)  # fp16's overflow check reads them on another stream
             self.vocabulary_shards.zero_grad()
             self.vocabulary_shards.weights_changed()
-        self.ds_engine.step()
+        try:
+            self.ds_engine.step()
+        except Exception as error:  # DeepSpeed raises no narrower type
+            if "loss scale already at minimum" not in str(error):
+                raise
+            return False
         return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
 
     def measure_grad_norm(

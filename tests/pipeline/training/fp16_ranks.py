@@ -1,0 +1,42 @@
+"""Train in fp16 on CPU ranks: run as each rank, in place of pipeline/train.py. Not a test.
+
+pipeline/train.py refuses fp16 without a GPU, because few CPUs compute in it fast. The first argument is `nan` to make
+rank 1's gradient of one decoder matrix NaN in every step, otherwise `plain`.
+"""
+
+import sys
+from typing import Any
+
+from deepspeed.accelerator import get_accelerator
+
+from pipeline import train
+from pipeline.common import distributed
+from pipeline.common.errors import exit_cleanly
+from pipeline.fault_tolerance.signals import StopSignal
+from pipeline.training import loop, start
+from pipeline.zero3 import ds_config
+from pipeline.zero3.engine import ZeroEngine
+
+
+def main() -> int:
+    kind, *words = sys.argv[1:]
+    complete, build = ds_config.deepspeed_config, loop.setup_engine
+
+    def complete_for_gpu(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return complete(*arguments, **options, device="cuda")
+
+    def build_and_plant(*arguments: Any) -> ZeroEngine:
+        zero = build(*arguments)
+        _, parameter = next(p for p in zero.ds_engine.module.named_parameters() if "q_proj.weight" in p[0])
+        if kind == "nan" and distributed.rank() == 1:
+            parameter.register_hook(lambda gradient: gradient * float("nan"))
+        return zero
+
+    get_accelerator().is_fp16_supported = lambda: True
+    ds_config.deepspeed_config = start.deepspeed_config = complete_for_gpu
+    loop.setup_engine = build_and_plant
+    return train.main(words, StopSignal())
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

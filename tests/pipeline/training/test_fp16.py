@@ -1,0 +1,39 @@
+"""Runs in fp16: the loss scale when gradients are not finite, and when a run resumes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.common.exit_codes import LOSS_FAILURE
+from tests.conftest import Prepared
+from tests.runs import start_ranks, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+def train_fp16(ranks: int, kind: str, recipe: Path, expect: int) -> str:
+    """Train in fp16 on CPU ranks; returns what all of them wrote."""
+    processes = start_ranks(ranks, kind, "--config", recipe, script="tests/pipeline/training/fp16_ranks.py")
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [expect] * ranks, "\n".join(outputs)[-6000:]
+    return "\n".join(outputs)
+
+
+def fp16_recipe(prepared: Prepared, path: Path, scaling: dict[str, Any], **changes: Any) -> Path:
+    """Write a recipe in fp16 with these settings of the loss scale."""
+    ds = {"fp16": {"enabled": "auto", **scaling}, "zero_optimization": {"stage": 3}}
+    path.with_suffix(".json").write_text(json.dumps(ds))
+    settings = {"deepspeed": str(path.with_suffix(".json")), "training__precision": "fp16", **changes}
+    return write_recipe(path, prepared.shards, prepared.tokenizer, **settings)
+
+
+def test_fp16_stops_at_the_minimum_loss_scale(prepared: Prepared, tmp_path: Path) -> None:
+    """NaN gradients lower the loss scale from 2 to 1 in the first step, and cannot lower it in the second."""
+    recipe = fp16_recipe(prepared, tmp_path / "run.yaml", {"initial_scale_power": 1, "hysteresis": 1})
+    output = train_fp16(2, "nan", recipe, LOSS_FAILURE)
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in output, output
+    for part in ("step 2: the gradient norm is not finite", "rank 1 on ", ", pair ids "):
+        assert part in lines[0]
