@@ -8,7 +8,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from pipeline.common.errors import UserError
-from pipeline.zero3.optimizer import repair_step_counts
+from pipeline.zero3.optimizer import complete_state, repair_step_counts
 from pipeline.zero3.safe_loading import weights_only_loading
 
 
@@ -33,7 +33,8 @@ def collect_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> dict
     Frozen parameters are left out. The checkpoint engine must be a `StateCollector`. The states are references, not
     copies.
     """
-    collector = ds_engine.checkpoint_engine
+    collector, zero = ds_engine.checkpoint_engine, ds_engine.optimizer
+    complete_state(zero.optimizer, zero.fp32_partitioned_groups_flat)
     ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
     files, collector.files = collector.files, {}
     return {str(Path(name).relative_to(directory)): state for name, state in files.items()}

@@ -1,5 +1,6 @@
-"""Build AdamW for the engine, and restore its state after loading a universal checkpoint."""
+"""Build AdamW for the engine, complete its state for a checkpoint, and restore what a checkpoint changes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import deepspeed
@@ -23,6 +24,24 @@ def build_optimizer(
     if on_gpu and ds["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu":
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     return torch.optim.AdamW(groups, fused=on_gpu, **options)
+
+
+def complete_state(optimizer: torch.optim.Optimizer, weights: Iterable[torch.Tensor]) -> None:
+    """Give weights that have not been updated yet the state that AdamW begins with.
+
+    AdamW creates it at the first update, which fp16 may have skipped so far. DeepSpeed cannot convert a checkpoint
+    without it to another number of ranks.
+
+    Args:
+        optimizer: the optimizer.
+        weights: the flat fp32 weights that it updates.
+    """
+    missing = [weight for weight in weights if not optimizer.state.get(weight)]
+    for weight in missing:
+        moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[weight] = {"step": 0, **moments}
+    if missing:
+        repair_step_counts(optimizer)
 
 
 def repair_step_counts(optimizer: torch.optim.Optimizer) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.common.exit_codes import LOSS_FAILURE
 from tests.conftest import Prepared
-from tests.runs import start_ranks, write_recipe
+from tests.runs import metrics, start_ranks, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +37,16 @@ def test_fp16_stops_at_the_minimum_loss_scale(prepared: Prepared, tmp_path: Path
     assert len(lines) == 1 and "Traceback" not in output, output
     for part in ("step 2: the gradient norm is not finite", "rank 1 on ", ", pair ids "):
         assert part in lines[0]
+
+
+def test_fp16_resumes_before_the_first_update(prepared: Prepared, tmp_path: Path) -> None:
+    """The first two updates overflow and are skipped. The run resumes on another number of ranks."""
+    scaling = {"initial_scale_power": 32, "hysteresis": 1}
+    recipe = fp16_recipe(prepared, tmp_path / "run.yaml", scaling, training__max_steps=2)
+    train_fp16(2, "plain", recipe, 0)
+    fp16_recipe(prepared, recipe, scaling, training__max_steps=20)
+    assert f"resumed from {tmp_path / 'run'}/checkpoint-2, saved by 2 ranks" in train_fp16(1, "plain", recipe, 0)
+    records = metrics(tmp_path / "run")
+    updated = [record["step"] for record in records if record["grad_norm"] is not None]
+    assert 2 < updated[0] < 16 and updated == list(range(updated[0], 21)), updated
+    assert records[-1]["loss"] < records[0]["loss"] - 0.2
