@@ -43,6 +43,8 @@ def collect_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> dict
 def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
     """Load weights and optimizer state from directory/tag, but keep the settings of this run's parameter groups.
 
+    A dynamic loss scale of fp16 continues with the settings of this run, too.
+
     Returns:
         False if DeepSpeed finds no checkpoint.
 
@@ -51,6 +53,7 @@ def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
             code, or was saved with other sub-groups of the optimizer.
     """
     groups = [{k: v for k, v in g.items() if k != "params"} for g in ds_engine.optimizer.param_groups]
+    scaler = ds_engine.optimizer.loss_scaler
     try:
         with weights_only_loading():
             complete = all(parameter.requires_grad for parameter in ds_engine.module.parameters())
@@ -73,4 +76,9 @@ def load_state(ds_engine: DeepSpeedEngine, directory: Path, tag: str) -> bool:
     for group, own in zip(ds_engine.optimizer.optimizer.param_groups, groups, strict=True):
         group.update(own)
     repair_step_counts(ds_engine.optimizer.optimizer)
+    saved, ds_engine.optimizer.loss_scaler = ds_engine.optimizer.loss_scaler, scaler
+    if scaler.dynamic and saved.dynamic:
+        scaler.cur_scale = max(saved.cur_scale, scaler.min_scale)
+        scaler.cur_hysteresis = min(saved.cur_hysteresis, scaler.delayed_shift)
+        scaler.cur_iter, scaler.last_overflow_iter = saved.cur_iter, saved.last_overflow_iter
     return True

@@ -50,3 +50,12 @@ def test_fp16_resumes_before_the_first_update(prepared: Prepared, tmp_path: Path
     updated = [record["step"] for record in records if record["grad_norm"] is not None]
     assert 2 < updated[0] < 16 and updated == list(range(updated[0], 21)), updated
     assert records[-1]["loss"] < records[0]["loss"] - 0.2
+
+
+def test_fp16_resumes_with_other_settings_of_the_loss_scale(prepared: Prepared, tmp_path: Path) -> None:
+    """A static scale replaces the dynamic one of the checkpoint, with which all updates overflow."""
+    recipe = fp16_recipe(prepared, tmp_path / "run.yaml", {"initial_scale_power": 32}, training__max_steps=2)
+    train_fp16(2, "plain", recipe, 0)
+    fp16_recipe(prepared, recipe, {"loss_scale": 64}, training__max_steps=4)
+    train_fp16(2, "plain", recipe, 0)
+    assert [record["grad_norm"] is None for record in metrics(tmp_path / "run")] == [True, True, False, False]
