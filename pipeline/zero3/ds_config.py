@@ -115,8 +115,7 @@ def deepspeed_config(
         ds["zero_optimization"].setdefault("memory_efficient_linear", False)
     if device == "cpu":
         ds["zero_force_ds_cpu_optimizer"] = False  # see `build_optimizer`
-    if load_universal:
-        ds.setdefault("checkpoint", {})["load_universal"] = True
+    ds.setdefault("checkpoint", {})["load_universal"] = load_universal  # replaces that of the file
     if parts > 1:
         ds["sequence_parallel_size"] = parts  # DeepSpeed reads it only to compare the three batch sizes
     micro, total = training.train_micro_batch_size_per_gpu, training.train_batch_size

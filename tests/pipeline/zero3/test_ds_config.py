@@ -157,6 +157,14 @@ def test_deepspeed_config_accumulates_in_fp32_unless_set(tmp_path: Path) -> None
     assert build(tmp_path, ZERO3 | other)["data_types"] == other["data_types"]
 
 
+@pytest.mark.parametrize("universal", [False, True])
+def test_deepspeed_config_loads_the_format_of_the_checkpoint(universal: bool, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps({"checkpoint": {"load_universal": not universal}} | ZERO3))
+    recipe = write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path, deepspeed=str(tmp_path / "ds.json"))
+    ds = deepspeed_config(load_config(recipe, []), 1, 32, 5, load_universal=universal)
+    assert DeepSpeedConfig(ds).load_universal_checkpoint == universal
+
+
 @pytest.mark.parametrize("configured", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["default", "set"])
 def test_deepspeed_config_disables_throughput_timer(configured: dict, tmp_path: Path) -> None:
     ds = build(tmp_path, ZERO3 | configured)
