@@ -35,6 +35,7 @@ def raise_nonfinite(
     Raises:
         LossError: always. The message names the ranks and pair ids.
     """
+    engine.ds_engine.optimizer.loss_scale = 1.0  # one that is too large for fp16 makes all gradients overflow
     culprits: list[str] = []
     for batch in micro_batches:
         local = None

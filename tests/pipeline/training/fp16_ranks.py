@@ -1,9 +1,12 @@
 """Train in fp16 on CPU ranks: run as each rank, in place of pipeline/train.py. Not a test.
 
-pipeline/train.py refuses fp16 without a GPU, because few CPUs compute in it fast. The first argument is `nan` to make
-rank 1's gradient of one decoder matrix NaN in every step, otherwise `plain`.
+pipeline/train.py refuses fp16 without a GPU, because few CPUs compute in it fast. The first argument is `plain`,
+`gradients` to make rank 1's gradient of one decoder matrix NaN in every step, or `states` to make its hidden states
+NaN in every second micro-step.
 """
 
+import itertools
+import math
 import sys
 from typing import Any
 
@@ -27,9 +30,13 @@ def main() -> int:
 
     def build_and_plant(*arguments: Any) -> ZeroEngine:
         zero = build(*arguments)
-        _, parameter = next(p for p in zero.ds_engine.module.named_parameters() if "q_proj.weight" in p[0])
-        if kind == "nan" and distributed.rank() == 1:
-            parameter.register_hook(lambda gradient: gradient * float("nan"))
+        module, calls = zero.ds_engine.module, itertools.count(1)
+        _, parameter = next(p for p in module.named_parameters() if "q_proj.weight" in p[0])
+        if kind == "gradients" and distributed.rank() == 1:
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+        if kind == "states" and distributed.rank() == 1:
+            norm = module.model.get_decoder().norm
+            norm.register_forward_hook(lambda *words: words[-1] * (math.nan if next(calls) % 2 == 0 else 1))
         return zero
 
     get_accelerator().is_fp16_supported = lambda: True

@@ -1,12 +1,15 @@
 """Runs in fp16: the loss scale when gradients are not finite, and when a run resumes."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.common.exit_codes import LOSS_FAILURE
+from pipeline.config.recipe import load_config
+from pipeline.training.preflight import prepare_run
 from tests.conftest import Prepared
 from tests.runs import metrics, start_ranks, write_recipe
 
@@ -32,11 +35,21 @@ def fp16_recipe(prepared: Prepared, path: Path, scaling: dict[str, Any], **chang
 def test_fp16_stops_at_the_minimum_loss_scale(prepared: Prepared, tmp_path: Path) -> None:
     """NaN gradients lower the loss scale from 2 to 1 in the first step, and cannot lower it in the second."""
     recipe = fp16_recipe(prepared, tmp_path / "run.yaml", {"initial_scale_power": 1, "hysteresis": 1})
-    output = train_fp16(2, "nan", recipe, LOSS_FAILURE)
+    output = train_fp16(2, "gradients", recipe, LOSS_FAILURE)
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in output, output
     for part in ("step 2: the gradient norm is not finite", "rank 1 on ", ", pair ids "):
         assert part in lines[0]
+
+
+def test_fp16_names_the_records_of_a_nonfinite_loss(prepared: Prepared, tmp_path: Path) -> None:
+    """With this loss scale, the gradients of all records overflow, but the loss of one micro-batch is NaN."""
+    recipe = fp16_recipe(prepared, tmp_path / "run.yaml", {"initial_scale_power": 32})
+    run = prepare_run(load_config(recipe, ["--training.precision", "bf16"]), 1, 2)
+    output = train_fp16(2, "states", recipe, LOSS_FAILURE)
+    pair_ids = ", ".join(run.loader.next()[1].pair_ids)
+    assert "step 1: the loss is not finite" in output and f"the update. rank 1 on {socket.gethostname()}" in output
+    assert f"pair ids {pair_ids}. Lower the learning rate" in output
 
 
 def test_fp16_resumes_before_the_first_update(prepared: Prepared, tmp_path: Path) -> None:
