@@ -47,6 +47,7 @@ def narrow_model(config: PreTrainedConfig, attention: str, trust_remote_code: bo
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(
             narrow,
+            dtype=torch.float32,  # in that of the configuration, constants such as a scale would be rounded
             attn_implementation=attention,
             experts_implementation="eager",  # the others do not support float64
             trust_remote_code=trust_remote_code,
