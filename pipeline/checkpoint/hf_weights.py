@@ -22,7 +22,10 @@ MAX_FILE_BYTES = 5 * 10**9  # maximum file size, as is usual on the Hugging Face
 
 
 def merged_tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (Hugging Face name, tensor). Vocabulary padding is removed, and a tied head is yielded only once."""
+    """Yield (Hugging Face name, tensor). Vocabulary padding is removed, and a tied head is yielded only once.
+
+    Buffers are not converted to `dtype`: they are more precise than the weights, such as a router's correction.
+    """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with (
@@ -34,6 +37,9 @@ def merged_tensors(source: Path, state: dict[str, Any], dtype: torch.dtype) -> I
     for full_name, partitioned in state_dict.items():
         name = full_name.removeprefix("model.")
         if state["tied"] and name == "lm_head.weight":
+            continue
+        if isinstance(partitioned, torch.Tensor):  # a buffer
+            yield name, partitioned.contiguous()
             continue
         tensor = partitioned.contiguous()  # merges the partitions
         if full_name in state["vocabulary_parameters"]:

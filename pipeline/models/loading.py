@@ -130,6 +130,7 @@ def load_model(settings: ModelSettings, config: PreTrainedConfig, dtype: torch.d
             )
             _check_complete(settings.path, loading)
             _check_tied_head(settings.path, model)
+            _restore_buffers(settings.path, model)
             if padded != config.vocab_size:
                 model.resize_token_embeddings(padded, mean_resizing=False)
     except (OSError, ValueError, ImportError) as error:
@@ -185,6 +186,23 @@ def _check_tied_head(name: str, model: PreTrainedModel) -> None:
             f"{name}: config.json says tie_word_embeddings: true, but {' and '.join(sorted(stored))} differ; set it to "
             "false in config.json"
         )
+
+
+def _restore_buffers(name: str, model: PreTrainedModel) -> None:
+    """Set the buffers that are in the files of a model to their values there.
+
+    With ZeRO-3, transformers rounds them to the data type of the weights. A router's correction (GLM 4.5, DeepSeek V3)
+    would choose other experts.
+
+    Args:
+        name: the model.
+        model: the model, loaded from its safetensors files.
+    """
+    stored = model.state_dict().keys()
+    buffers = {key: buffer for key, buffer in model.named_buffers() if key in stored}
+    files = file_of_tensors(name) if buffers else {}
+    for key in buffers.keys() & files.keys():
+        buffers[key].data = read_tensor(files[key], key).to(buffers[key].device)
 
 
 def _apply_liger_kernel(model: PreTrainedModel) -> None:
