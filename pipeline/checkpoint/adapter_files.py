@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from pipeline.checkpoint.export_config import write_config
 from pipeline.common.errors import UserError
 from pipeline.common.optional_imports import import_optional
 from pipeline.config.settings import ModelSettings
@@ -86,4 +87,4 @@ def write_merged_model(
         write_adapter(tensors, config, settings, Path(adapter))
         model = import_optional("peft").PeftModel.from_pretrained(base, adapter).merge_and_unload()
     model.to(config.dtype).save_pretrained(directory)
-    config.save_pretrained(directory)
+    write_config(config, settings, directory)

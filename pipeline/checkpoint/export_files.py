@@ -16,6 +16,7 @@ from data_prep.readers import first_line
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.adapter_files import write_adapter, write_merged_model
+from pipeline.checkpoint.export_config import write_config
 from pipeline.checkpoint.export_record import EXPORT_FILE, ExportRecord, write_export_record
 from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
 from pipeline.checkpoint.model_card import MODEL_CARD
@@ -79,11 +80,11 @@ def _write_model(
         assert settings.path is not None  # otherwise it is a text model
         whole = layout.read_model_config(source, settings.trust_remote_code, "multimodal_config")
         whole.dtype = config.dtype
-        whole.save_pretrained(directory)
+        write_config(whole, settings, directory)
         copy_processor_files(settings.path, directory)
         tensors = multimodal_tensors(tensors, settings.path, config.dtype)
     else:
-        config.save_pretrained(directory)
+        write_config(config, settings, directory)
     write_weights(tensors, directory)
 
 
@@ -95,6 +96,8 @@ def check_no_other_files(output: Path, source: Path) -> None:
     """
     written = {CONFIG_NAME, GENERATION_CONFIG_NAME, EXPORT_FILE, MODEL_CARD, ADAPTER_CONFIG, *PROCESSOR_FILES}
     written |= {path.name for folder in ("model_config", "tokenizer") for path in (source / folder).iterdir()}
+    if any((source / "model_config").glob("*.py")):
+        written |= {path.name for path in output.glob("*.py")}  # the code of the model's repository
     others = [path.name for path in output.iterdir() if path.name not in written and ".safetensors" not in path.name]
     if others:
         listed = ", ".join(sorted(others))

@@ -85,14 +85,18 @@ def copy_processor_files(path: str, directory: Path) -> None:
 
 
 def model_directory(path: str) -> Path:
-    """Return the local directory of a model. Raises UserError if it is neither there nor on the Hub."""
+    """Return the local directory of a model, with its processors' files and its code, but not always its weights.
+
+    Raises:
+        UserError: it is neither there nor on the Hub.
+    """
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=list(PROCESSOR_FILES)))
+        return Path(snapshot_download(path, allow_patterns=[*PROCESSOR_FILES, "*.py"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: export needs the multimodal model that was trained: {reason}") from error
+        raise UserError(f"{path}: export needs the model that was trained: {reason}") from error
 
 
 def text_name(name: str) -> str:

@@ -1,10 +1,25 @@
-"""Temporary directories of exports."""
+"""Temporary directories of exports, and their code."""
 
+import json
 import os
 import time
 from pathlib import Path
 
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.checkpoint.export_config import write_config
 from pipeline.checkpoint.export_files import ABANDONED_SECONDS, remove_abandoned
+from pipeline.config.settings import ModelSettings
+from tests.runs import TINY
+
+CONFIG_CODE = "from transformers import Qwen2Config\nclass OwnConfig(Qwen2Config):\n    pass\n"
+MODEL_CODE = """from transformers import Qwen2ForCausalLM
+from .configuration_own import OwnConfig
+class OwnForCausalLM(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+AUTO_MAP = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
 
 
 def test_remove_abandoned_keeps_exports_that_are_being_written(tmp_path: Path) -> None:
@@ -20,3 +35,19 @@ def test_remove_abandoned_keeps_exports_that_are_being_written(tmp_path: Path) -
     os.utime(tmp_path / ".other.killed.partial", (long_ago, long_ago))
     remove_abandoned(tmp_path / "hf")
     assert sorted(os.listdir(tmp_path)) == [".hf.running.partial", ".other.killed.partial"]
+
+
+@pytest.mark.parametrize("trust", [False, True], ids=["code of transformers", "code of the repository"])
+def test_export_has_the_code_that_its_configuration_names(tmp_path: Path, trust: bool) -> None:
+    """Many models that transformers has a class for, such as Phi 3, still name code in their configuration."""
+    base, output = tmp_path / "base", tmp_path / "hf"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({**TINY, "vocab_size": 61, "auto_map": AUTO_MAP}))
+    (base / "configuration_own.py").write_text(CONFIG_CODE)
+    (base / "modeling_own.py").write_text(MODEL_CODE)
+    write_config(AutoConfig.from_pretrained(base, trust_remote_code=trust), ModelSettings(path=str(base)), output)
+
+    config = AutoConfig.from_pretrained(output, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    assert type(model).__name__ == ("OwnForCausalLM" if trust else "Qwen2ForCausalLM")
+    assert sorted(path.suffix for path in output.iterdir()) == [".json", *[".py"] * (2 if trust else 0)]

@@ -1,0 +1,26 @@
+"""Write the configuration of an exported model."""
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from pipeline.config.settings import ModelSettings
+from pipeline.models.multimodal import model_directory
+
+
+def write_config(config: PreTrainedConfig, settings: ModelSettings, directory: Path) -> None:
+    """Write the configuration of a model, and the code of its repository if the run has used it.
+
+    Otherwise the export has no code, and its configuration must not name any.
+
+    Raises:
+        UserError: The model that was trained is not there any more.
+    """
+    uses_code = type(config).__module__.partition(".")[0] != "transformers"
+    if not uses_code and hasattr(config, "auto_map"):
+        del config.auto_map
+    config.save_pretrained(directory)
+    if uses_code and settings.path is not None:
+        for file in model_directory(settings.path).glob("*.py"):
+            shutil.copyfile(file, directory / file.name)
