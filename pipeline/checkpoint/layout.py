@@ -22,7 +22,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,13 +197,16 @@ def universal_path(output_dir: Path, path: Path) -> Path:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint, marker first, so that a partly deleted directory never counts as complete.
+    """Delete a checkpoint. It is renamed first, so that the saver deletes the rest if this process is killed.
 
     Raises:
-        OSError: The marker cannot be deleted.
+        OSError: The directory cannot be renamed.
     """
-    (path / COMPLETE_MARKER).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    deleted = path.with_name(f".{path.name}.deleted.partial")
+    shutil.rmtree(deleted, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(path, deleted)
+    shutil.rmtree(deleted, ignore_errors=True)
 
 
 def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None, copied: Path | None = None) -> None:
@@ -219,7 +222,7 @@ def rotate_checkpoints(directory: Path, limit: int, best_step: int | None = None
 
     Raises:
         StorageError: The directory cannot be read.
-        OSError: A marker cannot be deleted.
+        OSError: A checkpoint cannot be renamed.
     """
     checkpoints = [path for path in list_checkpoints(directory) if _is_known_intact(path)]
     best = [path for path in checkpoints[:-1] if step_of(path) == best_step]

@@ -1,6 +1,7 @@
 """Copies of checkpoints in a second directory, and a failed save, without a training run."""
 
 import os
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,18 @@ def test_saver_removes_unfinished_checkpoints_in_both_directories(tmp_path: Path
         (tmp_path / name / "checkpoint-4").mkdir()
     make_saver(tmp_path)
     assert [names(tmp_path / name) for name in ("run", "copies")] == [["checkpoint-4"]] * 2
+
+
+def test_saver_removes_a_checkpoint_whose_deletion_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    make_checkpoint(run, 2)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        layout.remove_checkpoint(run / "checkpoint-2")
+    assert layout.list_checkpoints(run) == []
+    make_saver(tmp_path)
+    assert names(run) == []
 
 
 def test_copy_is_broken_off_when_a_run_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
