@@ -51,3 +51,8 @@ def test_export_has_the_code_that_its_configuration_names(tmp_path: Path, trust:
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     assert type(model).__name__ == ("OwnForCausalLM" if trust else "Qwen2ForCausalLM")
     assert sorted(path.suffix for path in output.iterdir()) == [".json", *[".py"] * (2 if trust else 0)]
+
+
+def test_export_of_a_new_model_names_its_architecture(tmp_path: Path) -> None:
+    write_config(AutoConfig.for_model(**TINY), ModelSettings(config=TINY), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
