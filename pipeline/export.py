@@ -140,8 +140,14 @@ def _write_partial(source: Path, output: Path, recipe: Config, state: dict[str, 
         partial.mkdir(parents=True)
         write_files(source, recipe.model, state, record, partial)
         write_model_card(partial, record, dataclasses.asdict(recipe), state, _metrics_at(source.parent, state["step"]))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not (source / layout.COMPLETE_MARKER).exists():
+            raise UserError(
+                f"{source}: was deleted during the export, as the run has saved newer ones; export again"
+            ) from error
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{output}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     return partial
 

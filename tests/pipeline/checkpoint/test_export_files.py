@@ -4,13 +4,19 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import pipeline.export
+from pipeline.checkpoint import export_files, layout
 from pipeline.checkpoint.export_config import write_config
 from pipeline.checkpoint.export_files import ABANDONED_SECONDS, remove_abandoned
-from pipeline.config.settings import ModelSettings
+from pipeline.common.atomic_io import write_json
+from pipeline.common.errors import UserError
+from pipeline.config.settings import Config, ModelSettings
+from pipeline.export import export
 from tests.runs import TINY
 
 CONFIG_CODE = "from transformers import Qwen2Config\nclass OwnConfig(Qwen2Config):\n    pass\n"
@@ -56,3 +62,20 @@ def test_export_has_the_code_that_its_configuration_names(tmp_path: Path, trust:
 def test_export_of_a_new_model_names_its_architecture(tmp_path: Path) -> None:
     write_config(AutoConfig.for_model(**TINY), ModelSettings(config=TINY), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+
+
+def test_export_of_a_checkpoint_that_its_run_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "checkpoint-5"
+    AutoConfig.for_model(**TINY).save_pretrained(source / "model_config")
+    (source / "config.yaml").write_text(layout.recipe_yaml(Config()))
+    write_json(source / "trainer_state.json", {"step": 5, "vocab_size": 61})
+    write_json(source / "COMPLETE", {"id": "5", "files": {}})
+
+    def delete_and_write(*arguments: Any) -> None:
+        layout.remove_checkpoint(source)
+        export_files.write_files(*arguments)
+
+    monkeypatch.setattr(pipeline.export, "write_files", delete_and_write)
+    with pytest.raises(UserError, match=r"checkpoint-5: was deleted during the export, .*; export again"):
+        export(tmp_path, tmp_path / "hf")
+    assert os.listdir(tmp_path) == []
