@@ -28,6 +28,7 @@ from pipeline.evaluation.answers.language_rules import language_in_name
 from pipeline.evaluation.answers.number import equal, extract_answer, parse_gold
 from pipeline.evaluation.reasoning import split_reasoning
 from pipeline.evaluation.significance import wilson_interval
+from pipeline.models.loading import ADAPTER_CONFIG
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 PROPORTIONS = ("exact_match", "acc", "acc_norm")  # metrics that are 0 or 1 for each example
@@ -89,9 +90,11 @@ def build_model(args: argparse.Namespace) -> Any:
     """Build lm_eval's Hugging Face model with our tokenizer and distribution over ranks, or its vLLM model.
 
     Raises:
-        UserError: the model cannot be loaded, vLLM is not installed, the chat template is missing, or the model is an
-            export of a run that has a newer checkpoint.
+        UserError: the model cannot be loaded or is an adapter, vLLM is not installed, the chat template is missing, or
+            the model is an export of a run that has a newer checkpoint.
     """
+    if (Path(args.model) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"--model {args.model}: is an adapter; merge it into its base first (pipeline.export --merge)")
     if Path(args.model).is_dir():
         check_not_stale(Path(args.model))
     extra = import_optional("lm_eval.utils").simple_parse_args_string(args.model_args)

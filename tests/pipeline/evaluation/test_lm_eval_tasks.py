@@ -21,6 +21,8 @@ from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import generate, load_for_generation
 from pipeline.evaluation.lm_eval_tasks import (
     _distributed_class,
+    build_model,
+    build_parser,
     extract_rows,
     extraction_score,
     find_tasks,
@@ -87,6 +89,13 @@ def test_find_tasks_without_lm_eval_names_the_package(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"lm-eval is not installed; .*`pip install lm-eval`"):
         find_tasks(["mgsm_direct_sw"], None)
+
+
+def test_build_model_refuses_adapters(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    args = build_parser().parse_args(["--model", str(tmp_path), "--tasks", "mine_sw"])
+    with pytest.raises(UserError, match=r"is an adapter; merge it into its base first \(pipeline\.export --merge\)$"):
+        build_model(args)
 
 
 def test_generate_until_also_stops_at_stop_strings():
