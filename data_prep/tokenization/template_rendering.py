@@ -71,11 +71,14 @@ def check_variables(template: str, variables: Mapping[str, Any]) -> None:
     The template may have been returned by `set_variables` for them.
 
     Raises:
-        UserError: the chat template has no such variable.
+        UserError: the chat template has no such variable, or it is set by the records.
     """
     if not variables:
         return
-    known = template_variables(template.removeprefix(_preamble(variables))) - {"messages", "add_generation_prompt"}
+    if "tools" in variables:
+        raise UserError("--chat_template_kwargs: give `tools` in the records, whose field it is")
+    own = {"messages", "add_generation_prompt", "tools"}  # those that are not for the user to set
+    known = template_variables(template.removeprefix(_preamble(variables))) - own
     if unknown := sorted(variables.keys() - known):
         raise UserError(
             f"--chat_template_kwargs: the chat template has no variable {unknown[0]!r}; "

@@ -70,6 +70,8 @@ def check_settings(settings: EvaluationSettings) -> None:
     if settings.temperature == 0 and (settings.num_samples > 1 or settings.top_p < 1):
         name = "num_samples" if settings.num_samples > 1 else "top_p"
         raise UserError(f"--{name} has no effect on greedy decoding; set --temperature to a number above 0")
+    if settings.few_shot is None and settings.num_shots != EvaluationSettings.num_shots:
+        raise UserError("--num_shots has no effect without --few_shot; give the file of the worked examples")
     if settings.base_url is None:
         return
     check_base_url(settings.base_url)

@@ -135,6 +135,8 @@ def test_tools_reach_the_chat_template_and_are_refused_for_a_server(tmp_path) ->
     tokenizer.chat_template = "{{ tools[0].name }} {{ messages[0].content }}"
     prompt = tokenizer.decode(encode_prompts(tokenizer, read_examples(data))[0])
     assert prompt == tokenizer.decode(tokenizer(f"add {record['question']}")["input_ids"])
+    with pytest.raises(UserError, match=r"^--chat_template_kwargs: give `tools` in the records"):
+        encode_prompts(tokenizer, read_examples(data), {"tools": []})
     settings = EvaluationSettings("tiny", str(data), str(tmp_path / "out"), base_url="http://localhost:1/v1")
     with pytest.raises(UserError, match=rf"^pair_id '{record['pair_id']}', en: the record has `tools`"):
         evaluate(settings)

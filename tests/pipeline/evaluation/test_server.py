@@ -272,6 +272,7 @@ def test_evaluate_by_server_stops_on_signal(tmp_path, no_delays):
         ({"chat_template": "x.jinja"}, "--chat_template has no effect on a server"),
         ({"num_samples": 2}, "--num_samples has no effect on greedy decoding"),
         ({"top_p": 0.9}, "--top_p has no effect on greedy decoding"),
+        ({"num_shots": 4}, "--num_shots has no effect without --few_shot"),
     ],
 )
 def test_evaluate_refuses_contradictory_settings(tmp_path, changes, message):
