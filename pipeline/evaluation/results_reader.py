@@ -58,7 +58,9 @@ def read_paired_scores(runs: Sequence[Path]) -> PairedScores:
     first, dtype = answers[0], str(evaluations[0]["model"]["dtype"])
     for run, evaluation in zip(runs, evaluations, strict=True):
         if (other := evaluation["model"]["dtype"]) != dtype:
-            raise UserError(f"{run}: ran in {other}, but {runs[0]} in {dtype}; evaluate both with the same --dtype")
+            by_server = ["server" in each["model"] for each in (evaluation, evaluations[0])]
+            remedy = "with the same --dtype" if by_server[0] == by_server[1] else "by a server, or neither"
+            raise UserError(f"{run}: ran in {other}, but {runs[0]} in {dtype}; evaluate both {remedy}")
     common = [key for key in first if all(key in other for other in answers)]
     if not common:
         raise UserError(f"{runs[-1]}: no record in common with {runs[0]}; evaluate both on the same data")

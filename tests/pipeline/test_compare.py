@@ -181,6 +181,9 @@ def test_compare_runs_refuses_different_dtypes(tmp_path):
     two = write_run(tmp_path / "two", {("a", "en"): True}, dtype="float32")
     with pytest.raises(UserError, match=r"two: ran in float32, but .*one in bfloat16; evaluate both with the same"):
         compare_runs(one, two)
+    (two / "evaluation.json").write_text('{"model": {"dtype": "unknown precision", "server": "http://localhost/v1"}}')
+    with pytest.raises(UserError, match=r"two: ran in unknown precision, .* evaluate both by a server, or neither$"):
+        compare_runs(one, two)
     (two / "evaluation.json").write_text('{"settings": {"dtype": "auto"}}')  # of an older version
     with pytest.raises(UserError, match=r"two/evaluation\.json: .*run pipeline\.evaluation again"):
         compare_runs(one, two)
