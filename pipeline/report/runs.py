@@ -58,8 +58,17 @@ class RunResults:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The recipe as a flat mapping of dotted keys."""
-        tree = yaml.safe_load(self.config) if self.config else None
+        """The recipe as a flat mapping of dotted keys.
+
+        Raises:
+            UserError: config.yaml is damaged.
+        """
+        try:
+            tree = yaml.safe_load(self.config) if self.config else None
+        except yaml.YAMLError:
+            raise UserError(
+                f"{self.path}/config.yaml: not YAML; restore it, or remove it to omit its settings"
+            ) from None
         return _flatten(tree, "") if isinstance(tree, dict) else {}
 
 

@@ -217,6 +217,16 @@ def test_report_refuses_damaged_evaluation(tmp_path, content):
         write_report([tmp_path])
 
 
+def test_report_refuses_damaged_recipe(tmp_path):
+    runs = [tmp_path / name for name in ("sft", "solar")]
+    for run in runs:
+        run.mkdir()
+        write_metrics(run, [step(1)])
+        (run / "config.yaml").write_text("seed: [1\n" if run.name == "solar" else "seed: 1\n")
+    with pytest.raises(UserError, match=r"solar/config\.yaml: not YAML; restore it"):
+        write_report(runs, tmp_path / "report")
+
+
 def test_report_refuses_damaged_representations(tmp_path):
     (tmp_path / "representations.json").write_text('{"representations": {"final": {}}}')
     with pytest.raises(UserError, match=r"representations\.json: not a result of pipeline\.representations"):
