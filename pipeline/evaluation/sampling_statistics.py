@@ -59,8 +59,9 @@ def mean_interval(values: Sequence[float], num_samples: int) -> tuple[float, flo
     """
     n, mean = len(values), fmean(values)
     spread = variance(values) / n if n > 1 else 0.0
-    # Without spread, the questions may be all right or all wrong (n observations), or exactly alike.
-    alike = n if mean in (0, 1) else n * num_samples
+    # Without spread, the questions may be all right or all wrong (n observations), or exactly alike. One question shows
+    # no spread.
+    alike = n if mean in (0, 1) or n == 1 else n * num_samples
     effective = min(mean * (1 - mean) / spread, n * num_samples) if spread else alike
     return wilson_interval(mean * effective, effective)
 

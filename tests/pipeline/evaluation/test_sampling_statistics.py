@@ -74,6 +74,7 @@ def test_mean_interval_covers(questions: int, samples: int, a: float, b: float) 
 def test_mean_interval_without_spread() -> None:
     assert mean_interval([1.0] * 20, 8) == wilson_interval(20, 20)
     assert mean_interval([0.5] * 20, 8) == wilson_interval(80, 160)
+    assert mean_interval([0.5], 8) == wilson_interval(0.5, 1)  # eight answers to one question are one observation
 
 
 def row(lang: str, *correct: bool, vote: bool) -> dict:
