@@ -80,8 +80,7 @@ def alignment_sft_loss(
             are divided over the ranks.
         embedding: input embedding in the same form; the same object if the model ties them.
         settings: settings of the loss; None for the defaults.
-        vocab_size: V without padding rows, which are never predicted. Required with a `VocabularyShard`; None for the
-            number of rows.
+        vocab_size: V without padding rows, which are never predicted. Required with a `VocabularyShard`; None for all.
         alignment_weight: overrides `settings.alignment_weight`, for example during its warm-up.
         normalizers: counts of the global batch, if it has several micro-batches; None for those of this one.
         languages: number of languages, for `SolarLoss.language_ce`.
@@ -96,8 +95,8 @@ def alignment_sft_loss(
 
     Raises:
         ValueError: the two matrices have different forms, a `DTensor` has another placement, a `VocabularyShard` does
-            not start at its rank's first row, a setting is unknown or only for the trainer (alignment of hidden states,
-            centring, a file of vocabulary weights), or the fields of `loss_batch` do not fit `hidden` or each other.
+            not start at its rank's first row, a setting is unknown or only for the trainer, or the fields of
+            `loss_batch` do not fit `hidden` or each other.
     """
     settings = settings or LossSettings()
     _check_settings(settings)

@@ -139,14 +139,8 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     pad_token_id = shards.manifest["tokenizer"]["pad_token_id"]
     token_weights = load_token_weights(config.loss.token_weights, vocab_size, "loss.token_weights")
     load_token_weights(config.loss.vocabulary_weights, vocab_size, "loss.vocabulary_weights")  # checks; used later
-    loader = Loader(
-        shards,
-        split,
-        config.seed,
-        pad_token_id,
-        token_weights,
-        shards.sampling_weights(config.data.source_weights, config.data.language_weights),
-    )
+    sampling_weights = shards.sampling_weights(config.data.source_weights, config.data.language_weights)
+    loader = Loader(shards, split, config.seed, pad_token_id, token_weights, sampling_weights)
     eval_loader = None
     if eval_shards is not None:
         eval_loader = SequentialLoader(eval_shards, loader.languages, split, pad_token_id, token_weights)

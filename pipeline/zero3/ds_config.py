@@ -89,14 +89,7 @@ def deepspeed_config(
     """
     device = device or local_device().type
     path, ds = _read(config.deepspeed)
-    zero = ds.get("zero_optimization", {})
-    if zero.get("stage") != 3:
-        raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
-    for key in OFFLOAD:
-        if zero.get(key, {}).get("device") == "nvme":
-            raise UserError(f"{path}: {key}.device 'nvme' is not supported; use 'cpu'")
-    _check_supported_values(path, ds)
-    _check_hpz(path, zero, ranks)
+    _check_zero(path, ds, ranks)
     training = config.training
     if training.precision == "fp16" and device == "cpu":
         raise UserError("training.precision 'fp16' needs a GPU; use bf16 or fp32 on CPU")
@@ -128,6 +121,18 @@ def deepspeed_config(
         "gradient_accumulation_steps": total // (micro * (ranks // parts)),
         "gradient_clipping": training.max_grad_norm,
     }
+
+
+def _check_zero(path: Path, ds: dict[str, Any], ranks: int) -> None:
+    """Check that the file has ZeRO-3, and none of its options that change what a rank's shard contains."""
+    zero = ds.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        raise UserError(f"{path}: zero_optimization.stage is {zero.get('stage')}; the sharded loss needs stage 3")
+    for key in OFFLOAD:
+        if zero.get(key, {}).get("device") == "nvme":
+            raise UserError(f"{path}: {key}.device 'nvme' is not supported; use 'cpu'")
+    _check_supported_values(path, ds)
+    _check_hpz(path, zero, ranks)
 
 
 def _gathers_weights(ds: dict[str, Any], ranks: int) -> bool:
