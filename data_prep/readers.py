@@ -1,7 +1,7 @@
 """Read JSON Lines, Parquet and plain text files, whole or in splits, and locate rows for error messages.
 
-JSON Lines files are split by byte ranges and Parquet files by row groups. One rank holds a whole split in memory, so
-there should be many small splits.
+JSON Lines files are split by byte ranges, and Parquet files by row groups and parts of large row groups. One rank holds
+a whole split in memory, so there should be many small splits.
 """
 
 import codecs
@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.common.errors import UserError, read_error, storage_errors
 
 SPLIT_BYTES = (1 << 20, 16 << 20)  # smallest and largest default split of a JSON Lines file
-SPLITS = 64  # default number of splits, if their size is within those bounds
+SPLITS = 64  # default number of splits, if their size is within those bounds, and largest number in a row group
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class InputSplit(NamedTuple):
 
     Attributes:
         path: A JSON Lines file, or a Parquet file if the suffix is `.parquet`.
-        start, stop: Byte range [start, stop) for JSON Lines (the lines that start in it), or row groups for Parquet.
+        start, stop: Byte range [start, stop) for JSON Lines (the lines that start in it), or row numbers for Parquet.
     """
 
     path: Path
@@ -92,10 +93,10 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
 
     Args:
         paths: JSON Lines and Parquet files.
-        split_bytes: Size of a JSON Lines split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`.
+        split_bytes: Size of a split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`.
 
     Returns:
-        The splits of each file, in the order of `paths`. Parquet files have one split per row group.
+        The splits of each file, in the order of `paths`.
 
     Raises:
         UserError: A file is missing, unreadable, empty, or has the suffix `.parquet` but is not Parquet.
@@ -105,12 +106,27 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
     splits = []
     for path, size in zip(paths, sizes, strict=True):
         if is_parquet(path):
-            groups = _open_parquet(path).num_row_groups
-            if not groups:
-                raise UserError(f"{path}: no rows; give a file with records")
-            splits += [InputSplit(path, group, group + 1) for group in range(groups)]
+            splits += _split_parquet(path, split_bytes)
         else:
             splits += [InputSplit(path, start, min(start + split_bytes, size)) for start in range(0, size, split_bytes)]
+    return splits
+
+
+def _split_parquet(path: Path, split_bytes: int) -> list[InputSplit]:
+    """Divide a Parquet file into its row groups, and row groups larger than `split_bytes` into parts.
+
+    Writers such as pandas put up to a million rows into one row group. A part is read by decoding the row group up to
+    its end, so their number is limited.
+    """
+    metadata = _open_parquet(path).metadata
+    if not metadata.num_row_groups:
+        raise UserError(f"{path}: no rows; give a file with records")
+    splits, first = [], 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        parts = max(min(-(-group.total_byte_size // split_bytes), SPLITS, group.num_rows), 1)
+        bounds = [first + group.num_rows * part // parts for part in range(parts + 1)]
+        splits += [InputSplit(path, start, stop) for start, stop in pairwise(bounds)]
+        first += group.num_rows
     return splits
 
 
@@ -148,7 +164,7 @@ def read_split(split: InputSplit, keep_malformed: bool = False) -> Iterator[Inpu
         StorageError: The file system failed to read the file.
     """
     if is_parquet(split.path):
-        return _read_row_groups(_open_parquet(split.path), split.path, split.start, split.stop)
+        return _read_parquet(_open_parquet(split.path), split.path, split.start, split.stop)
     return _read_json_lines(split.path, split.start, split.stop, keep_malformed)
 
 
@@ -156,8 +172,15 @@ def read_file(path: Path) -> Iterator[InputRow]:
     """Yield all decoded rows of a JSON Lines or Parquet file. Raises UserError like `read_split`."""
     if is_parquet(path):
         file = _open_parquet(path)
-        return _read_row_groups(file, path, 0, file.num_row_groups)
+        return _read_parquet(file, path, 0, file.metadata.num_rows)
     return _read_json_lines(path)
+
+
+def read_inputs(paths: list[Path]) -> Iterator[InputRow]:
+    """Yield all decoded rows of input files in their order. Raises UserError like `split_inputs` and `read_split`."""
+    split_inputs(paths)  # checks the files
+    for path in paths:
+        yield from read_file(path)
 
 
 def read_lines(path: Path) -> Iterator[InputRow]:
@@ -231,13 +254,21 @@ def _raise_read_error(error: Exception, path: Path) -> None:
         raise read_error(path, OSError(error.errno, os.strerror(error.errno))) from None
 
 
-def _read_row_groups(file: pq.ParquetFile, path: Path, start: int, stop: int) -> Iterator[InputRow]:
+def _read_parquet(file: pq.ParquetFile, path: Path, start: int, stop: int) -> Iterator[InputRow]:
+    """Yield the rows [start, stop)."""
     try:
-        position = sum(file.metadata.row_group(group).num_rows for group in range(start))
-        for batch in file.iter_batches(1024, row_groups=list(range(start, stop))):
-            for row in batch.to_pylist():
-                yield InputRow(path, position, without_nulls(row))
-                position += 1
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        firsts = list(accumulate(sizes, initial=0))
+        groups = [group for group, size in enumerate(sizes) if firsts[group] < stop and start < firsts[group] + size]
+        position = firsts[groups[0]] if groups else 0
+        for batch in file.iter_batches(1024, row_groups=groups):
+            first, position = position, position + len(batch)
+            low = max(start - first, 0)
+            rows = batch.slice(low, max(min(stop - first, len(batch)) - low, 0)).to_pylist()
+            for number, row in enumerate(rows, first + low):
+                yield InputRow(path, number, without_nulls(row))
+            if position >= stop:
+                return
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         _raise_read_error(error, path)
         raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None

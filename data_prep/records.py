@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.readers import read_split, split_inputs
+from data_prep.readers import read_inputs
 from pipeline.common.errors import UserError
 
 _THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3})(\.\d+)?")
@@ -229,9 +229,8 @@ def read_records(paths: list[Path]) -> Iterator[Record]:
 
     Raises UserError if a file is missing or empty or a record is malformed; the message names the file and row.
     """
-    for split in split_inputs(paths):
-        for row in read_split(split):
-            yield row.apply(parse_record)
+    for row in read_inputs(paths):
+        yield row.apply(parse_record)
 
 
 def format_record(pair_id: str, lang: str, fields: dict[str, Any], gold: str | None) -> dict[str, Any]:

@@ -181,14 +181,14 @@ class Packer:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{self.work}: another run is packing in this folder; wait for it or stop it") from None
-        head = self.work / "settings.json"
+        head, content = self.work / "settings.json", {**self.head, "splits": [list(split[1:]) for split in self.splits]}
         if not head.is_file() and any(self.work.iterdir()):
             raise UserError(f"{self.work}: exists and is not the work folder of a packing run; remove it")
-        if head.is_file() and json.loads(head.read_text("utf-8")) != self.head:
+        if head.is_file() and json.loads(head.read_text("utf-8")) != content:
             print(f"{self.work}: was made with different settings or input; starting again", flush=True)
             for name in FOLDERS:
                 shutil.rmtree(self.work / name, ignore_errors=True)
-        write_json(head, self.head)
+        write_json(head, content)
         for name in FOLDERS:
             (self.work / name).mkdir(exist_ok=True)
 

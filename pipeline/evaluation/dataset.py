@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.readers import read_split, split_inputs
+from data_prep.readers import read_inputs
 from data_prep.records import parse_record
 from pipeline.common.errors import UserError
 from pipeline.evaluation.answers.answer_types import parse_gold
@@ -50,9 +50,8 @@ def read_examples(path: Path, limit: int | None = None) -> list[Example]:
             raise UserError(f"pair_id {example.pair_id!r} has two records in language {example.lang!r}; keep one")
         examples[example.pair_id, example.lang] = example
 
-    for split in split_inputs([path]):
-        for row in read_split(split):
-            row.apply(add)
+    for row in read_inputs([path]):
+        row.apply(add)
     if not examples:
         raise UserError(f"{path}: no records; nothing to evaluate")
     kept = set(list(dict.fromkeys(pair_id for pair_id, _ in examples))[:limit])

@@ -55,11 +55,25 @@ def test_read_split_reads_parquet_by_row_group(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([{"a": i, "b": None} for i in range(10)]), path, row_group_size=3)
     splits = split_inputs([path])
-    assert [split.start for split in splits] == [0, 1, 2, 3]
+    assert [split.start for split in splits] == [0, 3, 6, 9]
     rows = list(read_split(splits[1]))
     assert [row.value for row in rows] == [{"a": i, "b": None} for i in (3, 4, 5)]
     assert [row.location for row in rows] == [f"{path} row {i}" for i in (4, 5, 6)]
     assert [row.position for row in read_file(path)] == list(range(10))
+
+
+@pytest.mark.parametrize(("split_bytes", "number"), [(1, 64 + 10 + 64), (1_000_000, 3)])
+def test_split_inputs_divides_large_row_groups(split_bytes, number, tmp_path):
+    """pandas writes up to a million rows in one row group, which one rank would tokenize and hold in memory."""
+    path = tmp_path / "a.parquet"
+    with pq.ParquetWriter(path, pa.schema([("a", pa.int64()), ("text", pa.string())])) as writer:
+        for first, stop in ((0, 2500), (2500, 2510), (2510, 4000)):
+            rows = [{"a": i, "text": f"{i * i} apples"} for i in range(first, stop)]
+            writer.write_table(pa.Table.from_pylist(rows, writer.schema), row_group_size=5000)
+    splits = split_inputs([path], split_bytes)
+    assert len(splits) == number
+    rows = [row for split in splits for row in read_split(split)]
+    assert [(row.position, row.value["a"]) for row in rows] == [(i, i) for i in range(4000)]
 
 
 def test_read_file_removes_keys_that_arrow_adds_to_structs(tmp_path):

@@ -85,3 +85,15 @@ def test_pack_says_that_the_input_has_no_records(name, tokenizer_dir, tmp_path):
     pq.write_table(pa.table({"pair_id": pa.array([], pa.string())}), tmp_path / "blank.parquet")
     with pytest.raises(UserError, match=r"^nothing is left to pack: the input has no records$"):
         run([tmp_path / name], tokenizer_dir, tmp_path / "out")
+
+
+def test_pack_starts_again_if_the_input_is_divided_otherwise(demo_file, tokenizer_dir, tmp_path, monkeypatch):
+    """The finished parts are numbered by split, and another version may divide the input otherwise."""
+    with monkeypatch.context() as patch:
+        patch.setattr(packer, "split_inputs", lambda paths: readers.split_inputs(paths, 5000))
+        patch.setattr(packer, "write_row_plan", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run([demo_file], tokenizer_dir, tmp_path / "out")
+    for name in ("out", "whole"):
+        run([demo_file], tokenizer_dir, tmp_path / name)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
