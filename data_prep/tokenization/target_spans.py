@@ -149,7 +149,8 @@ class TargetLocator:
         targets, mismatch = [], ""
         for turn in turns if self._supervise == "all" else turns[-1:]:
             if masked.messages[turn].get("tool_calls"):
-                raise UserError("tool calls cannot be trained on; pack with --supervise last")
+                advice = "remove the record" if turn == turns[-1] else "pack with --supervise last"
+                raise UserError(f"tool calls cannot be trained on; {advice}")
             reasoning, answer = masked.numbers[turn]
             if answer is None:
                 continue

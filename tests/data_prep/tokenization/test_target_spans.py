@@ -158,6 +158,8 @@ def test_tools_are_rendered_and_tool_calls_refused(make_encoder):
     with pytest.raises(UserError, match="tool calls cannot be trained on; pack with --supervise last"):
         targets(made, calls, tools)
     assert targets(make_encoder("qwen2.5", "last"), calls, tools) == "It is 4.<|im_end|>"
+    with pytest.raises(UserError, match="tool calls cannot be trained on; remove the record"):
+        targets(make_encoder("qwen2.5", "last"), [user("q"), {**call, "content": "I add."}], tools)
 
 
 def test_refuses_tools_if_their_template_is_another_one(make_encoder):
