@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from pipeline.config.settings import ModelSettings
+from pipeline.models.loading import has_own_code
 from pipeline.models.multimodal import model_directory
 
 
@@ -17,12 +18,11 @@ def write_config(config: PreTrainedConfig, settings: ModelSettings, directory: P
     Raises:
         UserError: The model that was trained is not there any more.
     """
-    uses_code = type(config).__module__.partition(".")[0] != "transformers"
-    if not uses_code and hasattr(config, "auto_map"):
+    if not has_own_code(config) and hasattr(config, "auto_map"):
         del config.auto_map
     if not config.architectures and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # vLLM requires them
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     config.save_pretrained(directory)
-    if uses_code and settings.path is not None:
+    if has_own_code(config) and settings.path is not None:
         for file in model_directory(settings.path).glob("*.py"):
             shutil.copyfile(file, directory / file.name)

@@ -48,6 +48,7 @@ def write_files(
     dtype = DTYPES[record.dtype]
     config = layout.read_model_config(source, settings.trust_remote_code)
     config.vocab_size, config.dtype = state["vocab_size"], dtype
+    config.name_or_path = settings.path or ""  # where the code of the model is, if it has some
     if settings.adapter.r is not None:
         trained = merged_tensors(source, state, dtype if record.adapter else torch.float32)
         if record.adapter:

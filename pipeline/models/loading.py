@@ -226,4 +226,9 @@ def _apply_liger_kernel(model: PreTrainedModel) -> None:
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Build the model on the meta device (shapes without weights)."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=has_own_code(config))
+
+
+def has_own_code(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration was loaded with the code of its repository, which was trusted then."""
+    return type(config).__module__.partition(".")[0] != "transformers"

@@ -43,14 +43,19 @@ def test_remove_abandoned_keeps_exports_that_are_being_written(tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == [".hf.running.partial", ".other.killed.partial"]
 
 
+def write_model_with_code(directory: Path) -> None:
+    """Write the configuration of a model and its code."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({**TINY, "vocab_size": 61, "auto_map": AUTO_MAP}))
+    (directory / "configuration_own.py").write_text(CONFIG_CODE)
+    (directory / "modeling_own.py").write_text(MODEL_CODE)
+
+
 @pytest.mark.parametrize("trust", [False, True], ids=["code of transformers", "code of the repository"])
 def test_export_has_the_code_that_its_configuration_names(tmp_path: Path, trust: bool) -> None:
     """Many models that transformers has a class for, such as Phi 3, still name code in their configuration."""
     base, output = tmp_path / "base", tmp_path / "hf"
-    base.mkdir()
-    (base / "config.json").write_text(json.dumps({**TINY, "vocab_size": 61, "auto_map": AUTO_MAP}))
-    (base / "configuration_own.py").write_text(CONFIG_CODE)
-    (base / "modeling_own.py").write_text(MODEL_CODE)
+    write_model_with_code(base)
     write_config(AutoConfig.from_pretrained(base, trust_remote_code=trust), ModelSettings(path=str(base)), output)
 
     config = AutoConfig.from_pretrained(output, trust_remote_code=True)
