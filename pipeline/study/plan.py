@@ -13,6 +13,8 @@ import yaml
 from data_prep.readers import read_file
 from pipeline.common.atomic_io import read_json_or_none, sha256_file, write_json
 from pipeline.common.errors import UserError
+from pipeline.compare import MEAN
+from pipeline.evaluation.dataset import read_examples
 from pipeline.study.continuation import continue_study, is_trained
 from pipeline.study.settings import CHOICES, RESULTS_FILE, SETTINGS_FILE, StudySettings
 
@@ -131,13 +133,15 @@ def _check_variant(study: StudySettings, variant: Variant) -> None:
 
 
 def _check_splits(study: StudySettings) -> None:
-    """Check that both splits have the primary languages, and that they share no question."""
+    """Check that both splits can be evaluated and have the primary languages, and that they share no question."""
+    if MEAN in study.primary and len(study.primary) > 1:
+        raise UserError(f"--primary: give either {MEAN} or languages")
     questions = []
     for path in filter(None, (study.test, study.dev)):
-        rows = [row.value for row in read_file(Path(path)) if isinstance(row.value, dict)]
-        languages = {row.get("lang") for row in rows}
-        if missing := [lang for lang in study.primary if lang not in ("mean", *languages)]:
+        languages = {example.lang for example in read_examples(Path(path))}
+        if missing := [lang for lang in study.primary if lang not in (MEAN, *languages)]:
             raise UserError(f"{path}: no records in {missing[0]}, which --primary names")
+        rows = [row.value for row in read_file(Path(path))]
         keys = ("lang", "question", "messages")
         questions.append({json.dumps([row.get(key) for key in keys], default=str) for row in rows})
     if common := len(set.intersection(*questions)) if len(questions) > 1 else 0:

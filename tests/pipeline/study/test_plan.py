@@ -148,7 +148,7 @@ def test_study_grows_but_its_measure_and_test_split_are_fixed(study: StudySettin
     with pytest.raises(UserError, match=r"study\.json: .* another primary \(\['mean'\], now \['sw'\]\)"):
         begin_study(replace(study, primary=("sw",)))
     copy = tmp_path / "copy.jsonl"
-    copy.write_text(Path(study.test).read_text() + Path(study.test).read_text().splitlines()[0] + "\n")
+    copy.write_text("".join(Path(study.test).read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="began with another test"):
         begin_study(replace(study, test=str(copy)))
 
@@ -171,7 +171,9 @@ def test_study_of_random_weights_has_no_base(study: StudySettings, prepared: Pre
     assert command[command.index("--run") + 1 : command.index("--output")] == runs
 
 
-def test_study_refuses_bad_settings(study: StudySettings, with_trials: StudySettings) -> None:
+def test_study_refuses_bad_settings(study: StudySettings, with_trials: StudySettings, tmp_path: Path) -> None:
+    no_gold = tmp_path / "no_gold.jsonl"
+    no_gold.write_text('{"pair_id": "d", "lang": "en", "question": "1 + 1?"}\n')
     for changes, message in (
         ({"variants": ("sft", "magic")}, "--variants: no variant 'magic'"),
         ({"variants": ("solar",)}, "must include the baseline sft"),
@@ -180,6 +182,8 @@ def test_study_refuses_bad_settings(study: StudySettings, with_trials: StudySett
         ({"dev": study.test}, "questions are in .* too; settings must be chosen on others"),
         ({"primary": ("sw", "am")}, "no records in am, which --primary names"),
         ({"dev": with_trials.dev, "primary": ("th",)}, r"dev\.jsonl: no records in th, which --primary names"),
+        ({"primary": ("mean", "sw")}, "--primary: give either mean or languages"),
+        ({"dev": str(no_gold)}, r"no_gold\.jsonl row 1: `gold` is missing"),
         ({"dev": with_trials.dev, "seeds": (3,)}, "--seeds: 3 is the seed of the trials"),
     ):
         with pytest.raises(UserError, match=message):
