@@ -4,7 +4,7 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,9 @@ def plan_jobs(study: StudySettings) -> list[Job]:
             for number, factor in enumerate(factors, start=1):
                 run = study.trial(variant.name, number)
                 arguments = tuple(trial_arguments(study, variant, factor))
-                trials += _train_and_evaluate(study, variant, run, study.dev, (), {}, arguments)
+                jobs_of_trial = _train_and_evaluate(study, variant, run, study.dev, (), {}, arguments)
+                is_chosen = study.choice(variant.name).is_file()  # the trials may have been deleted since
+                trials += [replace(job, done=job.done or is_chosen) for job in jobs_of_trial]
         waits = tuple(job.name for job in trials if job.kind == "evaluate")
         done = all(study.choice(variant.name).is_file() for variant in variants)
         jobs += [*trials, Job("choose", "choose", waits, {"OUTPUT": study.output}, done=done)]

@@ -1,6 +1,7 @@
 """The jobs of a study, the choice of settings, and what may not change once it has begun."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,11 @@ def test_choice_is_best_trial_of_primary_measure_and_kept(with_trials: StudySett
     (study.trial("solar", 1) / "evaluation.json").write_text((study.root / "better" / "evaluation.json").read_text())
     choose_settings(study)
     assert study.choice("solar").read_text().splitlines() == ["--loss.alignment_weight", "3"]
+    for trial in study.root.glob("*-trial*"):  # to free disk space
+        shutil.rmtree(trial)
+    study = begin_study(replace(study, variants=("sft", "hard_tokens"), seeds=(4,)))
+    trials = {job.name: job.done for job in plan_jobs(study) if "trial" in job.name}
+    assert len(trials) == 18 and all(done == ("hard_tokens" not in name) for name, done in trials.items())
 
 
 def test_variants_are_compared_over_seeds(study: StudySettings) -> None:
