@@ -1,7 +1,7 @@
 """Train SentencePiece models, and convert them to transformers tokenizers with this project's chat template."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import sentencepiece
@@ -14,6 +14,7 @@ from transformers.convert_slow_tokenizer import generate_merges
 from data_prep.readers import first_line
 from pipeline.common.errors import UserError
 
+MAX_TEXT_BYTES = 1 << 16  # SentencePiece skips longer texts without an error
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 # The stop token after an assistant message is a target, so that the model learns to stop.
@@ -48,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=_short_texts(texts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -63,13 +64,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             bos_id=1,
             eos_id=2,
             pad_id=3,
-            max_sentence_length=1 << 16,
+            max_sentence_length=MAX_TEXT_BYTES,
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
         reason = first_line(error)
         raise UserError(f"SentencePiece cannot train a vocabulary of {vocab_size} on this data ({reason})") from None
     return from_sentencepiece(model.getvalue())
+
+
+def _short_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts, and those that could be too long for SentencePiece in parts."""
+    size = MAX_TEXT_BYTES // 4  # characters; UTF-8 has at most four bytes for each
+    for text in texts:
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
 
 
 def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> PreTrainedTokenizerFast:

@@ -229,3 +229,9 @@ def test_load_tokenizer_distinguishes_hub_ids_from_paths(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^Some/Model: cannot be loaded as a tokenizer \(no such model\)$"):
         load_tokenizer("Some/Model")
     assert requested == [("Some/Model", False)]
+
+
+def test_train_tokenizer_reads_long_texts() -> None:
+    """A chain of thought may have more bytes than SentencePiece reads of a sentence."""
+    tokenizer = train_tokenizer(["ab", "สวัสดี " * 6000], 280)
+    assert len(tokenizer.tokenize("สวัสดี")) < 6
