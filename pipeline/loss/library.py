@@ -119,6 +119,8 @@ def _check_settings(settings: LossSettings) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)!r}; choose from {', '.join(choices)}")
     if unknown := set(settings.detach) - set(get_args(Detach)):
         raise ValueError(f"detach has {', '.join(sorted(unknown))}; choose from {', '.join(get_args(Detach))}")
+    if settings.top_k is not None and settings.top_k < 1:
+        raise ValueError(f"top_k is {settings.top_k}; it must be at least 1, or None for the whole vocabulary")
     if not settings.pools_vocabulary:
         raise ValueError("pooling_tokens 'hidden_states' is a setting of the trainer; use 'soft' or 'hard'")
     if settings.centring or settings.vocabulary_weights is not None:

@@ -225,6 +225,7 @@ ONE_SEQUENCE_AT_A_TIME = LossSettings(memory_budget_mb=1e-6)
         (_batch([2, 1], [0, 0], [1, 2]), 2, LossSettings(), "lengths sum to 3, but there are 2"),
         (_batch([2, 1], [0, 0]), 3, LossSettings(distance="l2"), "distance is 'l2'; choose from cosine"),  # type: ignore[arg-type]
         (_batch([2, 1], [0, 0]), 3, LossSettings(detach=("pivots",)), "detach has pivots"),  # type: ignore[arg-type]
+        (_batch([2, 1], [0, 0]), 3, LossSettings(top_k=0), "top_k is 0; it must be at least 1"),
     ],
 )
 def test_alignment_sft_loss_rejects_what_it_would_compute_wrongly(
