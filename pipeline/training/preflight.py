@@ -126,8 +126,7 @@ def prepare_run(config: Config, rank: int, world_size: int) -> PreparedRun:
     _check_languages(config, shards.manifest)
     _check_sequence_lengths(shards.sources, model_config)
     eval_shards = _open_eval_shards(config, shards, tokenizer, model_config)
-    if rank == 0 and len(tokenizer) > vocab_size:  # reads all tokens
-        _check_tokens([*shards.sources, *([eval_shards] if eval_shards else [])], vocab_size)
+    _check_tokens([*shards.sources, *filter(None, [eval_shards])], len(tokenizer), vocab_size, rank)
     ensure_writable(Path(config.output_dir), setting="output_dir")
     split = BatchSplit(
         training.train_batch_size,
@@ -170,12 +169,16 @@ def _check_model(config: Config, model_config: PreTrainedConfig, rank: int) -> N
         check_model(model_config, config.model, config.training.sequence_parallel_size)
 
 
-def _check_tokens(sources: Sequence[ShardSet], vocab_size: int) -> None:
+def _check_tokens(sources: Sequence[ShardSet], tokenizer_size: int, vocab_size: int, rank: int) -> None:
     """Check that the model has all tokens of the data. Some models lack the last ones of their tokenizer.
+
+    For those, rank 0 reads all tokens.
 
     Raises:
         UserError: it lacks one.
     """
+    if rank != 0 or tokenizer_size <= vocab_size:
+        return
     for source in sources:
         largest = max(source.largest_token(), source.manifest["tokenizer"]["pad_token_id"])
         if largest >= vocab_size:
