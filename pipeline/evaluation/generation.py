@@ -19,6 +19,7 @@ from pipeline.evaluation.progress import Generation
 from pipeline.evaluation.reasoning import THINK, split_reasoning
 from pipeline.evaluation.sampling import Sampling, sampling_processors
 from pipeline.models.adapters import load_exported
+from pipeline.models.loading import needs_own_code
 from pipeline.models.stop_tokens import stop_strings, stop_token_ids
 
 # The type annotations of transformers lack a causal LM's generate() and the return types of a tokenizer.
@@ -29,7 +30,11 @@ PROMPT_END = 16  # tokens at the end of a prompt that may open a think block
 
 
 def load_for_generation(
-    path: Path | str, dtype: str, chat_template: str | None = None, default_template: str | None = None
+    path: Path | str,
+    dtype: str,
+    chat_template: str | None = None,
+    default_template: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Model, Tokenizer]:
     """Load a model or adapter in evaluation mode onto the device of this rank, and its tokenizer with a padding token.
 
@@ -38,6 +43,7 @@ def load_for_generation(
         dtype: data type, or "auto" for that of the model files.
         chat_template: Jinja template to use instead of the tokenizer's own.
         default_template: Jinja template of a tokenizer that has none.
+        trust_remote_code: whether to run code of the model's repository.
 
     Raises:
         UserError: the directory is missing, cannot be loaded, or has no chat template.
@@ -50,9 +56,10 @@ def load_for_generation(
     tokenizer: Tokenizer = load_tokenizer(path, for_training=False, chat_template=chat_template)
     tokenizer.chat_template = tokenizer.chat_template or default_template
     try:
-        model: Model = load_exported(path, dtype)
+        model: Model = load_exported(path, dtype, trust_remote_code)
     except Exception as error:  # an unreachable Hub can raise almost any exception
-        raise UserError(f"{path}: cannot be loaded as a model ({first_line(error)})") from None
+        reason = needs_own_code(error, "--trust_remote_code") or first_line(error)
+        raise UserError(f"{path}: cannot be loaded as a model ({reason})") from None
     if not tokenizer.chat_template:
         raise UserError(
             f"{path}: the tokenizer has no chat template; give one with --chat_template FILE, or examples with "

@@ -87,7 +87,7 @@ def _prepare_model(settings: EvaluationSettings, examples: Sequence[Example]) ->
     template = read_chat_template(Path(settings.chat_template)) if settings.chat_template else None
     default = PLAIN_TEMPLATE if settings.few_shot else None
     path = Path(settings.model) if Path(settings.model).is_dir() else settings.model
-    model, tokenizer = load_for_generation(path, settings.dtype, template, default)
+    model, tokenizer = load_for_generation(path, settings.dtype, template, default, settings.trust_remote_code)
     encoded = encode_prompts(tokenizer, examples, settings.chat_template_kwargs)
     prompts = [prompt for prompt in encoded for _ in range(settings.num_samples)]
     seeds = _seeds(settings, examples)

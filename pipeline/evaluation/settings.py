@@ -37,6 +37,7 @@ class EvaluationSettings:
         few_shot: JSON Lines or Parquet of records with answers, which precede each question as completed turns. A
             tokenizer without chat template then gets a plain one.
         num_shots: number of these records, the first ones in the language of the question.
+        trust_remote_code: run code of the model's repository.
         allow_stale: evaluate an export even if its run has a newer checkpoint.
     """
 
@@ -58,6 +59,7 @@ class EvaluationSettings:
     chat_template: str | None = None
     few_shot: str | None = None
     num_shots: PositiveInt = 8
+    trust_remote_code: bool = False
     allow_stale: bool = False
 
 
@@ -79,6 +81,8 @@ def check_settings(settings: EvaluationSettings) -> None:
         raise UserError("--base_url needs --output, the directory for the results")
     if settings.chat_template is not None:
         raise UserError("--chat_template has no effect on a server; start the server with the chat template")
+    if settings.trust_remote_code:
+        raise UserError("--trust_remote_code has no effect on a server; start the server with it")
     if settings.dtype != "auto":
         raise UserError("--dtype has no effect on a server; start the server with the data type")
 

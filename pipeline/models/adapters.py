@@ -80,7 +80,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
     return model
 
 
-def load_exported(path: Path | str, dtype: Any) -> PreTrainedModel:
+def load_exported(path: Path | str, dtype: Any, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a Hugging Face model, or the directory of a `peft` adapter into its base model.
 
     transformers can load adapters too, but with version 5.23 it leaves DoRA's magnitudes at their initial values.
@@ -89,10 +89,10 @@ def load_exported(path: Path | str, dtype: Any) -> PreTrainedModel:
         OSError, ValueError, KeyError: it cannot be loaded.
     """
     if not (Path(path) / ADAPTER_CONFIG).is_file():
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
     peft = import_optional("peft")
     name = peft.PeftConfig.from_pretrained(path).base_model_name_or_path
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
     return peft.PeftModel.from_pretrained(base, path).get_base_model()
 
 

@@ -54,6 +54,7 @@ def load_model_config(settings: ModelSettings, tokenizer_size: int) -> PreTraine
         reason = " ".join(map(str.strip, lines if isinstance(error, StrictDataclassError) else lines[:1]))
         # transformers lists all model types that it knows.
         reason = reason if len(reason) < 300 else f"{reason[:300]} ..."
+        reason = needs_own_code(error, "model.trust_remote_code") or reason
         raise UserError(f"{name}: cannot load the model configuration: {reason}") from error
     if settings.path is None and config.vocab_size < tokenizer_size:
         raise UserError(f"{name}: vocab_size {config.vocab_size} is smaller than the tokenizer's {tokenizer_size}")
@@ -227,6 +228,13 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Build the model on the meta device (shapes without weights)."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=has_own_code(config))
+
+
+def needs_own_code(error: Exception, setting: str) -> str | None:
+    """Return what to do if transformers failed because it may not run code of a model's repository, or else None."""
+    if "trust_remote_code=True" not in str(error):
+        return None
+    return f"it needs code of its repository; read that code, then set {setting}"
 
 
 def has_own_code(config: PreTrainedConfig) -> bool:

@@ -49,8 +49,8 @@ def measure_model(args: argparse.Namespace) -> None:
     own = own_answers(parallel, Path(args.generations)) if args.generations else None
     output = Path(args.output or args.model)
     check_not_stale(Path(args.model))
-    model, tokenizer = load_for_generation(Path(args.model), args.dtype)
-    check_model(model.config, ModelSettings(path=args.model))
+    model, tokenizer = load_for_generation(Path(args.model), args.dtype, trust_remote_code=args.trust_remote_code)
+    check_model(model.config, ModelSettings(path=args.model, trust_remote_code=args.trust_remote_code))
     ensure_writable(output)
     layers = choose_layers(len(model.get_decoder().layers), args.layers)
     scattered = {layer_name(layers[-1]), FINAL, SOFT}
@@ -136,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="sequences per batch")
     parser.add_argument("--limit", type=int, help="use only the first LIMIT questions")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code of the model's repository")
     return parser
 
 

@@ -17,15 +17,8 @@ from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config, ModelSettings
 from pipeline.export import export
+from tests.model_code import write_model_with_code
 from tests.runs import TINY
-
-CONFIG_CODE = "from transformers import Qwen2Config\nclass OwnConfig(Qwen2Config):\n    pass\n"
-MODEL_CODE = """from transformers import Qwen2ForCausalLM
-from .configuration_own import OwnConfig
-class OwnForCausalLM(Qwen2ForCausalLM):
-    config_class = OwnConfig
-"""
-AUTO_MAP = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
 
 
 def test_remove_abandoned_keeps_exports_that_are_being_written(tmp_path: Path) -> None:
@@ -41,14 +34,6 @@ def test_remove_abandoned_keeps_exports_that_are_being_written(tmp_path: Path) -
     os.utime(tmp_path / ".other.killed.partial", (long_ago, long_ago))
     remove_abandoned(tmp_path / "hf")
     assert sorted(os.listdir(tmp_path)) == [".hf.running.partial", ".other.killed.partial"]
-
-
-def write_model_with_code(directory: Path) -> None:
-    """Write the configuration of a model and its code."""
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps({**TINY, "vocab_size": 61, "auto_map": AUTO_MAP}))
-    (directory / "configuration_own.py").write_text(CONFIG_CODE)
-    (directory / "modeling_own.py").write_text(MODEL_CODE)
 
 
 @pytest.mark.parametrize("trust", [False, True], ids=["code of transformers", "code of the repository"])

@@ -1,5 +1,7 @@
 """Batched greedy generation with a tiny random model, against a loop over its logits."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from pipeline.common.errors import UserError
 from pipeline.evaluation.dataset import read_examples
 from pipeline.evaluation.generation import encode_prompts, generate, generate_batches, load_for_generation, plan_batches
 from pipeline.evaluation.reasoning import split_reasoning
+from tests.model_code import AUTO_MAP, write_model_with_code
 from tests.pipeline.evaluation.tiny_model import TEMPLATE, make_records, make_tokenizer, overfit, save, write_records
 
 
@@ -108,3 +111,17 @@ def test_plan_batches_leaves_out_finished_ones():
     assert plan_batches(prompts, 2) == [[1, 3], [4, 2], [0]]
     assert plan_batches(prompts, 2, done={1, 3, 4}) == [[4, 2], [0]]
     assert plan_batches(prompts, 2, done={1, 3, 4}, rank=1, world_size=2) == [[0]]
+
+
+def test_load_runs_the_model_s_own_code_only_if_trusted(tmp_path, random_model_dir):
+    """The code names another class than that of transformers."""
+    model = shutil.copytree(random_model_dir, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    write_model_with_code(tmp_path / "code")
+    for file in (tmp_path / "code").glob("*.py"):
+        shutil.copy(file, model)
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": AUTO_MAP}))
+    with pytest.raises(UserError, match="read that code, then set --trust_remote_code"):
+        load_for_generation(model, "float32")
+    loaded, tokenizer = load_for_generation(model, "float32", trust_remote_code=True)
+    assert type(loaded).__name__ == "OwnForCausalLM" and tokenizer.chat_template

@@ -12,7 +12,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.settings import AdapterSettings, ModelSettings
 from pipeline.models.adapters import adapted_meta_model, add_adapter
 from pipeline.models.loading import load_model_config
-from tests.pipeline.checkpoint.test_export_files import write_model_with_code
+from tests.model_code import write_model_with_code
 from tests.runs import TINY
 
 
@@ -84,6 +84,10 @@ def test_quantized_bases_and_adapters_are_refused_as_models(tmp_path: Path) -> N
 
 def test_adapter_of_a_model_with_its_own_code(tmp_path: Path) -> None:
     write_model_with_code(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
+    with pytest.raises(UserError, match=r"read that code, then set model\.trust_remote_code"):
+        load_model_config(ModelSettings(path=str(tmp_path / "base")), 61)
     settings = ModelSettings(path=str(tmp_path / "base"), trust_remote_code=True)
     model = adapted_meta_model(load_model_config(settings, 61), AdapterSettings(r=4))
     assert type(model).__name__ == "OwnForCausalLM"
