@@ -12,7 +12,7 @@ def write_study_inputs(folder: Path) -> dict[str, str]:
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
     for name in ("train", "dev", "test"):
-        records = [{"pair_id": name, "lang": lang, "question": name} for lang in ("en", "sw", "te")]
+        records = [{"pair_id": name, "lang": lang, "question": name, "gold": "1"} for lang in ("en", "sw", "te")]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     recipe = f"{ROOT}/pipeline/recipes/qwen2.5-0.5b.yaml"
     files = {"MODEL": "model", "RECIPE": recipe, "INPUT": "train.jsonl", "DATA": "test.jsonl"}
