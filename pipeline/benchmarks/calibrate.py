@@ -1,7 +1,7 @@
 """Calibrate the planner's step time for a CPU.
 
-Matrix product throughput and memory bandwidth are measured. The host time per module and the latency of a hop are
-fitted to the measurements of `pipeline.benchmarks.plan`.
+Matrix product throughput and memory bandwidth are measured after each timed step. The host time per module and the
+latency of a hop are fitted to the measurements of `pipeline.benchmarks.plan`.
 """
 
 import os
@@ -18,11 +18,11 @@ from pipeline.common.hardware import Device
 from pipeline.plan.prediction import Cluster, Prediction
 from pipeline.plan.workload import PlannedRun
 
-PROBES = 31
+PROBES = 5
 
 
 def probe() -> dict[str, float]:
-    """Measure FLOP/s of a matrix product and bytes/s of an exponential on this rank, with all ranks busy."""
+    """Measure GFLOP/s of a matrix product and GB/s of an exponential on this rank, with all ranks busy."""
     a, b, x = torch.randn(1024, 256), torch.randn(256, 1024), torch.randn(1 << 20)
 
     def median_seconds(operation: Callable[[], Any]) -> float:
@@ -34,12 +34,12 @@ def probe() -> dict[str, float]:
         return statistics.median(times)
 
     product, exponential = median_seconds(lambda: a @ b), median_seconds(lambda: torch.exp(x))
-    return {"flops": 2 * a.numel() * b.shape[1] / product, "bytes_per_s": 2 * x.nbytes / exponential}
+    return {"core_gflops": 2 * a.numel() * b.shape[1] / product / 1e9, "core_gb_s": 2 * x.nbytes / exponential / 1e9}
 
 
-def cpu_device(rates: dict[str, float], module_seconds: float, hop_seconds: float) -> Device:
-    """Return a CPU core of this machine as a device. Its messages go through its own memory."""
-    tflops, gb_s = rates["flops"] / 1e12, rates["bytes_per_s"] / 1e9
+def cpu_device(rates: Row, module_seconds: float, hop_seconds: float) -> Device:
+    """Return a CPU core with the rates of `probe` as a device. Its messages go through its own memory."""
+    tflops, gb_s = rates["core_gflops"] / 1e3, rates["core_gb_s"]
     return Device(
         name="CPU",
         memory_gib=1,
@@ -79,15 +79,14 @@ class StepTimeFit:
     The predicted step time is linear in both constants, so three predictions per run determine it.
     """
 
-    def __init__(self, rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str, float]]) -> None:
-        def coefficients(run: PlannedRun) -> tuple[float, float, float]:
+    def __init__(self, rows: list[Row], runs: list[PlannedRun]) -> None:
+        def coefficients(row: Row, run: PlannedRun) -> tuple[float, float, float]:
             base, module, hop = (
-                predicted_seconds(run, cpu_device(rates[run.ranks], *constants))
-                for constants in ((0, 0), (1, 0), (0, 1))
+                predicted_seconds(run, cpu_device(row, *constants)) for constants in ((0, 0), (1, 0), (0, 1))
             )
             return base, module - base, hop - base
 
-        self.base, self.modules, self.hops = np.array([coefficients(run) for run in runs]).T
+        self.base, self.modules, self.hops = np.array([coefficients(*pair) for pair in zip(rows, runs, strict=True)]).T
         self.measured = np.array([row["step_s"] for row in rows])
         self.module_grid, self.hop_grid = np.meshgrid(np.geomspace(1e-4, 1e-2, 200), np.geomspace(1e-5, 1e-2, 200))
 
@@ -113,20 +112,17 @@ class StepTimeFit:
         return predicted
 
 
-def calibrate(rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str, float]]) -> None:
+def calibrate(rows: list[Row], runs: list[PlannedRun]) -> None:
     """Fit the time per module and per hop to the measured `step_s`, and add the predicted times to the rows.
 
     Prints the errors of the fit and of the cross-validation over cases.
 
     Args:
-        rows: measurements, one per run. Those without `step_s` are left out.
-        rates: result of `probe` by number of ranks.
+        rows: measurements, one per run, with the rates of `probe`. Those without `step_s` are left out.
     """
-    for ranks, rate in rates.items():
-        print(f"{ranks} ranks: {rate['flops'] / 1e9:.0f} GFLOP/s, {rate['bytes_per_s'] / 1e9:.1f} GB/s")
     timed = [i for i, row in enumerate(rows) if row["step_s"] is not None]
     rows, runs = [rows[i] for i in timed], [runs[i] for i in timed]
-    fit, cases = StepTimeFit(rows, runs, rates), np.array([row["case"] for row in rows])
+    fit, cases = StepTimeFit(rows, runs), np.array([row["case"] for row in rows])
     module_seconds, hop_seconds = fit.fit(np.ones(len(rows), bool))
     print(f"fitted: {module_seconds * 1e3:.2f} ms per module, {hop_seconds * 1e3:.2f} ms per hop")
     fitted = fit.predict(module_seconds, hop_seconds)
@@ -139,7 +135,5 @@ def calibrate(rows: list[Row], runs: list[PlannedRun], rates: dict[int, dict[str
             f"{name}: {(errors <= 0.25).sum()} of {len(rows)} rows within 25 %, median error {np.median(errors):.1%}, "
             f"largest error {errors.max():.1%}"
         )
-    for run, row, seconds in zip(runs, rows, fitted, strict=True):
-        rate = rates[run.ranks]
+    for row, seconds in zip(rows, fitted, strict=True):
         row |= with_error("step_s", float(seconds), row["step_s"], 4)
-        row |= {"core_gflops": round(rate["flops"] / 1e9, 1), "core_gb_s": round(rate["bytes_per_s"] / 1e9, 2)}

@@ -5,7 +5,8 @@
 Tiny models of several shapes train with ZeRO-3 on 1, 2, 4 and 8 CPU ranks of this machine. Bytes are counted at every
 collective. Memory is the peak of all live storages after each operation, so temporary allocations within an operation
 are not included. Time is the median wall-clock time of a step, so the machine must be idle. Matmul throughput and
-memory bandwidth are measured first. Then the host time per module and the time per hop are fitted to all rows together.
+memory bandwidth are measured after each timed step, because the speed of a shared machine changes within minutes. Then
+the host time per module and the time per hop are fitted to all rows together.
 """
 
 import argparse
@@ -194,14 +195,14 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, Any]:
         timed_steps: steps to time after those whose bytes are counted; 0 measures no time.
 
     Returns:
-        Received bytes (mean over ranks), number of collectives, live bytes after a step and at its peak, and the
-        median seconds of a step (None without timed steps).
+        Received bytes (mean over ranks), number of collectives, live bytes after a step and at its peak, and `timings`,
+        the medians of the seconds of a step and of the rates of `probe` (None without timed steps).
     """
     from pipeline.training.loop import train_step
     from pipeline.training.state import TrainState
 
     gc.collect()
-    times = []
+    timings = []
     with StorageTracker() as tracker:
         engine = build_case_engine(case)
         for step in range(COUNTED_STEPS):
@@ -217,45 +218,39 @@ def measure_case(case: Case, timed_steps: int) -> dict[str, Any]:
         started = time.perf_counter()
         distributed.all_reduce_sum([normalizers.tokens, normalizers.pairs], engine.device)
         train_step(engine, batches, 1.0, normalizers, TrainState(step))
-        times.append(time.perf_counter() - started)
+        timings.append({"step_s": time.perf_counter() - started, **probe()})
     engine.ds_engine.destroy()
     return {
         "bytes": distributed.all_reduce_sum([counter.received], engine.device)[0] / distributed.world_size(),
         "calls": counter.calls,
         "states": after,
         "peak": tracker.peak,
-        "step_s": statistics.median(times) if times else None,
+        "timings": {
+            name: statistics.median(timing[name] for timing in timings) if timings else None
+            for name in ("step_s", "core_gflops", "core_gb_s")
+        },
     }
 
 
 def run_rank(names: list[str], timed_steps: int) -> None:
-    """Measure the named cases on this rank. If steps are timed, measure the hardware first (`calibrate.probe`).
-
-    Rank 0 prints a JSON line for each measurement.
-    """
+    """Measure the named cases on this rank. Rank 0 prints a JSON line for each case."""
     from pipeline.zero3.process_group import start_process_group
 
     torch.set_num_threads(1)
     start_process_group()
-    rates = probe() if timed_steps else {}
-    if distributed.is_main_process():
-        print(json.dumps({"case": None, **rates}), flush=True)
     for case in CASES:
         if case.name in names:
-            # The probe measures fp32 products. Without instructions for bf16, those in bf16 are slow.
+            # `probe` measures fp32 products. Without instructions for bf16, those in bf16 are slow.
             measurements = measure_case(case, timed_steps if case.precision == "fp32" else 0)
             if distributed.is_main_process():
                 print(json.dumps({"case": case.name, **measurements}), flush=True)
     distributed.shut_down()
 
 
-def launch(
-    ranks: int, names: list[str], timed_steps: int = TIMED_STEPS
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Run the named cases on `ranks` ranks. Return rank 0's hardware rates and its measurements of each case."""
+def launch(ranks: int, names: list[str], timed_steps: int = TIMED_STEPS) -> list[dict[str, Any]]:
+    """Run the named cases on `ranks` ranks. Return rank 0's measurements of each case."""
     options = ["--rank_of", str(ranks), "--cases", *names, "--timed_steps", str(timed_steps)]
-    rates, *measurements = run_ranks(ranks, ["-m", "pipeline.benchmarks.plan", *options])
-    return rates, measurements
+    return run_ranks(ranks, ["-m", "pipeline.benchmarks.plan", *options])
 
 
 def compare(case: Case, ranks: int, measurements: dict[str, Any]) -> Row:
@@ -271,7 +266,7 @@ def compare(case: Case, ranks: int, measurements: dict[str, Any]) -> Row:
     row: Row = {"case": case.name, "ranks": ranks}
     for name, (predicted, measured) in pairs.items():
         row |= with_error(name, predicted, measured, 3)
-    return row | {"phase": memory.peak_phase, "head": run.head, "step_s": measurements["step_s"]}
+    return row | {"phase": memory.peak_phase, "head": run.head, **measurements["timings"]}
 
 
 def main() -> None:
@@ -285,14 +280,13 @@ def main() -> None:
     if args.rank_of:
         run_rank(args.cases, args.timed_steps)
         return
-    rows, rates = [], {}
+    rows = []
     for ranks in args.ranks:
-        rates[ranks], results = launch(ranks, args.cases)
-        for measurements in results:
+        for measurements in launch(ranks, args.cases):
             row = compare(case_named(measurements["case"]), ranks, measurements)
             print_row(row, len(row))
             rows.append(row | {"machine": machine("cpu"), "torch": torch.__version__})
-    calibrate(rows, [planned_run(case_named(row["case"]), row["ranks"]) for row in rows], rates)
+    calibrate(rows, [planned_run(case_named(row["case"]), row["ranks"]) for row in rows])
     write_csv(rows, args.out)
 
 

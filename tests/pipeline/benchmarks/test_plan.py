@@ -12,7 +12,7 @@ def test_prediction_matches_real_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check some cases on two ranks against the error bounds of docs/scaling.md."""
     monkeypatch.setattr(plan, "run_ranks", run_forked_ranks)
     names = ["checkpointed", "gathered", "bf16", "cut", "lora"]
-    _, results = launch(2, names, timed_steps=0)
+    results = launch(2, names, timed_steps=0)
     assert [measurements["case"] for measurements in results] == names
     for measurements in results:
         row = compare(case_named(measurements["case"]), 2, measurements)
