@@ -1,7 +1,8 @@
 """Train with a NaN planted in one gradient: run as each rank, in place of pipeline/train.py, by its test.
 
-Rank 1's gradient of one decoder matrix is NaN from the third step on. Prints a hash of this rank's weights before that
-step's update and after the run has stopped.
+Rank 1's gradient of one decoder matrix is NaN from the last micro-step of the third step on (`always`, the first
+argument) or in that micro-step only (`once`). Prints a hash of this rank's weights before that step's update and after
+the run has stopped.
 """
 
 import hashlib
@@ -26,10 +27,11 @@ def weights(zero: ZeroEngine) -> str:
 
 
 def main() -> int:
+    kind, *words = sys.argv[1:]
     build, original_train, engines = loop.setup_engine, loop.train, []
 
-    def build_and_plant(*words: Any) -> ZeroEngine:
-        zero = build(*words)
+    def build_and_plant(*arguments: Any) -> ZeroEngine:
+        zero = build(*arguments)
         engines.append(zero)
         calls = 0
 
@@ -38,21 +40,22 @@ def main() -> int:
             calls += 1
             if calls == STEP * MICRO_STEPS:
                 print("weights before", weights(zero), flush=True)
-            return gradient * float("nan") if calls >= STEP * MICRO_STEPS and distributed.rank() == 1 else gradient
+            planted = calls == STEP * MICRO_STEPS or (calls > STEP * MICRO_STEPS and kind == "always")
+            return gradient * float("nan") if planted and distributed.rank() == 1 else gradient
 
         _, parameter = next(p for p in zero.ds_engine.module.named_parameters() if "q_proj.weight" in p[0])
         parameter.register_hook(spoil)
         return zero
 
-    def fit_and_tell(*words: Any) -> loop.RunEnd:
+    def fit_and_tell(*arguments: Any) -> loop.RunEnd:
         try:
-            return original_train(*words)
+            return original_train(*arguments)
         finally:
             print("weights after", weights(engines[0]), flush=True)
             distributed.barrier()  # the first rank to end takes the others with it
 
     loop.setup_engine, loop.train = build_and_plant, fit_and_tell
-    return train.main(sys.argv[1:], StopSignal())
+    return train.main(words, StopSignal())
 
 
 if __name__ == "__main__":

@@ -44,11 +44,10 @@ def raise_nonfinite(
         culprits = [text for text in distributed.all_gather_object(local) if text is not None]
         if culprits:
             break
-    location = "; ".join(culprits) or "repeating the step gave finite gradients, which suggests a hardware fault"
-    raise LossError(
-        f"step {step}: the {what} is not finite; stopped before the update. {location}. "
-        "Lower the learning rate or inspect these records"
-    )
+    cause = "Repeating the step gave finite gradients: probably a hardware fault. Restart; if it recurs, on other nodes"
+    if culprits:
+        cause = f"{'; '.join(culprits)}. Lower the learning rate or inspect these records"
+    raise LossError(f"step {step}: the {what} is not finite; stopped before the update. {cause}")
 
 
 def local_gradients_finite(

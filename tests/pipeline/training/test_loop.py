@@ -176,16 +176,20 @@ def test_train_write_failure_on_one_rank(prepared: Prepared, tmp_path: Path) -> 
     assert not list((tmp_path / "run").glob(".*.partial"))
 
 
-def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cause"), [("always", "rank 1 on "), ("once", "Repeating the step gave finite gradients: probably a")]
+)
+def test_train_stops_on_nonfinite_gradients(prepared: Prepared, tmp_path: Path, kind: str, cause: str) -> None:
     """A hook plants NaN gradients on rank 1 in the last micro-step of step 3; the loss is finite."""
     recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer)
-    processes = start_ranks(2, "--config", recipe, script="tests/planted_nan.py")
+    processes = start_ranks(2, kind, "--config", recipe, script="tests/planted_nan.py")
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [LOSS_FAILURE] * 2, outputs
     lines = [line for line in "".join(outputs).splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in "".join(outputs), outputs
-    for part in ("step 3: the gradient norm is not finite", "rank 1 on ", ", pair ids "):
+    for part in ("step 3: the gradient norm is not finite", cause):
         assert part in lines[0]
+    assert (", pair ids " in lines[0]) is (kind == "always")
     assert len(losses(tmp_path / "run")) == 2
     for output in outputs:
         before, after = (re.search(f"weights {when} (\\w+)", output) for when in ("before", "after"))
