@@ -25,15 +25,18 @@ def make_checkpoint(run: Path, step: int) -> Path:
 
 
 def test_newest_checkpoint_skips_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (2, 10, 9):
+    for step in (2, 10, 9, 8):
         make_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-11").mkdir()  # never completed
-    assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == [2, 9, 10]
+    assert [layout.step_of(path) for path in layout.list_checkpoints(tmp_path)] == [2, 8, 9, 10]
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{")
     (tmp_path / "checkpoint-9" / COMPLETE_MARKER).write_text('{"files": {"trai')
+    with (tmp_path / "checkpoint-8" / "trainer_state.json").open("a") as file:
+        file.write(" ")  # overlong
     assert layout.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     output = capsys.readouterr().out
     assert "checkpoint-10/trainer_state.json has 1 bytes" in output and "checkpoint-9/COMPLETE is missing" in output
+    assert "checkpoint-8/trainer_state.json has " in output
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     assert layout.newest_checkpoint(tmp_path) is None
 
