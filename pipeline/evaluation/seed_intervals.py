@@ -136,7 +136,7 @@ def seed_interval(values: np.ndarray) -> SeedInterval:
 
 
 def _p_value(difference: float, squares: MeanSquares, shape: tuple[int, int]) -> float:
-    """Return the largest alpha whose interval excludes 0."""
+    """Return the smallest alpha whose interval excludes 0."""
 
     def excess(log_alpha: float) -> float:
         return float(half_width(*squares, shape, float(np.exp(log_alpha)))) - abs(difference)
