@@ -136,14 +136,18 @@ def seed_interval(values: np.ndarray) -> SeedInterval:
 
 
 def _p_value(difference: float, squares: MeanSquares, shape: tuple[int, int]) -> float:
-    """Return the smallest alpha whose interval excludes 0."""
+    """Return the smallest alpha whose interval excludes 0.
+
+    If all differences are equal, all intervals have width 0. Then it is the p-value of a sign test, which depends on
+    their number.
+    """
 
     def excess(log_alpha: float) -> float:
         return float(half_width(*squares, shape, float(np.exp(log_alpha)))) - abs(difference)
 
-    smallest = -300.0  # a p-value below exp(-300) counts as 0
+    smallest = -300.0  # logarithm of the smallest p-value that is searched
     if abs(difference) < 1e-12:
         return 1.0
     if excess(smallest) < 0:  # all values are equal, or nearly
-        return 0.0
+        return float(2.0 ** (1 - (min(shape) if shape[0] > 1 else shape[1])))
     return float(np.exp(import_optional("scipy.optimize").brentq(excess, smallest, 0.0)))

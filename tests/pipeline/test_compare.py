@@ -118,7 +118,7 @@ def test_compare_runs_accepts_fractions_of_correct_answers(tmp_path):
     two = write_run(tmp_path / "two", {(str(i), "en"): (i + 1) / 8 for i in range(8)})
     result = compare_runs(one, two)
     entry = result["languages"]["en"]
-    assert entry["difference"] == pytest.approx(1 / 8) and "mcnemar_p" not in entry and entry["p"] == 0
+    assert entry["difference"] == pytest.approx(1 / 8) and "mcnemar_p" not in entry and entry["p"] == 2**-7
     assert "| p | Holm p |" in comparison_table(result) and "McNemar" not in comparison_table(result)
     (two / "generations.jsonl").write_text((two / "generations.jsonl").read_text().replace("1.0", "1.5"))
     with pytest.raises(UserError, match="row 8: not a row"):

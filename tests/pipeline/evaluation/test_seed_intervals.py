@@ -93,7 +93,12 @@ def test_p_value_agrees_with_interval():
     for _ in range(60):
         interval = seed_interval(simulate(rng, 3, 60, 0.02, 0.3))
         assert (interval.p < 0.05) == (interval.low > 0 or interval.high < 0)
-    assert seed_interval(np.zeros((2, 5))).p == 1 and seed_interval(np.ones((2, 5))).p == 0
+    assert seed_interval(np.zeros((2, 5))).p == 1
+
+
+def test_p_value_of_equal_differences_depends_on_their_number():
+    """All intervals have width 0, but five examples or two seeds show little."""
+    assert seed_interval(np.ones((1, 5))).p == 2**-4 and seed_interval(np.full((2, 5), 0.1)).p == 0.5
 
 
 def test_reduce_languages_equals_resampled_mean():
