@@ -1,12 +1,14 @@
 """Compare a run with the checkpoint that it resumes from: refuse what must not change, and list what did."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.checkpoint.layout import read_model_config, reading
+from pipeline.checkpoint.export_record import run_id
+from pipeline.checkpoint.layout import list_checkpoints, read_model_config, reading
 from pipeline.checkpoint.resume import check_resumable, find_resumable
-from pipeline.common.errors import UserError
+from pipeline.common.errors import StorageError, UserError
 from pipeline.config.changes import Change, changed_settings, saved_config
 from pipeline.config.settings import Config
 from pipeline.training.preflight import PreparedRun, count_steps
@@ -87,12 +89,13 @@ def compare_with_checkpoint(run: PreparedRun, path: Path) -> ResumePoint:
     """Compare a run with a checkpoint.
 
     Raises:
-        UserError: the run must not resume from it, or it is past the last step of the run.
+        UserError: the run must not resume from it, it is of another run, or it is past the last step of the run.
     """
-    state = check_resumable(path, run.identity)
-    _check_model_config(path, run)
     with reading(path / "config.yaml"):
         before = saved_config((path / "config.yaml").read_text(encoding="utf-8"))
+    _check_own_copy(path, Path(before.output_dir), Path(run.config.output_dir))
+    state = check_resumable(path, run.identity)
+    _check_model_config(path, run)
     changes = changed_settings(before, run.config)
     if refused := [change for change in changes if change.rule is None]:
         listed = ", ".join(map(str, refused))
@@ -130,6 +133,29 @@ def _jumps(run: PreparedRun, before: Config, step: int) -> list[Jump]:
         for metric, name, was, next_value, value in zip(names, labels, last, expected, following, strict=True)
         if was is not None and value is not None and value not in (was, next_value)
     ]
+
+
+def _check_own_copy(path: Path, owner: Path, output_dir: Path) -> None:
+    """Check that a checkpoint in `training.copy_checkpoints_to` is not of another run that uses the same directory.
+
+    Args:
+        path: the checkpoint.
+        owner: the output_dir of the run that saved it.
+        output_dir: the output_dir of this run.
+
+    Raises:
+        UserError: `owner` is another directory and still has checkpoints of that run.
+    """
+    if path.parent == output_dir or owner.resolve() == output_dir.resolve():
+        return
+    saved: list[Path] = []
+    with suppress(StorageError):  # output_dir was changed because the old one cannot be read
+        saved = list_checkpoints(owner)
+    if saved and run_id(saved[-1]) == run_id(path):
+        raise UserError(
+            f"{path}: a checkpoint of the run in {owner}; give this run another training.copy_checkpoints_to, or to "
+            f"continue that run in {output_dir}, move its directory there"
+        )
 
 
 def _check_model_config(path: Path, run: PreparedRun) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -97,6 +98,19 @@ def test_find_checkpoint_read_error_is_not_damage(run: PreparedRun, guard: Guard
         find_checkpoint(run, guard)
     assert caught.value.status == READ_FAILURE and "\n" not in str(caught.value)
     assert sorted(os.listdir(path)) == before
+
+
+def test_find_checkpoint_of_another_run(run: PreparedRun, guard: Guard, tmp_path: Path) -> None:
+    """Two runs with the same second directory: the second one does not continue the first one unless that is lost."""
+    path, copies, other = save_without_weights(run, 2), tmp_path / "copies", tmp_path / "other"
+    shutil.copytree(path, copies / path.name)
+    changes = ["--output_dir", str(other), "--training.copy_checkpoints_to", str(copies), "--training.save_steps", "3"]
+    second = prepare_run(load_config(tmp_path / "run.yaml", changes), 0, 1)
+    message = rf"copies/checkpoint-2: a checkpoint of the run in {path.parent}; give this run another training\.copy_ch"
+    with pytest.raises(AgreedError, match=message):
+        find_checkpoint(second, guard)
+    shutil.rmtree(path)
+    assert found_step(second, guard) == 2
 
 
 def test_find_checkpoint_all_damaged(run: PreparedRun, guard: Guard) -> None:
