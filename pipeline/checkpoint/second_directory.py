@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.checkpoint import layout
+from pipeline.checkpoint.export_record import checkpoint_id, run_id
 from pipeline.checkpoint.file_io import flush_to_disk, publish
 from pipeline.common.errors import StorageError
 
@@ -30,6 +31,7 @@ class CheckpointCopier:
         self._lock = threading.Lock()
         self._waiting: list[Path] = []
         self._current: Path | None = None
+        self._newest: Path | None = None
         self._best_step: int | None = None
         self._stopped = False
 
@@ -46,7 +48,7 @@ class CheckpointCopier:
         best = path.with_name(f"checkpoint-{best_step}")
         with self._lock:
             self._waiting = [path, best] if best != path and (best / layout.COMPLETE_MARKER).is_file() else [path]
-            self._best_step, current = best_step, self._current
+            self._newest, self._best_step, current = path, best_step, self._current
         self._job = self._thread.submit(self._copy_waiting)
         return current
 
@@ -73,6 +75,7 @@ class CheckpointCopier:
         target = self.directory / source.name
         partial = target.with_name(f".{target.name}.partial")
         try:
+            self._check_no_others(source)
             if layout.find_damage(target) is not None:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.parent.mkdir(parents=True, exist_ok=True)
@@ -84,19 +87,40 @@ class CheckpointCopier:
             validation = layout.read_marker(source).get("validation")
             if validation is not None:
                 layout.store_validation(target, validation)
-        except (OSError, StorageError, _CopyStoppedError) as error:
+        except (OSError, StorageError, _NotCopiedError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             print(f"warning: {source.name} not copied to {self.directory}: {reason}", flush=True)
+
+    def _check_no_others(self, source: Path) -> None:
+        """Check that the directory has no checkpoints that rotation would delete, or keep, in place of this run's.
+
+        Raises:
+            _NotCopiedError: It has one of another run, one that is newer than this run, which was then set back to an
+                earlier checkpoint, or one of the same step that is not a copy of `source`.
+            StorageError: The directory cannot be read.
+        """
+        run, checkpoint, newest = run_id(source), checkpoint_id(source), layout.step_of(self._newest or source)
+        for path in layout.list_checkpoints(self.directory):
+            if run and run_id(path) not in ("", run):
+                what = "of another run"
+            elif layout.step_of(path) > newest:
+                what = "newer"
+            elif checkpoint and path.name == source.name and checkpoint_id(path) != checkpoint:
+                what = "not a copy of it"
+            else:
+                continue
+            if layout.find_damage(path) is None:
+                raise _NotCopiedError(f"{path.name} there is {what}; move it away")
 
     def _copy_file(self, source: str, target: str) -> str:
         with open(source, "rb") as reader, open(target, "wb") as writer:
             while block := reader.read(COPY_BLOCK_BYTES):
                 if self._stopped:
-                    raise _CopyStoppedError("the run is stopping; a restart copies the newest checkpoint")
+                    raise _NotCopiedError("the run is stopping; a restart copies the newest checkpoint")
                 writer.write(block)
         return target
 
 
-class _CopyStoppedError(Exception):
-    """A copy was broken off."""
+class _NotCopiedError(Exception):
+    """A copy was broken off, or not begun."""

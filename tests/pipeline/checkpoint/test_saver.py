@@ -1,5 +1,6 @@
 """Copies of checkpoints in a second directory, and a failed save, without a training run."""
 
+import json
 import os
 import shutil
 import threading
@@ -80,6 +81,28 @@ def test_restart_copies_the_checkpoint_it_resumes_from(tmp_path: Path) -> None:
     assert finish_copies(saver)
     for directory in ("run", "copies"):
         assert layout.read_state(tmp_path / directory / "checkpoint-6")["validation"] == validation
+
+
+def test_copies_replace_only_those_of_the_same_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rotation would delete a checkpoint of another run, or the copy if there is a newer one. Both are kept."""
+    run, copies = tmp_path / "run", tmp_path / "copies"
+    for directory in (run, copies):
+        directory.mkdir()
+    others = {2: "of another run", 6: "not a copy of it", 9: "newer"}
+    for path in (make_checkpoint(run, 6), *(make_checkpoint(copies, step) for step in others)):
+        is_own, is_copy = path != copies / "checkpoint-2", path != copies / "checkpoint-6"
+        state = json.dumps({"run_id": "own" if is_own else "other"})
+        (path / "trainer_state.json").write_text(state)
+        marker = {"id": "x" if is_copy else "y", "files": {"trainer_state.json": len(state)}}
+        (path / layout.COMPLETE_MARKER).write_text(json.dumps(marker))
+    for step, what in others.items():
+        before = names(copies)
+        assert finish_copies(make_saver(tmp_path, 6))
+        line = f"warning: checkpoint-6 not copied to {copies}: checkpoint-{step} there is {what}; move it away\n"
+        assert (capsys.readouterr().out, names(copies)) == (line, before)
+        shutil.rmtree(copies / f"checkpoint-{step}")
+    assert finish_copies(make_saver(tmp_path, 6))
+    assert (names(copies), capsys.readouterr().out) == (["checkpoint-6"], "")
 
 
 def test_slow_copy_is_finished_before_the_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
