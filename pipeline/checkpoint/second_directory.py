@@ -114,11 +114,14 @@ class CheckpointCopier:
                 raise _NotCopiedError(f"{path.name} there is {what}; move it away")
 
     def _copy_file(self, source: str, target: str) -> str:
-        with open(source, "rb") as reader, open(target, "wb") as writer:
-            while block := reader.read(COPY_BLOCK_BYTES):
-                if self._stopped:
-                    raise _NotCopiedError("the run is stopping; a restart copies the newest checkpoint")
-                writer.write(block)
+        try:
+            with open(source, "rb") as reader, open(target, "wb") as writer:
+                while block := reader.read(COPY_BLOCK_BYTES):
+                    if self._stopped:
+                        raise _NotCopiedError("the run is stopping; a restart copies the newest checkpoint")
+                    writer.write(block)
+        except OSError as error:  # which shutil.copytree would collect while it goes on with the other files
+            raise _NotCopiedError(error.strerror or str(error)) from error
         return target
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import threading
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_restart_copies_the_checkpoint_it_resumes_from(tmp_path: Path) -> None:
     assert finish_copies(saver)
     for directory in ("run", "copies"):
         assert layout.read_state(tmp_path / directory / "checkpoint-6")["validation"] == validation
+
+
+def test_copy_ends_at_the_first_file_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a full disk, one line gives the reason."""
+    (tmp_path / "run").mkdir()
+    make_checkpoint(tmp_path / "run", 6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        assert finish_copies(make_saver(tmp_path, 6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = f"warning: checkpoint-6 not copied to {tmp_path / 'copies'}: File too large\n"
+    assert (capsys.readouterr().out, names(tmp_path / "copies")) == (line, [])
 
 
 def test_copies_replace_only_those_of_the_same_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
