@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,8 +83,9 @@ class Saver:
         if distributed.is_main_process():
             second = config.training.copy_checkpoints_to
             for directory in map(Path, filter(None, (config.output_dir, second))):
-                for unfinished in directory.glob(".checkpoint-*.partial"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                with suppress(OSError):  # the next save or copy reports a directory that cannot be read
+                    for unfinished in directory.glob(".checkpoint-*.partial"):
+                        shutil.rmtree(unfinished, ignore_errors=True)
             if second is not None:
                 self._copier = CheckpointCopier(Path(second), config.training.save_total_limit)
                 if self.saved_step:  # its copy may have been broken off, or the setting may be new
