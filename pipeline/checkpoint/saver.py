@@ -272,9 +272,9 @@ class Saver:
         Raises:
             UserError: A file cannot be written, or the files of a rank do not appear on this host.
         """
-        files = merge_records(partial, distributed.world_size())
         final = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
         try:
+            files = merge_records(partial, distributed.world_size())
             for name, item in self.pretrained.items():
                 item.save_pretrained(partial / name)
                 for file in (partial / name).rglob("*"):

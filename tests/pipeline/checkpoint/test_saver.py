@@ -14,7 +14,7 @@ import pytest
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.second_directory import CheckpointCopier
-from pipeline.common.errors import AgreedError
+from pipeline.common.errors import AgreedError, UserError
 from pipeline.config.settings import Config, TrainingSettings
 from tests.pipeline.checkpoint.test_layout import make_checkpoint
 
@@ -152,6 +152,16 @@ def test_slow_copy_is_finished_before_the_newest_checkpoint(tmp_path: Path, monk
     assert copied == ["checkpoint-2"] * 2 + ["checkpoint-8"] * 2
     assert names(run) == ["checkpoint-6", "checkpoint-8"]
     assert names(tmp_path / "copies") == ["checkpoint-2", "checkpoint-8"]
+
+
+def test_file_list_of_a_rank_that_cannot_be_read(tmp_path: Path) -> None:
+    saver = make_saver(tmp_path)
+    (tmp_path / "run").mkdir()
+    partial = make_partial(tmp_path / "run", 2)
+    (partial / "files-0.json").unlink()
+    (partial / "files-0.json").mkdir()
+    with pytest.raises(UserError, match=r"^cannot write .*\.checkpoint-2\.partial: Is a directory; fix the cause"):
+        saver._commit(partial)
 
 
 def test_bug_in_the_save_thread_is_no_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
