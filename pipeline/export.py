@@ -69,7 +69,7 @@ def export(
         update: If `output` is an export of the same run, keep it if it is up to date, or if the newest checkpoint is
             asked for and it was made for a named or the best one, or else replace it.
         best: Export the best checkpoint of the run by `training.metric_for_best_model` instead of its newest one.
-        keep_if_evaluated: Keep `output` also if an evaluation of it is in progress.
+        keep_if_evaluated: Keep `output` also if an evaluation of it is in progress. For the end of a run.
         merge: Merge the adapter into its base model. An update of a merged model merges too.
 
     Returns:
@@ -97,7 +97,7 @@ def export(
             return update_export_record(output, existing, record)
         if _is_kept(named, existing, source, newest, keep_if_evaluated):
             return existing
-    partial = _write_partial(source, output, recipe, state, record)
+    partial = _write_partial(source, output, recipe, state, record, at_end=keep_if_evaluated)
     try:  # again, because an evaluation may have begun meanwhile
         if existing and _is_kept(named, existing, source, newest, keep_if_evaluated):
             return existing
@@ -125,17 +125,22 @@ def _record(
     )
 
 
-def _write_partial(source: Path, output: Path, recipe: Config, state: dict[str, Any], record: ExportRecord) -> Path:
+def _write_partial(
+    source: Path, output: Path, recipe: Config, state: dict[str, Any], record: ExportRecord, at_end: bool
+) -> Path:
     """Write an export to a temporary directory beside `output` and return it.
 
-    The directory's name is unique, because another job may export an earlier checkpoint of a run while the run exports
-    its last checkpoint.
+    Its name has a random part, because another job may export an earlier checkpoint of a run while the run exports its
+    last checkpoint. That of the run itself, of which there is one at a time, is fixed: after a signal or a kill, the
+    restarted run replaces what is left.
 
     Raises:
         UserError: It cannot be written.
     """
-    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+    name = "end" if at_end else uuid.uuid4().hex[:8]
+    partial = output.with_name(f".{output.name}.{name}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)
         remove_abandoned(output)
         partial.mkdir(parents=True)
         write_files(source, recipe.model, state, record, partial)

@@ -54,12 +54,35 @@ def test_export_of_a_new_model_names_its_architecture(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
 
 
-def test_export_of_a_checkpoint_that_its_run_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "checkpoint-5"
+def make_checkpoint(source: Path) -> None:
+    """Write what is read before the weights."""
     AutoConfig.for_model(**TINY).save_pretrained(source / "model_config")
     (source / "config.yaml").write_text(layout.recipe_yaml(Config()))
     write_json(source / "trainer_state.json", {"step": 5, "vocab_size": 61})
     write_json(source / "COMPLETE", {"id": "5", "files": {}})
+
+
+def test_restarted_run_replaces_its_unfinished_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a signal stops, or that is killed, leaves a directory of up to the size of the model."""
+
+    class Killed(BaseException):
+        """Ends the process."""
+
+    def write_and_end(*arguments: Any) -> None:
+        (arguments[-1] / "model.safetensors").touch()
+        raise Killed
+
+    make_checkpoint(tmp_path / "run" / "checkpoint-5")
+    monkeypatch.setattr(pipeline.export, "write_files", write_and_end)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            export(tmp_path / "run", tmp_path / "run" / "hf", update=True, keep_if_evaluated=True)
+    assert len(list((tmp_path / "run").glob(".hf*"))) == 1
+
+
+def test_export_of_a_checkpoint_that_its_run_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "checkpoint-5"
+    make_checkpoint(source)
 
     def delete_and_write(*arguments: Any) -> None:
         layout.remove_checkpoint(source)
