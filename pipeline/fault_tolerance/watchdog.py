@@ -184,9 +184,15 @@ class Watchdog:
             "oom_kills": count_oom_kills() - self._oom_kills,
             **self._values,
         }
-        # The next save reports a full disk. If this failed, the run would end as if this rank were the cause.
-        with contextlib.suppress(OSError):
-            write_atomically(heartbeat_path(self.directory, self.rank), json.dumps(content), durable=False)
+        path, text = heartbeat_path(self.directory, self.rank), json.dumps(content)
+        try:
+            write_atomically(path, text, durable=False)
+        except OSError:
+            # The next save reports a full disk. Until then this rank must not count as silent: overwriting the file
+            # takes no more space.
+            with contextlib.suppress(OSError), open(path, "r+", encoding="utf-8") as file:
+                file.write(text)
+                file.truncate()
 
     def _run(self) -> None:
         exit_at, previous = float("inf"), time.monotonic()

@@ -1,6 +1,8 @@
 """What a watchdog reports about other ranks, from their files alone; test_faults.py has whole runs."""
 
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +127,25 @@ def test_silence_is_counted_anew_after_a_stall(tmp_path: Path, monkeypatch: pyte
     for each in watchdogs:
         each.close()
     assert watchdogs[0].first_failure() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_disk_is_no_silence(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mount is not permitted here")
+    try:
+        each = make(tmp_path, 0)
+        each.write_heartbeat()
+        with pytest.raises(OSError, match="No space left"), open(tmp_path / "other", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        each.enter_phase(7, "validating")
+        each.write_heartbeat()
+        heartbeat = json.loads(heartbeat_path(tmp_path, 0).read_text())
+        assert (heartbeat["beats"], heartbeat["phase"]) == (2, "validating")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_record_failure_keeps_first_of_this_start(tmp_path: Path) -> None:
