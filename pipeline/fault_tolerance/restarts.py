@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, storage_errors, write_error
 from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
 
 MAX_STARTS_WITHOUT_PROGRESS = 3
@@ -72,8 +72,13 @@ class RestartLog:
         self._append(event="end", **end, stopped_early=stopped_early)
 
     def _append(self, **event: Any) -> None:
+        """Append an event.
+
+        Raises:
+            UserError: The log cannot be written.
+        """
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
-        with open(self.path, "a", encoding="utf-8") as file:
+        with storage_errors(self.path, write_error), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

@@ -72,6 +72,13 @@ def test_read_restart_log_skips_truncated_line(log: RestartLog) -> None:
     assert [event["event"] for event in read_restart_log(log.path.parent)] == ["start", "first step"]
 
 
+def test_event_that_cannot_be_written_is_one_line(log: RestartLog) -> None:
+    log.path.mkdir()
+    for record in (lambda: log.record_first_step(1), lambda: log.record_end(9, 0, None)):
+        with pytest.raises(UserError, match=r"cannot write .*starts\.jsonl: Is a directory; fix the cause and restart"):
+            record()
+
+
 def test_record_start_resets_failed_starts(log: RestartLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """slurm/lib.sh counts failures before this; a start that is refused still counts."""
     file = tmp_path / "failures"
