@@ -98,8 +98,8 @@ class RunLock:
 
         A file that cannot be read for the moment does not count as taken.
         """
-        if not self.path.exists():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if not self.path.exists():
                 self.path.write_bytes(json.dumps(self._owner).encode())
         holder = read_json_or_none(self.path)
         return holder is None or holder.get("token") == self.token

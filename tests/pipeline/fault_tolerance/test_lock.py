@@ -96,6 +96,8 @@ def test_lock_is_kept_if_deleted_or_unreadable_but_not_if_taken(tmp_path: Path) 
     assert own.keep() and not own.is_held()
     (tmp_path / LOCK).write_text('{"token": "other"}')
     assert not own.keep()
+    own.path = tmp_path / ("x" * 256)  # the call that looks for the file fails, as with a stale handle
+    assert own.keep()
 
 
 def test_lock_has_one_winner_after_concurrent_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
