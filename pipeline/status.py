@@ -46,12 +46,12 @@ def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]]
     last = starts[-1]
     if failed:
         state = "failed"
+    elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
+        state = "running"  # also before this start is recorded, while the shards and a checkpoint are verified
     elif events[-1]["event"] == "end":
         state = "done" if events[-1]["status"] == 0 else "stopped by a signal after saving; restart to resume"
         if events[-1].get("stopped_early"):
             state = "done, stopped early"
-    elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
-        state = "running"
     else:
         state = "gone: rank 0 sends no heartbeat; restart to resume"
     job = f"job {last['job']} on {last['nodes']}, " if last["job"] else ""

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.exit_codes import RANK_FAILURE
-from pipeline.fault_tolerance.restarts import read_restart_log
+from pipeline.common.exit_codes import RANK_FAILURE, STOPPED_BY_SIGNAL
+from pipeline.fault_tolerance import watchdog
+from pipeline.fault_tolerance.lock import RunLock
+from pipeline.fault_tolerance.restarts import RestartLog, read_restart_log
+from pipeline.fault_tolerance.watchdog import heartbeat_path
+from pipeline.status import status
 from tests.conftest import Prepared
 from tests.pipeline.training.test_loop import wait_for_step
 from tests.runs import Fork, losses, python, refuses, start_ranks, train, write_recipe
@@ -74,6 +78,22 @@ def test_killed_rank_ends_others_and_no_step_is_lost(prepared: Prepared, tmp_pat
     steps = [event["step"] for event in read_restart_log(run) if event["event"] == "start"]
     assert steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 10
     assert "done" in python("-m", "pipeline.status", run).stdout
+
+
+def test_status_of_a_restart_that_is_not_recorded_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart first verifies the shards and its checkpoint, which takes minutes."""
+    monkeypatch.setattr(watchdog, "HEARTBEAT_SECONDS", 0.1)
+    log = RestartLog(tmp_path, 0)
+    log.record_start(0, 9, 1)
+    log.record_end(5, STOPPED_BY_SIGNAL, 0.1)
+    (tmp_path / "ranks").mkdir()
+    lock = RunLock(tmp_path, heartbeat_path(tmp_path, 0), 0)
+    heartbeats = watchdog.Watchdog(tmp_path, lock.token, 0, 1, 60)
+    heartbeats.start()
+    assert "state        running" in status(tmp_path)[0]
+    heartbeats.close()
+    lock.release()
+    assert "state        stopped by a signal" in status(tmp_path)[0]
 
 
 def test_status_without_a_run(tmp_path: Path) -> None:
