@@ -1,5 +1,6 @@
 """Exit statuses of all commands, which docs/operations.md explains and slurm/lib.sh acts on, and immediate exit."""
 
+import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -14,6 +15,7 @@ LOSS_FAILURE = 77  # the loss or a gradient is not finite, or the loss jumped; a
 
 def exit_now(status: int) -> NoReturn:
     """Exit immediately, without waiting for other threads or collectives in progress."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the log may be on a full disk
+            stream.flush()
     os._exit(status)

@@ -1,5 +1,6 @@
 """Guard a run: hold the lock, run the watchdog, and terminate all ranks with the status of the first failure."""
 
+import contextlib
 import sys
 import time
 import traceback
@@ -104,9 +105,10 @@ class Guard:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 message = f"error: {label}: lost contact ({reason}); {suspects}; {advice}"
                 self._watchdog.dump_stacks()
-            if status == 1 and not isinstance(error, AgreedError):  # the rank with the bug has printed its traceback
-                traceback.print_exception(error)
-            print(message, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the log may be on a full disk
+                if status == 1 and not isinstance(error, AgreedError):  # the rank with the bug printed its traceback
+                    traceback.print_exception(error)
+                print(message, file=sys.stderr, flush=True)
         else:
             status = (self._watchdog.first_failure() or {"status": status})["status"]
         if self._lock is not None:

@@ -231,7 +231,8 @@ class Watchdog:
         (suspects, advice), stacks = self.describe_suspects(), self.directory / "ranks"
         label = f"rank {self.rank} on {self.host}"
         message = f"error: {label}: {reason}; {suspects}; stacks in {stacks}; {advice}"
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may be on a full disk
+            print(message, file=sys.stderr, flush=True)
         self.dump_stacks()
         exit_now(RANK_FAILURE)
 

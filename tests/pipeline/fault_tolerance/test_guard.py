@@ -2,16 +2,19 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from torch.distributed import DistBackendError
 
-from pipeline.common.exit_codes import RANK_FAILURE
+from pipeline.common.exit_codes import RANK_FAILURE, USER_ERROR
 from pipeline.fault_tolerance import guard, watchdog
 from pipeline.fault_tolerance.guard import Guard
 from pipeline.fault_tolerance.signals import StopSignal
+from tests.runs import ENVIRONMENT, ROOT
 
 NCCL = "NCCL error in: NCCLUtils.cpp:94, NCCL version 2.27.5\nncclError: Call failed.\nLast error:\n"
 MEMORY = "Failed to CUDA calloc async 608 bytes: out of memory"
@@ -51,3 +54,27 @@ def test_failed_collective_is_reported_with_its_reason(
     assert caught.value.code == status and message in errors
     assert ("Traceback" in errors) == (status == 1)
     assert json.loads((tmp_path / "ranks" / "failed.json").read_text())["status"] == status
+
+
+FAILING_RANK = """
+import sys, time
+from pathlib import Path
+from pipeline.common.errors import UserError
+from pipeline.fault_tolerance import guard, watchdog
+from pipeline.fault_tolerance.signals import StopSignal
+
+watchdog.HEARTBEAT_SECONDS = 0.05
+with guard.Guard(Path(sys.argv[1]), StopSignal(), timeout=1, started_at=0):
+    print("step 1")
+    if sys.argv[2] == "hangs":
+        time.sleep(60)
+    raise UserError("a mistake")
+"""
+
+
+@pytest.mark.parametrize(("case", "status"), [("fails", USER_ERROR), ("hangs", RANK_FAILURE)])
+def test_rank_ends_with_its_status_although_its_log_is_on_a_full_disk(tmp_path: Path, case: str, status: int) -> None:
+    command = [sys.executable, "-c", FAILING_RANK, str(tmp_path), case]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT, env=ENVIRONMENT, timeout=90)
+    assert process.returncode == status
