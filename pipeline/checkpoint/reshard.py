@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from pipeline.checkpoint.export_record import checkpoint_id
-from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, universal_path
+from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, find_damage, universal_path
+from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
 from pipeline.zero3.safe_loading import weights_only_loading
 
@@ -17,15 +18,17 @@ WORKERS = 4  # processes of DeepSpeed's converter; each loads the file of one sa
 
 
 def convert_to_universal(path: Path, output_dir: Path) -> None:
-    """Write the universal copy of a checkpoint into `output_dir` unless it exists. Call it on rank 0 only.
+    """Write the universal copy of a checkpoint into `output_dir` unless an intact one exists. Call it on rank 0 only.
+
+    Its COMPLETE has the id of the checkpoint and the sizes of its own files, which a power failure can truncate.
 
     Raises:
         UserError: The converter failed, for example because the disk is full. The conversion needs free space of up to
             twice the checkpoint's size.
     """
     final = universal_path(output_dir, path)
-    marker = (path / COMPLETE_MARKER).read_bytes()
-    if checkpoint_id(final) == checkpoint_id(path) != "":  # a random id, which identifies the origin of the copy
+    identity = checkpoint_id(path)  # a random id, which identifies the origin of the copy
+    if checkpoint_id(final) == identity != "" and find_damage(final) is None:
         return
     partial = final.with_name(final.name + ".partial")
     for old in (final, partial):
@@ -53,7 +56,8 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
             f"{path}: cannot be converted for a different number of ranks ({reason}); free up to twice its size "
             f"in {output_dir}, or use the number of ranks that saved it"
         )
-    (partial / COMPLETE_MARKER).write_bytes(marker)
+    sizes = {str(file.relative_to(partial)): file.stat().st_size for file in partial.rglob("*") if file.is_file()}
+    write_json(partial / COMPLETE_MARKER, {"id": identity, "files": sizes})
     os.replace(partial, final)
 
 

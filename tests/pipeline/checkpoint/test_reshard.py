@@ -1,12 +1,14 @@
 """A run resumes on another number of ranks with the same rows in the same order and the same losses."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint.layout import read_state
+from pipeline.checkpoint.layout import read_state, universal_path
+from pipeline.checkpoint.reshard import convert_to_universal
 from tests.conftest import Prepared
 from tests.runs import ROOT, metrics, select_rows, train, validations, write_recipe
 
@@ -109,3 +111,16 @@ def test_resume_bf16_keeps_fp32_weights(prepared: Prepared, tmp_path: Path) -> N
     after = metrics(tmp_path / "whole")
     assert after[2]["ce_loss"] == pytest.approx(before[2]["ce_loss"], rel=1e-6)  # the same weights
     assert after[3]["ce_loss"] == pytest.approx(before[3]["ce_loss"], rel=1e-3)
+    _check_truncated_copy_is_replaced(tmp_path / "whole" / "checkpoint-2")
+
+
+def _check_truncated_copy_is_replaced(checkpoint: Path) -> None:
+    copy = universal_path(checkpoint.parent, checkpoint)
+    file = max(copy.rglob("*.pt"), key=lambda path: path.stat().st_size)
+    size = file.stat().st_size
+    os.truncate(file, 100)
+    convert_to_universal(checkpoint, checkpoint.parent)
+    assert file.stat().st_size == size
+    os.utime(file, (1, 1))
+    convert_to_universal(checkpoint, checkpoint.parent)  # an intact copy is not replaced
+    assert file.stat().st_mtime == 1
