@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from pipeline.benchmarks.ranks import crossover_tokens
 from pipeline.loss import LossSettings
 from tests.runs import ROOT
 
@@ -82,6 +83,13 @@ def test_host_time() -> None:
         for row, (ranks, *cells) in zip(rows_of("host_time"), table("scaling", head), strict=True):
             assert ranks.replace(",", "") == row["ranks"]
             assert [float(cell) for cell in cells[: len(names)]] == [round(float(row[name]), 1) for name in names]
+
+
+def test_crossover_of_the_heads() -> None:
+    (found,) = re.findall(
+        r"crossover at (\d+) target tokens per\s+rank on 4 ranks, and at (\d+) on 2", page("performance")
+    )
+    assert found == (str(crossover_tokens(4)), str(crossover_tokens(2)))
 
 
 def test_passes_over_the_logits() -> None:
