@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pipeline.benchmarks.ranks import crossover_tokens
+from pipeline.benchmarks.scale import point, published_model_stats, published_models
 from pipeline.loss import LossSettings
 from tests.runs import ROOT
 
@@ -73,6 +74,14 @@ def test_predicted_scaling() -> None:
         for count, number in zip(gpus, numbers, strict=True):
             value = cells[model, way.replace(" ", "_"), count]["tokens_per_s_per_gpu"]
             assert number == (f"{float(value):,.0f}" if value else "does not fit"), (model, way, count)
+
+
+@pytest.mark.parametrize("way", ["auto", "vocab_parallel", "full_logits"])
+def test_predicted_scaling_is_that_of_the_planner(way: str) -> None:
+    name = "Qwen2.5-0.5B"
+    found = point(name, published_model_stats(published_models()[name]), "weak", 128, way, "h100")
+    (row,) = (r for r in rows_of("scale") if (r["model"], r["mode"], r["gpus"], r["way"]) == (name, "weak", "128", way))
+    assert {key: str(value) for key, value in found.items()} == row
 
 
 def test_host_time() -> None:
