@@ -1,11 +1,12 @@
 """The tables of docs/results.md against the published values per seed."""
 
 import re
+from statistics import fmean
 
 import pytest
 
 from pipeline.experiments.analysis import PRIMARY, Results, run_comparisons
-from pipeline.experiments.gains_by_world import read_values
+from pipeline.experiments.gains_by_world import gains, mean_and_interval, read_values
 from pipeline.experiments.plan import read_experiment_plan
 from pipeline.experiments.results import accuracy_table, primary_table
 from tests.runs import ROOT
@@ -72,3 +73,15 @@ def test_worlds_of_few_seeds_have_the_published_values() -> None:
                 expected = [100 * model[measure] for model in models.values()]
                 written = [float(value) for value in cell.split(",")]
                 assert written == pytest.approx(expected, abs=error), (world, variant, measure)
+
+
+def test_gains_of_words_with_tied_embeddings() -> None:
+    """docs/training.md quotes three gains and compares two of them on the same seeds."""
+    results = read_values([ROOT / "docs" / "bench" / f"{name}.csv" for name in ("experiment", "worlds")])
+    text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    tied, untied = (gains(results, "words", world) for world in ("tied", "main"))
+    for world, values in (("tied", tied), ("tied_subwords", gains(results, "words", "tied_subwords"))):
+        found = mean_and_interval([*values.values()])
+        interval = f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+        assert interval in text.replace(" points [", " ["), world
+    assert f"and {fmean(untied[seed] for seed in tied):+.1f} on the same seeds" in text
