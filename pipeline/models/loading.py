@@ -201,9 +201,9 @@ def _restore_buffers(name: str, model: PreTrainedModel) -> None:
     """
     stored = model.state_dict().keys()
     buffers = {key: buffer for key, buffer in model.named_buffers() if key in stored}
-    files = file_of_tensors(name) if buffers else {}
-    for key in buffers.keys() & files.keys():
-        buffers[key].data = read_tensor(files[key], key).to(buffers[key].device)
+    for key, file in file_of_tensors(name).items() if buffers else ():
+        if (buffer := buffers.get(text_name(key))) is not None:
+            buffer.data = read_tensor(file, key).to(buffer.device)
 
 
 def _apply_liger_kernel(model: PreTrainedModel) -> None:

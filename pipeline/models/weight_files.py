@@ -9,8 +9,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 
-def weight_files(path: str) -> list[Path]:
-    """Return the safetensors files that transformers loads a model from. Empty if it has none.
+def file_of_tensors(path: str) -> dict[str, Path]:
+    """Return the safetensors file of each tensor that transformers loads of a model. Empty if it has no such files.
 
     A directory may have others, such as Mistral's consolidated.safetensors: the same weights by other names.
 
@@ -22,21 +22,14 @@ def weight_files(path: str) -> list[Path]:
     """
     options = {"_raise_exceptions_for_missing_entries": False}
     if single := cached_file(path, SAFE_WEIGHTS_NAME, **options):
-        return [Path(single)]
+        with safe_open(single, "pt") as tensors:
+            return dict.fromkeys(tensors.keys(), Path(single))
     index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **options)
     if index is None:
-        return []
-    names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    return [Path(index).with_name(name) for name in sorted(names)]
-
-
-def file_of_tensors(path: str) -> dict[str, Path]:
-    """Return the file of each tensor of a model, by the tensor's name. See `weight_files`."""
-    files: dict[str, Path] = {}
-    for file in weight_files(path):
-        with safe_open(file, "pt") as tensors:
-            files |= dict.fromkeys(tensors.keys(), file)
-    return files
+        return {}
+    # The index names the tensors of all files, so that no rank opens hundreds of them.
+    files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    return {tensor: Path(index).with_name(file) for tensor, file in files.items()}
 
 
 def read_tensor(file: Path, name: str) -> torch.Tensor:
