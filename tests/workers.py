@@ -17,6 +17,7 @@ from pipeline.common.launcher import free_port
 from tests.fork_server import ENVIRONMENT, Fork
 
 MAX_RANKS = 4
+ANSWER_SECONDS = 120.0
 
 
 def _serve(address: str, authkey: str, rank: int, port: int) -> None:
@@ -39,6 +40,9 @@ class Workers:
     """`run(function, size, *args)` calls function(group, *args) on `size` ranks and returns their results."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         port = free_port()
         self._folder = tempfile.TemporaryDirectory()
         root = Path(self._folder.name)
@@ -56,7 +60,11 @@ class Workers:
             pipe.send((function, size, args))
         answers = []
         for rank, pipe in enumerate(self.pipes[:size]):
-            if not pipe.poll(120):
+            if not pipe.poll(ANSWER_SECONDS):
+                for process in self.processes:  # a late answer would be taken for that of the next call
+                    process.kill()
+                self._folder.cleanup()
+                self._start()
                 raise TimeoutError(f"rank {rank} did not answer")
             answers.append(pipe.recv())
         for error, _ in answers:
