@@ -165,15 +165,17 @@ class PooledRepresentations:
                 pivot_u = self._center(self.values[pivots], self.language[pivots], running_means)
             else:
                 pivot_u = u[pivots - chunk.first]
+            translations = u[pairs - chunk.first]
+            cosine = cosine_similarity(translations, pivot_u, dim=1)
             if settings.distance == "infonce":
                 distances = self._infonce(u, pairs)
             elif settings.distance == "mse":
-                distances = ((u[pairs - chunk.first] - pivot_u) ** 2).mean(1)
+                distances = ((translations - pivot_u) ** 2).mean(1)
             else:
-                distances = 1 - cosine_similarity(u[pairs - chunk.first], pivot_u, dim=1)
+                distances = 1 - cosine
             total = distances.sum()
         self.distance_sum += total.detach()
-        self.cosine_sum += cosine_similarity(u[pairs - chunk.first], pivot_u, dim=1).sum()
+        self.cosine_sum += cosine.detach().sum()
         if factor == 0:
             return None
         return torch.autograd.grad(total, leaf)[0][self.requires_grad[index]] * factor

@@ -110,15 +110,18 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
     return log_sum, total
 
 
-def largest_logits(z_Cv: Tensor, k: int, block: int) -> tuple[Tensor, Tensor] | None:
-    """Select the k largest logits of each row on a GPU, largest first. Among equal ones, the lower column is first.
+def softmax_with_largest_(z_Cv: Tensor, k: int, block: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor] | None:
+    """Select the k largest logits of each row on a GPU, largest first, and replace z as `softmax_` does.
+
+    Among equal logits, the lower column is first.
 
     Returns:
-        [C, k] values and [C, k] columns, or None if the GPU kernel does not apply.
+        The result of `softmax_`, and the [C, k] values and columns, or None if `top_k.largest_logits` must select: on a
+        CPU, for fp64, and if k exceeds `MAX_SELECTED` or the number of blocks of that many columns.
     """
     if not _use_triton(z_Cv) or k > MAX_SELECTED or z_Cv.shape[1] < k * block:
         return None
-    return triton_kernels.largest_logits(z_Cv, k, block)
+    return triton_kernels.softmax_with_largest_(z_Cv, k, block)
 
 
 def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .kernels import (
     softmax_backward_,
 )
 from .softmax_state import RowStatistics, SoftGradient, SoftmaxState
-from .top_k import TopKMixture, grad_logits, largest_logits, one_hot, pool_top_k, top_k_mixture
+from .top_k import TopKMixture, grad_logits, one_hot, pool_top_k, softmax_with_largest_, top_k_mixture
 from .vocabulary import Vocabulary
 
 # In fp16, dz is normalized, because the range is too small for e and its row sum. This factor prevents underflow.
@@ -94,13 +94,14 @@ class ShardedSoftmax:
         columns, local = self._target_columns(tokens)
         dtype = tokens.ce_weights.dtype
         target_logit = torch.where(local, z.gather(1, columns).squeeze(1).to(dtype), 0) if z.numel() else local * 0.0
-        # This reads the logits, which are overwritten below.
-        largest, columns_of_largest = (None, None) if self.top_k is None else largest_logits(z, self.top_k)
-        tempered, tempered_sums = z, None
-        if self.temperature != 1 and largest is None:
-            tempered = self._buffer("tempered", len(z), z).copy_(z)
-            tempered_sums = softmax_(tempered, self.temperature)
-        sums = softmax_(z, 1.0, largest)
+        tempered, tempered_sums, largest, columns_of_largest = z, None, None, None
+        if self.top_k is not None:
+            sums, largest, columns_of_largest = softmax_with_largest_(z, self.top_k)
+        else:
+            if self.temperature != 1:
+                tempered = self._buffer("tempered", len(z), z).copy_(z)
+                tempered_sums = softmax_(tempered, self.temperature)
+            sums = softmax_(z, 1.0)
         if statistics is None:
             top_k = None if self.top_k is None or largest is None else (largest, self.top_k)
             statistics = RowStatistics.over_ranks(
@@ -188,13 +189,15 @@ class ShardedSoftmax:
 
         if self.bias_grad is not None:
             self.bias_grad.add_((dz.T @ scale.to(dz.dtype)).to(self.bias_grad.dtype), alpha=grad_scale / gain)
-        # With an output in the dtype of the factors, a GPU computes in fp32 without an fp32 temporary.
-        weighted = torch.mul(state.hidden, scale[:, None], out=torch.empty_like(state.hidden))
         total = self.vocabulary.embedding.grad
         if soft is not None and soft.columns is not None and total is not None:
             factor = grad_scale * self._alignment_factor
             add_gradient_(total, self._apply_weights(soft.pooled), soft.grad_u, soft.columns, factor)
             soft = None
+        extra_rows = len(soft.pooled) if soft is not None and self._joint_gradient else 0
+        weighted = state.hidden.new_empty(len(state.hidden) + extra_rows, state.hidden.shape[1])
+        # With an output in the dtype of the factors, a GPU computes in fp32 without an fp32 temporary.
+        torch.mul(state.hidden, scale[:, None], out=weighted[: len(state.hidden)])
         product = self._products(state, weighted, soft, grad_scale / gain)
         return product.mul_((scale * self.vocabulary.logit_scale)[:, None]).to(dz.dtype)
 
@@ -234,14 +237,17 @@ class ShardedSoftmax:
         state.e.scatter_(1, mixture.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
 
     def _products(self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, grad_scale: float) -> Tensor:
-        """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient. Return dz W. `state.e` holds dz."""
-        head, dz = self.vocabulary.head, state.e
+        """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient. Return dz W. `state.e` holds dz.
+
+        `weighted` has free rows for the gradient of `soft` if this is part of the product.
+        """
+        head, dz, rows = self.vocabulary.head, state.e, len(state.e)
         if soft is not None and not self._joint_gradient:
             self._soft.append(soft)
         elif soft is not None:
-            dz = state.e_buffer[: len(state.e) + len(soft.pooled)]
-            dz[len(state.e) :] = self._apply_weights(soft.pooled) * self._alignment_factor
-            weighted = torch.cat([weighted, soft.grad_u.to(weighted.dtype)])
+            dz = state.e_buffer[: len(weighted)]
+            dz[rows:] = self._apply_weights(soft.pooled) * self._alignment_factor
+            weighted[rows:] = soft.grad_u
         if head.grad is not None:
             add_product_(head.grad, dz.T, weighted, grad_scale)
         return state.e @ head.weight

@@ -81,9 +81,6 @@ def positions_of_largest(values_Cn: Tensor, k: int) -> Tensor:
 
 def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the values and columns, [C, j] each, of the j = min(k, v) largest logits of each row, largest first."""
-    on_gpu = kernels.largest_logits(z_Cv, k, BLOCK)
-    if on_gpu is not None:
-        return on_gpu
     rows, v = z_Cv.shape
     blocks = v // BLOCK if rows else 0
     if blocks <= k:
@@ -107,6 +104,15 @@ def largest_logits(z_Cv: Tensor, k: int) -> tuple[Tensor, Tensor]:
         block_start = starts.gather(1, torch.where(in_block, columns // BLOCK, 0))
         columns = torch.where(in_block, block_start + columns % BLOCK, columns + (blocks - k) * BLOCK)
     return values, columns
+
+
+def softmax_with_largest_(z_Cv: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Select the largest logits and replace z by its softmax. Return the results of `softmax_` and `largest_logits`."""
+    on_gpu = kernels.softmax_with_largest_(z_Cv, k, BLOCK)
+    if on_gpu is not None:
+        return on_gpu
+    values, columns = largest_logits(z_Cv, k)
+    return kernels.softmax_(z_Cv, 1.0, values), values, columns
 
 
 def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKStatistics:

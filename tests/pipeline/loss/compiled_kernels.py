@@ -18,19 +18,21 @@ from pipeline.loss.top_k import BLOCK
 
 CAPABILITIES = {"A100": 80, "H100": 90}
 POINTERS = {"log_sum_ptr": "fp32", "total_ptr": "fp32", "weight_ptr": "fp32", "edge_ptr": "i64", "pooled_ptr": "fp32"}
+POINTERS |= {"reference_ptr": "fp32", "bound_ptr": "fp32", "left_ptr": "i16", "count_ptr": "i32"}
 POINTERS |= {"ids_ptr": "i64", "grad_index_ptr": "i64", "inner_ptr": "fp32", "base_ptr": "fp32", "slope_ptr": "fp32"}
+WARPS = {"_pool": 4, "_softmax": triton_kernels.SOFTMAX_WARPS, "_largest_logits": triton_kernels.SELECT_WARPS}
+SELECTION = {"k": 20, "GROUPS": triton_kernels.MIN_GROUPS}
 CONSTANTS = {
-    "_softmax": {"SLACK": 40, "LINE": triton_kernels.LINE},
+    "_softmax": {"SLACK": 40, "LINE": triton_kernels.SOFTMAX_LINE, "BLOCK": BLOCK} | SELECTION,
     "_pool": {"ROWS": triton_kernels.POOL_ROWS, "LINE": triton_kernels.POOL_LINE},
-    "_block_maxima": {"BLOCKS": triton_kernels.LINE // BLOCK, "BLOCK": BLOCK},
-    "_largest_logits": {"k": 20, "BLOCKS": 262_144 // BLOCK, "K": 32, "BLOCK": BLOCK},  # a vocabulary of 262,144
+    "_largest_logits": {"k": 20, "AT_ONCE": triton_kernels.AT_ONCE, "K": 32, "BLOCK": BLOCK},
     "_inner_products": {"LINE": triton_kernels.LINE},
     "_softmax_backward": {"SAME": False, "LINE": triton_kernels.LINE},
 }
 
 
 def resources(name: str, capability: int) -> dict[str, int]:
-    """Return the registers of a thread and the bytes that it spills, for logits in bf16."""
+    """Return the threads of a program, the registers of a thread and the bytes that it spills, for logits in bf16."""
     kernel = getattr(triton_kernels, name)
     signature, aligned = {}, {}
     for number, argument in enumerate(kernel.arg_names):
@@ -44,14 +46,15 @@ def resources(name: str, capability: int) -> dict[str, int]:
             aligned[number,] = [["tt.divisibility", 16]]
     constants = {(kernel.arg_names.index(key),): value for key, value in CONSTANTS[name].items()}
     source = ASTSource(kernel, signature, constants, aligned)
-    warps = 4 if name == "_pool" else 8
+    warps = WARPS.get(name, 8)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    return found | {"threads": 32 * warps}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.loss import VocabularyShard, embedding_lookup
 from pipeline.loss.kernels import softmax_
-from pipeline.loss.top_k import BLOCK, largest_logits
+from pipeline.loss.top_k import BLOCK, softmax_with_largest_
 from tests.pipeline.loss.cases import Case, errors, reference_results, sharded_results
 from tests.pipeline.loss.test_embedding import FACTOR, HIDDEN, PADDED, VOCAB, random_inputs
 from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, LAYOUTS, SETTINGS, UNEVEN, bound_of
@@ -29,13 +29,22 @@ def check(case: Case) -> None:
     assert all(error <= FACTOR_OF_BOUND * bound_of(case) for error in relative.values()), relative
 
 
-def check_softmax_of_sorted_logits(dtype: torch.dtype, direction: int, device: str) -> None:
-    """Use sorted logits, for which the reference of the exponentials has to follow the largest logit."""
+def check_softmax_of_sorted_logits(dtype: torch.dtype, direction: int, device: str, k: int = 0) -> None:
+    """Use sorted logits, for which the reference of the exponentials has to follow the largest logit.
+
+    With k, the softmax's kernel also has to leave the blocks with the largest logits so far, which it replaces later.
+    """
     z = (torch.linspace(-150, 150, 20001, device=device) * direction).repeat(3, 1).to(dtype)
-    expected = z.double()
-    log_sum, total = softmax_(z, 0.5)
-    torch.testing.assert_close(log_sum.double(), (2 * expected).logsumexp(1), rtol=1e-6, atol=0)
-    p = torch.softmax(2 * expected, 1)
+    temperature = 1.0 if k else 0.5
+    scaled = z.double() / temperature
+    if k:
+        expected = z.sort(dim=1, descending=True, stable=True)
+        (log_sum, total), values, ids = softmax_with_largest_(z, k)
+        assert torch.equal(values, expected.values[:, :k]) and torch.equal(ids, expected.indices[:, :k])
+    else:
+        log_sum, total = softmax_(z, temperature)
+    torch.testing.assert_close(log_sum.double(), scaled.logsumexp(1), rtol=1e-6, atol=0)
+    p = torch.softmax(scaled, 1)
     error = (z.double() / total[:, None] - p).norm() / p.norm()
     assert error < 4 * torch.finfo(dtype).eps
 
@@ -46,10 +55,31 @@ def check_largest_logits(dtype: torch.dtype, columns: int, distinct: int, k: int
     buffer = torch.full((7, columns + 37), 1e4, device=device).to(dtype)
     z = buffer[:, :columns]
     z.copy_(torch.randint(-distinct, distinct, z.shape, generator=generator, device=device) / 10)
-    expected = z.sort(dim=1, descending=True, stable=True)
-    values, ids = largest_logits(z, k)
+    check_selection(z, k)
+
+
+def check_selection(z: torch.Tensor, k: int) -> None:
+    """Compare the k largest logits with a stable sort, and each probability with that of float64."""
+    expected, p = z.sort(dim=1, descending=True, stable=True), torch.softmax(z.double(), 1)
+    (_, total), values, ids = softmax_with_largest_(z, k)
+    # The difference of two logits, up to 100, is rounded before it is exponentiated.
+    torch.testing.assert_close(z.double() / total[:, None], p, rtol=4 * torch.finfo(z.dtype).eps + 2e-5, atol=1e-30)
     assert torch.equal(values, expected.values[:, :k])
     assert torch.equal(ids, expected.indices[:, :k])
+
+
+def check_selection_after_larger_logits(dtype: torch.dtype, device: str) -> None:
+    """Use a few logits that are much larger than those before them: the others of the k largest precede the rescaling.
+
+    In the second row, 300 block maxima are equal, and a larger one follows. The blocks with the lowest ids remain.
+    """
+    k, columns = 6, 300 * BLOCK
+    z = torch.zeros(2, columns, device=device, dtype=dtype)
+    z[0] = torch.linspace(-8, 8, columns, device=device).roll(3000)
+    z[0, -200:-197] = 60
+    z[1, ::BLOCK] = 1
+    z[1, 250 * BLOCK + 3] = 2
+    check_selection(z, k)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
@@ -98,16 +128,22 @@ def test_gpu_loss_half_precision_no_worse_than_dense(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("direction", [1, -1])
-def test_gpu_softmax_of_sorted_logits(dtype: torch.dtype, direction: int) -> None:
-    check_softmax_of_sorted_logits(dtype, direction, "cuda")
+@pytest.mark.parametrize("k", [0, 1, 20, 64])
+def test_gpu_softmax_of_sorted_logits(k: int, dtype: torch.dtype, direction: int) -> None:
+    check_softmax_of_sorted_logits(dtype, direction, "cuda", k)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("columns", [20 * BLOCK, 1187, 5000, 151936, 262208])
 @pytest.mark.parametrize("distinct", [1, 3, 100_000])
 def test_gpu_largest_logits_equal_stable_sort(dtype: torch.dtype, columns: int, distinct: int) -> None:
-    for k in (1, 20):
+    for k in (1, 20, 64) if columns >= 64 * BLOCK else (1, 20):
         check_largest_logits(dtype, columns, distinct, k, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_selection_after_larger_logits(dtype: torch.dtype) -> None:
+    check_selection_after_larger_logits(dtype, "cuda")
 
 
 def test_gpu_loss_is_deterministic() -> None:
