@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .indexing import bounds, ranges
-from .settings import LossSettings
+from .settings import CPU_BUDGET_MB, GPU_BUDGET_MB, LossSettings
 from .vocabulary import Vocabulary
 
 AlignmentGroup = Literal["sequence", "pair_group", "all"]
@@ -180,7 +180,7 @@ class BufferSizes:
 
 def budget_bytes(settings: LossSettings, gpu: bool) -> float:
     """Return the memory budget in bytes. `gpu`: whether to use the default of a GPU."""
-    return (settings.memory_budget_mb or (2048 if gpu else 64)) * 2**20
+    return (settings.memory_budget_mb or (GPU_BUDGET_MB if gpu else CPU_BUDGET_MB)) * 2**20
 
 
 def top_k_bytes(settings: LossSettings, vocab_size: int, element_size: int, ranks: int) -> int:

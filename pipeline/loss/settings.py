@@ -11,6 +11,10 @@ Head = Literal["auto"] | ResolvedHead
 Detach = Literal["pivot", "embeddings", "probabilities"]
 SoftTokenEmbeddings = Literal["input", "output"]
 
+# Memory budget in MiB if none is set. That of a GPU is enough for 8,192 target tokens of one rank and a vocabulary of
+# 152k (Qwen), which are then one chunk: every chunk reads the head and its gradient anew.
+CPU_BUDGET_MB, GPU_BUDGET_MB = 64.0, 2560.0
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -49,7 +53,7 @@ class LossSettings:
             and its gradient (`gathered`); `auto` selects the one that is predicted to take less time, or that
             communicates less if the speeds of the device are unknown. The results are equal up to rounding.
         memory_budget_mb: memory of each rank for the logits and hidden states of a subchunk, or with `gathered` for its
-            logits and blocks of the head, in MiB; null: 64 on a CPU, and 2048 on a GPU, where larger matrix products
+            logits and blocks of the head, in MiB; null: 64 on a CPU, and 2560 on a GPU, where larger matrix products
             are faster. The lists of a large `top_k` do not exceed this size either.
     """
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 from pipeline.loss.head_choice import HEADS
-from pipeline.loss.settings import ResolvedHead
+from pipeline.loss.settings import GPU_BUDGET_MB, ResolvedHead
 from pipeline.plan.prediction import GIB, Cluster, Prediction
 
-BUDGETS_MB = (128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+BUDGETS_MB = (128.0, 256.0, 512.0, 1024.0, GPU_BUDGET_MB, 4096.0)
 NO_OFFLOAD, OPTIMIZER, OPTIMIZER_AND_PARAMETERS = OFFLOADS = ("none", "optimizer", "optimizer and parameters")
 MAX_MICRO_BATCH_SIZE = 64
 MAX_GPUS = 4096
@@ -40,7 +40,7 @@ class TunableSettings:
         offload = OPTIMIZER if run.zero.offload_optimizer else NO_OFFLOAD
         if run.zero.offload_param:
             offload = OPTIMIZER_AND_PARAMETERS
-        budget_mb = run.config.loss.memory_budget_mb or 2048.0
+        budget_mb = run.config.loss.memory_budget_mb or GPU_BUDGET_MB
         return cls(run.micro_batch_size, run.checkpointing, offload, run.head, budget_mb)
 
     def apply(self, prediction: Prediction) -> Prediction:

@@ -33,10 +33,10 @@ def test_hops_of_vocab_parallel_match_hand_count() -> None:
 
 
 def test_hops_of_ring_head_match_hand_count() -> None:
-    # The layout of both micro-steps. A quarter of 2048 MiB holds two blocks of 6,241 rows of each shard and their
-    # gradients, so there are four blocks: each is gathered twice and its gradient reduce-scattered. All-reduces: pooled
+    # The layout of both micro-steps. A quarter of 2560 MiB holds two blocks of 7,801 rows of each shard and their
+    # gradients, so there are three blocks: each is gathered twice and its gradient reduce-scattered. All-reduces: pooled
     # representations, cross entropy. Two all-to-alls.
-    assert calls_and_hops("gathered")["loss"] == (1 + 2 * (12 + 2 + 2), 7 + 2 * (12 * 7 + 2 * 14 + 2 * 7))
+    assert calls_and_hops("gathered")["loss"] == (1 + 2 * (9 + 2 + 2), 7 + 2 * (9 * 7 + 2 * 14 + 2 * 7))
 
 
 def test_node_shards_match_hand_count() -> None:
@@ -69,4 +69,4 @@ def test_hops_of_hidden_state_alignment_match_hand_count() -> None:
     """The pooled hidden states take one gather. Nothing is selected, and no probabilities are exchanged."""
     aligned = {"pooling_tokens": "hidden_states", "distance": "infonce"}
     assert calls_and_hops("vocab_parallel", **aligned)["loss"] == (1 + 2 * 4, 7 + 2 * 4 * 7)
-    assert calls_and_hops("gathered", **aligned)["loss"] == (1 + 2 * (12 + 1 + 1), 7 + 2 * (12 * 7 + 14 + 7))
+    assert calls_and_hops("gathered", **aligned)["loss"] == (1 + 2 * (9 + 1 + 1), 7 + 2 * (9 * 7 + 14 + 7))
