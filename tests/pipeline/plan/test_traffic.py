@@ -34,7 +34,7 @@ def test_hops_of_vocab_parallel_match_hand_count() -> None:
 
 def test_hops_of_ring_head_match_hand_count() -> None:
     # The layout of both micro-steps. A quarter of 2560 MiB holds two blocks of 7,801 rows of each shard and their
-    # gradients, so there are three blocks: each is gathered twice and its gradient reduce-scattered. All-reduces: pooled
+    # gradients, so there are three: each is gathered twice and its gradient reduce-scattered. All-reduces: pooled
     # representations, cross entropy. Two all-to-alls.
     assert calls_and_hops("gathered")["loss"] == (1 + 2 * (9 + 2 + 2), 7 + 2 * (9 * 7 + 2 * 14 + 2 * 7))
 
