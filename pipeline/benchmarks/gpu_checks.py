@@ -19,7 +19,7 @@ import torch
 from pipeline.benchmarks import gpu_recipes
 from pipeline.benchmarks.common import ROOT, Row, write_csv
 from pipeline.benchmarks.gpu_profile import profile_step
-from pipeline.benchmarks.gpu_training import Result, check_options, check_training
+from pipeline.benchmarks.gpu_training import Result, check_options, check_ranks, check_training
 from pipeline.benchmarks.loss import MeasurementSettings, measure_variants
 from pipeline.benchmarks.loss_baselines import LossInputs, LossShape, loss_variants
 from pipeline.benchmarks.step import compare, parse_args
@@ -60,6 +60,8 @@ def check_loss(output: Path | None) -> Iterator[Result]:
     )
     inputs = LossInputs.random(LOSS_SHAPE, torch.bfloat16, "cuda", LossSettings())
     profiles = [profile_step(partial(variants[name], inputs))[1] for name in LOSS_VARIANTS[:2]]
+    busy = [sum(profile.values()) for profile in profiles]
+    yield "passed", f"loss: kernels of one call {busy[0]:.1f} ms, {busy[0] / busy[1]:.3f} x cross entropy alone"
     added = {name: ms - profiles[1].get(name, 0.0) for name, ms in profiles[0].items()}
     longest = sorted(added.items(), key=lambda item: -item[1])[:8]
     yield "passed", "kernels that alignment adds, ms: " + "; ".join(f"{ms:.2f} {name[:60]}" for name, ms in longest)
@@ -122,6 +124,7 @@ CHECKS: dict[str, Callable[[Path | None], Iterator[Result]]] = {
     "steps": check_steps,
     "training": check_training,
     "options": check_options,
+    "ranks": check_ranks,
     "recipes": check_recipes,
 }
 

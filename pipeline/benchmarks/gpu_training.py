@@ -1,4 +1,4 @@
-"""Checks of training runs on one GPU: stopped, killed and resumed; offloaded; and each option against a CPU."""
+"""Checks of training runs on GPUs: stopped, killed and resumed; offloaded; each option against a CPU; two ranks."""
 
 import json
 import os
@@ -12,14 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.benchmarks.common import ROOT
-from pipeline.common.exit_codes import STOPPED_BY_SIGNAL
+from pipeline.common.exit_codes import RANK_FAILURE, STOPPED_BY_SIGNAL
+from pipeline.common.launcher import free_port
+from pipeline.loss.head_choice import HEADS
 
 STEPS = 24  # of the training runs
 LOSS_TOLERANCE = 0.01  # relative; attention's backward adds with atomics, and bf16 rounds to 0.4 %
 # Largest relative difference of the losses to fp32 on a CPU. Few steps: rounding grows with them, and after eight, bf16
 # on a CPU differs by up to 7 % too.
 OPTION_STEPS, OPTION_TOLERANCES = 4, {"fp32": 1e-3, "bf16": 2e-2}
+RANKS, SHARED_GPU_NCCL = 2, (2, 30)  # from this version on, NCCL runs several ranks on one GPU
 ADAPTER = ["--model.adapter.r", "8"]
 OPTIONS = {
     "defaults": [],
@@ -77,6 +82,35 @@ def check_options(_: Path | None) -> Iterator[Result]:
             yield _compare_losses(title, losses.result(), expected[name].result(), tolerance)
 
 
+def check_ranks(_: Path | None) -> Iterator[Result]:
+    """Compare two ranks with one, for each head, and kill one of two ranks. With one GPU, the ranks share it."""
+    if torch.cuda.device_count() < RANKS and torch.cuda.nccl.version() < SHARED_GPU_NCCL:
+        found = ".".join(map(str, torch.cuda.nccl.version()))
+        yield "short", f"two ranks: needs two GPUs, or NCCL 2.30 for two ranks on one; found one GPU and NCCL {found}"
+        return
+    yield from compare_ranks(on_cpu=False)
+
+
+def compare_ranks(*settings: str, on_cpu: bool) -> Iterator[Result]:
+    """Do what `check_ranks` says, on GPUs or CPUs, with other settings in the recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _prepare(Path(folder))
+        expected = _train(recipe, Path(folder) / "one", *settings, on_cpu=on_cpu)
+        for head in HEADS:
+            run = Path(folder) / head
+            ranks = _start_ranks(recipe, run, *settings, "--loss.head", head, on_cpu=on_cpu)
+            if any([rank.wait() for rank in ranks]):
+                print(run.with_suffix(".log").read_text()[-2000:], flush=True)
+            yield _compare_losses(f"two ranks, head {head}", _losses(run), expected)
+        run = Path(folder) / "killed"
+        survivor, killed = _start_ranks(recipe, run, *settings, on_cpu=on_cpu)
+        _wait_for_step(killed, run, 2)
+        killed.kill()
+        status = survivor.wait()
+        passed = "passed" if status == RANK_FAILURE else "FAILED"
+        yield passed, f"two ranks, one killed: the other ends with status {status} (expected: {RANK_FAILURE})"
+
+
 def _prepare(folder: Path) -> Path:
     """Generate and pack data, and write a recipe."""
     data, tokenizer, shards = folder / "train.jsonl", folder / "tokenizer", folder / "shards"
@@ -111,12 +145,22 @@ def _prepare(folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
-def _start(recipe: Path, run: Path, *more: str, on_cpu: bool = False) -> subprocess.Popen[bytes]:
-    """Start training on one GPU, or on a CPU."""
+def _start(
+    recipe: Path, run: Path, *more: str, on_cpu: bool = False, launcher: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start training on one GPU, or on a CPU. `launcher` has the environment variables of one of several ranks."""
     command = [sys.executable, "pipeline/train.py", "--config", str(recipe), "--output_dir", str(run), *more]
     log = run.with_suffix(".log").open("ab")
     hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} if on_cpu else {}
-    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | hidden)
+    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | hidden | (launcher or {}))
+
+
+def _start_ranks(recipe: Path, run: Path, *more: str, on_cpu: bool) -> list[subprocess.Popen[bytes]]:
+    """Start training on two ranks."""
+    group = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    group |= {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+    places = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(RANKS))
+    return [_start(recipe, run, *more, on_cpu=on_cpu, launcher=group | place) for place in places]
 
 
 def _losses(run: Path) -> dict[int, float]:
@@ -137,11 +181,16 @@ def _train(recipe: Path, run: Path, *more: str, on_cpu: bool = False) -> dict[in
 def _interrupt(recipe: Path, run: Path, after: int, by: signal.Signals) -> tuple[int, int]:
     """Train and send a signal once step `after` is logged. Return the exit status and the last step logged before."""
     process = _start(recipe, run)
-    while process.poll() is None and max(_losses(run), default=0) < after:
-        time.sleep(0.002)
-    last = max(_losses(run), default=0)
+    last = _wait_for_step(process, run, after)
     process.send_signal(by)
     return process.wait(), last
+
+
+def _wait_for_step(process: subprocess.Popen[bytes], run: Path, step: int) -> int:
+    """Wait until a step is logged or the process has ended. Return the last step logged."""
+    while process.poll() is None and max(_losses(run), default=0) < step:
+        time.sleep(0.002)
+    return max(_losses(run), default=0)
 
 
 def _compare_losses(
