@@ -3,7 +3,8 @@
     python -m pipeline.benchmarks.host_time
 
 One process is rank 0 of a group with torch's `fake` backend, whose collectives return at once. The layouts of the other
-ranks are random. Times are of one process with one thread, in milliseconds per micro-step, and medians:
+ranks are random. Times are of one process with one thread, in milliseconds per micro-step, and medians. The numbers of
+ranks are measured in turn, several times, so that a slow phase of the machine affects all of them:
 
     exchange    build and read the message with the layouts of all ranks, and the routes of the lookup; in training once
                 for all micro-steps of an optimizer step
@@ -104,7 +105,7 @@ def measure(ranks: int, repeats: int) -> Row:
         counts = distinct.counts_by_owner(VOCAB, ranks)
         (layout,), _ = exchange.exchange([batch], "mean", torch.device("cpu"), counts[None])
     sizes = BufferSizes(ranks, -(-VOCAB // ranks), HIDDEN, 2, False, True)
-    settings = LossSettings(memory_budget_mb=2048)
+    settings = LossSettings()
 
     def scheduled() -> HeadSchedule:
         return choose_head(layout, sizes, settings, VOCAB, settings.top_k, BYTES_ONLY)
@@ -171,16 +172,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUTPUT / "host_time", help="output path without .csv")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="calls of each function in a round")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    results: dict[int, list[Row]] = {ranks: [] for ranks in args.ranks}
+    for _ in range(args.rounds):
+        for ranks in args.ranks:
+            dist.init_process_group("fake", rank=0, world_size=ranks)
+            results[ranks].append(measure(ranks, args.repeats) | measure_layer(ranks, args.repeats))
+            dist.destroy_process_group()
     rows: list[Row] = []
-    for ranks in args.ranks:
-        dist.init_process_group("fake", rank=0, world_size=ranks)
-        result = measure(ranks, args.repeats) | measure_layer(ranks, args.repeats)
-        dist.destroy_process_group()
-        rows.append({"ranks": ranks, **result, "machine": machine("cpu"), "torch": torch.__version__})
+    for ranks, rounds in results.items():
+        times = {key: round(median(row[key] for row in rounds), 3) for key in rounds[0] if key.endswith("_ms")}
+        rows.append({"ranks": ranks, **rounds[0], **times, "machine": machine("cpu"), "torch": torch.__version__})
         print_row(rows[-1], 11)
     write_csv(rows, args.out.with_suffix(".csv"))
 
