@@ -1,6 +1,6 @@
 """Elementwise and reduction passes over the logits of one subchunk, in place.
 
-On a GPU the functions call the kernels in `triton_kernels`, except for float64 tensors.
+On a GPU the functions call the kernels in `triton_kernels` and `triton_softmax`, except for float64 tensors.
 
 Shape letters, also used as suffixes of tensor names (`z_Cv` has the shape [C, v]):
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 if (torch.version.cuda or torch.version.hip) and find_spec("triton"):
-    from . import triton_kernels
+    from . import triton_kernels, triton_softmax
 
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
 GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits
@@ -90,7 +90,7 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
     if z_Cv.shape[1] == 0:
         return log_sum.fill_(-torch.inf), total.fill_(1)
     if _use_triton(z_Cv):
-        return triton_kernels.softmax_(z_Cv, temperature)
+        return triton_softmax.softmax_(z_Cv, temperature)
     if z_Cv.dtype == dtype:
         if temperature != 1:
             z_Cv.div_(temperature)
@@ -121,7 +121,7 @@ def softmax_with_largest_(z_Cv: Tensor, k: int, block: int) -> tuple[tuple[Tenso
     """
     if not _use_triton(z_Cv) or k > MAX_SELECTED or z_Cv.shape[1] < k * block:
         return None
-    return triton_kernels.softmax_with_largest_(z_Cv, k, block)
+    return triton_softmax.softmax_with_largest_(z_Cv, k, block)
 
 
 def softcap_(z_Cv: Tensor, softcap: float, derivative_Cv: Tensor) -> Tensor:

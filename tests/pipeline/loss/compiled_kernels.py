@@ -13,19 +13,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipeline.loss import triton_kernels
+from pipeline.loss import triton_kernels, triton_softmax
 from pipeline.loss.top_k import BLOCK
 
 CAPABILITIES = {"A100": 80, "H100": 90}
 POINTERS = {"log_sum_ptr": "fp32", "total_ptr": "fp32", "weight_ptr": "fp32", "edge_ptr": "i64", "pooled_ptr": "fp32"}
 POINTERS |= {"reference_ptr": "fp32", "bound_ptr": "fp32", "left_ptr": "i16", "count_ptr": "i32"}
 POINTERS |= {"ids_ptr": "i64", "grad_index_ptr": "i64", "inner_ptr": "fp32", "base_ptr": "fp32", "slope_ptr": "fp32"}
-WARPS = {"_pool": 4, "_softmax": triton_kernels.SOFTMAX_WARPS, "_largest_logits": triton_kernels.SELECT_WARPS}
-SELECTION = {"k": 20, "GROUPS": triton_kernels.MIN_GROUPS}
+WARPS = {"_pool": 4, "_softmax": triton_softmax.SOFTMAX_WARPS, "_largest_logits": triton_softmax.SELECT_WARPS}
+SELECTION = {"k": 20, "GROUPS": triton_softmax.MIN_GROUPS}
 CONSTANTS = {
-    "_softmax": {"SLACK": 40, "LINE": triton_kernels.SOFTMAX_LINE, "BLOCK": BLOCK} | SELECTION,
+    "_softmax": {"SLACK": 40, "LINE": triton_softmax.LINE, "BLOCK": BLOCK} | SELECTION,
     "_pool": {"ROWS": triton_kernels.POOL_ROWS, "LINE": triton_kernels.POOL_LINE},
-    "_largest_logits": {"k": 20, "AT_ONCE": triton_kernels.AT_ONCE, "K": 32, "BLOCK": BLOCK},
+    "_largest_logits": {"k": 20, "AT_ONCE": triton_softmax.AT_ONCE, "K": 32, "BLOCK": BLOCK},
     "_inner_products": {"LINE": triton_kernels.LINE},
     "_softmax_backward": {"SAME": False, "LINE": triton_kernels.LINE},
 }
@@ -33,7 +33,7 @@ CONSTANTS = {
 
 def resources(name: str, capability: int) -> dict[str, int]:
     """Return the threads of a program, the registers of a thread and the bytes that it spills, for logits in bf16."""
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(triton_softmax if hasattr(triton_softmax, name) else triton_kernels, name)
     signature, aligned = {}, {}
     for number, argument in enumerate(kernel.arg_names):
         if argument in CONSTANTS[name]:

@@ -34,8 +34,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all functions of `kernels` call the Triton kernels."""
-    module = importlib.import_module("pipeline.loss.triton_kernels")
-    monkeypatch.setattr(kernels, "triton_kernels", module, raising=False)
+    for name in ("triton_kernels", "triton_softmax"):
+        monkeypatch.setattr(kernels, name, importlib.import_module(f"pipeline.loss.{name}"), raising=False)
     monkeypatch.setattr(kernels, "_use_triton", lambda z: z.dtype != torch.float64 and z.numel() > 0)
 
 
