@@ -24,6 +24,7 @@ from pipeline.benchmarks.scale_variants import FullLogitsPrediction, OneByOnePre
 from pipeline.common.errors import exit_cleanly
 from pipeline.common.hardware import load_device
 from pipeline.config.settings import Config, LossSettings, TrainingSettings
+from pipeline.loss.settings import GPU_BUDGET_MB
 from pipeline.models.loading import padded_vocab_size
 from pipeline.plan.corpus import PackingRun
 from pipeline.plan.gathers import ZeroSettings
@@ -34,7 +35,7 @@ from pipeline.plan.workload import PlannedRun, Workload
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 SCALE_VARIANTS = ("auto", "vocab_parallel", "gathered", "full_logits", "one_by_one")
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16)
-SCALE_BUDGETS_MB = (32.0, 128.0, 512.0, 2048.0)
+SCALE_BUDGETS_MB = (32.0, 128.0, 512.0, GPU_BUDGET_MB)
 # A row of 4,096 tokens: sequences of 256 tokens in 8 languages, 60 % target tokens, packing efficiency 98.5 %.
 WORKLOAD = Workload(4096, 4034, 2420, 15.8, 13.8, 1_000_000)
 # The sizes of ds_configs/zero3_bf16.json.
