@@ -175,7 +175,7 @@ class PooledRepresentations:
                 distances = 1 - cosine
             total = distances.sum()
         self.distance_sum += total.detach()
-        self.cosine_sum += cosine.detach().sum()
+        self.cosine_sum += cosine.sum()
         if factor == 0:
             return None
         return torch.autograd.grad(total, leaf)[0][self.requires_grad[index]] * factor

@@ -28,7 +28,7 @@ if (torch.version.cuda or torch.version.hip) and find_spec("triton"):
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
 GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits
 PARTS = 8  # batch size to split a product with few rows into, because a CPU only parallelizes over the batch
-MAX_SELECTED = 64  # logits of a row that the GPU kernel selects; it takes as many iterations
+MAX_SELECTED = 64  # logits of a row that the GPU kernel selects; at most the blocks of one of its lines
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def softmax_with_largest_(z_Cv: Tensor, k: int, block: int) -> tuple[tuple[Tenso
 
     Returns:
         The result of `softmax_`, and the [C, k] values and columns, or None if `top_k.largest_logits` must select: on a
-        CPU, for fp64, and if k exceeds `MAX_SELECTED` or the number of blocks of that many columns.
+        CPU, for fp64, and if k exceeds `MAX_SELECTED` or the number of whole blocks.
     """
     if not _use_triton(z_Cv) or k > MAX_SELECTED or z_Cv.shape[1] < k * block:
         return None

@@ -11,8 +11,8 @@ Head = Literal["auto"] | ResolvedHead
 Detach = Literal["pivot", "embeddings", "probabilities"]
 SoftTokenEmbeddings = Literal["input", "output"]
 
-# Memory budget in MiB if none is set. That of a GPU is enough for 8,192 target tokens of one rank and a vocabulary of
-# 152k (Qwen), which are then one chunk: every chunk reads the head and its gradient anew.
+# Memory budget in MiB if none is set. That of a GPU is enough for 8,192 target tokens of one rank in bf16, a vocabulary
+# of 152k (Qwen) and d up to 5,952. They are then one chunk, and every chunk reads the head and its gradient anew.
 CPU_BUDGET_MB, GPU_BUDGET_MB = 64.0, 2560.0
 
 

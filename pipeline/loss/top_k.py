@@ -1,8 +1,9 @@
 """Select the k largest logits of each row over the whole vocabulary (S). Their softmax is the soft token's q.
 
 Among equal logits, the one with the lower id comes first. The k largest entries of a row lie in its k blocks with the
-largest maxima, so a row is read only once, to compute the block maxima. With the vocabulary-parallel head, each rank
-selects from its own columns, and the ranks share the work of merging their lists, 1/R of the rows each:
+largest maxima, so a row is read only once, to compute the block maxima. On a GPU the softmax's kernel does this. With
+the vocabulary-parallel head, each rank selects from its own columns, and the ranks share the work of merging their
+lists, 1/R of the rows each:
 
     k largest logits of each rank      [C, k]   all-to-all: each rank receives the lists of its rows
     merge: size of S on each rank, largest logit, two sums of exponentials, entropy of q

@@ -138,17 +138,19 @@ def _largest_logits(
             largest = tl.max(maxima, 0)
 
     grid = chosen[:, None] * BLOCK + lane
-    candidates = tl.load(z_ptr + grid, mask=(slot < k)[:, None] & (grid < columns), other=float("-inf"))
-    # Candidates outside the row or the chosen blocks must not share an id with another one.
-    column = tl.reshape(tl.where((slot < k)[:, None] & (grid < columns), grid, columns), (K * BLOCK,))
+    # Slots without a block have the number `blocks`, so their columns are outside the row.
+    candidates = tl.load(z_ptr + grid, mask=grid < columns, other=float("-inf"))
+    column = tl.reshape(grid, (K * BLOCK,))
     z = tl.reshape(candidates.to(tl.float32), (K * BLOCK,))
     values, ids = tl.zeros((K,), tl.float32), tl.zeros((K,), tl.int32)
     for i in range(k):
         largest = tl.max(z, 0)
-        index = tl.min(tl.where(z == largest, column, columns - 1), 0)
+        index = tl.min(tl.where(z == largest, column, columns), 0)
         values, ids = tl.where(slot == i, largest, values), tl.where(slot == i, index, ids)
         z = tl.where(column == index, float("-inf"), z)
     tl.store(values_ptr + row * k + slot, values.to(values_ptr.dtype.element_ty), mask=slot < k)
+    # If no logit is above -inf, as in a row of NaN, no block is chosen. Its ids are used as indices all the same.
+    ids = tl.minimum(ids, columns - 1)
     tl.store(ids_ptr + row * k + slot, ids.to(tl.int64), mask=slot < k)
 
     tl.debug_barrier()  # below, threads overwrite logits that others have read

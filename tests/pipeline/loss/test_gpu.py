@@ -82,6 +82,15 @@ def check_selection_after_larger_logits(dtype: torch.dtype, device: str) -> None
     check_selection(z, k)
 
 
+def check_selection_from_nonfinite_logits(device: str) -> None:
+    """Use logits that are not finite: the columns must be valid indices, and the loss NaN, which stops the training."""
+    z = torch.randn(5, 3000, device=device)
+    z[0], z[1], z[2, 2000:], z[3, 7], z[4, 7] = torch.nan, -torch.inf, torch.nan, torch.nan, torch.inf
+    (log_sum, _), _, ids = softmax_with_largest_(z, 6)
+    assert bool(((ids >= 0) & (ids < z.shape[1])).all())
+    assert bool(log_sum.isnan().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("rows", [4, 100])
 @pytest.mark.parametrize("name", SETTINGS)
@@ -144,6 +153,10 @@ def test_gpu_largest_logits_equal_stable_sort(dtype: torch.dtype, columns: int, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gpu_selection_after_larger_logits(dtype: torch.dtype) -> None:
     check_selection_after_larger_logits(dtype, "cuda")
+
+
+def test_gpu_selection_from_nonfinite_logits() -> None:
+    check_selection_from_nonfinite_logits("cuda")
 
 
 def test_gpu_loss_is_deterministic() -> None:

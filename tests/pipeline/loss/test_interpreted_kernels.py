@@ -21,6 +21,7 @@ from tests.pipeline.loss.test_gpu import (
     check,
     check_largest_logits,
     check_selection_after_larger_logits,
+    check_selection_from_nonfinite_logits,
     check_softmax_of_sorted_logits,
 )
 from tests.pipeline.loss.test_vocab_parallel import EMPTY_SEQUENCES, SETTINGS, UNEVEN
@@ -76,3 +77,8 @@ def test_interpreted_largest_logits_equal_stable_sort(columns: int, k: int, dist
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_interpreted_selection_after_larger_logits(dtype: torch.dtype) -> None:
     check_selection_after_larger_logits(dtype, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_interpreted_selection_from_nonfinite_logits() -> None:
+    check_selection_from_nonfinite_logits("cpu")
