@@ -131,10 +131,11 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
     }
     forward: dict[str, float] = {}
     if run.config.loss.num_selected is not None:
-        # Block maxima and candidates of the selection, their order, and the k largest with their columns, of which the
-        # backward pass keeps columns and probabilities.
+        # Block maxima and candidates of the selection (on a GPU, the numbers of the blocks that it may choose), their
+        # order, and the k largest with their columns, of which the backward pass keeps columns and probabilities.
         selected = min(run.config.loss.num_selected, columns)
-        per_row = columns / BLOCK * e + min(selected * BLOCK, columns) * e + selected * (2 * e + 3 * 8)
+        candidates = max(min(selected * BLOCK, columns) * e, columns / BLOCK * 2 * run.gpu)
+        per_row = columns / BLOCK * e + candidates + selected * (2 * e + 3 * 8)
         forward["top-k"] = rows * per_row
         backward["top-k"] = rows * selected * (8 + accumulation_size)
     if vocab_parallel and ranks > 1:

@@ -43,3 +43,14 @@ def test_offloaded_parameters_are_copied_to_the_gpu_on_one_rank_too() -> None:
     offloaded = replace(run, zero=replace(run.zero, offload_param=True))
     gathered = [estimate_memory(r).loss["gathered parameters"] for r in (run, offloaded)]
     assert gathered == [0, run.gathers.peak_live * 2] and gathered[1] > 0
+
+
+def test_selection_on_a_gpu_matches_hand_count() -> None:
+    """The maximum of each block in bf16, its int16 number, and 20 selected logits: two copies and three int64 indices.
+
+    With one rank, this is more than what the backward pass needs besides the logits.
+    """
+    run = replace(prediction_of("Qwen2.5-0.5B").run, ranks=1)
+    blocks = 151936 / 32
+    expected = run.chunking.subchunk_tokens * (blocks * (2 + 2) + 20 * (2 * 2 + 3 * 8))
+    assert estimate_memory(run).loss["top-k"] == expected
