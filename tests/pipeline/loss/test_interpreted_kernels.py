@@ -74,6 +74,12 @@ def test_interpreted_largest_logits_equal_stable_sort(columns: int, k: int, dist
     check_largest_logits(torch.bfloat16, columns, distinct, k, "cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_interpreted_largest_logits_in_other_dtypes(dtype: torch.dtype) -> None:
+    """In fp32, hardly any of the largest logits are equal, so the k-th largest block must be left exactly."""
+    check_largest_logits(dtype, 1187, 100_000, 6, "cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_interpreted_selection_after_larger_logits(dtype: torch.dtype) -> None:
     check_selection_after_larger_logits(dtype, "cpu")
