@@ -48,6 +48,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+    if options.max_seq_length and options.sequence_tokens > options.max_seq_length:
+        raise UserError(
+            f"--sequence_tokens is {options.sequence_tokens}, more than the {options.max_seq_length} tokens of a row "
+            "(--max_seq_length); give the mean length of your sequences"
+        )
     if not 0 < options.supervised_share <= 1:
         raise UserError(f"--supervised_share is {options.supervised_share}; it must be between 0 and 1")
     return options, keys

@@ -83,6 +83,7 @@ def test_first_run_page_quotes_predictions(name: str, model: str, tmp_path: Path
         (["--training.train_batch"], ["unknown key", "training.train_batch_size"]),
         (["--deepspeed", "nowhere.json"], ["nowhere.json", "cannot read"]),
         (["--supervised_share", "1.5"], ["supervised_share", "between 0 and 1"]),
+        (["--max_seq_length", "64"], ["--sequence_tokens is 256", "64 tokens of a row"]),
         (["--model.config", "null", "--model.path", "nowhere"], ["nowhere", "cannot load"]),
     ],
     ids=lambda value: " ".join(value)[:40],
