@@ -35,6 +35,7 @@ def raise_nonfinite(
     Raises:
         LossError: always. The message names the ranks and pair ids.
     """
+    loss_scale = engine.loss_scale
     engine.ds_engine.optimizer.loss_scale = 1.0  # one that is too large for fp16 makes all gradients overflow
     culprits: list[str] = []
     for batch in micro_batches:
@@ -45,6 +46,11 @@ def raise_nonfinite(
         if culprits:
             break
     cause = "Repeating the step gave finite gradients: probably a hardware fault. Restart; if it recurs, on other nodes"
+    if loss_scale > 1:
+        cause = (
+            f"With a loss scale of 1 in place of {loss_scale:g}, its gradients are finite. Lower fp16.min_loss_scale, "
+            "or set fp16.loss_scale to 0, which adapts the scale"
+        )
     if culprits:
         cause = f"{'; '.join(culprits)}. Lower the learning rate or inspect these records"
     raise LossError(f"step {step}: the {what} is not finite; stopped before the update. {cause}")

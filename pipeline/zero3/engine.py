@@ -187,10 +187,11 @@ class ZeroEngine:
         """End a micro-step. At the gradient accumulation boundary, update the weights.
 
         Returns:
-            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. True with fp16,
-            where DeepSpeed lowers the loss scale and training continues, unless the scale is at its minimum.
+            False, on all ranks, if the gradient norm is not finite and DeepSpeed skipped the update. True if it also
+            lowered the loss scale of fp16, with which training continues.
         """
-        if self.ds_engine.is_gradient_accumulation_boundary():
+        updates = self.ds_engine.is_gradient_accumulation_boundary()
+        if updates:
             for name, gradient in self.vocabulary_shards.gradients().items():
                 if self.loss_scale != 1:
                     gradient.mul_(self.loss_scale)
@@ -204,7 +205,8 @@ class ZeroEngine:
             if "loss scale already at minimum" not in str(error):
                 raise
             return False
-        return self.ds_engine.fp16_enabled() or not self.ds_engine.optimizer.overflow
+        optimizer = self.ds_engine.optimizer
+        return bool(not updates or not optimizer.overflow or optimizer.loss_scaler.dynamic)
 
     def measure_grad_norm(
         self, micro_batches: Sequence[MicroBatch], alignment_weight: float, normalizers: LossNormalizers

@@ -42,6 +42,14 @@ def test_fp16_stops_at_the_minimum_loss_scale(prepared: Prepared, tmp_path: Path
         assert part in lines[0]
 
 
+def test_fp16_stops_if_a_static_loss_scale_is_too_large(prepared: Prepared, tmp_path: Path) -> None:
+    """No update would be made with it, and it is not lowered."""
+    recipe = fp16_recipe(prepared, tmp_path / "run.yaml", {"loss_scale": 2.0**32})
+    output = train_fp16(2, "plain", recipe, LOSS_FAILURE)
+    assert "step 1: the gradient norm is not finite" in output and "Traceback" not in output, output
+    assert "With a loss scale of 1 in place of 4.29497e+09, its gradients are finite" in output
+
+
 def test_fp16_names_the_records_of_a_nonfinite_loss(prepared: Prepared, tmp_path: Path) -> None:
     """With this loss scale, the gradients of all records overflow, but the loss of one micro-batch is NaN."""
     recipe = fp16_recipe(prepared, tmp_path / "run.yaml", {"initial_scale_power": 32})
