@@ -3,9 +3,11 @@
 import copy
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,8 @@ from pipeline.checkpoint import layout
 from pipeline.common.errors import UserError, write_error
 
 VISIBLE_SECONDS = 60.0  # maximum delay until files of one node appear on another (shared file system)
+LARGE_BYTES = 1 << 26  # size from which a tensor gets pages of its own
+HOST_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: pinned for all GPUs
 
 
 class HostCopies:
@@ -59,9 +63,25 @@ class HostCopies:
         old = self._buffers[index] if index < len(self._buffers) else None
         if old is not None and (old.shape, old.dtype) == (like.shape, like.dtype):
             return old
-        new = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+        new = _pinned_like(like) if like.is_cuda else torch.empty(like.shape, dtype=like.dtype)
         self._buffers[index : index + 1] = [new]  # replaces the old buffer or, at the end, appends
         return new
+
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    """Return an uninitialized tensor in pinned host memory.
+
+    torch rounds the size of a pinned tensor up to a power of two. A large one is therefore pinned here.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size < LARGE_BYTES:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pinned = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
+    runtime, address = torch.cuda.cudart(), pinned.data_ptr()
+    torch.cuda.check_error(runtime.cudaHostRegister(address, size, HOST_REGISTER_PORTABLE))
+    weakref.finalize(pinned, runtime.cudaHostUnregister, address)
+    return pinned
 
 
 class HashingWriter:

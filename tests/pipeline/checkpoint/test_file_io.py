@@ -1,15 +1,17 @@
 """Writes to a full disk, checksums, and host copies that later changes to the state do not reach."""
 
 import errno
+import mmap
 import os
 import subprocess
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pipeline.checkpoint.file_io import HostCopies, write_file
+from pipeline.checkpoint.file_io import LARGE_BYTES, HostCopies, write_file
 from pipeline.common.atomic_io import sha256_file
 from pipeline.common.errors import StorageError, UserError, write_error
 
@@ -57,3 +59,39 @@ def test_host_copies_keep_values_and_reuse_memory() -> None:
     second = copies.copy_to_host(state)
     assert second["part"]["a"].data_ptr() == kept.data_ptr() and torch.equal(second["part"]["a"], state["part"]["a"])
     assert copies.copy_to_host({"other": torch.zeros(5)})["other"].shape == (5,)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that claims to be on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def test_large_host_copies_take_no_more_pinned_memory_than_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch itself would take 128 MiB for a tensor of 64 MiB and 20 bytes."""
+    pinned: dict[int, int] = {}
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda address, size, flags: pinned.update({address: size}), cudaHostUnregister=pinned.pop
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda status: None)
+    copies, state = HostCopies(), torch.arange(LARGE_BYTES // 4 + 5, dtype=torch.float32)
+    (copied,) = copies.copy_to_host([state.as_subclass(OnGpu)])
+    assert pinned == {copied.data_ptr(): LARGE_BYTES + 20} and copied.data_ptr() % mmap.PAGESIZE == 0
+    assert torch.equal(copied, state)
+    (second,) = copies.copy_to_host([(state * 2).as_subclass(OnGpu)])
+    assert second is copied and torch.equal(second, state * 2)
+    del copied, second
+    (other,) = copies.copy_to_host([state[:-1].as_subclass(OnGpu)])
+    assert pinned == {other.data_ptr(): LARGE_BYTES + 16}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_large_host_copies_of_a_gpu_are_pinned() -> None:
+    state = torch.arange(LARGE_BYTES // 4 + 5, dtype=torch.float32, device="cuda")
+    before = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+    (copied,) = HostCopies().copy_to_host([state])
+    assert copied.is_pinned() and torch.equal(copied, state.cpu())
+    assert torch.cuda.host_memory_stats().get("allocated_bytes.current", 0) == before
