@@ -104,7 +104,7 @@ def run_seeds(settings: ExperimentSettings, seeds: list[int], world: str) -> Non
         index, seed = item
         environment = KEEP_FREED_MEMORY | os.environ
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(index % gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = visible_gpus(gpus)[index % gpus]
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
         args = f"--seeds [{seed}] --worlds [{world}]".split()
@@ -117,6 +117,12 @@ def run_seeds(settings: ExperimentSettings, seeds: list[int], world: str) -> Non
     failed = [str(seed) for seed, status in zip(seeds, statuses, strict=True) if status]
     if failed:
         raise UserError(f"seeds {', '.join(failed)} failed, see above; run the same command again to resume")
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Return the names by which CUDA_VISIBLE_DEVICES selects each of the `count` GPUs that this process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
 
 
 def main() -> None:
