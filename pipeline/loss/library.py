@@ -106,7 +106,8 @@ def alignment_sft_loss(
     weight = settings.alignment_weight if alignment_weight is None else alignment_weight
     counts = normalizers or _count(loss_batch, hidden.device, group)
     hidden = hidden.to(vocabulary.head.weight.dtype)  # trainers with mixed precision return hidden states in fp32
-    result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
+    with torch.cuda.device_of(hidden):  # on which Triton launches its kernels
+        result = solar_loss(hidden, loss_batch, vocabulary, settings, weight, counts, languages, None, group)
     factor = rank_and_size(group)[1] if averaged_gradients else 1
     loss = _WithVocabularyGradients.apply(result.loss, factor, matrices, *(rows.leaf for rows in matrices))
     return loss, result

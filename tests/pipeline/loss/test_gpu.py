@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.loss import VocabularyShard, embedding_lookup
+from pipeline.loss import LossBatch, VocabularyShard, alignment_sft_loss, embedding_lookup
 from pipeline.loss.kernels import softmax_
 from pipeline.loss.top_k import BLOCK, softmax_with_largest_
 from tests.pipeline.loss.cases import Case, errors, reference_results, sharded_results
@@ -166,6 +166,17 @@ def test_gpu_loss_is_deterministic() -> None:
     case = Case(lengths, vocab_size=5000, padded_size=5000, hidden_size=64, dtype=torch.bfloat16, device="cuda")
     first, second = sharded_results(None, case.with_rows(900)), sharded_results(None, case.with_rows(900))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_gpu_loss_on_another_gpu_than_the_current_one() -> None:
+    losses = []
+    for device in ("cuda:0", "cuda:1"):
+        generator = torch.Generator().manual_seed(0)
+        hidden, matrix = (torch.randn(n, 64, generator=generator).to(device) for n in (9, 5000))
+        batch = LossBatch(*map(torch.tensor, ([1] * 9, [5, 4], [0, 0], [0, 0], [0, 1])))
+        losses.append(alignment_sft_loss(hidden, batch, matrix, matrix)[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_gpu_embedding_lookup() -> None:

@@ -1,6 +1,8 @@
 """The loss as a function of tensors: every form of the vocabulary matrices, compared with the dense reference."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pipeline.loss import (
     LossSettings,
     VocabularyShard,
     alignment_sft_loss,
+    solar_loss,
     solar_loss_reference,
     target_tokens,
     vocabulary_range,
@@ -250,6 +253,29 @@ def test_alignment_sft_loss_of_other_orders_equals_reference(pivot: list[int], s
     expected = solar_loss_reference(hidden, matrix, matrix, batch, settings, 1.0, batch.normalizers())[0]
     loss, _ = alignment_sft_loss(hidden, batch, matrix, matrix, settings)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+def test_alignment_sft_loss_selects_the_gpu_of_the_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches kernels on the current device, which may be another one."""
+    selected: list[Tensor] = []
+
+    class Selection(nullcontext[None]):
+        def __init__(self, tensor: Tensor) -> None:
+            super().__init__()
+            selected.append(tensor)
+
+        def __exit__(self, *_: object) -> None:
+            selected.clear()
+
+    def solar_loss_on_selected(hidden: Tensor, *arguments: Any) -> Any:
+        assert len(selected) == 1 and selected[0] is hidden
+        return solar_loss(hidden, *arguments)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Selection)
+    monkeypatch.setattr("pipeline.loss.library.solar_loss", solar_loss_on_selected)
+    matrix = torch.zeros(37, 8)
+    alignment_sft_loss(torch.zeros(9, 8), _batch([5, 4], [0, 0]), matrix, matrix)
+    assert not selected
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
