@@ -209,7 +209,7 @@ def _restore_buffers(name: str, model: PreTrainedModel) -> None:
 def _apply_liger_kernel(model: PreTrainedModel) -> None:
     """Replace modules of the decoder by Liger's kernels, but leave head and loss as they are."""
     name, family = "model.use_liger_kernel", model.config.model_type
-    if not torch.cuda.is_available():
+    if distributed.local_device().type != "cuda":
         raise UserError(f"{name}: Liger's kernels need a GPU; set it to false")
     liger = import_optional("liger_kernel.transformers.monkey_patch")
     if family not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:

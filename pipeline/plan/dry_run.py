@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.common.distributed import local_device
 from pipeline.common.hardware import device_called
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.memory import estimate_memory
@@ -24,7 +25,7 @@ def print_dry_run(prepared: PreparedRun, ds: dict[str, Any], ranks: int, ranks_p
     """
     prepared.model_config.vocab_size = prepared.padded_size
     stats = model_stats(prepared.model_config, prepared.config.model.adapter)
-    gpu = torch.cuda.is_available()
+    gpu = local_device().type == "cuda"
     device = device_called(torch.cuda.get_device_name()) if gpu else None
     run = PlannedRun(
         prepared.config,

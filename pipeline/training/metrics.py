@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.common.atomic_io import write_atomically
+from pipeline.common.distributed import local_device
 from pipeline.common.hardware import device_called
 from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training.metrics_reader import METRICS, read_records
@@ -60,7 +61,7 @@ def step_metrics(
 
 def peak_memory_gb() -> float:
     """Return the peak memory of this process in GiB: allocated on the GPU, or resident without a GPU."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if local_device().type == "cuda" and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -89,7 +90,7 @@ class MetricsWriter:
         trackers: Trackers | None = None,
     ):
         self.is_main, self.flops_per_token, self.trackers = is_main, flops_per_token, trackers
-        device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        device = device_called(torch.cuda.get_device_name()) if local_device().type == "cuda" else None
         self.peak_flops = device.flops("bf16") * ranks if device else None  # MFU is null on an unknown device
         self._last = time.perf_counter()
         self.path = path = directory / METRICS

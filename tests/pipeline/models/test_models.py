@@ -102,7 +102,7 @@ def test_load_model_refuses_missing_weights(tmp_path: Any) -> None:
 def test_load_model_refuses_liger_kernels(
     monkeypatch: pytest.MonkeyPatch, family: str, fields: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("pipeline.common.distributed.local_device", lambda: torch.device("cuda", 0))
     liger = ModuleType("liger")
     liger.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen2": None}  # type: ignore[attr-defined]
     monkeypatch.setattr("pipeline.models.loading.import_optional", lambda name: liger)
