@@ -29,6 +29,8 @@ def set_launcher_environment() -> None:
     if "RANK" not in env and "WORLD_SIZE" not in env:
         ranks = _mpi_ranks() or _slurm_ranks() or dict.fromkeys(("RANK", "LOCAL_RANK"), "0")
         env.update({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"} | ranks)
+    if "LOCAL_SIZE" in env:  # DeepSpeed's name for it
+        env.setdefault("LOCAL_WORLD_SIZE", env["LOCAL_SIZE"])
     if env.get("WORLD_SIZE") == "1":
         env.setdefault("LOCAL_RANK", "0")
         env.setdefault("MASTER_ADDR", "127.0.0.1")

@@ -20,7 +20,7 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 def launcher_variables(monkeypatch, variables: dict[str, str]) -> dict[str, str]:
     """The launcher's variables after `set_launcher_environment` with the given environment."""
-    for name in [*LAUNCHER, *STEP, *(name for names in MPI_VARIABLES for name in names)]:
+    for name in [*LAUNCHER, "LOCAL_SIZE", *STEP, *(name for names in MPI_VARIABLES for name in names)]:
         monkeypatch.setenv(name, "")  # so that monkeypatch undoes what set_launcher_environment sets
         monkeypatch.delenv(name)
     for name, value in variables.items():
@@ -43,6 +43,12 @@ def test_set_launcher_environment_single_task_without_rendezvous(monkeypatch):
 def test_set_launcher_environment_keeps_torchrun_in_a_step(monkeypatch):
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", **RENDEZVOUS}
     assert launcher_variables(monkeypatch, {**STEP, **torchrun}) == torchrun
+
+
+def test_set_launcher_environment_deepspeed(monkeypatch):
+    """The launcher of DeepSpeed 0.19 has another name for the number of local ranks."""
+    ranks = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", **RENDEZVOUS}
+    assert launcher_variables(monkeypatch, {**ranks, "LOCAL_SIZE": "8"}) == {**ranks, "LOCAL_WORLD_SIZE": "8"}
 
 
 @pytest.mark.parametrize("names", MPI_VARIABLES, ids=["Open MPI", "MPICH", "Cray"])
