@@ -1,6 +1,7 @@
 """Specifications of GPUs and their links, loaded from YAML files that cite the vendors' data sheets."""
 
 import difflib
+import re
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,8 @@ import yaml
 from pipeline.common.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
+# In the name of a slice or another version of a GPU, whose speeds or links differ from those of its data sheet here.
+OTHER_VERSIONS = re.compile(r"\b(MIG|PCIe|NVL|Laptop|RTX 4090 D)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Device:
     """One accelerator and its links. Bandwidths are per direction, in GB/s (10^9 bytes).
 
     Attributes:
-        name: a substring of torch's device name.
+        name: a word or words of torch's device name.
         memory_gib: GiB that a process can use.
         bf16_tflops: dense peak in bf16 and fp16.
         fp32_tflops: dense peak in fp32.
@@ -108,6 +111,8 @@ def _check_fields(path: Path, tree: dict) -> None:
 
 @cache
 def device_called(torch_name: str) -> Device | None:
-    """Return the known GPU whose name is a substring of torch's device name, or None."""
+    """Return the known GPU with this name in torch, or None."""
+    if OTHER_VERSIONS.search(torch_name):
+        return None
     devices = [load_device(path.stem) for path in sorted(FOLDER.glob("*.yaml"))]
-    return next((device for device in devices if device.name in torch_name), None)
+    return next((device for device in devices if re.search(rf"\b{device.name}\b", torch_name)), None)

@@ -31,3 +31,23 @@ def test_device_called_finds_gpu_by_torch_name() -> None:
     device = device_called("NVIDIA H100 80GB HBM3")
     assert device is not None and device.flops("bf16") == 989e12
     assert device_called("Radeon") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA GB200"),
+        *("NVIDIA A100-PCIE-40GB", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D"),
+    ],
+)
+def test_device_called_does_not_take_other_versions_for_a_known_gpu(name: str) -> None:
+    assert device_called(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("NVIDIA B200", "B200")],
+)
+def test_device_called_finds_versions_of_the_data_sheets(name: str, known: str) -> None:
+    device = device_called(name)
+    assert device is not None and device.name == known
