@@ -87,14 +87,36 @@ def _states(run: PlannedRun) -> tuple[dict[str, int], dict[str, int]]:
     }
     host: dict[str, int] = {}
     if run.zero.offload_optimizer:
-        # DeepSpeed keeps the accumulated gradient and the optimizer's own copy of it.
-        host |= {**optimizer, "optimizer's gradients": 4 * trained}
+        # DeepSpeed keeps the accumulated gradient and the optimizer's own copy of it, in pinned memory.
+        host |= optimizer | {"fp32 gradients": _pinned(run, [4 * trained])}
+        host["optimizer's gradients"] = _pinned(run, [4 * size for size in _sub_groups(run)])
     else:
         states |= optimizer
     if run.zero.offload_param:
-        host["parameters"] = states.pop("parameters")
+        del states["parameters"]
+        frozen = (-(-size // run.ranks) for size in (*run.stats.frozen_matrices, *run.stats.frozen_vectors))
+        host["parameters"] = _pinned(run, [e * size for size in (*_sub_groups(run), *frozen)])
         states["vocabulary"] = e * vocabulary
     return states, host
+
+
+def _pinned(run: PlannedRun, sizes: list[int]) -> int:
+    """Return the bytes of pinned tensors. torch rounds each up to a power of two. On a CPU, nothing is pinned."""
+    return sum(1 << (size - 1).bit_length() if run.gpu and size else size for size in sizes)
+
+
+def _sub_groups(run: PlannedRun) -> list[int]:
+    """Return this rank's elements of each sub-group of the optimizer."""
+    groups = []
+    for sizes in (run.stats.matrices, run.stats.vectors):
+        group = 0
+        for size in sizes:
+            group += -(-size // run.ranks)
+            if group >= run.zero.sub_group_size:
+                groups.append(group)
+                group = 0
+        groups.append(group)
+    return groups
 
 
 def _loss_chunk(run: PlannedRun) -> dict[str, int]:
@@ -220,14 +242,7 @@ def _optimizer_step(run: PlannedRun) -> dict[str, int]:
     """Return the fp32 gradient of the largest sub-group; torch's AdamW on a CPU needs two more tensors of that size."""
     if run.zero.offload_optimizer:
         return {"gradients for the optimizer": 0, "vocabulary gradients of all nodes": _node_gradients(run)}
-    largest = 0
-    for sizes in (run.stats.matrices, run.stats.vectors):
-        group = 0
-        for size in sizes:
-            group += -(-size // run.ranks)
-            if group >= run.zero.sub_group_size:
-                largest, group = max(largest, group), 0
-        largest = max(largest, group)
+    largest = max(_sub_groups(run))
     return {
         "gradients for the optimizer": 4 * largest,
         "optimizer's temporaries": 0 if run.gpu else 8 * largest,

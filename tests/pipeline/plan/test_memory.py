@@ -33,8 +33,21 @@ def test_offloaded_optimizer_must_fit_in_host_memory() -> None:
     offloaded = replace(prediction, run=run)
     assert prediction.memory.peak > prediction.available
     local = run.local_elements
-    assert sorted(offloaded.memory.host.values()) == [4 * local, 4 * local, 4 * local, 8 * local]
+    # Gradients are pinned: 8.8 x 10^9 in one tensor, and in nine of at most about 10^9 and one with those of vectors.
+    assert offloaded.memory.host == {
+        "fp32 parameters": 4 * local,
+        "Adam moments": 8 * local,
+        "fp32 gradients": 2**36,
+        "optimizer's gradients": 9 * 2**32 + 2**20,
+    }
     assert offloaded.fits and not with_host_memory(offloaded, 1000).fits
+
+
+def test_offloaded_state_of_cpu_ranks_is_not_pinned() -> None:
+    run = prediction_of("Qwen2.5-0.5B").run
+    zero = replace(run.zero, offload_optimizer=True, offload_param=True)
+    host = estimate_memory(replace(run, zero=zero, gpu=False)).host
+    assert sorted(host.values()) == [size * run.local_elements for size in (2, 4, 4, 4, 8)]
 
 
 def test_offloaded_parameters_are_copied_to_the_gpu_on_one_rank_too() -> None:

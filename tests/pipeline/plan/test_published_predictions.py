@@ -44,12 +44,13 @@ def plan(model: str, config: Path, folder: Path, *extra: object) -> Prediction:
 
 def check(
     model: str, recipe: str, gpu: str, count: str, memory: str, hours: str, folder: Path, extra: list[str]
-) -> None:
-    """Compare the memory and the hours of a row with the plan of its run."""
+) -> Prediction:
+    """Compare the memory and the hours of a row with the plan of its run, and return the plan."""
     where = ["--gpu", gpu, "--gpus_per_node", count]
     prediction = plan(model, RECIPES / f"{recipe}.yaml", folder, *where, *DATA, *extra)
     assert memory == f"{prediction.memory.peak / GIB:.1f}", (model, count)
     assert hours == f"{prediction.time.overlapped * STEPS / 3600:.2f}", (model, count)
+    return prediction
 
 
 def test_readme(tmp_path: Path) -> None:
@@ -72,8 +73,10 @@ def test_what_a_run_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "recipe"), [("Qwen3-1.7B", "qwen3-0.6b"), ("Gemma-3-4B", "gemma-3-4b")])
 def test_one_gpu_of_24_gb(model: str, recipe: str, tmp_path: Path) -> None:
-    ((memory, hours),) = re.findall(rf"^\| {model} .*? \| ([\d.]+) GiB \| \d+ GiB \| ([\d.]+) h", FIRST_RUN, re.M)
-    check(model, recipe, "rtx4090", "1", memory, hours, tmp_path, OFFLOAD)
+    row = rf"^\| {model} .*? \| ([\d.]+) GiB \| (\d+) GiB \| ([\d.]+) h"
+    ((memory, host, hours),) = re.findall(row, FIRST_RUN, re.M)
+    prediction = check(model, recipe, "rtx4090", "1", memory, hours, tmp_path, OFFLOAD)
+    assert host == f"{prediction.host_bytes / GIB:.0f}"
 
 
 @pytest.mark.parametrize("variant", ADAPTERS)
