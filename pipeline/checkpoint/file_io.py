@@ -71,17 +71,18 @@ class HostCopies:
 def _pinned_like(tensor: Tensor) -> Tensor:
     """Return an uninitialized tensor in pinned host memory.
 
-    torch rounds the size of a pinned tensor up to a power of two. A large one is therefore pinned here.
+    torch rounds the size of a pinned tensor up to a power of two. A large one is therefore pinned here, if the driver
+    allows it.
     """
     size = tensor.numel() * tensor.element_size()
-    if size < LARGE_BYTES:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pinned = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
-    runtime, address = torch.cuda.cudart(), pinned.data_ptr()
-    torch.cuda.check_error(runtime.cudaHostRegister(address, size, HOST_REGISTER_PORTABLE))
-    weakref.finalize(pinned, runtime.cudaHostUnregister, address)
-    return pinned
+    if size >= LARGE_BYTES:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pinned = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
+        runtime, address = torch.cuda.cudart(), pinned.data_ptr()
+        if int(runtime.cudaHostRegister(address, size, HOST_REGISTER_PORTABLE)) == 0:
+            weakref.finalize(pinned, runtime.cudaHostUnregister, address)
+            return pinned
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
 
 
 class HashingWriter:

@@ -72,10 +72,9 @@ def test_large_host_copies_take_no_more_pinned_memory_than_their_size(monkeypatc
     """torch itself would take 128 MiB for a tensor of 64 MiB and 20 bytes."""
     pinned: dict[int, int] = {}
     runtime = SimpleNamespace(
-        cudaHostRegister=lambda address, size, flags: pinned.update({address: size}), cudaHostUnregister=pinned.pop
+        cudaHostRegister=lambda address, size, flags: pinned.update({address: size}) or 0, cudaHostUnregister=pinned.pop
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch.cuda, "check_error", lambda status: None)
     copies, state = HostCopies(), torch.arange(LARGE_BYTES // 4 + 5, dtype=torch.float32)
     (copied,) = copies.copy_to_host([state.as_subclass(OnGpu)])
     assert pinned == {copied.data_ptr(): LARGE_BYTES + 20} and copied.data_ptr() % mmap.PAGESIZE == 0
