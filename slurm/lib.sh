@@ -16,6 +16,18 @@ need() { # PATH HINT
   [ -e "$1" ] || fail "$1: no such file; $2"
 }
 
+# sbatch passes on the SLURM_* variables of its shell. If that shell is in another job, as after salloc, those that Slurm
+# does not set for this job are of the other one.
+drop_variables_of_other_job() {
+  local facts
+  facts=$(scontrol -d -o show job "$SLURM_JOB_ID" 2>/dev/null | grep "^JobId=$SLURM_JOB_ID ") || return 0
+  [[ $facts == *" ArrayTaskId="* ]] || unset "${!SLURM_ARRAY_@}"
+  [[ $facts != *" JOB_GRES=(null) "* ]] || unset "${!SLURM_GPUS@}"
+  [[ $facts != *" NtasksPerN:B:S:C=0:"* ]] || unset SLURM_NTASKS_PER_NODE
+  [[ $facts != *" NumTasks="* || $facts == *" NumTasks=${SLURM_NTASKS:-} "* ]] || unset SLURM_NTASKS
+}
+drop_variables_of_other_job
+
 # One rank per GPU, or per task (--ntasks-per-node) on nodes without GPUs.
 ranks_per_node=${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}
 # Nodes can have different numbers of CPUs, as in 6,2(x3): every rank gets as many as on the node with the fewest.
@@ -43,11 +55,12 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 
 # srun takes its options from these variables of the job. The steps below set their number of tasks explicitly, use all
-# GPUs of their nodes, and need the environment; each rank selects its GPU among those that it sees. Of a total (--gpus),
-# which the job keeps, a step on one node would ask for all.
+# GPUs and the memory of their nodes, and need the environment; each rank selects its GPU among those that it sees. Of a
+# total (--gpus), which the job keeps, a step on one node would ask for all.
 one_node=(--nodes=1 --ntasks=1 --mpi=none ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$SLURM_GPUS_ON_NODE"})
 unset SLURM_NTASKS_PER_NODE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU \
-  SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV
+  SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU \
+  SLURM_MEM_PER_NODE
 
 step() { # srun with the common flags: a rank that exits first after saving must not get the others killed
   srun --kill-on-bad-exit=0 --wait=60 "${SRUN_ARGS[@]}" "$@"

@@ -15,9 +15,10 @@
 # WEIGHTS=FILE and MODEL are set, IDF vocabulary weights for that model are written too, for loss.vocabulary_weights.
 set -euo pipefail
 [ -e slurm/lib.sh ] || { echo "error: no slurm/lib.sh in $PWD; submit from the root of the repository" >&2; exit 2; }
-tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
+cpus_per_task=${SLURM_CPUS_PER_TASK:-1}
 source slurm/env.sh
 source slurm/lib.sh
+tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
 
 if [ -z "${INPUT:-}" ]; then
   INPUT=runs/demo/train.jsonl TOKENIZER=runs/demo/tokenizer SHARDS=runs/demo/shards-records

@@ -109,8 +109,33 @@ def test_train_adds_chosen_arguments(tmp_path: Path) -> None:
     assert result.returncode == 2 and "none.args: no such file; slurm/choose.sh writes it" in result.stderr
 
 
+NO_GPUS = "NumTasks=1 CPUs/Task=1 NtasksPerN:B:S:C=0:0:*:* JOB_GRES=(null) MinMemoryCPU=1G"
+ALL_SET = "ArrayJobId=3 ArrayTaskId=1 NumTasks=4 NtasksPerN:B:S:C=4:0:*:* JOB_GRES=gpu:2 MinMemoryCPU=1G"
+
+
+@pytest.mark.parametrize(
+    ("facts", "kept"), [(NO_GPUS, []), (ALL_SET, ["array 3_1", "gpus 2", "tasks 4", "per node 4"]), ("", None)]
+)
+def test_lib_drops_variables_of_job_in_which_sbatch_was_called(
+    tmp_path: Path, facts: str, kept: list[str] | None
+) -> None:
+    """Without an answer of the controller, they stay."""
+    write_command(
+        tmp_path, "scontrol", f'[[ $* == *"show job"* ]] && {{ [ "{facts}" ] && echo "JobId=7 {facts}"; exit; }}'
+    )
+    inherited = {"ARRAY_JOB_ID": "3", "ARRAY_TASK_ID": "1", "GPUS_ON_NODE": "2", "NTASKS": "4", "NTASKS_PER_NODE": "4"}
+    script = """set -euo pipefail; SRUN_ARGS=(); source <(sed '/^drop_variables_of_other_job$/q' slurm/lib.sh)
+echo "${SLURM_ARRAY_JOB_ID:+array ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"; echo "${SLURM_GPUS_ON_NODE:+gpus 2}"
+echo "${SLURM_NTASKS:+tasks 4}"; echo "${SLURM_NTASKS_PER_NODE:+per node 4}" """
+    result = run(tmp_path, script, **{f"SLURM_{name}": value for name, value in inherited.items()})
+    assert result.returncode == 0, result.stderr
+    expected = ["array 3_1", "gpus 2", "tasks 4", "per node 4"] if kept is None else kept
+    assert [line for line in result.stdout.splitlines() if line] == expected
+
+
 def test_steps_do_not_inherit_options_of_job(tmp_path: Path) -> None:
-    names = "NTASKS_PER_GPU CPUS_PER_GPU GPUS TRES_PER_TASK EXPORT_ENV NTASKS_PER_NODE GPUS_PER_TASK CPUS_PER_TASK"
+    names = "NTASKS_PER_GPU CPUS_PER_GPU GPUS TRES_PER_TASK EXPORT_ENV NTASKS_PER_NODE GPUS_PER_TASK CPUS_PER_TASK "
+    names += "MEM_PER_CPU MEM_PER_GPU MEM_PER_NODE"
     script = "set -euo pipefail; SRUN_ARGS=(); source slurm/lib.sh; on_one_rank env"
     result = run(tmp_path, script, **{f"SLURM_{name}": "1" for name in names.split()})
     assert result.returncode == 0 and "SLURM_JOB_ID=7" in result.stdout, result.stderr

@@ -83,6 +83,24 @@ def test_on_all_ranks_one_rank_per_gpu_or_task(cluster: Cluster, probes: Path) -
         ]
 
 
+def test_job_does_not_take_variables_of_the_job_it_is_submitted_from(cluster: Cluster, probes: Path) -> None:
+    outer = "-N1 --ntasks-per-node=2 --gpus-per-node=2 --cpus-per-task=2 --mem-per-cpu=200"
+    command = "sbatch --parsable --mem=500 slurm/train.sh 0"
+    words = ["salloc", "-Q", *outer.split(), "bash", "-c", command]
+    job = cluster.run(*words, cwd=probes, RECIPE="recipe.yaml", SLURM_ARRAY_JOB_ID="1").strip()
+    assert cluster.end(job)["JobState"] == "COMPLETED", log(probes, job)
+    (rank,) = rank_environments(probes, job)
+    assert (rank["CUDA_VISIBLE_DEVICES"], rank["DS_ACCELERATOR"]) == (None, "cpu")
+
+
+def test_finish_requeues_job_submitted_from_task_of_array(cluster: Cluster, probes: Path) -> None:
+    outer = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "1"}
+    job = cluster.sbatch("slurm/train.sh", 75, cwd=probes, RECIPE="recipe.yaml", **outer)
+    expected = ("PENDING", "0:0", "1")
+    assert outcome(cluster, job, expected) == expected, log(probes, job)
+    cluster.run("scancel", job)
+
+
 def test_on_one_rank_and_all_ranks_of_jobs_with_totals(cluster: Cluster, probes: Path) -> None:
     """A total of GPUs or of tasks over two nodes, which then have different numbers of CPUs."""
     lines = ["#!/bin/bash", "source slurm/env.sh", "source slurm/lib.sh", "on_one_rank true && on_all_ranks true"]
