@@ -108,7 +108,7 @@ def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
     for nodes in range(cluster.nodes + 1, MAX_GPUS // cluster.per_node + 1):
         ranks = nodes * cluster.per_node
         rows = run.config.training.train_batch_size * run.sequence_parallel_size
-        if rows % ranks or run.stats.vocab_size % ranks:
+        if rows % ranks or run.stats.vocab_size % ranks or ranks % run.sequence_parallel_size or ranks % run.zero.hpz:
             continue
         larger = Prediction(replace(run, ranks=ranks), Cluster(nodes, cluster.per_node, cluster.device))
         other = smallest.apply(larger)
