@@ -19,6 +19,7 @@ from pipeline.config.recipe import load_config
 from pipeline.config.settings import Config
 from pipeline.data.mixture import merge_manifests, shard_directories
 from pipeline.models.loading import load_model_config, padded_vocab_size
+from pipeline.models.middle_layer import check_layer
 from pipeline.plan.gathers import ZeroSettings
 from pipeline.plan.model_facts import model_stats
 from pipeline.plan.prediction import GIB, Cluster, Prediction
@@ -74,6 +75,7 @@ def predict(options: argparse.Namespace, keys: list[str]) -> tuple[Prediction, d
     model_config.vocab_size = padded_vocab_size(model_config.vocab_size, config.model.vocab_multiple)
     check_ranks(config.training, model_config.vocab_size, cluster.ranks)
     check_sequence_parallel(config, model_config)
+    check_layer(config.loss, model_config)
 
     from pipeline.zero3.ds_config import deepspeed_config
 
@@ -160,7 +162,7 @@ def _suggested_deepspeed(ds: dict[str, Any], settings: TunableSettings) -> dict[
     """Return the DeepSpeed file without the keys that the trainer sets from the recipe."""
     filled_in = (
         *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-        *("gradient_clipping", "data_types", "timers"),
+        *("gradient_clipping", "timers"),
     )
     result = {key: value for key, value in ds.items() if key not in filled_in}
     zero = {key: v for key, v in ds["zero_optimization"].items() if not key.startswith("offload")}

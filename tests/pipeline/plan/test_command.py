@@ -36,6 +36,9 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_suggested_recipe_gives_suggested_prediction(recipe: Path, tmp_path: Path) -> None:
+    own = json.loads((ROOT / "ds_configs" / "zero3_bf16.json").read_text())
+    (tmp_path / "own.json").write_text(json.dumps(own | {"data_types": {"grad_accum_dtype": "bf16"}}))
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"deepspeed": str(tmp_path / "own.json")}))
     arguments = ["--config", str(recipe), "--gpu", "h200", *NO_SHARDS]
     prediction, ds = predict(*parse([*arguments, "--model.activation_checkpointing", "true"]))
     tree = recipe_tree(prediction.run.config) | {"output_dir": f"/scratch/{'x' * 90}/[run]"}
@@ -49,7 +52,8 @@ def test_suggested_recipe_gives_suggested_prediction(recipe: Path, tmp_path: Pat
     (tmp_path / "ds.json").write_text(json.dumps(suggestion["deepspeed"]))
     suggested = tmp_path / "suggested.yaml"
     suggested.write_text(yaml.safe_dump(suggestion["recipe"] | {"deepspeed": str(tmp_path / "ds.json")}))
-    again, _ = predict(*parse(["--config", str(suggested), *arguments[2:]]))
+    again, ds_again = predict(*parse(["--config", str(suggested), *arguments[2:]]))
+    assert ds_again["data_types"] == {"grad_accum_dtype": "bf16"}  # or the suggestion would change the result
     assert again.fits and again.as_json()["seconds"] == suggestion["plan"]["seconds"]
     assert again.time.overlapped <= prediction.time.overlapped or not prediction.fits
     assert {key for key, _, _ in suggestion["reasons"]} >= {"loss.head", "model.activation_checkpointing"}
@@ -80,6 +84,7 @@ def test_first_run_page_quotes_predictions(name: str, model: str, tmp_path: Path
         (["--training.train_batch_size", "60"], ["60", "8 ranks"]),
         (["--training.sequence_parallel_size", "3"], ["sequence_parallel_size 3 does not divide", "ranks, 8"]),
         (["--training.sequence_parallel_size", "8"], ["sequence_parallel_size 8", "28 attention heads"]),
+        (["--loss.pooling_tokens", "hidden_states", "--loss.layer", "28"], ["loss.layer 28", "28 decoder layers"]),
         (["--training.train_batch"], ["unknown key", "training.train_batch_size"]),
         (["--deepspeed", "nowhere.json"], ["nowhere.json", "cannot read"]),
         (["--supervised_share", "1.5"], ["supervised_share", "between 0 and 1"]),
