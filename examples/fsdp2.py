@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from data_prep.shards.format import ShardSet
 from pipeline.data.loader import BatchSplit, Loader
 from pipeline.loss import LossSettings, alignment_sft_loss
+from pipeline.models.families import head_config
 
 
 def main() -> None:
@@ -37,7 +38,10 @@ def main() -> None:
 
     # In bf16, the weights would not change by updates of this size.
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(device)
-    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    operations = head_config(model)
+    if operations.bias is not None:
+        parser.error(f"{args.model}: has an LM head with a bias, which the loss does not support")
+    tied = operations.tied
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.model, mesh=mesh)  # includes the input embedding
@@ -61,6 +65,8 @@ def main() -> None:
             embedding,
             LossSettings(),
             languages=len(loader.languages),
+            logit_scale=operations.logit_scale,
+            softcap=operations.softcap,
             group=mesh.get_group(),
         )
         loss.backward()

@@ -18,6 +18,7 @@ from data_prep.shards.format import PackedRow, read_manifest
 from pipeline.data.loader import epoch_order
 from pipeline.data.micro_batch import collate
 from pipeline.loss import LossSettings, alignment_sft_loss
+from pipeline.models.families import head_config
 
 
 @dataclass
@@ -34,8 +35,12 @@ class SolarTrainer(SFTTrainer):
         out = model(**fields, output_hidden_states=True, logits_to_keep=1, use_cache=False)
         hidden = out.hidden_states[-1].flatten(0, 1)[batch.positions]
         head, embedding = causal_lm.lm_head.weight, causal_lm.get_input_embeddings().weight
-        group = dist.group.WORLD if dist.is_initialized() else None
-        return alignment_sft_loss(hidden, batch.loss_batch, head, embedding, self.loss_settings, group=group)[0]
+        options = {
+            "group": dist.group.WORLD if dist.is_initialized() else None,
+            "logit_scale": self.head_config.logit_scale,
+            "softcap": self.head_config.softcap,
+        }
+        return alignment_sft_loss(hidden, batch.loss_batch, head, embedding, self.loss_settings, **options)[0]
 
 
 def main() -> None:
@@ -53,6 +58,9 @@ def main() -> None:
 
     trainer = SolarTrainer(model, config, collator, rows, processing_class=tokenizer)
     trainer.loss_settings = LossSettings(alignment_weight=arguments.alignment_weight)
+    trainer.head_config = head_config(model)
+    if trainer.head_config.bias is not None:
+        sys.exit(f"error: {arguments.model}: has an LM head with a bias, which the loss does not support")
     trainer.train()
 
 

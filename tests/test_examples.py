@@ -13,6 +13,7 @@ from tests.conftest import Prepared
 from tests.runs import TINY, losses, start_ranks, train, write_recipe
 
 STEPS, RATE, SEED, RANKS = 10, 3e-3, 5, 2
+SOFTCAP = {"final_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}
 
 
 def run_example(name: str, *arguments: object) -> str:
@@ -28,7 +29,8 @@ def run_example(name: str, *arguments: object) -> str:
 def test_examples_give_losses_of_trainer(prepared: Prepared, tmp_path: Path, tied: bool) -> None:
     tokenizer = load_tokenizer(prepared.tokenizer)
     torch.manual_seed(0)
-    fields = {**TINY, "vocab_size": len(tokenizer), "tie_word_embeddings": tied}
+    scaled = {"model_type": "granite", "logits_scaling": 8.0} if tied else {"model_type": "gemma2", **SOFTCAP}
+    fields = {**TINY, "vocab_size": len(tokenizer), "tie_word_embeddings": tied, **scaled}
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     recipe = write_recipe(
@@ -59,3 +61,19 @@ def test_examples_give_losses_of_trainer(prepared: Prepared, tmp_path: Path, tie
         (state,) = (tmp_path / "trl").glob("checkpoint-*/trainer_state.json")
         log = json.loads(state.read_text())["log_history"]
         assert [entry["loss"] for entry in log if "loss" in entry] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["fsdp2", "trl_sft"])
+def test_examples_refuse_head_with_bias(prepared: Prepared, tmp_path: Path, example: str) -> None:
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    fields = {**TINY, "model_type": "phi", "vocab_size": len(tokenizer), "tie_word_embeddings": False}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments: list[object] = ["--model", tmp_path / "model", "--shards", prepared.shards]
+    if example == "trl_sft":
+        arguments += ["--output_dir", tmp_path / "trl", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+    (process,) = start_ranks(1, *arguments, script=f"examples/{example}.py")
+    output = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "an LM head with a bias, which the loss does not support" in output, output[-3000:]
