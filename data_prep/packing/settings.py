@@ -91,6 +91,11 @@ def check_same_settings(head: dict[str, Any], manifest: dict[str, Any], path: Pa
     defaults = asdict(PackSettings())
     for key, value in head.items():
         if manifest.get(key, defaults.get(key)) != value:
+            if key == "packer_version":
+                raise UserError(
+                    f"{path}: made by another version of the packer, which may pack the same input differently; train "
+                    "on it as it is, or remove it or give another --output to pack again"
+                )
             raise UserError(
                 f"{path}: made with a different `{key}`; remove it, restore that setting, or give another --output"
             )

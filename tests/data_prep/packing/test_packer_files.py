@@ -97,3 +97,13 @@ def test_pack_starts_again_if_the_input_is_divided_otherwise(demo_file, tokenize
     for name in ("out", "whole"):
         run([demo_file], tokenizer_dir, tmp_path / name)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_pack_says_that_another_version_of_the_packer_made_the_output(tokenizer_dir, tmp_path):
+    inputs = [write_records(tmp_path / "in.jsonl", EN, FR)]
+    run(inputs, tokenizer_dir, tmp_path / "out")
+    file = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(manifest | {"packer_version": manifest["packer_version"] - 1}))
+    with pytest.raises(UserError, match=r"out: made by another version of the packer.*train on it as it is"):
+        run(inputs, tokenizer_dir, tmp_path / "out")
