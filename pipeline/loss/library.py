@@ -76,8 +76,7 @@ def alignment_sft_loss(
         hidden: [T, d] final hidden states that predict this rank's target tokens.
         loss_batch: their sequences and pairs; it should be on the host.
         head: LM head: [V, d], equal on all ranks; a `DTensor` of that shape with placement `Shard(0)` over `group`
-            (FSDP2); or a `VocabularyShard`, such as a ZeRO-3 partition, of P / R rows including padding rows, if P rows
-            are divided over the ranks.
+            (FSDP2); or a `VocabularyShard`, such as a ZeRO-3 partition: P / R of P rows, including padding rows.
         embedding: input embedding in the same form; the same object if the model ties them.
         settings: settings of the loss; None for the defaults.
         vocab_size: V without padding rows, which are never predicted. Required with a `VocabularyShard`; None for all.

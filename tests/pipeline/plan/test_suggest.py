@@ -24,6 +24,6 @@ def test_more_nodes_are_a_number_of_ranks_that_can_be_divided(parts: int, hpz: i
     run, cluster = prediction.run, prediction.cluster
     training = replace(run.config.training, train_batch_size=1536, sequence_parallel_size=parts)
     run = replace(run, config=replace(run.config, training=training), zero=replace(run.zero, hpz=hpz))
-    small = replace(cluster.device, memory_gib=40.0, host_memory_gib=500)
+    small = replace(cluster.device, memory_gib=40.0, host_memory_gib=580)
     nearest = nearest_fit(replace(prediction, run=run, cluster=replace(cluster, device=small)))
     assert nearest is not None and nearest[0].startswith(f"--nodes {nodes},")
