@@ -80,7 +80,8 @@ def _pinned_like(tensor: Tensor) -> Tensor:
         pinned = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
         runtime, address = torch.cuda.cudart(), pinned.data_ptr()
         if int(runtime.cudaHostRegister(address, size, HOST_REGISTER_PORTABLE)) == 0:
-            weakref.finalize(pinned, runtime.cudaHostUnregister, address)
+            # At the end of the process there is nothing to unregister, and the driver may be gone.
+            weakref.finalize(pinned, runtime.cudaHostUnregister, address).atexit = False
             return pinned
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
 
