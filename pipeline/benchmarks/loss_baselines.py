@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.loss import LossBatch, LossNormalizers, LossSettings, Vocabulary, VocabularyShard, solar_loss
-from pipeline.loss.kernels import add_product_
+from pipeline.loss.kernels import add_product_, row_stride
 from pipeline.loss.soft_tokens import soft_tokens
 from pipeline.loss.softmax_state import accumulation_dtype
 
@@ -174,7 +174,8 @@ def three_products(inputs: LossInputs) -> None:
     """Compute only the lower bound: the products z = H W^T, dH = dz W, and dW = dz^T H into fp32."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
     if inputs.logits is None:
-        inputs.logits = hidden.new_empty(inputs.shape.tokens, inputs.shape.vocab)
+        stride = row_stride(inputs.shape.vocab, hidden.is_cuda)
+        inputs.logits = hidden.new_empty(inputs.shape.tokens, stride)[:, : inputs.shape.vocab]
         inputs.accumulator = inputs.zeroed_accumulator()
     assert inputs.accumulator is not None
     torch.mm(hidden, weight.T, out=inputs.logits)

@@ -21,14 +21,12 @@ import torch
 from torch import Tensor
 
 from .indexing import bounds, ranges
+from .kernels import row_stride
 from .settings import CPU_BUDGET_MB, GPU_BUDGET_MB, LossSettings
 from .vocabulary import Vocabulary
 
 AlignmentGroup = Literal["sequence", "pair_group", "all"]
 
-# Rows of the logits begin at multiples of this number of elements. Matrix products and Triton's loads need rows aligned
-# to 16 bytes to be fast, and whole cache lines are 128 bytes.
-ROW_ALIGNMENT = 64
 # [R * C, d] tensors alive at the same time: hidden states of this and of the next subchunk, their multiple, the partial
 # gradient, and the partial gradients of an earlier subchunk that are being sent and received.
 HIDDEN_TENSORS, HIDDEN_TENSORS_OF_ONE_RANK = 6, 2
@@ -119,11 +117,6 @@ class Chunk:
         return self.subchunks * 2 if backward and len(self.subchunks) > 1 else self.subchunks
 
 
-def row_stride(columns: int) -> int:
-    """Return the number of elements between rows of `columns` elements, which keeps all rows aligned on a GPU."""
-    return -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
-
-
 @dataclass(frozen=True)
 class BufferSizes:
     """Sizes that determine how many target tokens fit in the memory budget.
@@ -162,12 +155,13 @@ class BufferSizes:
         ranks, size = self.ranks, self.element_size
         if vocab_parallel:
             hidden = ranks * (HIDDEN_TENSORS if ranks > 1 else HIDDEN_TENSORS_OF_ONE_RANK) * self.hidden * size
-            rows = rows_in_budget(settings, ranks * row_stride(self.shard_rows) * size, self.softcap, self.gpu, hidden)
+            row_bytes = ranks * row_stride(self.shard_rows, self.gpu)
+            rows = rows_in_budget(settings, row_bytes * size, self.softcap, self.gpu, hidden)
             lists = top_k_bytes(settings, ranks * self.shard_rows, size, ranks)
             return min(rows, max(1, int(budget_bytes(settings, self.gpu) / lists))) if lists else rows
         # A block of logits is copied into the buffer, and a block of their gradients out of it.
         block = ranks * self.block_rows(settings) * size + HIDDEN_TENSORS_OF_ONE_RANK * self.hidden * size
-        row_bytes = row_stride(ranks * self.shard_rows) * size
+        row_bytes = row_stride(ranks * self.shard_rows, self.gpu) * size
         return rows_in_budget(settings, row_bytes, self.softcap, self.gpu, block, 1 - BLOCKS_FRACTION)
 
     def block_rows(self, settings: LossSettings) -> int:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .chunking import row_stride
-from .kernels import PARTS, row_tiles
+from .kernels import PARTS, row_stride, row_tiles
 
 
 def used_columns(pooled_mv: Tensor) -> Tensor | None:
@@ -46,10 +45,10 @@ def times_embedding(pooled_nv: Tensor, embedding_vd: Tensor, sparse: bool) -> Te
 def times_embedding_transposed(grad_u_md: Tensor, embedding_vd: Tensor, columns_u: Tensor | None) -> Tensor:
     """Compute grad_u @ embedding^T, [m, v], in the used columns; the others are 0.
 
-    Rows have the stride of `chunking.row_stride`.
+    Rows have the stride of `kernels.row_stride`.
     """
     m, v = len(grad_u_md), len(embedding_vd)
-    out = embedding_vd.new_empty(m, row_stride(v))[:, :v]
+    out = embedding_vd.new_empty(m, row_stride(v, embedding_vd.is_cuda))[:, :v]
     if columns_u is not None:
         out.zero_()
         for tile in row_tiles(embedding_vd, 0, len(columns_u)):

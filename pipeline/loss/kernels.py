@@ -10,7 +10,8 @@ Shape letters, also used as suffixes of tensor names (`z_Cv` has the shape [C, v
     m  sequences of the chunk whose pooled representations require a gradient
     d  hidden size
 
-Rows of z, e, p, q and grad_probs may have a stride larger than v; see `chunking.row_stride`.
+Rows of z, e, p, q and grad_probs may have a stride larger than v; see `row_stride`. The storage then holds the
+elements after each row, and functions that change the rows in place may change these elements.
 """
 
 import itertools
@@ -28,6 +29,12 @@ if (torch.version.cuda or torch.version.hip) and find_spec("triton"):
 CACHE_BYTES = 1 << 20  # size of a tile of rows that fits the L2 cache of a CPU core
 GPU_TILE_BYTES = 1 << 26  # size of a tile of rows on a GPU: few launches, and little memory beside the logits
 PARTS = 8  # batch size to split a product with few rows into, because a CPU only parallelizes over the batch
+# Rows of the logits begin at multiples of this number of elements. Matrix products and Triton's loads need rows aligned
+# to 16 bytes to be fast, and whole cache lines are 128 bytes.
+ROW_ALIGNMENT = 64
+# Rows whose distance is a multiple of this number of fp32 elements (4 KiB) use the same sets of a CPU's L1 cache, which
+# slows down products 1 and 3.
+SAME_CACHE_SETS = 1024
 MAX_SELECTED = 64  # logits of a row that the GPU kernel selects; at most the blocks of one of its lines
 
 
@@ -63,6 +70,12 @@ class SubchunkTokens:
         return [(span, i, grad_indices[i]) for i, span in enumerate(rows) if span.stop > span.start]
 
 
+def row_stride(columns: int, gpu: bool) -> int:
+    """Return the number of elements between rows of `columns` elements, which keeps all rows aligned."""
+    stride = -(-columns // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    return stride + ROW_ALIGNMENT if not gpu and stride % SAME_CACHE_SETS == 0 else stride
+
+
 def row_tiles(z: Tensor, start: int, stop: int) -> Iterator[slice]:
     """Divide the rows [start, stop) into consecutive slices, which on a CPU fit the cache."""
     tile_bytes = GPU_TILE_BYTES if z.is_cuda else CACHE_BYTES
@@ -95,9 +108,10 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
         if temperature != 1:
             z_Cv.div_(temperature)
         largest = z_Cv.amax(1) if largest_Ck is None else largest_Ck[:, 0]
-        # torch.softmax copies rows that are not contiguous, so it gets a few of them at a time.
-        for tile in [slice(None)] if z_Cv.is_contiguous() else row_tiles(z_Cv, 0, len(z_Cv)):
-            torch.softmax(z_Cv[tile], 1, out=z_Cv[tile])
+        stride = max(z_Cv.stride(0), z_Cv.shape[1])
+        whole = z_Cv.as_strided((len(z_Cv), stride), (stride, 1))
+        whole[:, z_Cv.shape[1] :] = -torch.inf  # torch.softmax would copy rows that are not contiguous
+        torch.softmax(whole, 1, out=whole)
         # The largest entry of a softmax is 1 / sum(exp(z - max)).
         return largest - z_Cv.amax(1).log(), total.fill_(1)
     for tile in row_tiles(z_Cv, 0, len(z_Cv)):

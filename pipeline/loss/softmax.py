@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .chunking import row_stride
 from .comm import Group, all_reduce
 from .embedding_products import add_gradient_, times_embedding, times_embedding_transposed, used_columns
 from .kernels import (
@@ -17,6 +16,7 @@ from .kernels import (
     add_product_,
     inner_products,
     pool,
+    row_stride,
     softcap_,
     softmax_,
     softmax_backward_,
@@ -288,7 +288,7 @@ class ShardedSoftmax:
 
     def _buffer(self, name: str, rows: int, like: Tensor) -> Tensor:
         """Return a [rows, v] buffer with aligned rows, which is reused for all subchunks of the call."""
-        stride = row_stride(self.buffer_columns)
+        stride = row_stride(self.buffer_columns, like.is_cuda)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < rows:
             buffer = self._buffers[name] = like.new_empty(max(rows, self._buffer_rows), stride)

@@ -11,8 +11,7 @@ m sequences with a gradient.
 import math
 from dataclasses import dataclass
 
-from pipeline.loss.chunking import row_stride
-from pipeline.loss.kernels import CACHE_BYTES
+from pipeline.loss.kernels import CACHE_BYTES, row_stride
 from pipeline.loss.top_k import BLOCK
 from pipeline.plan.workload import PlannedRun
 
@@ -141,7 +140,7 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         product = run.stats.vocab_size / ranks * d * e if e < 4 and not run.frozen_head else 0
         temporary = max(temporary, tile if e == 4 else 4 * tile, product)
     parts = {
-        "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns)) * e,
+        "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns), run.gpu) * e,
         # Of this rank, with their gradient, and those of a middle layer, if they are aligned.
         "hidden states": (2 if run.config.loss.pools_vocabulary else 3) * c.target_tokens * d * e,
     }
