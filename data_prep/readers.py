@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.common.errors import UserError, read_error, storage_errors
 
-SPLIT_BYTES = (1 << 20, 16 << 20)  # smallest and largest default split of a JSON Lines file
+SPLIT_BYTES = (1 << 18, 16 << 20)  # smallest and largest default split of a JSON Lines file
 SPLITS = 64  # default number of splits, if their size is within those bounds, and largest number in a row group
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
 
     Args:
         paths: JSON Lines and Parquet files.
-        split_bytes: Size of a split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`.
+        split_bytes: Largest size of a split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`.
 
     Returns:
         The splits of each file, in the order of `paths`.
@@ -108,7 +108,9 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
         if is_parquet(path):
             splits += _split_parquet(path, split_bytes)
         else:
-            splits += [InputSplit(path, start, min(start + split_bytes, size)) for start in range(0, size, split_bytes)]
+            parts = -(-size // split_bytes)
+            bounds = [size * part // parts for part in range(parts + 1)]  # equal sizes, so that ranks share the work
+            splits += [InputSplit(path, start, stop) for start, stop in pairwise(bounds)]
     return splits
 
 
@@ -233,9 +235,13 @@ def _decode_or_error(line: bytes) -> Any:
         return error
 
 
+# Exact: a float would round a long gold answer. `json.loads` would create a decoder for every line.
+_JSON = json.JSONDecoder(parse_float=Decimal)
+
+
 def _decode_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_float=Decimal)  # exact: a float would round a long gold answer
+        return _JSON.decode(text)
     except (ValueError, RecursionError, DecimalException) as error:
         raise UserError(f"malformed JSON ({error})") from None
 

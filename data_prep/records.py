@@ -161,7 +161,9 @@ def _messages(raw: dict[str, Any]) -> list[dict[str, Any]]:
         messages = [{"role": "user", "content": question}, reply]
     elif not isinstance(messages, list) or not messages:
         raise UserError("`messages` is not a list of {role, content}")
-    messages = [_message(_with_floats(message)) for message in messages]
+    else:
+        messages = [_with_floats(message) for message in messages]
+    messages = [_message(message) for message in messages]
     system = raw.get("system")
     if system is not None:
         if not isinstance(system, str):

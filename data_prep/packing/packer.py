@@ -11,10 +11,10 @@ All files are in OUTPUT.partial until the manifest is written. Then the folder o
 """
 
 import fcntl
+import gc
 import json
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -33,11 +33,11 @@ from data_prep.packing.token_files import (
     index_file,
     read_window,
     tokenize_split,
+    warn_of_other_prompt,
 )
 from data_prep.packing.windows import TOO_LONG, TRUNCATED, Limits, Window
 from data_prep.ranks import AgreedError, Ranks
-from data_prep.readers import InputSplit, locate, read_split, split_inputs
-from data_prep.records import parse_record
+from data_prep.readers import InputSplit, locate, split_inputs
 from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, write_manifest, write_shard
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.template_rendering import check_variables
@@ -70,6 +70,7 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
         UserError: The input is malformed, `output` was packed with different settings, or the disk is full.
     """
     packer = Packer(inputs, output, settings, ranks)
+    gc.freeze()  # the garbage collector then passes over the objects of the imported libraries
     ranks.agree(lambda: _report_os_errors(lambda: packer.read_sources(tokenizer)))
     packer.build_head()
     if ranks.agree(lambda: _report_os_errors(packer.is_finished)):
@@ -201,26 +202,10 @@ class Packer:
     def _tokenize_splits(self) -> None:
         folder, encoder = self.work / "pieces", ChatEncoder(self.tokenizer, self.settings.supervise)
         if self.ranks.rank == 0:
-            self._warn_of_other_prompt(encoder)
+            warn_of_other_prompt(self.splits[0], encoder)
         for i in self._local_parts(len(self.splits), "tokenize", lambda i: index_file(folder, i)):
             tokenize_split(self.splits[i], i, folder, encoder, self.windows, self.settings)
         self.ranks.all_gather(None)
-
-    def _warn_of_other_prompt(self, encoder: ChatEncoder) -> None:
-        """Warn if the first record is trained on after another prompt than generation would use."""
-        for row in read_split(self.splits[0], keep_malformed=True):
-            try:
-                record = row.apply(parse_record)
-            except UserError:
-                continue
-            if mismatch := encoder.prompt_mismatch(record.messages, record.tools):
-                print(
-                    f"warning: {row.location}: {mismatch}; set variables of the template with --chat_template_kwargs "
-                    "or give another with --chat_template",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            return
 
     def _assign_rows(self) -> tuple[list[int], Counter, bool]:
         """Assign groups to rows.

@@ -127,6 +127,23 @@ def _parse_rows(
             yield row, record
 
 
+def warn_of_other_prompt(split: InputSplit, encoder: ChatEncoder) -> None:
+    """Warn if the first record of a split is trained on after another prompt than generation would use."""
+    for row in read_split(split, keep_malformed=True):
+        try:
+            record = row.apply(parse_record)
+        except UserError:
+            continue
+        if mismatch := encoder.prompt_mismatch(record.messages, record.tools):
+            print(
+                f"warning: {row.location}: {mismatch}; set variables of the template with --chat_template_kwargs "
+                "or give another with --chat_template",
+                file=sys.stderr,
+                flush=True,
+            )
+        return
+
+
 def count_skipped(folder: Path, splits: int) -> Counter:
     """Return the number of bad records of all splits by language; `UNKNOWN_LANGUAGE` if it has none."""
     total: Counter = Counter()

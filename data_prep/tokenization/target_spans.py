@@ -9,7 +9,6 @@ The target of a response is its text (and its reasoning, if the template keeps i
 between generation prompt and response is a target too, because the model must generate it.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from itertools import takewhile
@@ -123,7 +122,7 @@ class TargetLocator:
         raise error
 
     def _cached_layout(self, masked: _Masked, tools: Any) -> _Layout:
-        key = json.dumps([masked.messages, tools])
+        key = repr((masked.messages, tools))
         layout = self._layouts.get(key)
         if layout is None:
             try:

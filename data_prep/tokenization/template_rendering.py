@@ -108,7 +108,8 @@ class ChatTemplate:
         self._compiled = _compile_jinja_template(template)
         # transformers uses another template if there are tools, so that generation would differ from the packed text.
         self._without_tools = tokenizer.get_chat_template(tools=[]) != template
-        self._special = tokenizer.special_tokens_map
+        # The template's globals are a ChainMap, which Jinja would copy, slowly, for every conversation.
+        self._variables = {**self._compiled.globals, "documents": None, **tokenizer.special_tokens_map}
 
     def render(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> tuple[str, list[Span]]:
         """Render a conversation, like `apply_chat_template` but without its overhead.
@@ -131,10 +132,10 @@ class ChatTemplate:
             )
         blocks: list[str] = []
         generated: list[Span] = []
-        variables = {"tools": tools, "documents": None, "add_generation_prompt": prompt, **self._special}
+        variables = {**self._variables, "messages": messages, "tools": tools, "add_generation_prompt": prompt}
         try:
             with self._compiled.environment.activate_tracker(blocks, generated):  # as render_jinja_template does
-                blocks.extend(self._compiled.generate(messages=messages, **variables))
+                blocks.extend(self._compiled.root_render_func(self._compiled.new_context(variables, shared=True)))
         except Exception as error:  # a template can raise any type of exception
             raise UserError(f"the chat template rejects the messages: {first_line(error)}") from None
         return "".join(blocks), generated

@@ -89,16 +89,14 @@ class WordEncoder:
             text = normalizer.normalize_str(text) if normalizer else text
             return [token.id for word, _ in pre_tokenizer.pre_tokenize_str(text) for token in model.tokenize(word)]
 
-        def complements(text: str) -> list[int]:
-            return [~i for i in ids(text)]
+        def complements(cache: _Cache) -> _Cache:
+            return _Cache(lambda word: [~i for i in cache[word]])
 
         # The ids of target text are complemented (~id), so that one list holds both the ids and which of them are
         # targets. Both target text (True) and other text (False) have a cache for the first word of a segment, which is
         # the text between two added tokens, and one for words after a space.
-        self._caches = {
-            False: (_Cache(ids), _Cache(lambda word: ids(" " + word))),
-            True: (_Cache(complements), _Cache(lambda word: complements(" " + word))),
-        }
+        first, others = _Cache(ids), _Cache(lambda word: ids(" " + word))
+        self._caches = {False: (first, others), True: (complements(first), complements(others))}
 
     @classmethod
     def for_backend(cls, backend: Tokenizer) -> "WordEncoder | None":

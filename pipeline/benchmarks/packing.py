@@ -4,8 +4,8 @@
 
 Every variant reads the same canonical file and writes packed rows to disk, in its own process bound to one core.
 data_prep also runs on two ranks, and as two independent runs at once, which gives an upper bound for the speedup from a
-second core. Variants run in turn for `rounds` rounds, and medians are reported. Imports and tokenizer loading are not
-timed. On a shared machine, compare tokens per second of processor time. Only the baselines require TRL:
+second core. Variants run in turn for `rounds` rounds, and medians are reported. Loading the tokenizer is timed, imports
+are not. On a shared machine, compare tokens per second of processor time. Only the baselines require TRL:
 `pip install -e .[bench]`.
 """
 
@@ -37,13 +37,15 @@ TWO_RUNS = "data_prep twice at once"
 
 def time_data_prep(args: argparse.Namespace, output: Path) -> dict:
     """Time one packing run on the ranks of this process."""
+    import pandas  # noqa: F401  (pyarrow imports it when it is first used)
+
     from data_prep import ranks
     from data_prep.packing.packer import PackSettings, pack
     from data_prep.tokenization.tokenizer import load_tokenizer
 
     local_ranks = ranks.start()
     settings = PackSettings(max_seq_length=args.max_seq_length)
-    load_tokenizer(args.tokenizer)  # so that imports and disk reads are not timed
+    load_tokenizer(args.tokenizer)  # so that its imports and disk reads are not timed
     local_ranks.all_gather(None)
     start = time.perf_counter(), time.process_time()
     manifest = pack([args.input], args.tokenizer, output, settings, local_ranks)
@@ -57,6 +59,8 @@ def time_baseline(args: argparse.Namespace, output: Path) -> dict:
 
     from data_prep.tokenization.tokenizer import load_tokenizer
 
+    load_tokenizer(args.tokenizer)  # as in `time_data_prep`
+    start = time.perf_counter(), time.process_time()
     tokenizer: Any = load_tokenizer(args.tokenizer)
 
     def chat(question: str, answer: str) -> Any:
@@ -76,7 +80,6 @@ def time_baseline(args: argparse.Namespace, output: Path) -> dict:
         chats = [chat(*pair) for pair in zip(records["question"], records["answer"], strict=True)]
         return {"input_ids": tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]}
 
-    start = time.perf_counter(), time.process_time()
     dataset = load_dataset("json", data_files=str(args.input), split="train", cache_dir=str(output))
     tokenize = {"trl": masked, "batched": masked_batch, "unmasked": unmasked_batch}[args.variant]
     dataset = dataset.map(tokenize, batched=args.variant != "trl", remove_columns=dataset.column_names)

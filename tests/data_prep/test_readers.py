@@ -94,7 +94,7 @@ def test_split_inputs_rejects_parquet_without_rows(tmp_path):
 def test_split_inputs_covers_file_by_bytes(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 25)
-    assert split_inputs([path], 10) == [InputSplit(path, start, min(start + 10, 25)) for start in (0, 10, 20)]
+    assert split_inputs([path], 10) == [InputSplit(path, 0, 8), InputSplit(path, 8, 16), InputSplit(path, 16, 25)]
 
 
 @pytest.mark.parametrize(
