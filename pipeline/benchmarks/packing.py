@@ -112,7 +112,7 @@ def run_variant(args: argparse.Namespace, variant: str, ranks: int = 1, first_co
     command += ["--input", str(args.input), "--tokenizer", args.tokenizer]
     command += ["--max_seq_length", str(args.max_seq_length)]
     if ranks > 1:
-        launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+        launcher = ["mpirun", "--oversubscribe", "--bind-to", "core:overload-allowed", "-n", str(ranks)]
         command = launcher + (["--allow-run-as-root"] if os.getuid() == 0 else []) + command
     cores = sorted(os.sched_getaffinity(0))[first_core : first_core + ranks]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for the mpirun of the openmpi package
