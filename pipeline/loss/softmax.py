@@ -110,7 +110,7 @@ class ShardedSoftmax:
         mixture = one_hot(columns, local, dtype, self.num_columns) if self.hard else None
         if largest is not None and columns_of_largest is not None and statistics.top_k is not None:
             mixture = top_k_mixture(largest, columns_of_largest, statistics.top_k, self.temperature)
-        return SoftmaxState(tokens, hidden, z, e_buffer, tempered, cap_derivative, statistics, mixture)
+        return SoftmaxState(tokens, columns, local, hidden, z, e_buffer, tempered, cap_derivative, statistics, mixture)
 
     def _logits(self, hidden: Tensor, out: Tensor) -> None:
         """Fill `out` [C, v] with hidden W^T."""
@@ -177,7 +177,7 @@ class ShardedSoftmax:
             scale = scale * FP16_GAIN
             dz.mul_(scale[:, None])
             at_target, scale = at_target * scale, torch.ones_like(scale)
-        columns, local = self._target_columns(tokens)
+        columns, local = state.target_columns, state.target_is_local
         if dz.numel():
             dz.scatter_(1, columns, torch.where(local[:, None], at_target[:, None].to(dz.dtype), dz.gather(1, columns)))
         if grad_probs is not None and state.mixture is not None:
@@ -214,8 +214,7 @@ class ShardedSoftmax:
         softmax_backward_(state.e, state.tempered, tokens.ce_weights, k, inner, grad_probs, tokens)
         if grad_probs.numel() == 0:
             return at_target
-        columns, _ = self._target_columns(tokens)
-        grad_at_target = grad_probs[tokens.grad_index.clamp_min(0), columns.squeeze(1)]
+        grad_at_target = grad_probs[tokens.grad_index.clamp_min(0), state.target_columns.squeeze(1)]
         return at_target + k * s.tempered_target * (grad_at_target - inner)
 
     def _add_top_k_alignment(
@@ -231,9 +230,9 @@ class ShardedSoftmax:
             at_target: [C] value of e at the target before rounding.
         """
         grad = grad_logits(mixture, grad_probs, state.tokens, self.temperature, self.row_group)
-        columns, local = self._target_columns(state.tokens)
         at_columns = state.e.gather(1, mixture.columns).to(grad.dtype)
-        at_columns = torch.where((mixture.columns == columns) & local[:, None], at_target[:, None], at_columns)
+        is_target = (mixture.columns == state.target_columns) & state.target_is_local[:, None]
+        at_columns = torch.where(is_target, at_target[:, None], at_columns)
         state.e.scatter_(1, mixture.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
 
     def _products(self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, grad_scale: float) -> Tensor:

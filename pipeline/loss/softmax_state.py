@@ -91,6 +91,8 @@ class SoftmaxState:
 
     Attributes:
         tokens: the target tokens, one per row.
+        target_columns: [C, 1] local column of each target; any valid column if it is on another rank.
+        target_is_local: [C] whether it is on this rank.
         hidden: [C, d] hidden states, multiplied by the logit scale.
         e: [C, v] proportional to exp(z) in each row; overwritten by dz in the backward pass.
         e_buffer: [C + n, v] buffer of `e`; n is 0 unless head and embedding are tied.
@@ -102,6 +104,8 @@ class SoftmaxState:
     """
 
     tokens: SubchunkTokens
+    target_columns: Tensor
+    target_is_local: Tensor
     hidden: Tensor
     e: Tensor
     e_buffer: Tensor
