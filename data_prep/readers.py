@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.common.errors import UserError, read_error, storage_errors
+from pipeline.common.errors import UserError, first_line, read_error, storage_errors
 
 SPLIT_BYTES = (1 << 18, 16 << 20)  # smallest and largest default split of a JSON Lines file
 SPLITS = 64  # default number of splits, if their size is within those bounds, and largest number in a row group
@@ -132,6 +132,13 @@ def _split_parquet(path: Path, split_bytes: int) -> list[InputSplit]:
     return splits
 
 
+def _without_mark(path: Path, start: bytes) -> bytes:
+    """Remove a byte order mark from the start of a file. Raises UserError if the file is compressed."""
+    if start.startswith((b"\x1f\x8b", b"(\xb5/\xfd")):
+        raise UserError(f"{path}: a file compressed by gzip or zstd; decompress it first")
+    return start.removeprefix(codecs.BOM_UTF8)
+
+
 def _nonzero_size(path: Path) -> int:
     """Return the size of a file. Raises UserError if it is missing, empty or of a type that only `convert` reads."""
     if not path.is_file():
@@ -139,7 +146,7 @@ def _nonzero_size(path: Path) -> int:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+            start = _without_mark(path, file.read(64)).lstrip()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if size == 0:
@@ -203,7 +210,7 @@ def _raw_lines(path: Path, start: int, stop: int | None) -> Iterator[InputRow]:
         position, number = file.tell(), 0
         while (stop is None or position < stop) and (line := file.readline()):
             number += 1
-            value = line if position else line.removeprefix(codecs.BOM_UTF8)
+            value = line if position else _without_mark(path, line)
             yield InputRow(path, position, value, None if start else number)
             position += len(line)
 
@@ -292,8 +299,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error message, without a trailing full stop."""
-    return str(error).strip().split("\n")[0].rstrip(". ")

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from data_prep.convert.benchmarks import Benchmark, Row
 from data_prep.convert.column_formats import LANG, languages_of, load_dataset, read_table
 from data_prep.convert.examples import RawExample, Reader, Source, pivot_first
-from data_prep.readers import first_line, read_lines
+from data_prep.readers import read_lines
 from data_prep.records import CHOICE_LETTERS, is_number, number_text
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 
 _TABLES = (".json", ".jsonl", ".parquet")
 _PART = re.compile(r"-\d{5}-of-\d{5}(?=\.)")  # in the names of the parts of a file of the Hub

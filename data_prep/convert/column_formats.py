@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.convert.examples import RawExample, Source, list_files, read_objects
-from data_prep.readers import first_line, without_nulls
+from data_prep.readers import without_nulls
 from data_prep.records import number_text
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 
 _OPTIONAL = ("system", "reasoning_content", "tools", "answer_type", "choices")  # kept as they are
 FIELDS = ("pair_id", "lang", "question", "answer", "messages", "gold", *_OPTIONAL)

@@ -11,8 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
-from data_prep.readers import first_line
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 
 MAX_TEXT_BYTES = 1 << 16  # SentencePiece skips longer texts without an error
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

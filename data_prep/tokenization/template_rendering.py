@@ -9,8 +9,7 @@ from jinja2.meta import find_undeclared_variables
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from data_prep.readers import first_line
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 
 Message = dict[str, Any]
 Span = tuple[int, int]

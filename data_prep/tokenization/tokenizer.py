@@ -12,10 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils.chat_template_utils import _compile_jinja_template
 from transformers.utils.hub import cached_file
 
-from data_prep.readers import first_line
 from data_prep.tokenization.sentencepiece_models import from_sentencepiece
 from data_prep.tokenization.template_rendering import CLOCK, fix_clock, reads_clock, set_variables
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 
 # Fields of tokenizer_config.json that this project adds.
 PACKED_FINGERPRINT = "packed_fingerprint"  # fingerprint of the tokenizer that packed the data of this model

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from data_prep.readers import first_line
 from data_prep.tokenization.tokenizer import fingerprint, load_tokenizer
 from pipeline.checkpoint import layout
 from pipeline.checkpoint.adapter_files import write_adapter, write_merged_model
@@ -20,7 +19,7 @@ from pipeline.checkpoint.export_config import write_config
 from pipeline.checkpoint.export_record import EXPORT_FILE, ExportRecord, write_export_record
 from pipeline.checkpoint.hf_weights import file_tensors, merged_tensors, write_weights
 from pipeline.checkpoint.model_card import MODEL_CARD
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 from pipeline.config.settings import ModelSettings
 from pipeline.models.loading import ADAPTER_CONFIG, DTYPES
 from pipeline.models.multimodal import PROCESSOR_FILES, copy_processor_files, multimodal_tensors

@@ -29,9 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data_prep.readers import first_line
 from pipeline.common.atomic_io import write_atomically
-from pipeline.common.errors import StorageError, UserError, read_error, storage_errors
+from pipeline.common.errors import StorageError, UserError, first_line, read_error, storage_errors
 
 if TYPE_CHECKING:
     # `pipeline.status` lists checkpoints without these imports, which take seconds.

@@ -103,3 +103,8 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error message, without a trailing full stop."""
+    return str(error).strip().split("\n")[0].rstrip(". ")

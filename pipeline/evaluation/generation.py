@@ -9,11 +9,10 @@ from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from data_prep.readers import first_line
 from data_prep.tokenization.template_rendering import check_variables
 from data_prep.tokenization.tokenizer import is_path, load_tokenizer
 from pipeline.common import distributed
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 from pipeline.evaluation.dataset import Example
 from pipeline.evaluation.progress import Generation
 from pipeline.evaluation.reasoning import THINK, split_reasoning

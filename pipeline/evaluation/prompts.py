@@ -6,10 +6,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from data_prep.readers import first_line
 from data_prep.records import Record, read_records
 from data_prep.tokenization.template_rendering import template_variables
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 from pipeline.evaluation.dataset import Example
 
 # Template of a tokenizer that has none. It ends each answer with the beginning of the next question, so that a base

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from data_prep.readers import first_line
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, first_line
 
 _RESPONSE = "response"
 

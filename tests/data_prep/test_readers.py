@@ -1,5 +1,6 @@
 """Input files are read completely in any splits, and errors name file and row."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.readers import InputSplit, locate, read_file, read_split, split_inputs
+from data_prep.readers import InputSplit, locate, read_file, read_lines, read_split, split_inputs
 from pipeline.common.errors import StorageError, UserError
 
 
@@ -105,6 +106,7 @@ def test_split_inputs_covers_file_by_bytes(tmp_path):
         ("a.parquet", b"PAR1 no", "not a Parquet file"),
         ("a.json", b'\xef\xbb\xbf [\n{"pair_id": 1}]', "a JSON array; first run: .* convert"),
         ("a.csv", b"pair_id,lang\n", "a CSV file; first run: .* convert"),
+        ("a.jsonl.gz", gzip.compress(b'{"pair_id": 1}'), "a file compressed by gzip or zstd; decompress it first"),
     ],
 )
 def test_split_inputs_rejects_unreadable_file(name, content, message, tmp_path):
@@ -113,3 +115,11 @@ def test_split_inputs_rejects_unreadable_file(name, content, message, tmp_path):
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}: {message}"):
         split_inputs([path])
+
+
+def test_lines_of_a_compressed_file_are_refused(tmp_path):
+    """zstd, by its magic number, and through the reader of `convert`, which takes no splits."""
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd rest of a frame")
+    with pytest.raises(UserError, match="compressed by gzip or zstd"):
+        list(read_lines(path))
