@@ -1,6 +1,7 @@
 """Command line of preprocessing: `python -m data_prep COMMAND --help`."""
 
 import argparse
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def _pack(args: argparse.Namespace) -> None:
     ranks.exit_on_signals()
     world = ranks.start()
     settings = PackSettings(**{name: getattr(args, name) for name in PackSettings.__dataclass_fields__})
+    gc.freeze()  # the garbage collector then passes over the objects of the imported libraries
 
     def work() -> None:
         manifest = pack(args.input, args.tokenizer, args.output, settings, world)

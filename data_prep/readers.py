@@ -9,17 +9,16 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.common.errors import UserError, first_line, read_error, storage_errors
+from data_prep.parquet_rows import divide_parquet, read_parquet
+from pipeline.common.errors import UserError, storage_errors
 
 SPLIT_BYTES = (1 << 18, 16 << 20)  # smallest and largest default split of a JSON Lines file
-SPLITS = 64  # default number of splits, if their size is within those bounds, and largest number in a row group
+PARQUET_SPLIT_BYTES = 1 << 20  # smallest default split of a row group, which is decoded up to the end of each split
+SPLITS = 64  # default number of splits, if their size is within those bounds
 
 T = TypeVar("T")
 
@@ -93,7 +92,8 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
 
     Args:
         paths: JSON Lines and Parquet files.
-        split_bytes: Largest size of a split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`.
+        split_bytes: Largest size of a split. 0 for 1/64 of the whole input, within the bounds `SPLIT_BYTES`, and at
+            least `PARQUET_SPLIT_BYTES` for Parquet.
 
     Returns:
         The splits of each file, in the order of `paths`.
@@ -102,33 +102,16 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
         UserError: A file is missing, unreadable, empty, or has the suffix `.parquet` but is not Parquet.
     """
     sizes = [_nonzero_size(path) for path in paths]
-    split_bytes = split_bytes or min(max(sum(sizes) // SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1])
+    largest = split_bytes or min(max(sum(sizes) // SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1])
     splits = []
     for path, size in zip(paths, sizes, strict=True):
         if is_parquet(path):
-            splits += _split_parquet(path, split_bytes)
+            parts_of_rows = divide_parquet(path, split_bytes or max(largest, PARQUET_SPLIT_BYTES))
+            splits += [InputSplit(path, start, stop) for start, stop in parts_of_rows]
         else:
-            parts = -(-size // split_bytes)
+            parts = -(-size // largest)
             bounds = [size * part // parts for part in range(parts + 1)]  # equal sizes, so that ranks share the work
             splits += [InputSplit(path, start, stop) for start, stop in pairwise(bounds)]
-    return splits
-
-
-def _split_parquet(path: Path, split_bytes: int) -> list[InputSplit]:
-    """Divide a Parquet file into its row groups, and row groups larger than `split_bytes` into parts.
-
-    Writers such as pandas put up to a million rows into one row group. A part is read by decoding the row group up to
-    its end, so their number is limited.
-    """
-    metadata = _open_parquet(path).metadata
-    if not metadata.num_row_groups:
-        raise UserError(f"{path}: no rows; give a file with records")
-    splits, first = [], 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        parts = max(min(-(-group.total_byte_size // split_bytes), SPLITS, group.num_rows), 1)
-        bounds = [first + group.num_rows * part // parts for part in range(parts + 1)]
-        splits += [InputSplit(path, start, stop) for start, stop in pairwise(bounds)]
-        first += group.num_rows
     return splits
 
 
@@ -173,15 +156,14 @@ def read_split(split: InputSplit, keep_malformed: bool = False) -> Iterator[Inpu
         StorageError: The file system failed to read the file.
     """
     if is_parquet(split.path):
-        return _read_parquet(_open_parquet(split.path), split.path, split.start, split.stop)
+        return (InputRow(split.path, number, row) for number, row in read_parquet(*split))
     return _read_json_lines(split.path, split.start, split.stop, keep_malformed)
 
 
 def read_file(path: Path) -> Iterator[InputRow]:
     """Yield all decoded rows of a JSON Lines or Parquet file. Raises UserError like `read_split`."""
     if is_parquet(path):
-        file = _open_parquet(path)
-        return _read_parquet(file, path, 0, file.metadata.num_rows)
+        return (InputRow(path, number, row) for number, row in read_parquet(path))
     return _read_json_lines(path)
 
 
@@ -247,55 +229,9 @@ _JSON = json.JSONDecoder(parse_float=Decimal)
 
 
 def _decode_json(text: str) -> Any:
+    if text.startswith("\ufeff"):
+        raise UserError("malformed JSON (it begins with a byte order mark, which only a file may; remove it)")
     try:
         return _JSON.decode(text)
     except (ValueError, RecursionError, DecimalException) as error:
         raise UserError(f"malformed JSON ({error})") from None
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        _raise_read_error(error, path)
-        raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
-
-
-def _raise_read_error(error: Exception, path: Path) -> None:
-    """Raise StorageError if the system reported an error. For damaged files, Arrow raises OSError without errno."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise read_error(path, OSError(error.errno, os.strerror(error.errno))) from None
-
-
-def _read_parquet(file: pq.ParquetFile, path: Path, start: int, stop: int) -> Iterator[InputRow]:
-    """Yield the rows [start, stop)."""
-    try:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        firsts = list(accumulate(sizes, initial=0))
-        groups = [group for group, size in enumerate(sizes) if firsts[group] < stop and start < firsts[group] + size]
-        position = firsts[groups[0]] if groups else 0
-        for batch in file.iter_batches(1024, row_groups=groups):
-            first, position = position, position + len(batch)
-            low = max(start - first, 0)
-            rows = batch.slice(low, max(min(stop - first, len(batch)) - low, 0)).to_pylist()
-            for number, row in enumerate(rows, first + low):
-                yield InputRow(path, number, without_nulls(row))
-            if position >= stop:
-                return
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        _raise_read_error(error, path)
-        raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None
-
-
-def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Remove the keys without a value from the structs in a row's columns.
-
-    Arrow gives all structs of a column the same keys, so that one JSON schema would have the properties of all others.
-    """
-    return {column: _without_nulls(value) for column, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.convert.examples import RawExample, Source, list_files, read_objects
-from data_prep.readers import without_nulls
+from data_prep.parquet_rows import without_nulls
 from data_prep.records import number_text
 from pipeline.common.errors import UserError, first_line
 

@@ -11,7 +11,6 @@ All files are in OUTPUT.partial until the manifest is written. Then the folder o
 """
 
 import fcntl
-import gc
 import json
 import os
 import shutil
@@ -70,7 +69,6 @@ def pack(inputs: list[Path], tokenizer: str, output: Path, settings: PackSetting
         UserError: The input is malformed, `output` was packed with different settings, or the disk is full.
     """
     packer = Packer(inputs, output, settings, ranks)
-    gc.freeze()  # the garbage collector then passes over the objects of the imported libraries
     ranks.agree(lambda: _report_os_errors(lambda: packer.read_sources(tokenizer)))
     packer.build_head()
     if ranks.agree(lambda: _report_os_errors(packer.is_finished)):

@@ -10,6 +10,7 @@ are not. On a shared machine, compare tokens per second of processor time. Only 
 """
 
 import argparse
+import gc
 import importlib.metadata
 import json
 import os
@@ -46,6 +47,7 @@ def time_data_prep(args: argparse.Namespace, output: Path) -> dict:
     local_ranks = ranks.start()
     settings = PackSettings(max_seq_length=args.max_seq_length)
     load_tokenizer(args.tokenizer)  # so that its imports and disk reads are not timed
+    gc.freeze()  # as `python -m data_prep pack` does
     local_ranks.all_gather(None)
     start = time.perf_counter(), time.process_time()
     manifest = pack([args.input], args.tokenizer, output, settings, local_ranks)

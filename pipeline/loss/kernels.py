@@ -91,7 +91,7 @@ def softmax_(z_Cv: Tensor, temperature: float, largest_Ck: Tensor | None = None)
     """Replace z by softmax(z / temperature) over these columns, up to a factor per row that is chosen for precision.
 
     Args:
-        z_Cv: [C, v] logits, overwritten.
+        z_Cv: [C, v] logits, overwritten. They begin at column 0 of their buffer, see above.
         temperature: divisor of the logits.
         largest_Ck: [C, k] largest logits of each row, largest first, or None. Saves a pass; only with temperature 1.
 

@@ -13,7 +13,8 @@ SoftTokenEmbeddings = Literal["input", "output"]
 
 # Memory budget in MiB if none is set. That of a GPU is enough for 8,192 target tokens of one rank in bf16, a vocabulary
 # of 152k (Qwen) and d up to 5,952. They are then one chunk, and every chunk reads the head and its gradient anew. That
-# of a CPU is enough for 512 in fp32 and a vocabulary of 32k; products with fewer rows are slower.
+# of a CPU is enough for 512 in fp32, a vocabulary of 32k and d up to 2,016, all without a soft cap. Products with fewer
+# rows are slower.
 CPU_BUDGET_MB, GPU_BUDGET_MB = 72.0, 2560.0
 
 
@@ -54,7 +55,7 @@ class LossSettings:
             and its gradient (`gathered`); `auto` selects the one that is predicted to take less time, or that
             communicates less if the speeds of the device are unknown. The results are equal up to rounding.
         memory_budget_mb: memory of each rank for the logits and hidden states of a subchunk, or with `gathered` for its
-            logits and blocks of the head, in MiB; null: 64 on a CPU, and 2560 on a GPU, where larger matrix products
+            logits and blocks of the head, in MiB; null: 72 on a CPU, and 2560 on a GPU, where larger matrix products
             are faster. The lists of a large `top_k` do not exceed this size either.
     """
 

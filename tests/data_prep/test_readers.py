@@ -123,3 +123,19 @@ def test_lines_of_a_compressed_file_are_refused(tmp_path):
     path.write_bytes(b"\x28\xb5\x2f\xfd rest of a frame")
     with pytest.raises(UserError, match="compressed by gzip or zstd"):
         list(read_lines(path))
+
+
+def test_byte_order_mark_within_a_file_is_named(tmp_path):
+    """Editors do not show it, and concatenated files have one on a later line."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"pair_id": 1}\n\xef\xbb\xbf{"pair_id": 2}\n')
+    with pytest.raises(UserError, match=r"row 2: malformed JSON \(it begins with a byte order mark"):
+        list(read_file(path))
+
+
+def test_small_parquet_row_group_is_one_split(tmp_path):
+    """Each part of a row group is read by decoding the row group up to its end."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"answer": [f"{number} " * 20 for number in range(4000)]}), path, use_dictionary=False)
+    assert 1 << 18 < pq.ParquetFile(path).metadata.row_group(0).total_byte_size < 1 << 20
+    assert split_inputs([path]) == [InputSplit(path, 0, 4000)]
