@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 
 CACHED_WORDS = 100_000  # entries of one cache; ordinary text repeats far fewer words
 CACHED_LENGTH = 40  # characters; longer words, such as those of scripts without spaces, are rarely repeated
@@ -50,6 +51,8 @@ SPLIT_PATTERNS = {
 }
 _INNER_SPACE = re.compile(r"\s ")
 _WORD_START = re.compile(r"(?<=\S)(?= )")
+_METASPACE = "▁"  # stands for a space in SentencePiece
+_BEFORE_METASPACE = re.compile(f"(?<!^)(?={_METASPACE})")
 
 
 def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
@@ -59,7 +62,7 @@ def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
     kind = pre_tokenizer["type"]
     if kind == "Metaspace":
         settings = (pre_tokenizer["replacement"], pre_tokenizer["prepend_scheme"], pre_tokenizer["split"])
-        return settings == ("▁", "never", True)
+        return settings == (_METASPACE, "never", True)
     if kind == "ByteLevel":
         return pre_tokenizer["use_regex"] and not pre_tokenizer["add_prefix_space"]  # GPT-2's pattern
     if kind == "Sequence" and [step["type"] for step in pre_tokenizer["pretokenizers"]] == ["Split", "ByteLevel"]:
@@ -69,6 +72,13 @@ def _splits_before_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
         maps_bytes_only = not byte_level["use_regex"] and not byte_level["add_prefix_space"]
         return known_pattern and isolates_matches and maps_bytes_only
     return False
+
+
+def _words(pre_tokenizer: PreTokenizer) -> Callable[[str], list[str]]:
+    """Return a function that divides a text as a pre-tokenizer does that splits before spaces."""
+    if isinstance(pre_tokenizer, Metaspace):  # calling it would take longer than tokenizing the word
+        return lambda text: _BEFORE_METASPACE.split(text.replace(" ", _METASPACE)) if text else []
+    return lambda text: [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
 
 
 class WordEncoder:
@@ -83,11 +93,11 @@ class WordEncoder:
         self._added = added
         longest_first = sorted(added, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split
-        normalizer, pre_tokenizer, model = backend.normalizer, backend.pre_tokenizer, backend.model
+        normalizer, words, model = backend.normalizer, _words(backend.pre_tokenizer), backend.model
 
         def ids(text: str) -> list[int]:
             text = normalizer.normalize_str(text) if normalizer else text
-            return [token.id for word, _ in pre_tokenizer.pre_tokenize_str(text) for token in model.tokenize(word)]
+            return [token.id for word in words(text) for token in model.tokenize(word)]
 
         def complements(cache: _Cache) -> _Cache:
             return _Cache(lambda word: [~i for i in cache[word]])

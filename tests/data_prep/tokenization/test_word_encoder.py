@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from data_prep.demo.languages import DEMO_LANGUAGES
 from data_prep.demo.problems import draw_problems, format_problem
 from data_prep.tokenization.tokenizer import load_tokenizer
-from data_prep.tokenization.word_encoder import SPLIT_PATTERNS, WordEncoder, complement_spans
+from data_prep.tokenization.word_encoder import SPLIT_PATTERNS, WordEncoder, _words, complement_spans
 
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
 PARTS = [
@@ -68,6 +68,12 @@ def test_word_encoder_matches_tokenizers_library(backends, text):
         encoder = WordEncoder.for_backend(backend)
         for _ in range(2):  # first computed, then cached
             assert encoder.encode(text, []) == backend.encode(text, add_special_tokens=False).ids
+
+
+@given(st.text(alphabet=" ▁a\n\t\u00a0", max_size=12))
+def test_words_of_sentencepiece_match_tokenizers_library(text):
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="never")
+    assert _words(metaspace)(text) == [word for word, _ in metaspace.pre_tokenize_str(text)]
 
 
 def test_word_encoder_complements_spans_between_added_tokens(backends):
