@@ -21,14 +21,15 @@ def padded(rows: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("columns", [BLOCK * 4 + 3, 4096 * 3, 4096 * 3 + 1])
 def test_softmax_and_selection_of_padded_rows(columns: int, rows: int, dtype: torch.dtype) -> None:
-    """Compare padded with contiguous rows. Only the order in which the softmax adds may differ."""
+    """Compare padded with contiguous rows: bit for bit, except for the order in which the softmax adds in fp32."""
     plain = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
     for actual, expected in zip(largest_logits(padded(plain), 3), largest_logits(plain, 3), strict=True):
         assert torch.equal(actual, expected)
     logits = padded(plain)
+    tolerance = 1e-6 if dtype == torch.float32 else 0
     for actual, expected in zip(softmax_(logits, 1.0), softmax_(plain, 1.0), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(logits, plain, rtol=1e-6, atol=0)
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(logits, plain, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize(("columns", "on_cpu", "on_gpu"), [(1187, 1216, 1216), (1024, 1088, 1024), (1984, 1984, 1984)])
