@@ -102,7 +102,7 @@ def split_inputs(paths: list[Path], split_bytes: int = 0) -> list[InputSplit]:
         UserError: A file is missing, unreadable, empty, or has the suffix `.parquet` but is not Parquet.
     """
     sizes = [_nonzero_size(path) for path in paths]
-    largest = split_bytes or min(max(sum(sizes) // SPLITS, SPLIT_BYTES[0]), SPLIT_BYTES[1])
+    largest = split_bytes or min(max(-(-sum(sizes) // SPLITS), SPLIT_BYTES[0]), SPLIT_BYTES[1])
     splits = []
     for path, size in zip(paths, sizes, strict=True):
         if is_parquet(path):

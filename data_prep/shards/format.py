@@ -77,6 +77,11 @@ class PackedRow:
         lengths = np.array([len(sequence) for sequence in sequences], np.int32)
         return cls(ids, labels, lengths, pair_id, lang, role, copies)
 
+    def count_targets(self) -> np.ndarray:
+        """Return the number of target tokens of each sequence, int64 [S]."""
+        starts = np.cumsum(self.seq_lens) - self.seq_lens
+        return np.add.reduceat(self.labels != IGNORE, starts, dtype=np.int64)
+
 
 def shard_name(index: int) -> str:
     """Return the file name of a shard."""
