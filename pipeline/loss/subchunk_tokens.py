@@ -2,7 +2,8 @@
 
 Only tables with an entry per sequence or per rank are copied to the device, in two transfers. The device expands them.
 
-Shape letters: A target tokens of all ranks, S sequences of all ranks, R ranks.
+Shape letters: A target tokens of all ranks, S sequences of all ranks, P parts of sequences that are in one subchunk
+each, R ranks, L languages.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .layout import GlobalLayout
 
 @dataclass(frozen=True)
 class TokenTables:
-    """Target tokens of all ranks on the device, in chunk order, [A] each.
+    """Target tokens of all ranks on the device, in chunk order: [A] each, if not stated otherwise.
 
     Attributes:
         targets: target id.
@@ -27,6 +28,7 @@ class TokenTables:
         pooling_weights: weight in the pooled representation.
         ce_weights: weight in the cross entropy.
         grad_index: index of the sequence among those of its chunk that require a gradient, or -1.
+        part_sequence, part_lengths: [P] index of the sequence in chunk order, and number of consecutive target tokens.
         any_without_ce: whether any weight in the cross entropy is 0, on the host.
     """
 
@@ -35,7 +37,27 @@ class TokenTables:
     pooling_weights: Tensor
     ce_weights: Tensor
     grad_index: Tensor
+    part_sequence: Tensor
+    part_lengths: Tensor
     any_without_ce: bool
+
+    def sum_by_language(self, values: Tensor, language: Tensor, languages: int) -> Tensor:
+        """Sum values by language, in a fixed order and without an [L, A] tensor.
+
+        Args:
+            values: [A].
+            language: [S] language of each sequence in chunk order.
+            languages: L.
+
+        Returns:
+            [L] sums.
+        """
+        if len(values) == 0:
+            return values.new_zeros(languages)
+        # The lengths are valid; checking them would wait for the device.
+        sums = torch.segment_reduce(values, "sum", lengths=self.part_lengths, unsafe=True, initial=0)
+        own = language[self.part_sequence] == torch.arange(languages, device=values.device)[:, None]
+        return torch.where(own, sums, 0).sum(1)
 
 
 def token_tables(
@@ -60,10 +82,10 @@ def token_tables(
     to_weights = nothing if layout.weight_starts is None else layout.weight_starts - layout.target_starts
     total, device = int(counts.sum()), layout.values.device
     integers = [starts, counts, torch.cat([nothing, *numbers]), repeats, skipped, to_weights, table.grad_index_of_all]
-    starts, counts, number, repeats, skipped, to_weights, grad_index = upload(integers, device)
+    starts, counts, part_sequence, part_lengths, skipped, to_weights, grad_index = upload(integers, device)
     (ce_weights,) = upload([layout.ce_weights.to(dtype)], device)
 
-    sequence = torch.repeat_interleave(number, repeats, output_size=total)
+    sequence = torch.repeat_interleave(part_sequence, part_lengths, output_size=total)
     lengths = table.lengths[sequence]
     if layout.weight_starts is not None:
         places = ranges(starts + to_weights.repeat(len(subchunks)), counts, total)
@@ -71,13 +93,15 @@ def token_tables(
     elif pooling == "mean":
         weights = 1.0 / lengths.to(dtype)
     else:
-        weights = (ranges(skipped, repeats, total) == lengths - 1).to(dtype)
+        weights = (ranges(skipped, part_lengths, total) == lengths - 1).to(dtype)
     return TokenTables(
         targets=layout.values[ranges(starts, counts, total)],
         sequence=sequence,
         pooling_weights=weights,
         ce_weights=ce_weights[sequence],
         grad_index=grad_index[sequence],
+        part_sequence=part_sequence,
+        part_lengths=part_lengths,
         any_without_ce=bool((layout.ce_weights == 0).any()),
     )
 

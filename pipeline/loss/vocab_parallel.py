@@ -273,14 +273,8 @@ class _Step:
     ) -> SolarLoss:
         """Build the result from the values of all target tokens (`rows`, see `_forward`) and the sums over pairs."""
         ce, device = rows[0], rows.device
-        language, weights = table.language[tables.sequence], tables.ce_weights
-        weighted = ce * weights
+        weighted = ce * tables.ce_weights
         ce_sum = weighted.sum()
-
-        def by_language(values: Tensor) -> Tensor:
-            """Sum [A] values by language, without an [L, A] tensor and in a fixed order."""
-            return torch.stack([torch.where(language == number, values, 0).sum() for number in range(languages)])
-
         loss = ce_sum * self.grad_scale
         if alignment_weight and self.normalizers.pairs:
             loss = loss + table.distance_sum * (alignment_weight / self.normalizers.pairs)
@@ -292,8 +286,8 @@ class _Step:
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=by_language(weighted),
-            language_tokens=by_language(weights),
+            language_ce=tables.sum_by_language(weighted, table.language, languages),
+            language_tokens=tables.sum_by_language(tables.ce_weights, table.language, languages),
             kept_mass=kept_mass,
             soft_token_entropy=entropy,
             soft_token_count=aligned.sum(),
