@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.checkpoint.export_record import checkpoint_id
 from pipeline.checkpoint.layout import COMPLETE_MARKER, DEEPSPEED_TAG, find_damage, universal_path
 from pipeline.common.atomic_io import write_json
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, storage_errors, write_error
 from pipeline.zero3.safe_loading import weights_only_loading
 
 WORKERS = 4  # processes of DeepSpeed's converter; each loads the file of one saved rank
@@ -23,8 +23,8 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
     Its COMPLETE has the id of the checkpoint and the sizes of its own files, which a power failure can truncate.
 
     Raises:
-        UserError: The converter failed, for example because the disk is full. The conversion needs free space of up to
-            twice the checkpoint's size.
+        UserError: The converter failed or the copy cannot be written, for example because the disk is full. The
+            conversion needs free space of up to twice the checkpoint's size.
     """
     final = universal_path(output_dir, path)
     identity = checkpoint_id(path)  # a random id, which identifies the origin of the copy
@@ -56,9 +56,23 @@ def convert_to_universal(path: Path, output_dir: Path) -> None:
             f"{path}: cannot be converted for a different number of ranks ({reason}); free up to twice its size "
             f"in {output_dir}, or use the number of ranks that saved it"
         )
-    sizes = {str(file.relative_to(partial)): file.stat().st_size for file in partial.rglob("*") if file.is_file()}
-    write_json(partial / COMPLETE_MARKER, {"id": identity, "files": sizes})
-    os.replace(partial, final)
+    with storage_errors(final, write_error):
+        _publish(partial, final, identity)
+
+
+def _publish(partial: Path, final: Path, identity: str) -> None:
+    """Add COMPLETE to a converted copy and rename it to its final name. If either fails, the copy is deleted.
+
+    Raises:
+        OSError: COMPLETE cannot be written, or the copy cannot be renamed.
+    """
+    try:
+        sizes = {str(file.relative_to(partial)): file.stat().st_size for file in partial.rglob("*") if file.is_file()}
+        write_json(partial / COMPLETE_MARKER, {"id": identity, "files": sizes})
+        os.replace(partial, final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _environment_without_rank() -> dict[str, str]:

@@ -3,16 +3,17 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoint.layout import read_state, universal_path
 from pipeline.checkpoint.reshard import convert_to_universal
+from pipeline.common.errors import UserError
+from pipeline.common.exit_codes import USER_ERROR
 from tests.conftest import Prepared
 from tests.runs import ROOT, metrics, select_rows, train, validations, write_recipe
-
-pytestmark = pytest.mark.slow
 
 SETTINGS = {
     "training__train_batch_size": 12,
@@ -65,6 +66,7 @@ def uninterrupted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) 
     return recipe.with_suffix("")
 
 
+@pytest.mark.slow
 def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Path, tmp_path: Path) -> None:
     """Train one run on 2, 1, 4 and 3 ranks in turn.
 
@@ -93,6 +95,7 @@ def test_resume_on_other_numbers_of_ranks(prepared: Prepared, uninterrupted: Pat
         assert not list(run.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_resume_bf16_keeps_fp32_weights(prepared: Prepared, tmp_path: Path) -> None:
     """Gradients are summed over ranks in bf16, so later losses agree only within its rounding error.
 
@@ -124,3 +127,23 @@ def _check_truncated_copy_is_replaced(checkpoint: Path) -> None:
     os.utime(file, (1, 1))
     convert_to_universal(checkpoint, checkpoint.parent)  # an intact copy is not replaced
     assert file.stat().st_mtime == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("touch .checkpoint-2.universal", "Not a directory"), ('mkdir "$6/../COMPLETE.tmp"', "Is a directory")],
+    ids=["rename", "COMPLETE"],
+)
+def test_conversion_that_cannot_be_finished(
+    command: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The converter succeeds, but the rename of its result or the write of COMPLETE fails."""
+    converter = tmp_path / "converter"
+    converter.write_text(f'#!/bin/sh\nmkdir -p "$6" && cd {tmp_path} && {command}\n')  # $6 is the output folder
+    converter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(converter))
+    with pytest.raises(UserError) as caught:
+        convert_to_universal(tmp_path / "checkpoint-2", tmp_path)
+    expected = f"cannot write {tmp_path}/.checkpoint-2.universal: {reason}; fix the cause and restart"
+    assert (str(caught.value), caught.value.status) == (expected, USER_ERROR)
+    assert not list(tmp_path.glob(".*.partial"))
