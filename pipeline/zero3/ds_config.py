@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from pipeline.common.distributed import is_main_process, local_device
 from pipeline.common.errors import UserError
 from pipeline.config.settings import Config
+from pipeline.zero3.ds_support import check_keys, check_values
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,23 +43,9 @@ RECIPE_KEYS = {
 }
 SECTIONS = (
     *("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types", "timers", "checkpoint"),
-    *("torch_autocast", "tensor_parallel"),
+    *("torch_autocast", "tensor_parallel", "activation_checkpointing"),
 )
 OFFLOAD = ("offload_param", "offload_optimizer")
-# Supported values (the default first) of keys for which DeepSpeed accepts others, and why the trainer does not.
-SUPPORTED_VALUES = {
-    "managed_gradient_accumulation": ((True,), "the trainer relies on DeepSpeed to count the micro-steps"),
-    "zero_optimization.offload_optimizer.ratio": ((1,), "its second optimizer would be neither scheduled nor saved"),
-    "zero_optimization.offload_optimizer.super_offload": ((False,), "its optimizer's state would not be saved"),
-    "zero_optimization.stage3_module_granularity_threshold": ((0,), "the trainer gathers whole decoder layers"),
-    "zero_optimization.mics_shard_size": ((-1, 0), "it changes how parameters are partitioned"),
-    "zero_optimization.zero_quantized_weights": ((False,), "it changes how parameters are partitioned"),
-    "zero_optimization.zero_quantized_nontrainable_weights": ((False,), "it changes how parameters are partitioned"),
-    "zero_optimization.zenflow": ((None,), "it updates weights outside the trainer's optimizer"),
-    "gradient_predivide_factor": ((1,), "ZeRO-3 scatters gradients, for which DeepSpeed does not support it"),
-    "tensor_parallel.autotp_size": ((0, 1), "the trainer has no tensor parallelism"),
-    "torch_autocast.enabled": ((False,), "training.precision sets the data types, with a loss scale for all gradients"),
-}
 # Values of the sections that the trainer replaces, and the decay of each DeepSpeed scheduler.
 OPTIMIZER_PARAMS = {"adam_w_mode": True, "torch_adam": True, "bias_correction": True}
 SCHEDULER_PARAMS = {"warmup_min_lr": 0, "warmup_type": "linear"}
@@ -84,8 +71,8 @@ def deepspeed_config(
         device: "cuda" or "cpu"; by default the device of this rank.
 
     Raises:
-        UserError: the file is unreadable, contradicts the recipe, changes how parameters are partitioned, or is refused
-            by DeepSpeed.
+        UserError: the file is unreadable, contradicts the recipe, has keys or values that the trainer does not support,
+            or is refused by DeepSpeed.
     """
     device = device or local_device().type
     path, ds = _read(config.deepspeed)
@@ -115,6 +102,7 @@ def deepspeed_config(
     with refusals(path, Exception):  # a malformed section may raise any type
         without_sizes = {key: value for key, value in ds.items() if key not in RECIPE_KEYS}
         DeepSpeedConfig(copy.deepcopy(without_sizes) | {"train_micro_batch_size_per_gpu": 1})
+    check_keys(path, ds)  # after DeepSpeed, which gives the reason for a key that it has removed
     return ds | {
         "train_batch_size": total,
         "train_micro_batch_size_per_gpu": micro,
@@ -131,24 +119,13 @@ def _check_zero(path: Path, ds: dict[str, Any], ranks: int) -> None:
     for key in OFFLOAD:
         if zero.get(key, {}).get("device") == "nvme":
             raise UserError(f"{path}: {key}.device 'nvme' is not supported; use 'cpu'")
-    _check_supported_values(path, ds)
+    check_values(path, ds)
     _check_hpz(path, zero, ranks)
 
 
 def _gathers_weights(ds: dict[str, Any], ranks: int) -> bool:
     """Return whether layers work on copies of the weights: gathered from other ranks, or from CPU memory."""
     return ranks > 1 or ds["zero_optimization"].get("offload_param", {}).get("device", "none") != "none"
-
-
-def _check_supported_values(path: Path, ds: dict[str, Any]) -> None:
-    """Raise UserError if a key of `SUPPORTED_VALUES` has another value."""
-    for key, (supported, reason) in SUPPORTED_VALUES.items():
-        *sections, name = key.split(".")
-        section = ds
-        for each in sections:
-            section = section.get(each, {})
-        if (value := section.get(name, supported[0])) not in supported:
-            raise UserError(f"{path}: {key} is {value}, but {reason}; remove it")
 
 
 def _check_hpz(path: Path, zero: dict[str, Any], ranks: int) -> None:

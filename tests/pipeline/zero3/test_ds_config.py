@@ -80,7 +80,12 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"tensor_parallel": 2} | ZERO3, ["tensor_parallel is 2, not a JSON object"]),
         ({"torch_autocast": {"enabled": True, "dtype": "float16"}} | ZERO3, ["autocast.enabled is True", "precision"]),
         ({"progressive_layer_drop": {"enabled": True}} | ZERO3, ["ds.json: DeepSpeed refuses it (Progressive Layer"]),
-        ({"activation_checkpointing": 3} | ZERO3, ["ds.json: DeepSpeed refuses it ('int' object has no"]),
+        ({"flops_profiler": 3} | ZERO3, ["ds.json: DeepSpeed refuses it ("]),
+        ({"activation_checkpointing": 3} | ZERO3, ["activation_checkpointing is 3, not a JSON object"]),
+        ({"activation_checkpointing": {"cpu_checkpointing": True}} | ZERO3, ["cpu_checkpointing is True", "model.act"]),
+        ({"expert_parallel": {"enabled": True, "autoep_size": 2}} | ZERO3, ["ds.json: expert_parallel is not a key"]),
+        ({"bfloat16": {"enabled": True}} | ZERO3, ["bfloat16 is not a key", "remove it or correct its name"]),
+        ({"gradient_cliping": 0.5} | ZERO3, ["ds.json: gradient_cliping is not a key"]),
         ({"fp16": {"loss_scale": "high"}} | ZERO3, ["refuses it (1 validation error for DeepSpeedFP16Config loss_sc"]),
         ({"managed_gradient_accumulation": False} | ZERO3, ["managed_gradient_accumulation is False", "micro-steps"]),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, ["offload_param.device 'nvme'"]),
@@ -130,6 +135,14 @@ def test_deepspeed_config_accepts_values_of_the_recipe(tmp_path: Path) -> None:
         "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 1, "total_num_steps": 5}},
     }
     assert build(tmp_path, same | ZERO3) == build(tmp_path, ZERO3)
+
+
+@pytest.mark.parametrize(
+    "key", ["autotuning", "compile", "data_efficiency", "hybrid_engine", "pipeline", "tensor_parallel_size"]
+)
+def test_deepspeed_config_refuses_features_that_it_would_ignore_or_break(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"ds.json: {key} is not a key of DeepSpeed that the trainer supports; remove"):
+        build(tmp_path, {key: {}} | ZERO3)
 
 
 def test_deepspeed_config_default_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
