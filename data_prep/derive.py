@@ -36,7 +36,8 @@ def derive(kind: str, inputs: list[Path], output: Path, pivot: str = "en", seed:
         The numbers of records `written` and of those that were `changed` or added.
 
     Raises:
-        UserError: a record is malformed, a language has too few translations to shuffle, or the file cannot be written.
+        UserError: a record is malformed, none is in the pivot language, a language has too few translations to
+            shuffle, or the file cannot be written.
     """
     if kind == "shuffled_pairs":
         records = _shuffle_pairs(inputs, pivot, seed)
@@ -72,10 +73,14 @@ def _shuffle_pairs(inputs: list[Path], pivot: str, seed: int) -> Iterator[tuple[
     Each example keeps its set of languages. Gold answers are removed, as those of a group would differ.
     """
     ids: dict[str, dict[str, None]] = {}
+    has_pivot = False
     for record in read_records(inputs):
-        if record.lang != pivot:
+        if record.lang == pivot:
+            has_pivot = True
+        else:
             ids.setdefault(record.lang, {})[record.pair_id] = None
     rng, others = np.random.default_rng(seed), {}
+    _check_pivot(has_pivot, inputs, pivot)
     for lang in sorted(ids):
         if len(ids[lang]) < 2:
             raise UserError(f"{inputs[0]}: a single translation in {lang}; shuffling pairs takes two or more")
@@ -93,6 +98,7 @@ def _add_question_translations(inputs: list[Path], pivot: str) -> Iterator[tuple
     An added record is an example of its own without a translation, so it is trained on without alignment.
     """
     questions = {record.pair_id: _question(record) for record in read_records(inputs) if record.lang == pivot}
+    _check_pivot(bool(questions), inputs, pivot)
     target = _language_name(pivot)
     for record in read_records(inputs):
         yield _format(record, record.pair_id, record.gold), False
@@ -101,6 +107,11 @@ def _add_question_translations(inputs: list[Path], pivot: str) -> Iterator[tuple
             prompt = PROMPT.format(source=_language_name(record.lang), target=target, question=question)
             fields = {"question": prompt, "answer": answer}
             yield format_record(f"{record.pair_id}#translate-{record.lang}", pivot, fields, None), True
+
+
+def _check_pivot(has_pivot: bool, inputs: list[Path], pivot: str) -> None:
+    if not has_pivot:
+        raise UserError(f"{inputs[0]}: no record in the language {pivot}; give the language of the pivots as --pivot")
 
 
 def _question(record: Record) -> str | None:

@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +88,16 @@ def is_number(gold: str | None) -> bool:
 def is_language_code(text: str) -> bool:
     """Return whether a text has the form of a language code, such as en or zh-Hant."""
     return bool(_LANG.fullmatch(text))
+
+
+def spelling_error(langs: Iterable[str]) -> str | None:
+    """Return an error message if two language codes differ only in case or in - and _, or None."""
+    spellings: dict[str, str] = {}
+    for lang in sorted(set(langs)):
+        other = spellings.setdefault(lang.lower().replace("_", "-"), lang)
+        if other != lang:
+            return f"the languages {other} and {lang} are two spellings of one code; use the same in all records"
+    return None
 
 
 def parse_record(raw: Any) -> Record:

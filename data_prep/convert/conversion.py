@@ -14,7 +14,15 @@ from typing import Any
 
 from data_prep.convert.examples import RawExample, Source, pivot_first
 from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS, is_unpaired
-from data_prep.records import format_record, has_visible_text, is_number, json_number, parse_record, to_json_line
+from data_prep.records import (
+    format_record,
+    has_visible_text,
+    is_number,
+    json_number,
+    parse_record,
+    spelling_error,
+    to_json_line,
+)
 from pipeline.common.errors import UserError
 
 FORMATS = sorted({**GROUPED_FORMATS, **SCATTERED_FORMATS})
@@ -64,7 +72,7 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
         The counts of kept and dropped examples.
 
     Raises:
-        UserError: The input is not in that format, or no group remains.
+        UserError: The input is not in that format, no group remains, or a language code is spelled in two ways.
     """
     report = ConversionReport()
     temporary = output.with_name(output.name + ".tmp")
@@ -87,6 +95,8 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
             raise UserError(
                 f"{source.inputs[0]}: no pair could be formed; {'; '.join(report.lines()[1:]) or 'no records'}"
             )
+        if error := spelling_error([*report.kept, *(lang for _, lang in report.drops)]):
+            raise UserError(f"{source.inputs[0]}: {error}")
         os.replace(temporary, output)
     except UnicodeEncodeError:
         raise UserError(f"{source.inputs[0]}: text that is not valid Unicode (a lone surrogate)") from None

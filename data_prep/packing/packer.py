@@ -37,6 +37,7 @@ from data_prep.packing.token_files import (
 from data_prep.packing.windows import TOO_LONG, TRUNCATED, Limits, Window
 from data_prep.ranks import AgreedError, Ranks
 from data_prep.readers import InputSplit, locate, split_inputs
+from data_prep.records import spelling_error
 from data_prep.shards.format import FORMAT_VERSION, read_manifest, shard_name, write_manifest, write_shard
 from data_prep.tokenization.chat_template import ChatEncoder
 from data_prep.tokenization.template_rendering import check_variables
@@ -227,9 +228,13 @@ class Packer:
             rows = int(plan["row"][-1].as_py()) + 1 if len(plan) else 0
             drops = sorted([lang, reason, count] for (lang, reason), count in window.drops.items())
             split = bool((plan["copies"].to_numpy() > 1).any())
-            write_json(summary_file(number), {"rows": rows, "drops": drops, "split": split})
+            languages = sorted(set(table["lang"].to_pylist()))
+            write_json(summary_file(number), {"rows": rows, "drops": drops, "split": split, "languages": languages})
         self.ranks.all_gather(None)
         summaries = [json.loads(summary_file(number).read_text("utf-8")) for number in range(self.windows)]
+        # An older version, whose run is continued, listed no languages.
+        if error := spelling_error(lang for summary in summaries for lang in summary.get("languages", ())):
+            raise AgreedError(f"--input: {error}")
         skipped = count_skipped(self.work / "pieces", len(self.splits))
         total = Counter({(lang, BAD_RECORD): count for lang, count in skipped.items()})
         for summary in summaries:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.readers import read_inputs
-from data_prep.records import parse_record
+from data_prep.records import parse_record, spelling_error
 from pipeline.common.errors import UserError
 from pipeline.evaluation.answers.answer_types import parse_gold
 from pipeline.evaluation.answers.candidates import Answer
@@ -40,7 +40,8 @@ def read_examples(path: Path, limit: int | None = None) -> list[Example]:
         limit: keep only the first `limit` example groups.
 
     Raises:
-        UserError: the file is missing or empty, or a record is malformed; the message names the file and row.
+        UserError: the file is missing or empty, a record is malformed, or a language code is spelled in two ways; the
+            message names the file, and the row of a malformed record.
     """
     examples: dict[tuple[str, str], Example] = {}
 
@@ -54,6 +55,8 @@ def read_examples(path: Path, limit: int | None = None) -> list[Example]:
         row.apply(add)
     if not examples:
         raise UserError(f"{path}: no records; nothing to evaluate")
+    if error := spelling_error(lang for _, lang in examples):
+        raise UserError(f"{path}: {error}")
     kept = set(list(dict.fromkeys(pair_id for pair_id, _ in examples))[:limit])
     return [example for example in examples.values() if example.pair_id in kept]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from data_prep.records import spelling_error
 from data_prep.shards.format import ShardSet
 from data_prep.tokenization.tokenizer import load_packed_tokenizer, part_that_differs
 from pipeline.checkpoint.layout import ModelIdentity
@@ -214,9 +215,11 @@ def _check_languages(config: Config, manifest: dict[str, Any]) -> None:
     """Check that the weighted languages are in the data, and that there is something to align.
 
     Raises:
-        UserError: a language is missing, or the alignment loss has no pairs.
+        UserError: a language is missing or spelled in two ways, or the alignment loss has no pairs.
     """
     names = ", ".join(map(str, shard_directories(config.data.shards)))
+    if error := spelling_error(manifest["languages"]):
+        raise UserError(f"{names}: {error}, and pack again")
     for lang in config.data.language_weights:
         if lang not in manifest["languages"]:
             known = ", ".join(manifest["languages"])

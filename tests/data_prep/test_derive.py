@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.derive import derive
+from data_prep.derive import KINDS, derive
 from data_prep.packing.packer import pack
 from data_prep.packing.settings import PackSettings
 from data_prep.ranks import Ranks
@@ -44,6 +44,13 @@ def test_shuffled_pairs_keep_texts_but_no_pair(prepared: Prepared, tmp_path: Pat
     manifest = pack([output], str(prepared.tokenizer), tmp_path / "shards", PackSettings(max_seq_length=512), Ranks())
     original = ShardSet.open(prepared.shards).manifest
     assert manifest["per_language"]["sw"] == original["per_language"]["sw"]  # sequences, tokens and target tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derive_refuses_pivot_that_no_record_has(kind: str, prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{prepared.data}: no record in the language EN; give .* as --pivot"):
+        derive(kind, [prepared.data], tmp_path / "y.jsonl", "EN")
+    assert not list(tmp_path.iterdir())
 
 
 def test_shuffled_pairs_refuse_single_translation(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_pack_rerun_accepts_manifest_without_newer_settings(tokenizer_dir, tmp_p
         ([EN, ("p", "", "q", "a")], r"a.jsonl row 2: no `lang`"),
         ([EN, ("p", "fr", "\ud800", "a")], r"a.jsonl row 2: the `content` of a 'user' message has a lone surrogate"),
         ([("p", "en", "q", "long " * 999), FR], "nothing is left to pack"),
+        ([EN, FR, ("r", "en", "q", "a"), ("r", "FR", "q", "a")], r"--input: the languages FR and fr are two spellings"),
     ],
 )
 def test_pack_names_bad_records_and_leaves_no_files(records, message, tokenizer_dir, tmp_path):

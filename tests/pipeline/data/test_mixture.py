@@ -26,14 +26,14 @@ from tests.data_prep.tokenization.test_tokenizer import earlier_fingerprint
 from tests.runs import write_recipe
 
 
-def pack_instructions(directory: Path, tokenizer: Path, template: str | None = None) -> Path:
+def pack_instructions(directory: Path, tokenizer: Path, template: str | None = None, lang: str = "de") -> Path:
     """Pack instructions in German, without translations. Their ids are those of the translations."""
     records = directory / "instructions.jsonl"
     with open(records, "w", encoding="utf-8") as file:
         for i in range(1, 25):
             texts = {"question": f"Zähle bis {i}.", "answer": " ".join(map(str, range(i)))}
-            file.write(json.dumps({"pair_id": f"train-{i:06d}", "lang": "de", **texts}) + "\n")
-    settings = PackSettings(max_seq_length=96, pivot="de", chat_template=template)
+            file.write(json.dumps({"pair_id": f"train-{i:06d}", "lang": lang, **texts}) + "\n")
+    settings = PackSettings(max_seq_length=96, pivot=lang, chat_template=template)
     pack([records], str(tokenizer), directory / "instructions", settings, Ranks())
     return directory / "instructions"
 
@@ -125,6 +125,12 @@ def test_prepare_run_accepts_earlier_fingerprint_and_any_pivot(
     config = recipe(tmp_path, prepared, [prepared.shards, earlier], data__eval_shards=str(evaluation))
     with pytest.raises(UserError, match=f"{evaluation}: packed with another pivot language"):
         prepare_run(config, 0, 1)
+
+
+def test_prepare_run_refuses_two_spellings_of_a_language(prepared: Prepared, tmp_path: Path) -> None:
+    other = pack_instructions(tmp_path, prepared.tokenizer, lang="EN")
+    with pytest.raises(UserError, match=rf"{other}: the languages EN and en are two spellings .*, and pack again"):
+        prepare_run(recipe(tmp_path, prepared, [prepared.shards, other]), 0, 1)
 
 
 def test_prepare_run_refuses_sources_of_different_templates(prepared: Prepared, tmp_path: Path) -> None:

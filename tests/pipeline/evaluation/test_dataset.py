@@ -42,6 +42,13 @@ def test_read_examples_parquet_equals_json_lines(tmp_path):
         read_examples(tmp_path / "x.parquet")
 
 
+def test_read_examples_refuses_two_spellings_of_a_language(tmp_path):
+    codes = {"a": "zh-CN", "b": "zh_CN"}
+    records = [{"pair_id": pair_id, "lang": lang, "question": "?", "gold": 1} for pair_id, lang in codes.items()]
+    with pytest.raises(UserError, match=r"x\.jsonl: the languages zh-CN and zh_CN are two spellings of one code; use"):
+        read_examples(write_records(tmp_path / "x.jsonl", records))
+
+
 def test_read_examples_of_any_type_and_language(tmp_path):
     records = [
         {"pair_id": "a", "lang": "amh", "question": "?", "gold": r"\frac{1}{2}"},
