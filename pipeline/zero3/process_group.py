@@ -7,7 +7,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from pipeline.common.distributed import local_device
+from pipeline.common.distributed import local_device, rank_label, world_size
 from pipeline.common.errors import UserError
 from pipeline.common.launcher import free_port
 from pipeline.zero3.op_locks import handle_stale_locks
@@ -21,7 +21,7 @@ def start_process_group(timeout: float = 1800) -> None:
             that the watchdog reports a hang first.
 
     Raises:
-        UserError: another process uses the rendezvous port.
+        UserError: another process uses the rendezvous port, or two ranks the same GPU.
     """
     device = local_device()
     if device.type == "cuda":
@@ -43,4 +43,25 @@ def start_process_group(timeout: float = 1800) -> None:
         raise UserError(
             f"port {os.environ['MASTER_PORT']} of this machine is in use, possibly by another run; choose another one, "
             f"for example with deepspeed --master_port {free_port()} or by setting MASTER_PORT"
+        ) from None
+    if world_size() > 1:
+        _connect(device)
+
+
+def _connect(device: torch.device) -> None:
+    """Let the backend connect the ranks, which it would otherwise do in their first collective. Collective.
+
+    Only NCCL knows whether ranks that see one GPU each see the same one, and whether they may share it.
+
+    Raises:
+        UserError: two ranks have the same GPU.
+    """
+    try:
+        dist.all_reduce(torch.zeros(1, device=device))
+    except dist.DistBackendError as error:
+        if "Duplicate GPU" not in str(error):
+            raise
+        raise UserError(
+            f"{rank_label()}: another rank uses the same GPU; start as many ranks on a node as it has visible GPUs, or "
+            "give each rank its own, for example with srun --gpus-per-task=1"
         ) from None
