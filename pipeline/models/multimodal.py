@@ -52,6 +52,23 @@ def load_multimodal_config(path: str | None, trust_remote_code: bool) -> PreTrai
     return None if config.get_text_config() is config else config
 
 
+def check_weight_files(path: str | None, trust_remote_code: bool) -> None:
+    """Check that a local multimodal model has the files from which an export takes its other parts.
+
+    A model on the Hub is not checked, which would download its weights.
+
+    Raises:
+        UserError: it has no safetensors files, but for example pytorch_model.bin.
+    """
+    if path is None or not Path(path).is_dir() or load_multimodal_config(path, trust_remote_code) is None:
+        return
+    if not file_of_tensors(path):
+        raise UserError(
+            f"{path}: a multimodal model without safetensors files, from which it could not be exported; load it with "
+            "transformers and save it with save_pretrained, which writes them"
+        )
+
+
 def multimodal_tensors(text_tensors: Tensors, path: str, dtype: torch.dtype) -> Tensors:
     """Yield the tensors of a multimodal model's files, with those of its text decoder replaced.
 

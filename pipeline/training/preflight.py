@@ -25,7 +25,7 @@ from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.fingerprint import base_fingerprint
 from pipeline.models.loading import load_model_config, max_positions, padded_vocab_size
 from pipeline.models.middle_layer import check_layer
-from pipeline.models.multimodal import load_multimodal_config
+from pipeline.models.multimodal import check_weight_files, load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
 from pipeline.training.rank_checks import check_ranks, check_sequence_parallel
@@ -165,6 +165,7 @@ def _check_model(config: Config, model_config: PreTrainedConfig, rank: int) -> N
     check_sequence_parallel(config, model_config)
     check_layer(config.loss, model_config)
     if rank == 0:
+        check_weight_files(config.model.path, config.model.trust_remote_code)
         if config.model.adapter.r is not None:
             adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
         check_model(model_config, config.model, config.training.sequence_parallel_size)

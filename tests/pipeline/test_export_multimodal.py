@@ -8,6 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from data_prep.tokenization.tokenizer import load_tokenizer
+from pipeline.common.errors import UserError
+from pipeline.config.recipe import load_config
+from pipeline.training.preflight import prepare_run
 from tests.conftest import Prepared
 from tests.pipeline.training.dense_validation import assert_matches_dense, dense_validation
 from tests.runs import TINY, python, refuses, select_rows, train, validations, write_recipe
@@ -65,3 +68,15 @@ def test_export_of_multimodal_model_replaces_its_text_decoder(prepared: Prepared
         f"{base}: its files have no tensor for ",
     )
     assert not (tmp_path / "again").exists()
+
+
+def test_train_refuses_multimodal_model_that_could_not_be_exported(prepared: Prepared, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    save_multimodal_model(base, prepared.tokenizer)
+    model = {"path": str(base), "vocab_multiple": 24}
+    config = load_config(write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, model=model), [])
+    prepare_run(config, 0, 1)
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=f"{base}: a multimodal model without safetensors files, from which it could"):
+        prepare_run(config, 0, 1)
