@@ -50,8 +50,13 @@ def check_keys(path: Path, ds: dict[str, Any]) -> None:
     """Raise UserError for a key that would have no effect, such as a misspelled one, or a wrong one.
 
     For example, expert parallelism would replace the experts of a model, and autotuning end the run after a few steps.
+    Features that are switched off, which files for other trainers list, may stay.
     """
-    if unknown := [key for key in ds if key not in KEYS]:
+
+    def is_off(value: Any) -> bool:
+        return isinstance(value, dict) and value.get("enabled") is False
+
+    if unknown := [key for key, value in ds.items() if key not in KEYS and not is_off(value)]:
         raise UserError(
             f"{path}: {unknown[0]} is not a key of DeepSpeed that the trainer supports; remove it or correct its name"
         )

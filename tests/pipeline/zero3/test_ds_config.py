@@ -145,6 +145,10 @@ def test_deepspeed_config_refuses_features_that_it_would_ignore_or_break(key: st
         build(tmp_path, {key: {}} | ZERO3)
 
 
+def test_deepspeed_config_accepts_features_that_are_off(tmp_path: Path) -> None:
+    assert build(tmp_path, {"hybrid_engine": {"enabled": False}} | ZERO3)
+
+
 def test_deepspeed_config_default_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(write_recipe(tmp_path / "run.yaml", tmp_path, tmp_path), [])
     expected = deepspeed_config(config, 2, 32, 5)
