@@ -95,7 +95,7 @@ def test_adapters_that_fit(variant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["Qwen3-0.6B", "Qwen3-8B"])
 def test_longest_row_of_eight_gpus(model: str, tmp_path: Path) -> None:
-    """Rows that eight GPUs share."""
+    """Rows that eight GPUs share, and the CPU memory that offloading needs."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: {shards: none}")
     run = ["--training.train_batch_size", 64, "--model.activation_checkpointing", "true"]
@@ -105,7 +105,10 @@ def test_longest_row_of_eight_gpus(model: str, tmp_path: Path) -> None:
     for offload, cell in rows:
         longest = int(cell.replace(",", ""))
         settings = [*data, *(OFFLOAD if offload else ["--deepspeed", BF16])]
-        assert plan(model, recipe, tmp_path, *settings, "--max_seq_length", longest).fits, (model, offload)
+        prediction = plan(model, recipe, tmp_path, *settings, "--max_seq_length", longest)
+        assert prediction.fits, (model, offload)
+        host = f"needs {prediction.host_bytes / GIB:.0f} GiB of CPU memory for {model.removeprefix('Qwen3-')}"
+        assert not offload or host in " ".join(TRAINING.split())
         assert not plan(model, recipe, tmp_path, *settings, "--max_seq_length", longest + 1024).fits, (model, offload)
 
 
