@@ -9,6 +9,7 @@ import shutil
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
@@ -83,7 +84,17 @@ def _pinned_like(tensor: Tensor) -> Tensor:
             # At the end of the process there is nothing to unregister, and the driver may be gone.
             weakref.finalize(pinned, runtime.cudaHostUnregister, address).atexit = False
             return pinned
+        _forget_cuda_error(tensor.device)
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+def _forget_cuda_error(device: torch.device) -> None:
+    """Remove the error of a failed call from CUDA, which torch would report after its next kernel instead.
+
+    torch does not expose `cudaGetLastError`, but calls it after this kernel.
+    """
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device).add_(1)
 
 
 class HashingWriter:

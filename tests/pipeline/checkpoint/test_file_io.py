@@ -86,6 +86,36 @@ def test_large_host_copies_take_no_more_pinned_memory_than_their_size(monkeypatc
     assert pinned == {other.data_ptr(): LARGE_BYTES + 16}
 
 
+def test_refused_pages_leave_no_error_for_the_next_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA keeps the error of a failed call, and torch raises it after the next kernel."""
+    errors: list[str] = []
+    empty, state = torch.empty, torch.arange(LARGE_BYTES // 4, dtype=torch.float32)
+
+    def zeros(*shape: int, device: torch.device) -> torch.Tensor:
+        if errors:
+            raise RuntimeError(errors.pop())
+        return empty(shape)
+
+    def register(address: int, size: int, flags: int) -> int:
+        errors.append("out of memory")
+        return 2
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, pin_memory: empty(shape, dtype=dtype))
+    (copied,) = HostCopies().copy_to_host([state.as_subclass(OnGpu)])
+    assert not errors and torch.equal(copied, state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_refused_pages_of_a_gpu_leave_no_error_for_the_next_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.checkpoint.file_io.HOST_REGISTER_PORTABLE", 1 << 30)  # no such flag
+    state = torch.arange(LARGE_BYTES // 4, dtype=torch.float32, device="cuda")
+    (copied,) = HostCopies().copy_to_host([state])
+    assert copied.is_pinned() and torch.equal(copied, (state + 0).cpu())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_large_host_copies_of_a_gpu_are_pinned() -> None:
