@@ -33,12 +33,13 @@ LOSS_OVER_CE = 1.05
 LOSS_SHAPE = LossShape(tokens=8192, vocab=131072, hidden=4096)
 LOSS_VARIANTS = "solar", "solar CE", "three products"
 MEMORY_ERROR, TIME_ERROR = 0.10, 0.25  # of the planner
+TESTED = "checkpoint", "loss", "models", "zero3"  # packages with tests that need a GPU
 
 
 def check_kernels(_: Path | None) -> Iterator[Result]:
     """Run the tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-    command += ["tests/pipeline/loss", "tests/pipeline/models", "tests/pipeline/zero3"]
+    command += [f"tests/pipeline/{package}" for package in TESTED]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     summary = (result.stdout.splitlines() or [result.stderr[-200:]])[-1]
