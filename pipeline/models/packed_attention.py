@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 
 from pipeline.common.errors import UserError
 from pipeline.data.micro_batch import MicroBatch
+from pipeline.loss.indexing import upload
 from pipeline.models.sequence_parallel import HeadExchange
 
 PACKED = "solar_packed"
@@ -131,8 +132,9 @@ class SequenceGroups:
             return None
         place = np.empty(lengths.sum(), np.int64)
         place[token[~padding]] = np.flatnonzero(~padding)
-        parts = (token, place, np.flatnonzero(padding))
-        return tuple(torch.from_numpy(part).to(self.device, non_blocking=True) for part in parts)  # type: ignore[return-value]
+        on_host = [torch.from_numpy(part) for part in (token, place, np.flatnonzero(padding))]
+        tokens_at, places, padding_at = upload(on_host, self.device)
+        return tokens_at, places, padding_at
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """Distribute [T, H, D] tokens to the groups, each [S, H, L, D] with zeros as padding."""
