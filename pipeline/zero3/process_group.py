@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from functools import partial
 
 import deepspeed
 import torch
@@ -11,6 +12,7 @@ from pipeline.common.distributed import local_device, rank_label, world_size
 from pipeline.common.errors import UserError
 from pipeline.common.launcher import free_port
 from pipeline.zero3.op_locks import handle_stale_locks
+from pipeline.zero3.partitions import require_members
 
 
 def start_process_group(timeout: float = 1800) -> None:
@@ -18,12 +20,12 @@ def start_process_group(timeout: float = 1800) -> None:
 
     Args:
         timeout: seconds that the watchdog allows without progress. The timeout of collectives is one minute longer, so
-            that the watchdog reports a hang first.
+            that the watchdog reports a hang first. This includes the groups that DeepSpeed creates later.
 
     Raises:
         UserError: another process uses the rendezvous port, or two ranks the same GPU.
     """
-    device = local_device()
+    device, limit = local_device(), timedelta(seconds=timeout + 60)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -34,9 +36,7 @@ def start_process_group(timeout: float = 1800) -> None:
     if device.type == "cuda":
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed selects the GPU by it
     try:
-        deepspeed.init_distributed(
-            dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout + 60)
-        )
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -46,6 +46,10 @@ def start_process_group(timeout: float = 1800) -> None:
         ) from None
     if world_size() > 1:
         _connect(device)
+    # DeepSpeed gathers weights and reduces gradients in a copy of the default group. It creates its groups with torch's
+    # default timeout, which is ten minutes for NCCL; torch then kills the process.
+    require_members(deepspeed.comm.comm.cdb, "new_group")
+    deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=limit)
 
 
 def _connect(device: torch.device) -> None:
