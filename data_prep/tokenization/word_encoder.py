@@ -81,6 +81,11 @@ def _words(pre_tokenizer: PreTokenizer) -> Callable[[str], list[str]]:
     return lambda text: [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
 
 
+def _can_hide(first: str, second: str) -> bool:
+    """Return whether an occurrence of `first` can contain one of `second`, or its start."""
+    return second in first or any(first.endswith(second[:length]) for length in range(1, len(second)))
+
+
 class WordEncoder:
     """Encoder for tokenizers that split before spaces: GPT-2, Llama 3, Qwen, SentencePiece without dummy prefix.
 
@@ -113,6 +118,9 @@ class WordEncoder:
         """Return an encoder that gives the same tokens as `backend`, or None if its rules are not supported."""
         rules = json.loads(backend.to_str())
         normalizer, added = rules["normalizer"], rules["added_tokens"]
+        # The library looks for the normalized added tokens last, in the text between the others.
+        last = [token["content"] for token in added if token["normalized"]]
+        others = [token["content"] for token in added if not token["normalized"]]
         known = (
             (normalizer is None or normalizer == {"type": "NFC"})  # does not compose characters across a space
             and _splits_before_spaces(rules["pre_tokenizer"])
@@ -120,7 +128,8 @@ class WordEncoder:
             and not rules["model"].get("dropout")
             and added
             and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
-            and not any(token["normalized"] and normalizer for token in added)
+            and not (last and normalizer)
+            and not any(_can_hide(token, other) for token in last for other in others)
         )
         return cls(backend, {token["content"]: token["id"] for token in added}) if known else None
 

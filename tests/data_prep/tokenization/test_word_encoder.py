@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.demo.languages import DEMO_LANGUAGES
 from data_prep.demo.problems import draw_problems, format_problem
@@ -105,3 +105,23 @@ def test_word_encoder_rejects_unsupported_rules(backends):
     assert WordEncoder.for_backend(plain) is not None
     plain.normalizer = normalizers.Lowercase()
     assert WordEncoder.for_backend(plain) is None
+
+
+@pytest.mark.parametrize(
+    ("normalized", "other", "supported"),
+    [
+        ("<a|b>", "<a", False),  # the same start
+        ("<a|b>", "|b", False),
+        ("<a", "a>", False),  # the end of one is the start of the other
+        ("a>", "<a", True),
+        ("<b>", "<a>", True),
+    ],
+)
+def test_word_encoder_of_normalized_added_tokens(normalized, other, supported):
+    """The library looks for them last, so that another added token within one of them is found first."""
+    backend = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), None)
+    backend.add_tokens([AddedToken(normalized, normalized=True), AddedToken(other, normalized=False)])
+    encoder = WordEncoder.for_backend(backend)
+    assert (encoder is not None) == supported
+    for text in (normalized, f"{normalized}{other}", "x <a|b> y<a> z<b>"):
+        assert encoder is None or encoder.encode(text, []) == backend.encode(text, add_special_tokens=False).ids
