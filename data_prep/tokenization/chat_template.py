@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.records import message_texts
@@ -27,7 +27,7 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, supervise: str = "all"):
-        self._backend = tokenizer.backend_tokenizer
+        self._backend = _with_full_offsets(tokenizer.backend_tokenizer)
         # `save_pretrained` keeps the truncation and padding of an earlier call, and `encode` would apply them.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -107,6 +107,20 @@ class ChatEncoder:
                     "the tokens of the prompt are not a prefix of the conversation's tokens (the chat template or the "
                     "tokenizer merges prompt and response); add {% generation %} markers to the template"
                 )
+
+
+def _with_full_offsets(backend: Tokenizer) -> Tokenizer:
+    """Return a tokenizer whose tokens contain all characters of the text.
+
+    The post-processor of some byte-level tokenizers (`trim_offsets`) leaves out the spaces at the start and end of each
+    token, so that a token of spaces would belong to no target. It is removed from a copy of the tokenizer.
+    """
+    post_processor = backend.post_processor
+    if post_processor is None or b'"trim_offsets":true' not in post_processor.__getstate__():
+        return backend
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.post_processor = None
+    return copy
 
 
 def _token_spans(encoding: Encoding, characters: int, spans: list[Span]) -> list[Span]:

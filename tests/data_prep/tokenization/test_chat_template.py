@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from data_prep.tokenization.chat_template import ChatEncoder
@@ -73,6 +74,20 @@ def test_encode_without_markers_supervises_after_generation_prompts(tokenizer_di
     encoded = [encode(tokenizer, chat) for chat in CHATS]
     texts = [tokenizer.decode((~tokens[tokens < 0]).tolist()) for tokens in encoded]
     assert texts == ["4.</s>", "答案是4。</s>", " leading\nand more </s>last 🦒</s>"]
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_encode_supervises_spaces_that_the_post_processor_trims(template, sequence, tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    chat = [CHATS[0][0], {"role": "assistant", "content": "\n 4. "}]
+    expected = encode(tokenizer, chat).tolist()
+    trimming = processors.ByteLevel(trim_offsets=True)
+    post_processor = processors.Sequence([trimming]) if sequence else trimming
+    tokenizer.backend_tokenizer.post_processor = post_processor
+    assert encode(tokenizer, chat).tolist() == expected
+    assert repr(tokenizer.backend_tokenizer.post_processor) == repr(post_processor)  # not changed for others
 
 
 def test_encode_rejects_prompt_merged_with_response(tokenizer_dir):
