@@ -94,6 +94,11 @@ def template_variables(template: str) -> set[str]:
     return find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
 
 
+def _with_thinking(message: Message) -> Message:
+    """Return a message with its reasoning also under the name that gpt-oss reads, as transformers passes it."""
+    return {"thinking": message["reasoning_content"], **message} if "reasoning_content" in message else message
+
+
 class ChatTemplate:
     """The chat template of a tokenizer.
 
@@ -131,6 +136,7 @@ class ChatTemplate:
             )
         blocks: list[str] = []
         generated: list[Span] = []
+        messages = [_with_thinking(message) for message in messages]
         variables = {**self._variables, "messages": messages, "tools": tools, "add_generation_prompt": prompt}
         try:
             with self._compiled.environment.activate_tracker(blocks, generated):  # as render_jinja_template does

@@ -87,6 +87,18 @@ def test_targets_with_reasoning(name, as_field, make_encoder):
     assert decoded == f"{early}first{end}{last}second{end}"
 
 
+def test_template_that_reads_reasoning_as_thinking(make_encoder):
+    """As that of gpt-oss; transformers passes the reasoning under this name, too."""
+    made = make_encoder(
+        "{% for m in messages %}{{ '<|U|>' if m.role == 'user' else '<|A|>' }}"
+        "{% if m.thinking is defined %}{{ '[' + m.thinking + ']' }}{% endif %}{{ m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|A|>' }}{% endif %}"
+    )
+    messages = [user("one"), assistant("answer", reasoning_content="thoughts")]
+    assert targets(made, messages) == "[thoughts]answer</s>"
+    assert made[0].apply_chat_template(messages, tokenize=False) == "<|U|>one</s><|A|>[thoughts]answer</s>"
+
+
 TEXT = st.text(st.sampled_from("ab 1é你🦒\n.<>|/'\"{}%"), min_size=1, max_size=12).filter(str.strip)
 
 
