@@ -78,7 +78,7 @@ _SENTENCE_ENDS = " .,;。．،。"
 
 def _prepare_xcopa(row: Row, lang: str) -> Row:
     cause, effect = _CONNECTORS.get(lang, _CONNECTORS["en"])
-    connector = {"cause": cause, "effect": effect}.get(row.get("question", ""))
+    connector = {"cause": cause, "effect": effect}.get(str(row.get("question")))
     premise = row.get("premise")
     return {
         **{name: value for name, value in row.items() if name != "question"},
@@ -122,7 +122,7 @@ def _prepare_xwinograd(row: Row, lang: str) -> Row:
             if (found := text.find(token, position)) >= 0:  # the tokenizer has split some words, such as du
                 position = found + len(token)
         position = text.find(pronoun, position)
-    except (TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise UserError("not a sentence with tokens, a pronoun and two candidates") from None
     if position < 0:
         raise UserError(f"the pronoun {pronoun!r} is not at its place in the sentence")

@@ -131,6 +131,23 @@ def test_malformed_benchmark_is_refused_in_one_line(name, tmp_path):
     assert "\n" not in str(error.value) and not (tmp_path / "out.jsonl").exists()
 
 
+CANDIDATES = [["a", [0, 1], ["a"], True], ["b", [2, 3], ["b"], False]]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "row", "message"),
+    [
+        ("xcopa", "et/test.et.jsonl", xcopa("x", "a", "b", {"a": 1}, 1, 0), "no column `connector`"),
+        ("xwinograd", "en.jsonl", {"candidates": CANDIDATES}, "not a sentence with tokens"),
+        ("xwinograd", "en.jsonl", {"candidates": CANDIDATES, "pronoun": ["it", [1, 2], []], "text": 3, "tokens": ["a"]},
+         "not a sentence with tokens"),
+    ],
+)  # fmt: skip
+def test_row_of_another_form_is_refused_in_one_line(name, file, row, message, tmp_path):
+    with pytest.raises(UserError, match=rf"{file} row 1: {message}"):
+        run(name, write(tmp_path / "in", {file: json_lines(row)}))
+
+
 def test_benchmark_without_pivot_names_languages(tmp_path):
     folder = write(tmp_path / "in", CASES["xcopa"][0])
     with pytest.raises(UserError, match="no file of the pivot en; choose with --pivot one of et, sw"):
