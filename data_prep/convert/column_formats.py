@@ -267,5 +267,5 @@ def _parse_messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UserError("`messages` is not a list of {role, content} or {from, value}")
     if all("from" in message for message in messages):
-        messages = [{"role": roles.get(m["from"], m["from"]), "content": m.get("value")} for m in messages]
+        messages = [{"role": roles.get(str(m["from"]), m["from"]), "content": m.get("value")} for m in messages]
     return messages

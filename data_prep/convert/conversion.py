@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_prep.convert.examples import RawExample, Source, pivot_first
 from data_prep.convert.input_formats import GROUPED_FORMATS, SCATTERED_FORMATS, is_unpaired
@@ -90,7 +90,7 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
                     if is_unpaired(format_name):
                         source = source._replace(pivot=group[0].lang, unpaired=True)
                     for example in _keep_consistent(group, source, report):
-                        file.write(to_json_line(_to_record(example)))
+                        _write(example, file)
         if not report.groups:
             raise UserError(
                 f"{source.inputs[0]}: no pair could be formed; {'; '.join(report.lines()[1:]) or 'no records'}"
@@ -98,8 +98,6 @@ def convert(format_name: str, source: Source, output: Path) -> ConversionReport:
         if error := spelling_error([*report.kept, *(lang for _, lang in report.drops)]):
             raise UserError(f"{source.inputs[0]}: {error}")
         os.replace(temporary, output)
-    except UnicodeEncodeError:
-        raise UserError(f"{source.inputs[0]}: text that is not valid Unicode (a lone surrogate)") from None
     except OSError as error:
         raise UserError(f"{error.filename or output}: {error.strerror}; fix it and run again") from None
     finally:
@@ -120,7 +118,7 @@ def _group_on_disk(examples: Iterable[RawExample], folder: Path) -> Iterator[lis
             try:
                 line = json.dumps(example, default=json_number)
             except UserError as error:
-                raise UserError(f"pair_id {example.pair_id} ({example.lang}): {error}") from None
+                raise UserError(f"{_describe(example)}: {error}") from None
             files[int.from_bytes(digest, "big") % BUCKETS].write(f"{line}\n")
         for file in files:
             file.seek(0)
@@ -196,6 +194,20 @@ def _find_error(example: RawExample) -> str:
     except UserError:
         return "malformed"
     return ""
+
+
+def _write(example: RawExample, file: TextIO) -> None:
+    """Write an example as a canonical record. Raises UserError if a text is not valid Unicode."""
+    try:
+        file.write(to_json_line(_to_record(example)))
+    except UnicodeEncodeError:
+        raise UserError(f"{_describe(example)}: text that is not valid Unicode (a lone surrogate)") from None
+
+
+def _describe(example: RawExample) -> str:
+    """Return the `pair_id` and language of an example, after its file and row if they are known."""
+    location = f"{example.location}: " if example.location else ""
+    return f"{location}pair_id {example.pair_id} ({example.lang})"
 
 
 def _to_record(example: RawExample) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""Malformed rows of `canonical` input are dropped and counted, or refused with their file and row."""
+
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.common.errors import UserError
+from tests.data_prep.convert.helpers import run, write_jsonl
+
+REPLY = {"role": "assistant", "content": "y"}
+
+
+def test_role_that_is_no_string_is_malformed(tmp_path, out):
+    good = [{"pair_id": "1", "lang": lang, "messages": [{"from": "gpt", "value": "x"}]} for lang in ("en", "sw")]
+    other = {**good[0], "lang": "fr", "messages": [{"from": ["human"], "value": "x"}, *good[0]["messages"]]}
+    report, _ = run("canonical", write_jsonl(tmp_path / "a.jsonl", *good, other), output=out)
+    assert report.kept == {"en": 1, "sw": 1} and report.drops == {("malformed", "fr"): 1}
+
+
+def test_value_that_json_does_not_have_is_refused_with_file_and_row(tmp_path, out):
+    rows = [
+        {"pair_id": "7", "lang": lang, "messages": [{"role": "user", "content": "x", "at": at}, REPLY]}
+        for lang, at in (("en", None), ("sw", datetime(2024, 1, 1)))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet row 2: pair_id 7 \(sw\): a value of type datetime"):
+        run("canonical", tmp_path / "a.parquet", output=out)
+
+
+def test_lone_surrogate_outside_of_the_texts_is_refused_with_file_and_row(tmp_path, out):
+    path = tmp_path / "a.jsonl"
+    row = '{"pair_id": "7", "lang": "%s", "question": "x", "answer": "y", "tools": [{"name": "%s"}]}\n'
+    path.write_text(row % ("en", "add") + row % ("sw", "\\ud800"))
+    with pytest.raises(UserError, match=r"a\.jsonl row 2: pair_id 7 \(sw\): text that is not valid Unicode"):
+        run("canonical", path, output=out)
+    assert not list(out.parent.iterdir())
