@@ -272,6 +272,8 @@ def _match(layout: _Layout, texts: list[str], text: str) -> list[Span] | None:
     """Return the spans of a layout's targets in a text, or None if the text does not have this layout."""
     starts, position = [], 0
     for part in layout.parts:
+        if isinstance(part, int) and part >= len(texts):  # a role or a tool looks like a placeholder
+            return None
         expected = texts[part] if isinstance(part, int) else part
         if not text.startswith(expected, position):
             return None

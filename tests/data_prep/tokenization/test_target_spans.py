@@ -185,6 +185,11 @@ def test_refuses_tools_if_their_template_is_another_one(make_encoder):
         targets((both, ChatEncoder(both)), TURNS, [{"name": "add", "parameters": {}}])
 
 
+def test_refuses_tools_that_look_like_a_placeholder(make_encoder):
+    with pytest.raises(UserError, match="the response cannot be located"):
+        targets(make_encoder("qwen2.5"), TURNS, [{"name": "qxplaceholder000099x"}])
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
