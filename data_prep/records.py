@@ -16,6 +16,7 @@ _LANG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # the names that transformers accepts
 ANSWER_TYPES = ("number", "expression", "choice", "text")
 CHOICE_LETTERS = "ABCDEFGHIJ"
+MAX_DEPTH = 100  # of nested lists and objects in messages and tools
 _BLANK_LETTERS = set("\u115f\u1160\u2800\u3164\uffa0")  # fillers, which are letters or symbols to Unicode but invisible
 
 
@@ -203,15 +204,18 @@ def _message(message: Any) -> dict[str, Any]:
     return fields
 
 
-def _with_floats(value: Any) -> Any:
+def _with_floats(value: Any, depth: int = 0) -> Any:
     """Convert `Decimal`, which JSON readers return for the sake of gold answers, as chat templates expect floats.
 
-    Raises UserError for a value that JSON does not have, such as a timestamp of a Parquet file.
+    Raises UserError for a value that JSON does not have, such as a timestamp of a Parquet file, and for lists and
+    objects that are nested too deeply for the libraries that render them.
     """
+    if depth > MAX_DEPTH:
+        raise UserError(f"`messages` or `tools` are nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, dict):
-        return {key: _with_floats(item) for key, item in value.items()}
+        return {key: _with_floats(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_floats(item) for item in value]
+        return [_with_floats(item, depth + 1) for item in value]
     return value if value is None or isinstance(value, str | int | float) else json_number(value)
 
 
@@ -226,8 +230,8 @@ def json_number(value: Any) -> float:
 
 def _tools(tools: Any) -> list[dict[str, Any]] | None:
     try:
-        tools = json.loads(tools) if isinstance(tools, str) else _with_floats(tools)
-    except ValueError:
+        tools = _with_floats(json.loads(tools) if isinstance(tools, str) else tools)
+    except (ValueError, RecursionError):
         raise UserError("`tools` is not valid JSON") from None
     if not tools:
         return None

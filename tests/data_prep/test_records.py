@@ -48,6 +48,13 @@ def test_parse_record_accepts_any_visible_answer(answer):
     assert parse_record({**GOOD, "answer": answer}).messages[-1]["content"] == answer
 
 
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -61,6 +68,9 @@ def test_parse_record_accepts_any_visible_answer(answer):
         ({"reasoning_content": 3}, "reasoning_content"),
         ({"tools": "{"}, "tools"),
         ({"tools": [1]}, "tools"),
+        ({"tools": "[" * 5000 + "]" * 5000}, "`tools` is not valid JSON"),
+        ({"tools": "[" * 500 + "]" * 500}, "nested more than 100 levels deep"),
+        ({"messages": [{"role": "user", "content": "x", "more": nested(800)}]}, "nested more than 100 levels deep"),
         ({"messages": []}, "messages"),
         ({"messages": ["x"]}, "messages"),
         ({"messages": [{"role": "user", "at": datetime(2024, 1, 1)}]}, "a value of type datetime, which JSON does not"),
