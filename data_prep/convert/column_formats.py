@@ -238,6 +238,8 @@ def _map_columns(row: _Row, lang: str | None, source: Source) -> RawExample:
         if record[name] not in (None, ""):
             fields[name] = record[name]
     gold = None if record["gold"] == "" else record["gold"]
+    if isinstance(gold, list | dict | bool | bytes):  # their text would be compared with the answers of a model
+        raise UserError(f"`{columns.get('gold', 'gold')}` is neither a string nor a number")
     if not (isinstance(gold, str) and record["answer_type"] == "text"):  # 007 and 1.50 are texts other than 7 and 1.5
         gold = number_text(gold)
     return RawExample(str(record["pair_id"]), str(record["lang"]), fields, gold)

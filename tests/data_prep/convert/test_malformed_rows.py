@@ -19,6 +19,15 @@ def test_role_that_is_no_string_is_malformed(tmp_path, out):
     assert report.kept == {"en": 1, "sw": 1} and report.drops == {("malformed", "fr"): 1}
 
 
+@pytest.mark.parametrize("gold", [["Paris", "paris"], {"text": "Paris"}, True])
+def test_gold_that_is_neither_string_nor_number_is_malformed(gold, tmp_path, out):
+    rows = [{"pair_id": "1", "lang": lang, "question": "x", "answer": "y", "answers": gold} for lang in ("en", "sw")]
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    assert run("canonical", path, output=out)[0].kept == {"en": 1, "sw": 1}
+    with pytest.raises(UserError, match=r"a\.jsonl row 1: `answers` is neither a string nor a number"):
+        run("canonical", path, output=tmp_path / "x.jsonl", columns={"gold": "answers"})
+
+
 def test_value_that_json_does_not_have_is_refused_with_file_and_row(tmp_path, out):
     rows = [
         {"pair_id": "7", "lang": lang, "messages": [{"role": "user", "content": "x", "at": at}, REPLY]}
