@@ -46,7 +46,7 @@ from pipeline.common.atomic_io import sha256_file, write_json
 from pipeline.common.errors import StorageError, UserError
 
 FOLDERS = ("pieces", "windows", "entries", "shards")  # of the work folder
-PACKER_VERSION = 5  # increment it whenever a change alters the bytes for the same input and settings
+PACKER_VERSION = 6  # increment it whenever a change alters the bytes for the same input and settings
 BAD_RECORD = "bad_record"  # drop reason of records that cannot be packed
 T = TypeVar("T")
 
