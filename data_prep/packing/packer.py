@@ -232,8 +232,7 @@ class Packer:
             write_json(summary_file(number), {"rows": rows, "drops": drops, "split": split, "languages": languages})
         self.ranks.all_gather(None)
         summaries = [json.loads(summary_file(number).read_text("utf-8")) for number in range(self.windows)]
-        # An older version, whose run is continued, listed no languages.
-        if error := spelling_error(lang for summary in summaries for lang in summary.get("languages", ())):
+        if error := spelling_error(lang for summary in summaries for lang in summary["languages"]):
             raise AgreedError(f"--input: {error}")
         skipped = count_skipped(self.work / "pieces", len(self.splits))
         total = Counter({(lang, BAD_RECORD): count for lang, count in skipped.items()})
