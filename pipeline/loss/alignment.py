@@ -95,7 +95,7 @@ class PooledRepresentations:
         own = torch.arange(len(layout.pivot))
         is_pivot = layout.pivot == own
         lengths = layout.whole_lengths
-        paired = ~is_pivot & (lengths > 0) & (lengths[layout.pivot] > 0)
+        paired = ~is_pivot & (lengths > 0) & (lengths.index_select(0, layout.pivot) > 0)
         self.aligned = paired.index_fill(0, layout.pivot[paired], True)
         with_grad = ~is_pivot if "pivot" in settings.detach else torch.ones_like(is_pivot)
         # In chunk order, the sequences of a chunk are consecutive. Those after the last chunk have no target tokens.
@@ -103,7 +103,7 @@ class PooledRepresentations:
         ends = torch.tensor([chunk.sequences.stop for chunk in chunks], dtype=torch.int64)
         before = bounds(with_grad.to(torch.int64))
         chunk_of_sequence = torch.searchsorted(ends, own, right=True).clamp_max(max(0, len(chunks) - 1))
-        local_index = before[:-1] - before[firsts][chunk_of_sequence] if chunks else before[:-1]
+        local_index = before[:-1] - before[firsts].index_select(0, chunk_of_sequence) if chunks else before[:-1]
         self.grad_index_of_all = torch.where(with_grad, local_index, -1)
         self.requires_grad_of_rank = [before[chunk.sequence_bounds].diff() for chunk in chunks]
         is_first = torch.ones_like(is_pivot) if layout.first_part is None else layout.first_part == own

@@ -248,11 +248,12 @@ def schedule(
 
     # Sequences of all subchunks, one subchunk after the other.
     sizes = counts.sum(1)[chunk]
-    sequences = order[ranges(chunk_bounds[chunk], sizes)]
+    sequences = order.index_select(0, ranges(chunk_bounds[chunk], sizes))
     repeats = counts[chunk].flatten()
-    begin = torch.maximum(ends[sequences], torch.repeat_interleave(starts.flatten(), repeats))
-    stop = torch.minimum(ends[sequences + 1], torch.repeat_interleave(stops.flatten(), repeats))
-    rows_before, skipped = bounds((stop - begin).clamp_min(0)), begin - ends[sequences]
+    sequence_starts, sequence_stops = (ends.index_select(0, sequences + after) for after in (0, 1))
+    begin = torch.maximum(sequence_starts, torch.repeat_interleave(starts.flatten(), repeats))
+    stop = torch.minimum(sequence_stops, torch.repeat_interleave(stops.flatten(), repeats))
+    rows_before, skipped = bounds((stop - begin).clamp_min(0)), begin - sequence_starts
     subchunks = []
     for k, (at, end) in enumerate(itertools.pairwise(bounds(sizes).tolist())):
         edges = rows_before[at : end + 1] - rows_before[at]
@@ -281,7 +282,7 @@ def _cuts(
         yield of_rank[:-1], of_rank[1:]
         return
     numbers = torch.arange(len(pivot))
-    begins = numbers if alignment_group == "sequence" else numbers[pivot == numbers]
+    begins = numbers if alignment_group == "sequence" else (pivot == numbers).nonzero().squeeze(1)
     begins = torch.cat([begins, torch.tensor([len(pivot)])])
     before = ends[begins]  # target tokens before each group
     group, limit = torch.searchsorted(begins, of_rank).unfold(0, 2, 1).unbind(1)

@@ -60,17 +60,20 @@ class GlobalLayout:
 
     def in_order(self, order: Tensor) -> "GlobalLayout":
         """Return the layout with its sequences in another order. `order` [S] holds their present indices."""
-        new = torch.empty_like(order)
-        new[order] = torch.arange(len(order))
+        new = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+
+        def ordered(field: Tensor) -> Tensor:
+            return field.index_select(0, order)  # on the host three times as fast as field[order]
+
         return replace(
             self,
-            lengths=self.lengths[order],
-            pivot=new[self.pivot[order]],
-            problem_id=self.problem_id[order],
-            language=self.language[order],
-            ce_weights=self.ce_weights[order],
-            whole_lengths=self.whole_lengths[order],
-            first_part=None if self.first_part is None else new[self.first_part[order]],
+            lengths=ordered(self.lengths),
+            pivot=new.index_select(0, ordered(self.pivot)),
+            problem_id=ordered(self.problem_id),
+            language=ordered(self.language),
+            ce_weights=ordered(self.ce_weights),
+            whole_lengths=ordered(self.whole_lengths),
+            first_part=None if self.first_part is None else new.index_select(0, ordered(self.first_part)),
         )
 
 
@@ -177,14 +180,16 @@ def _layouts(
         by_token: whether the target tokens are followed by their pooling weights.
         parts: number of consecutive ranks that share their rows.
     """
-    sizes = tables[:, 2 : 2 + 2 * count].view(len(tables), count, 2)
-    table_starts = torch.arange(len(tables)) * tables.shape[1] + 2 + 2 * count
+    header = 2 + 2 * count
+    sizes = tables[:, 2:header].view(len(tables), count, 2)
+    room = (tables.shape[1] - header) // FIELDS  # sequences of a rank for which the message has room
+    fields = tables[:, header : header + room * FIELDS].reshape(len(tables) * room, FIELDS).unbind(1)
+    table_starts = torch.arange(len(tables)) * room
     token_starts = torch.arange(len(tables)) * stride + offset
     result = []
     for tokens, sequences in sizes.permute(1, 2, 0).unbind(0):
-        index = ranges(table_starts, sequences * FIELDS)
-        rows = tables.reshape(-1)[index].view(-1, FIELDS)
-        lengths, pivot, problem_id, language, ce_weights = rows.T.contiguous().unbind(0)
+        index = ranges(table_starts, sequences)
+        lengths, pivot, problem_id, language, ce_weights = (field.index_select(0, index) for field in fields)
         pivot = pivot + torch.repeat_interleave(bounds(sequences)[:-1], sequences)
         first_part, whole_lengths = None, lengths
         if parts > 1:
@@ -206,6 +211,6 @@ def _layouts(
                 first_part=first_part,
             )
         )
-        table_starts = table_starts + sequences * FIELDS
+        table_starts = table_starts + sequences
         token_starts = token_starts + tokens * (2 if by_token else 1)
     return result

@@ -91,7 +91,7 @@ def test_host_time() -> None:
     ):
         for row, (ranks, *cells) in zip(rows_of("host_time"), table("scaling", head), strict=True):
             assert ranks.replace(",", "") == row["ranks"]
-            assert [float(cell) for cell in cells[: len(names)]] == [round(float(row[name]), 1) for name in names]
+            assert [float(cell) for cell in cells[: len(names)]] == [round(float(row[name]), 2) for name in names]
 
 
 def test_crossover_of_the_heads() -> None:
