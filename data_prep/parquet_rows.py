@@ -36,7 +36,7 @@ def read_parquet(path: Path, start: int = 0, stop: int | None = None) -> Iterato
     """Yield number and values of the rows [start, stop), or of all rows from `start` on.
 
     Raises:
-        UserError: The file is damaged or not Parquet.
+        UserError: The file is damaged or not Parquet, or a text is not valid UTF-8.
         StorageError: The file system failed to read the file.
     """
     file = _open(path)
@@ -49,24 +49,36 @@ def read_parquet(path: Path, start: int = 0, stop: int | None = None) -> Iterato
         for batch in file.iter_batches(1024, row_groups=groups):
             first, position = position, position + len(batch)
             low = max(start - first, 0)
-            rows = batch.slice(low, max(min(stop - first, len(batch)) - low, 0)).to_pylist()
-            yield from enumerate(map(without_nulls, rows), first + low)
+            rows = batch.slice(low, max(min(stop - first, len(batch)) - low, 0))
+            yield from enumerate(map(without_nulls, _decoded(rows, path, first + low)), first + low)
             if position >= stop:
                 return
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        _raise_read_error(error, path)
+    except (pa.ArrowException, OSError) as error:
+        raise_read_error(error, path)
         raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None
+
+
+def _decoded(rows: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
+    try:
+        return rows.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not check texts before they are read
+        for number in range(len(rows)):
+            try:
+                rows.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} row {first + number + 1}: not valid UTF-8 ({error.reason})") from None
+        raise
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        _raise_read_error(error, path)
+        raise_read_error(error, path)
         raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
 
 
-def _raise_read_error(error: Exception, path: Path) -> None:
+def raise_read_error(error: Exception, path: Path) -> None:
     """Raise StorageError if the system reported an error. For damaged files, Arrow raises OSError without errno."""
     if isinstance(error, OSError) and error.errno is not None:
         raise read_error(path, OSError(error.errno, os.strerror(error.errno))) from None

@@ -8,6 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from data_prep.convert.examples import RawExample, Source, list_files, read_objects
 from data_prep.parquet_rows import without_nulls
 from data_prep.records import number_text
@@ -108,7 +110,8 @@ def _distinct_names(paths: list[Path], names: list[str]) -> list[str]:
 def load_dataset(name: str, config: str | None, split: str, label: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split of a dataset from a folder or the Hub. `label` names it in error messages.
 
-    Raises UserError if the `datasets` library cannot load it, it has no such split, or a text is not valid UTF-8.
+    Raises UserError if the `datasets` library cannot load it, it has no such split, it is damaged, or a text is not
+    valid UTF-8.
     """
     number = 0
     try:
@@ -132,6 +135,11 @@ def _load_dataset(name: str, config: str | None, split: str) -> Iterable[dict[st
         if split not in loaded:
             raise UserError(f"{name}: no split {split!r}; there are {', '.join(loaded)}")
         loaded = loaded[split]
+    if on_disk:
+        try:
+            loaded.data.validate(full=True)  # the library maps files of a folder into memory without checking them
+        except pa.ArrowException as error:
+            raise UserError(f"{name}: damaged ({first_line(error)})") from None
     return loaded
 
 

@@ -28,7 +28,12 @@ def main() -> int:
     set_launcher_environment()
     args = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]  # added by DeepSpeed's launcher
     only_ask = "--can_resume" in args
-    settings = auto_cli(EvaluationSettings, args=[a for a in args if a != "--can_resume"], as_positional=False)
+    settings = auto_cli(
+        EvaluationSettings,
+        args=[a for a in args if a != "--can_resume"],
+        as_positional=False,
+        prog="python -m pipeline.evaluation",
+    )
     if only_ask:
         print("yes" if can_resume(settings) else "no")
         return 0

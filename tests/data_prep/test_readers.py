@@ -85,6 +85,13 @@ def test_read_file_removes_keys_that_arrow_adds_to_structs(tmp_path):
     assert [row.value for row in read_file(tmp_path / "a.parquet")] == [{"tools": tools, "gold": None}]
 
 
+def test_read_file_names_parquet_row_that_is_not_utf8(tmp_path):
+    texts = pa.array([b"a", b"\xc3\xa9", b"\xe9", b"d"]).view(pa.string())
+    pq.write_table(pa.table({"answer": texts}), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(UserError, match=r"a\.parquet row 3: not valid UTF-8"):
+        list(read_file(tmp_path / "a.parquet"))
+
+
 def test_split_inputs_rejects_parquet_without_rows(tmp_path):
     pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("a", pa.int64())])).close()
     with pytest.raises(UserError, match=r"a\.parquet: no rows"):
