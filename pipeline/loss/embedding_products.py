@@ -55,8 +55,9 @@ def times_embedding_transposed(grad_u_md: Tensor, embedding_vd: Tensor, columns_
             columns = columns_u[tile]
             out.index_copy_(1, columns, (embedding_vd.index_select(0, columns) @ grad_u_md.T).T)
         return out
-    # A CPU reads the embedding only once, at memory bandwidth, if it is the left factor.
-    return out.copy_(grad_u_md @ embedding_vd.T if embedding_vd.is_cuda else (embedding_vd @ grad_u_md.T).T)
+    if embedding_vd.is_cuda:
+        return torch.mm(grad_u_md, embedding_vd.T, out=out)
+    return out.copy_((embedding_vd @ grad_u_md.T).T)  # read only once, at memory bandwidth, as the left factor
 
 
 def add_gradient_(grad_vd: Tensor, pooled_mv: Tensor, grad_u_md: Tensor, columns_u: Tensor, alpha: float) -> None:

@@ -229,11 +229,11 @@ class ShardedSoftmax:
             factor: [C] factor of the gradient.
             at_target: [C] value of e at the target before rounding.
         """
-        grad = grad_logits(mixture, grad_probs, state.tokens, self.temperature, self.row_group)
+        grad = grad_logits(mixture, grad_probs, state.tokens, factor / self.temperature, self.row_group)
         at_columns = state.e.gather(1, mixture.columns).to(grad.dtype)
         is_target = (mixture.columns == state.target_columns) & state.target_is_local[:, None]
         at_columns = torch.where(is_target, at_target[:, None], at_columns)
-        state.e.scatter_(1, mixture.columns, (at_columns + factor[:, None] * grad).to(state.e.dtype))
+        state.e.scatter_(1, mixture.columns, (at_columns + grad).to(state.e.dtype))
 
     def _products(self, state: SoftmaxState, weighted: Tensor, soft: SoftGradient | None, grad_scale: float) -> Tensor:
         """Add grad_scale * dz^T weighted (and `soft`) to the head's gradient. Return dz W. `state.e` holds dz.
@@ -245,7 +245,7 @@ class ShardedSoftmax:
             self._soft.append(soft)
         elif soft is not None:
             dz = state.e_buffer[: len(weighted)]
-            dz[rows:] = self._apply_weights(soft.pooled) * self._alignment_factor
+            torch.mul(self._apply_weights(soft.pooled), self._alignment_factor, out=dz[rows:])
             weighted[rows:] = soft.grad_u
         if head.grad is not None:
             add_product_(head.grad, dz.T, weighted, grad_scale)

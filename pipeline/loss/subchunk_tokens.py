@@ -41,23 +41,23 @@ class TokenTables:
     part_lengths: Tensor
     any_without_ce: bool
 
-    def sum_by_language(self, values: Tensor, language: Tensor, languages: int) -> Tensor:
+    def sum_by_language(self, values: list[Tensor], language: Tensor, languages: int) -> Tensor:
         """Sum values by language, in a fixed order and without an [L, A] tensor.
 
         Args:
-            values: [A].
+            values: n tensors [A].
             language: [S] language of each sequence in chunk order.
             languages: L.
 
         Returns:
-            [L] sums.
+            [n, L] sums.
         """
-        if len(values) == 0:
-            return values.new_zeros(languages)
-        # The lengths are valid; checking them would wait for the device.
-        sums = torch.segment_reduce(values, "sum", lengths=self.part_lengths, unsafe=True, initial=0)
-        own = language[self.part_sequence] == torch.arange(languages, device=values.device)[:, None]
-        return torch.where(own, sums, 0).sum(1)
+        if len(self.targets) == 0:
+            return values[0].new_zeros(len(values), languages)
+        # The lengths are valid; checking them would wait for the device. A GPU is slow at segments of [A, n] tensors.
+        parts = [torch.segment_reduce(v, "sum", lengths=self.part_lengths, unsafe=True, initial=0) for v in values]
+        own = language[self.part_sequence] == torch.arange(languages, device=language.device)[:, None]
+        return torch.where(own, torch.stack(parts)[:, None], 0).sum(2)
 
 
 def token_tables(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import kernels
 from .comm import Group, all_reduce, all_to_all, rank_and_size
@@ -130,18 +131,22 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
     count, selected = values_Cj.shape
     rows_of_rank = (torch.arange(ranks + 1) * count // ranks).diff().tolist()
     rows = rows_of_rank[rank]
-    sent = values_Cj.new_full((count, k), -torch.inf)
-    sent[:, :selected] = values_Cj
+    sent = values_Cj if selected == k else pad(values_Cj, (0, k - selected), value=-torch.inf)
     lists = all_to_all(sent, rows_of_rank, [rows] * ranks, group).view(ranks, rows, k)
     # Candidates are ordered by rank, so equal logits are ordered by id.
     candidates = lists.transpose(0, 1).reshape(rows, ranks * k)
-    positions = positions_of_largest(candidates, k)
-    values = candidates.gather(1, positions).to(torch.promote_types(values_Cj.dtype, torch.float32))
-    counts = values.new_zeros(rows, ranks).scatter_add_(1, positions // k, torch.ones_like(values))
+    dtype = torch.promote_types(values_Cj.dtype, torch.float32)
+    if ranks == 1:
+        values, counts = candidates.to(dtype), candidates.new_full((rows, 1), k, dtype=dtype)
+    else:
+        positions = positions_of_largest(candidates, k)
+        values = candidates.gather(1, positions).to(dtype)
+        counts = values.new_zeros(rows, ranks).scatter_add_(1, positions // k, torch.ones_like(values))
     largest = values.amax(1)
     differences = values - largest[:, None]
-    exponentials = (differences / temperature).exp()
-    total, mass = exponentials.sum(1), differences.exp().sum(1)
+    exponentials = _divided(differences, temperature).exp()
+    total = exponentials.sum(1)
+    mass = total if temperature == 1 else differences.exp().sum(1)
     q = exponentials / total[:, None]
     common = torch.stack([largest, total, mass, -torch.xlogy(q, q).sum(1)], dim=1)
     results = torch.cat([counts.T[:, :, None], common.expand(ranks, rows, 4)], dim=2).flatten(0, 1)
@@ -151,9 +156,13 @@ def merge(values_Cj: Tensor, k: int, temperature: float, group: Group) -> TopKSt
 def top_k_mixture(values_Cj: Tensor, columns_Cj: Tensor, statistics: TopKStatistics, temperature: float) -> TopKMixture:
     """Compute this rank's part of q from its largest logits and the results of the merge."""
     largest, total = statistics.largest[:, None], statistics.total[:, None]
-    q = ((values_Cj.to(total.dtype) - largest) / temperature).exp() / total
+    q = _divided(values_Cj.to(total.dtype) - largest, temperature).exp() / total
     in_s = torch.arange(q.shape[1], device=q.device) < statistics.count[:, None]
     return TopKMixture(columns_Cj, torch.where(in_s, q, 0))
+
+
+def _divided(values: Tensor, temperature: float) -> Tensor:
+    return values if temperature == 1 else values / temperature
 
 
 def one_hot(columns_C1: Tensor, local_C: Tensor, dtype: torch.dtype, columns: int) -> TopKMixture:
@@ -183,16 +192,24 @@ def pool_top_k(mixture: TopKMixture, tokens: SubchunkTokens, columns: int) -> Te
 
 
 def grad_logits(
-    mixture: TopKMixture, grad_probs_mv: Tensor, tokens: SubchunkTokens, temperature: float, group: Group
+    mixture: TopKMixture, grad_probs_mv: Tensor, tokens: SubchunkTokens, factor_C: Tensor, group: Group
 ) -> Tensor:
     """Compute the [C, j] gradient of the sum of distances with respect to the logits at the columns of `mixture`.
 
-    Collective over `group`, as `merge`. `grad_probs_mv` is its gradient with respect to the pooled probabilities.
+    Collective over `group`, as `merge`.
+
+    Args:
+        mixture: this rank's part of q.
+        grad_probs_mv: [m, v] gradient with respect to the pooled probabilities.
+        tokens: the target tokens of the subchunk.
+        factor_C: [C] factor of the gradient, which includes 1 / temperature.
+        group: as in `merge`.
     """
     q, index = mixture.probabilities, tokens.grad_index
-    c = torch.zeros_like(q)
     if grad_probs_mv.numel():
         c = grad_probs_mv[index.clamp_min(0)[:, None], mixture.columns].to(q.dtype)
+    else:
+        c = torch.zeros_like(q)
     inner = all_reduce((q * c).sum(1), group)
-    slope = torch.where(index >= 0, tokens.pooling_weights / temperature, 0)
+    slope = torch.where(index >= 0, tokens.pooling_weights * factor_C, 0)
     return slope[:, None] * q * (c - inner[:, None])

@@ -281,13 +281,14 @@ class _Step:
         (aligned,) = upload([table.aligned & (self.top_k is not None)], device)
         aligned = aligned[tables.sequence] & (tables.pooling_weights > 0)
         kept_mass, entropy = (rows[1:] * aligned).sum(1) if len(rows) > 1 else ce.new_zeros(2)
+        by_language = tables.sum_by_language([weighted, tables.ce_weights], table.language, languages)
         return SolarLoss(
             loss=loss,
             ce_sum=ce_sum,
             distance_sum=table.distance_sum,
             cosine_sum=table.cosine_sum,
-            language_ce=tables.sum_by_language(weighted, table.language, languages),
-            language_tokens=tables.sum_by_language(tables.ce_weights, table.language, languages),
+            language_ce=by_language[0],
+            language_tokens=by_language[1],
             kept_mass=kept_mass,
             soft_token_entropy=entropy,
             soft_token_count=aligned.sum(),
