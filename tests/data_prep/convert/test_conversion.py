@@ -282,26 +282,6 @@ def test_canonical_refuses_ids_that_mean_different_examples_in_two_files(tmp_pat
         run("canonical", first, other, output=tmp_path / "other.jsonl")
 
 
-def test_datasets_names_row_that_is_not_utf8(tmp_path, out):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_bytes(
-        b'{"pair_id": "1", "lang": "en", "question": "q", "answer": "\xe0"}\n'
-    )
-    with pytest.raises(UserError, match=r"data row 1: not valid UTF-8"):
-        convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)
-
-
-def test_datasets_refuses_damaged_folder(tmp_path, out):
-    rows = [{"pair_id": "1", "lang": lang, "question": "q", "answer": "a" * 10_000} for lang in ("en", "sw")]
-    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "data")
-    (file,) = (tmp_path / "data").glob("*.arrow")
-    length = len(rows[0]["answer"]).to_bytes(4, "little")
-    assert length in file.read_bytes()
-    file.write_bytes(file.read_bytes().replace(length, b"\xff\xff\xff\x7f"))  # the end of the first answer
-    with pytest.raises(UserError, match=r"data: damaged \(.*offset"):
-        convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)
-
-
 def test_canonical_names_example_with_value_that_json_does_not_have(tmp_path, out):
     messages = [{"role": "user", "content": "x", "at": datetime(2024, 1, 1)}, {"role": "assistant", "content": "y"}]
     rows = [{"pair_id": "7", "lang": lang, "messages": messages} for lang in ("en", "sw")]

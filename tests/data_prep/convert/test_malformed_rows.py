@@ -1,11 +1,14 @@
-"""Malformed rows of `canonical` input are dropped and counted, or refused with their file and row."""
+"""Malformed rows of `canonical` and `datasets` input are dropped and counted, or refused with their file and row."""
 
 from datetime import datetime
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.convert.conversion import convert
+from data_prep.convert.examples import Source
 from pipeline.common.errors import UserError
 from tests.data_prep.convert.helpers import run, write_jsonl
 
@@ -45,3 +48,23 @@ def test_lone_surrogate_outside_of_the_texts_is_refused_with_file_and_row(tmp_pa
     with pytest.raises(UserError, match=r"a\.jsonl row 2: pair_id 7 \(sw\): text that is not valid Unicode"):
         run("canonical", path, output=out)
     assert not list(out.parent.iterdir())
+
+
+def test_datasets_names_row_that_is_not_utf8(tmp_path, out):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_bytes(
+        b'{"pair_id": "1", "lang": "en", "question": "q", "answer": "\xe0"}\n'
+    )
+    with pytest.raises(UserError, match=r"data row 1: not valid UTF-8"):
+        convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)
+
+
+def test_datasets_refuses_damaged_folder(tmp_path, out):
+    rows = [{"pair_id": "1", "lang": lang, "question": "q", "answer": "a" * 10_000} for lang in ("en", "sw")]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "data")
+    (file,) = (tmp_path / "data").glob("*.arrow")
+    length = len(rows[0]["answer"]).to_bytes(4, "little")
+    assert length in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(length, b"\xff\xff\xff\x7f"))  # the end of the first answer
+    with pytest.raises(UserError, match=r"data: damaged \(.*offset"):
+        convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)
