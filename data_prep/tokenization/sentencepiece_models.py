@@ -1,6 +1,7 @@
 """Train SentencePiece models, and convert them to transformers tokenizers with this project's chat template."""
 
 import io
+import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
@@ -106,14 +107,10 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
     for position, token_id in enumerate(special_ids):
         if token_id >= 0:  # SentencePiece returns -1 for a token that the model lacks
             special[position] = processor.id_to_piece(token_id)
-    symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED and len(p.piece) > 1]
+    symbols = [p.piece for p in proto.pieces if p.type == p.USER_DEFINED]
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in (*special, *ROLES)])
     backend.add_tokens([AddedToken(token, normalized=False) for token in symbols])
-    sample = [
-        f"{a.piece}{b.piece}".replace("▁", " ") for a, b in pairwise(proto.pieces) if a.type == b.type == a.NORMAL
-    ]
-    sample += [" two  spaces ", "12 345,60", "ｆｕｌｌ ｗｉｄｔｈ", "é e\u0301 ﬁ", "🦒 unseen ྿"]
-    for text in sample:
+    for text in _sample(proto, symbols):
         if backend.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise UserError(
                 f"{name}: cannot be converted exactly ({text!a} is tokenized differently); "
@@ -126,6 +123,18 @@ def from_sentencepiece(model: bytes, name: str = "the SentencePiece model") -> P
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _sample(proto: ModelProto, symbols: list[str]) -> Iterator[str]:
+    """Yield texts that both tokenizers must encode alike."""
+    for first, second in pairwise(proto.pieces):
+        if first.type == second.type == first.NORMAL:
+            # Two pieces may be marks of different scripts in an order that no text has.
+            yield unicodedata.normalize("NFC", f"{first.piece}{second.piece}".replace("▁", " "))
+    yield from (" two  spaces ", "12 345,60", "ｆｕｌｌ ｗｉｄｔｈ", "é ﬁ", "🦒 unseen ྿")
+    yield from (unicodedata.normalize("NFD", text) for text in ("é", "tiếng Việt", "क़लम", "한국어 값", "がぎ"))
+    for symbol in (symbol.replace("▁", " ") for symbol in symbols):
+        yield from (f"{symbol}a", f"a{symbol}b", f"a {symbol} b")
 
 
 def _backend(proto: ModelProto, name: str) -> Tokenizer:
@@ -143,9 +152,12 @@ def _backend(proto: ModelProto, name: str) -> Tokenizer:
         raise UserError(f"{name}: neither a BPE nor a unigram model")
     steps: list[normalizers.Normalizer] = []
     if rules.precompiled_charsmap:
+        if "nfkc" in rules.name:
+            steps.append(normalizers.NFC())  # Precompiled does not compose characters of three bytes, such as jamo
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        # Strip would also remove line ends, which models without normalization keep.
+        steps += [normalizers.Replace(Regex(pattern), by) for pattern, by in ((r"\A +| +\z", ""), (" {2,}", " "))]
     if rules.add_dummy_prefix:
         steps.append(normalizers.Prepend(" "))  # Metaspace would not prepend to text that begins with a space
     if steps:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import unicodedata
 
 import pytest
 import sentencepiece
@@ -182,8 +183,11 @@ def test_sample_texts_weights_languages_by_alpha(tmp_path):
 @pytest.mark.parametrize("settings", [
     {"model_type": "unigram"},
     {"model_type": "bpe", "pad_id": 3, "byte_fallback": True},
-    {"model_type": "unigram", "split_by_whitespace": False, "user_defined_symbols": ["<tool>", "\n"]},
+    {"model_type": "unigram", "split_by_whitespace": False},
     {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    {"model_type": "bpe", "normalization_rule_name": "identity", "byte_fallback": True},
+    {"model_type": "unigram", "add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True,
+     "user_defined_symbols": ["<tool>", "\n"]},
 ])  # fmt: skip
 def test_load_tokenizer_converts_sentencepiece_models(settings, demo_file, tmp_path):
     texts = list(sample_texts([demo_file], 1.0, 1_000_000))
@@ -193,7 +197,9 @@ def test_load_tokenizer_converts_sentencepiece_models(settings, demo_file, tmp_p
     (tmp_path / "some.model").write_bytes(model.getvalue())
     tokenizer = load_tokenizer(tmp_path / "some.model")
     reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    for text in [*texts, "never seen 🦒", "a  b", "ﬁ"]:
+    decomposed = [unicodedata.normalize("NFD", text) for text in ("Việt", "क़लम", "한국어 값", "がぎ")]
+    symbols = ["<tool>", "a<tool>b\n", " <tool> <tool>x"] if "user_defined_symbols" in settings else []
+    for text in [*texts, "never seen 🦒", "a  b", "ﬁ", "\na\n", *decomposed, *symbols]:
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
     (tokens,) = ChatEncoder(tokenizer).encode(
         [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
@@ -201,6 +207,19 @@ def test_load_tokenizer_converts_sentencepiece_models(settings, demo_file, tmp_p
     assert tokenizer.convert_ids_to_tokens([~t for t in tokens if t < 0])[-1] == tokenizer.eos_token == "</s>"
     save_tokenizer(tokenizer, tmp_path / "saved")
     assert fingerprint(load_tokenizer(tmp_path / "saved")) == fingerprint(tokenizer)
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_dummy_prefix": False}])
+def test_load_tokenizer_refuses_symbols_next_to_which_spaces_change(settings, demo_file, tmp_path):
+    """SentencePiece normalizes the text around a user-defined symbol as one text, tokenizers each part of it."""
+    texts, model = sample_texts([demo_file], 1.0, 1_000_000), io.BytesIO()
+    settings = {"vocab_size": 500, "hard_vocab_limit": False, "minloglevel": 2, "byte_fallback": True, **settings}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=model, user_defined_symbols=["<tool>"], **settings
+    )
+    (tmp_path / "some.model").write_bytes(model.getvalue())
+    with pytest.raises(UserError, match=r"some\.model: cannot be converted exactly \('.*<tool>.*' is tokenized diff"):
+        load_tokenizer(tmp_path / "some.model")
 
 
 def test_load_tokenizer_rejects_invalid_sentencepiece_model(tmp_path):
