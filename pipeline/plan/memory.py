@@ -15,6 +15,10 @@ from pipeline.loss.kernels import CACHE_BYTES, row_stride
 from pipeline.loss.top_k import BLOCK
 from pipeline.plan.workload import PlannedRun
 
+# Bytes of a target token of any rank in the tables of the loss: its id as received and in chunk order, its sequence in
+# the micro-step and in the chunk, index among those with a gradient, two weights, cross entropy, kept mass and entropy.
+TABLE_BYTES = 5 * 8 + 2 * 4 + 3 * 4
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -143,6 +147,9 @@ def _loss_chunk(run: PlannedRun) -> dict[str, int]:
         "logits": (rows * buffers + extra_rows) * row_stride(math.ceil(columns), run.gpu) * e,
         # Of this rank, with their gradient, and those of a middle layer, if they are aligned.
         "hidden states": (2 if run.config.loss.pools_vocabulary else 3) * c.target_tokens * d * e,
+        # Of the target tokens of all ranks, and the pooled representations of all sequences.
+        "tables": ranks * c.target_tokens * TABLE_BYTES
+        + ranks * run.micro_batch_size * run.workload.sequences * d * accumulation_size,
     }
     backward = {
         # Pooled probabilities of all sequences, and those of sequences with a gradient again, with their gradients.
