@@ -1,7 +1,8 @@
 """Sizes of a model: its parameters by module, from the model on the meta device."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -13,6 +14,8 @@ from pipeline.config.settings import AdapterSettings
 from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.plan.activations import NO_ADAPTER, run_decoder, shallow_model
+
+BASE_LAYER = ".base_layer"  # what `peft` appends to the name of a layer that it adapts
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class ModelStats:
         frozen_matrices, frozen_vectors: the same of the frozen parameters.
         tied: whether the head is the input embedding.
         softcap: whether the logits are soft-capped.
-        adapter: adapter settings; `r` is None for full fine-tuning.
+        adapter: adapter settings; `r` is None for full fine-tuning. Modules that are adapted in some layers only are
+            named as if they were adapted in all (see `_same_in_all_layers`).
     """
 
     config: PreTrainedConfig
@@ -103,19 +107,19 @@ def model_stats(config: PreTrainedConfig, adapter: AdapterSettings = NO_ADAPTER)
     vocabulary = ends[:1] if head.tied else ends
     if head.bias is not None:
         vocabulary = [*vocabulary, head.bias]
+    adapter = _same_in_all_layers(decoder.layers, adapter)
     order = _forward_order(config, adapter)
-    layers = tuple(_module_sizes(layer, order) for layer in decoder.layers)
+    modules_by_layer = [_modules_in_order(layer, order) for layer in decoder.layers]
     inner = {id(p) for layer in decoder.layers for p in layer.parameters()} | {id(p) for p in vocabulary}
     final = [m for m in decoder.modules() if any(id(p) not in inner for p in m.parameters(recurse=False))]
-    modules_by_layer = [*([dict(layer.named_modules())[name] for name in order] for layer in decoder.layers), final]
     sizes: dict[tuple[bool, bool], list[int]] = defaultdict(list)
     for p in model.parameters():
         sizes[p.requires_grad, p.dim() > 1].append(p.numel())
     return ModelStats(
         config=config,
-        layers=layers,
+        layers=tuple(tuple(map(_own_sizes, modules)) for modules in modules_by_layer),
         final=tuple(map(_own_sizes, final)),
-        trained=tuple(map(_trained_sizes, modules_by_layer)),
+        trained=tuple(map(_trained_sizes, [*modules_by_layer, final])),
         vocabulary=tuple(p.numel() for p in vocabulary),
         matrices=tuple(sizes[True, True]),
         vectors=tuple(sizes[True, False]),
@@ -127,9 +131,26 @@ def model_stats(config: PreTrainedConfig, adapter: AdapterSettings = NO_ADAPTER)
     )
 
 
-def _module_sizes(layer: nn.Module, order: list[str]) -> tuple[tuple[int, ...], ...]:
+def _same_in_all_layers(layers: Iterable[nn.Module], adapter: AdapterSettings) -> AdapterSettings:
+    """Return settings that adapt in every layer what is adapted in any of these layers.
+
+    Activations are traced in models with fewer layers, for which `target_modules` may name none. If it names some
+    layers only, the memory of the others is overestimated.
+    """
+    adapted = [
+        frozenset(name.removesuffix(BASE_LAYER) for name, _ in layer.named_modules() if name.endswith(BASE_LAYER))
+        for layer in layers
+    ]
+    if len(set(adapted)) == 1:
+        return adapter
+    return replace(adapter, target_modules=tuple(sorted(frozenset().union(*adapted))))
+
+
+def _modules_in_order(layer: nn.Module, order: list[str]) -> list[nn.Module]:
+    """Return the modules of a layer that own parameters. `order`: see `_forward_order`; names it lacks are skipped."""
     modules = dict(layer.named_modules())
-    return tuple(_own_sizes(modules[name]) for name in order)
+    names = (name if name in modules else name.removesuffix(BASE_LAYER) for name in order)
+    return [modules[name] for name in names if name in modules]
 
 
 def _own_sizes(module: nn.Module) -> tuple[int, ...]:

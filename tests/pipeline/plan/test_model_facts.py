@@ -6,6 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pipeline.benchmarks.common import random_batch
 from pipeline.common.errors import UserError
+from pipeline.config.settings import AdapterSettings
+from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.packed_attention import PACKED
 from pipeline.models.solar_model import decoder_hidden_states
 from pipeline.plan.activations import trace_activations
@@ -86,3 +88,17 @@ def test_activations_match_autograd(model_type: str, attention: str, checkpointi
 def test_model_stats_refuses_experts() -> None:
     with pytest.raises(UserError, match="'qwen3_moe': memory and time are predicted for dense decoder layers only"):
         model_stats(tiny_config("qwen3_moe", num_experts=4, moe_intermediate_size=16))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("adapted", [0, 1])
+def test_model_stats_of_an_adapter_of_some_layers(adapted: int, use_dora: bool) -> None:
+    """The layers that `target_modules` leaves out have the sizes of the plain model, the others those of all-linear."""
+    config, every = tiny_config("qwen2"), AdapterSettings(r=2, use_dora=use_dora)
+    some = AdapterSettings(r=2, use_dora=use_dora, target_modules=f"model.layers.{adapted}.*proj")
+    stats, of_all, plain = model_stats(config, some), model_stats(config, every), model_stats(config)
+    assert stats.parameters == sum(p.numel() for p in adapted_meta_model(config, some).parameters())
+    assert stats.layers[adapted] == of_all.layers[adapted] and stats.trained[adapted] == of_all.trained[adapted]
+    assert stats.layers[1 - adapted] == plain.layers[1 - adapted] and stats.trained[1 - adapted] == ()
+    traced = [trace_activations(config, 1, 64, "fp32", PACKED, adapter=s.adapter) for s in (stats, of_all)]
+    assert traced[0] == traced[1]
