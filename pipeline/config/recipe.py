@@ -223,6 +223,8 @@ def _check_alignment(config: Config, recipe: Path) -> None:
         reasons.append("loss.pooling_tokens is hard")
     elif "probabilities" in loss.detach:
         reasons.append("loss.detach has probabilities")
+    elif loss.top_k == 1:
+        reasons.append("loss.top_k is 1, with which the only probability is always 1")
     if len(reasons) == 2:
         raise UserError(
             f"{recipe}: {' and '.join(reasons)}, so nothing is aligned; change one of them, or set "

@@ -93,6 +93,16 @@ def test_load_config_overrides(tmp_path: Path) -> None:
             [],
             "loss.detach has embeddings and loss.detach has probabilities, so nothing is aligned; change one of them",
         ),
+        (
+            "loss: {detach: [embeddings], top_k: 1}",
+            [],
+            "loss.detach has embeddings and loss.top_k is 1, with which the only probability is always 1, so nothing",
+        ),
+        (
+            "model: {path: here, adapter: {r: 8}}",
+            ["--loss.top_k", "1"],
+            "freezes the embeddings (see model.adapter.train_embeddings) and loss.top_k is 1, with which the only prob",
+        ),
         ("training: {max_steps: 0}", [], "training.max_steps is 0; it must be greater than 0"),
         ("training: {embedding_learning_rate: 0}", [], "training.embedding_learning_rate is 0.0; it must be greater"),
         ("training: {log_gradients_steps: 0}", [], "training.log_gradients_steps is 0; it must be greater than 0"),
