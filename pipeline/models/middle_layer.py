@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.common.errors import UserError
 from pipeline.loss import LossSettings
@@ -29,6 +29,24 @@ def check_layer(settings: LossSettings, config: PreTrainedConfig) -> None:
         raise UserError(
             f"loss.layer {layer} is not a middle layer of the model, which has {config.num_hidden_layers} decoder "
             f"layers; choose a smaller one"
+        )
+
+
+def check_trained_below(settings: LossSettings, model: PreTrainedModel) -> None:
+    """Check that the aligned hidden states depend on a trained parameter, of an adapted layer or the input embedding.
+
+    Raises:
+        UserError: they do not, and `alignment_weight` is not 0.
+    """
+    layers = model.get_decoder().layers
+    layer = aligned_layer(settings, len(layers))
+    if layer is None or not settings.alignment_weight:
+        return
+    parts = [model.get_input_embeddings(), *layers[:layer]]
+    if not any(parameter.requires_grad for part in parts for parameter in part.parameters()):
+        raise UserError(
+            f"model.adapter.target_modules: has no module in the first {layer} decoder layers, whose hidden states are "
+            "aligned (see loss.layer), so nothing is aligned; add one, or set loss.alignment_weight to 0"
         )
 
 

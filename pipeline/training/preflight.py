@@ -24,7 +24,7 @@ from pipeline.data.token_weights import load_token_weights
 from pipeline.models.adapters import adapted_meta_model
 from pipeline.models.fingerprint import base_fingerprint
 from pipeline.models.loading import load_model_config, max_positions, padded_vocab_size
-from pipeline.models.middle_layer import check_layer
+from pipeline.models.middle_layer import check_layer, check_trained_below
 from pipeline.models.multimodal import check_weight_files, load_multimodal_config
 from pipeline.models.self_check import check_model
 from pipeline.training.best_metric import check_metric, rows_fingerprint
@@ -167,7 +167,8 @@ def _check_model(config: Config, model_config: PreTrainedConfig, rank: int) -> N
     if rank == 0:
         check_weight_files(config.model.path, config.model.trust_remote_code)
         if config.model.adapter.r is not None:
-            adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
+            model = adapted_meta_model(model_config, config.model.adapter)  # checks target_modules
+            check_trained_below(config.loss, model)
         check_model(model_config, config.model, config.training.sequence_parallel_size)
 
 

@@ -1,13 +1,17 @@
 """The layer whose hidden states are aligned, and what a run without it does not do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from pipeline.common.errors import UserError
+from pipeline.config.settings import AdapterSettings
 from pipeline.loss import LossSettings
-from pipeline.models.middle_layer import aligned_layer, check_layer, record_output
+from pipeline.models.adapters import adapted_meta_model
+from pipeline.models.middle_layer import aligned_layer, check_layer, check_trained_below, record_output
 from pipeline.models.solar_model import decoder_hidden_states
 from tests.pipeline.models.sharing_ranks import gradients
 from tests.pipeline.models.test_models import batch, tiny
@@ -31,6 +35,20 @@ def test_check_layer_refuses_last_layer(layer: int | None, layers: int) -> None:
         check_layer(aligned(layer), config)
     check_layer(LossSettings(), config)
     check_layer(aligned(), AutoConfig.for_model(**TINY))
+
+
+def test_check_trained_below_refuses_an_adapter_of_the_layers_above() -> None:
+    config = AutoConfig.for_model(**TINY, vocab_size=64)
+
+    def adapted(layer: int, **fields: bool) -> PreTrainedModel:
+        return adapted_meta_model(config, AdapterSettings(r=2, target_modules=f"model.layers.{layer}.*proj", **fields))
+
+    with pytest.raises(UserError, match="no module in the first 1 decoder layers, whose hidden states are aligned"):
+        check_trained_below(aligned(), adapted(1))
+    for model in (adapted(0), adapted(1, train_embeddings=True)):
+        check_trained_below(aligned(), model)
+    for settings in (LossSettings(), replace(aligned(), alignment_weight=0.0)):
+        check_trained_below(settings, adapted(1))
 
 
 def test_recorded_output_is_the_hidden_states_of_transformers() -> None:
