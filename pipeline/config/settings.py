@@ -208,5 +208,5 @@ class Config:
             ranks: the world size.
             hpz: `zero_hpz_partition_size` of the DeepSpeed file, 1 without hpZ.
         """
-        compared = self.loss.distance == "infonce" or self.loss.centring
+        compared = self.loss.compares_micro_step
         return ranks if hpz == 1 or compared or hpz % self.training.sequence_parallel_size else hpz

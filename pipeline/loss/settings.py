@@ -99,6 +99,11 @@ class LossSettings:
         return self.top_k if self.pooling_tokens == "soft" else None
 
     @property
+    def compares_micro_step(self) -> bool:
+        """Whether the loss depends on which sequences of all ranks are in the same micro-step."""
+        return self.distance == "infonce" or self.centring
+
+    @property
     def pools_vocabulary(self) -> bool:
         """Whether the pooled representations are mixtures of vocabulary rows."""
         return self.pooling_tokens != "hidden_states"

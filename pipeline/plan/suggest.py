@@ -61,13 +61,15 @@ class TunableSettings:
 
 
 def candidate_values(prediction: Prediction) -> dict[str, list]:
-    """Return the values to try for each field of TunableSettings."""
+    """Return the values to try for each field of TunableSettings.
+
+    The micro-batch size stays as it is if InfoNCE or centring makes the loss depend on it.
+    """
     run = prediction.run
     rows_per_rank = run.config.training.train_batch_size * run.sequence_parallel_size // run.ranks
+    sizes = [n for n in range(1, min(rows_per_rank, MAX_MICRO_BATCH_SIZE) + 1) if rows_per_rank % n == 0]
     return {
-        "micro_batch_size": [
-            n for n in range(1, min(rows_per_rank, MAX_MICRO_BATCH_SIZE) + 1) if rows_per_rank % n == 0
-        ],
+        "micro_batch_size": [run.micro_batch_size] if run.config.loss.compares_micro_step else sizes,
         "checkpointing": [False, True],
         "offload": list(OFFLOADS),
         "head": list(HEADS) if prediction.run.ranks > 1 else [HEADS[0]],
@@ -103,12 +105,15 @@ def nearest_fit(prediction: Prediction) -> tuple[str, Prediction] | None:
 
 def _more_nodes(prediction: Prediction) -> tuple[str, Prediction] | None:
     """Find the smallest number of nodes on which the run fits, using the settings that need the least memory."""
-    smallest = TunableSettings(1, True, OPTIMIZER_AND_PARAMETERS, "vocab_parallel", BUDGETS_MB[0])
+    micro_batch_size = candidate_values(prediction)["micro_batch_size"][0]
+    smallest = TunableSettings(micro_batch_size, True, OPTIMIZER_AND_PARAMETERS, "vocab_parallel", BUDGETS_MB[0])
     cluster, run = prediction.cluster, prediction.run
     for nodes in range(cluster.nodes + 1, MAX_GPUS // cluster.per_node + 1):
         ranks = nodes * cluster.per_node
         rows = run.config.training.train_batch_size * run.sequence_parallel_size
-        if rows % ranks or run.stats.vocab_size % ranks or ranks % run.sequence_parallel_size or ranks % run.zero.hpz:
+        if rows % (ranks * micro_batch_size) or run.stats.vocab_size % ranks:
+            continue
+        if ranks % run.sequence_parallel_size or ranks % run.zero.hpz:
             continue
         larger = Prediction(replace(run, ranks=ranks), Cluster(nodes, cluster.per_node, cluster.device))
         other = smallest.apply(larger)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.plan.suggest import nearest_fit
+from pipeline.plan.suggest import nearest_fit, suggest
 from tests.pipeline.plan.cases import prediction_of
 
 
@@ -14,6 +14,16 @@ def test_nearest_fit_fits() -> None:
     nearest = nearest_fit(prediction)
     assert nearest is not None and nearest[1].fits
     assert "model.activation_checkpointing true" in nearest[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_kept"), [({}, False), ({"distance": "infonce"}, True), ({"centring": True}, True)]
+)
+def test_suggest_keeps_the_micro_batch_size_that_the_loss_depends_on(loss: dict[str, object], is_kept: bool) -> None:
+    prediction = prediction_of("Qwen2.5-0.5B", **loss)
+    suggested = suggest(prediction)
+    assert suggested is not None
+    assert (suggested[0].micro_batch_size == prediction.run.micro_batch_size) is is_kept
 
 
 @pytest.mark.parametrize(
