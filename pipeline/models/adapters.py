@@ -17,6 +17,11 @@ from pipeline.config.settings import AdapterSettings
 from pipeline.models.families import head_config, vocabulary_parameter
 from pipeline.models.loading import ADAPTER_CONFIG, meta_model
 
+EXPERTS = (
+    "model.adapter.target_modules: includes experts, which adapters do not support; name other layers, such as "
+    "[q_proj, k_proj, v_proj, o_proj]"
+)
+
 
 def lora_config(settings: AdapterSettings, **fields: Any) -> Any:
     """Return the `peft.LoraConfig` of the settings. `fields` are further fields of it."""
@@ -51,6 +56,8 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
     try:
         peft.inject_adapter_in_model(lora_config(settings), model)
     except ValueError as error:
+        if "ParamWrapper" in str(error):  # peft's layer for experts, which refuses DoRA and dropout
+            raise UserError(EXPERTS) from None
         raise UserError(f"model.adapter.target_modules: {str(error).strip().splitlines()[0]}") from None
     adapted = [f".{name}" for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
     targets = [] if isinstance(settings.target_modules, str) else settings.target_modules
@@ -59,10 +66,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int = 0
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise UserError(f"model.adapter.target_modules: the model has no layer {unknown[0]!r}; it has {known}")
     if any(isinstance(module, peft.tuners.lora.layer.ParamWrapper) for module in model.modules()):
-        raise UserError(
-            "model.adapter.target_modules: includes experts, which adapters do not support; name other layers, such as "
-            "[q_proj, k_proj, v_proj, o_proj]"
-        )
+        raise UserError(EXPERTS)
     ends = {"input embedding": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
     for name, module in ends.items():
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):

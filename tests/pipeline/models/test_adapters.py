@@ -57,6 +57,8 @@ def test_initial_adapter_depends_on_seed_only() -> None:
         ("qwen2", {"target_modules": ("embed_tokens",)}, "includes the input embedding, which is a vocabulary shard"),
         ("qwen2", {"target_modules": ("input_layernorm",)}, "is not supported"),
         ("qwen3_moe", {}, "includes experts, which adapters do not support"),
+        ("qwen3_moe", {"use_dora": True}, "includes experts, which adapters do not support"),
+        ("qwen3_moe", {"lora_dropout": 0.1}, "includes experts, which adapters do not support"),
     ],
 )
 def test_unsupported_target_modules_are_refused(model_type: str, adapter: dict[str, Any], message: str) -> None:
