@@ -21,7 +21,7 @@ from pipeline.loss import LossNormalizers, SolarLoss
 from pipeline.training import best_metric, schedules
 from pipeline.training.gradient_norms import term_gradient_norms
 from pipeline.training.metrics import MetricsWriter, cross_entropy, step_metrics
-from pipeline.training.nonfinite import check_loss_jump, raise_nonfinite
+from pipeline.training.nonfinite import check_loss_jump, check_validation, raise_nonfinite
 from pipeline.training.preflight import PreparedRun
 from pipeline.training.start import find_checkpoint, record_start, resume, setup_engine
 from pipeline.training.state import TrainState
@@ -224,6 +224,9 @@ def validate_if_due(
 
     Returns:
         Whether a signal has stopped the validation. Its result is then discarded.
+
+    Raises:
+        LossError: the cross entropy of the validation is not finite.
     """
     if run.eval_loader is None or not is_due(run, state):
         return False
@@ -248,6 +251,7 @@ def validate_if_due(
         metrics.log_validation(record)
     except OSError as error:
         saver.record_failure(metrics.path, error)
+    check_validation(values["eval_ce"], state.step)
     if improved or best_metric.stops_early(training, validation) or saver.saved_step == state.step:
         save_checkpoint(run, saver, state, guard)
     return False

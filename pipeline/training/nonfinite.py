@@ -1,5 +1,6 @@
-"""Stop before an update if the loss or the gradients are not finite, or if the loss has jumped."""
+"""Stop before an update if the loss or the gradients are not finite or the loss has jumped, or after a validation."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NoReturn
@@ -75,6 +76,19 @@ def local_gradients_finite(
         for hook in hooks:
             hook.remove()
     return all(bool(one) for one in finite)
+
+
+def check_validation(ce: float | None, step: int) -> None:
+    """Check that a validation has a finite cross entropy, before the weights are saved or the run ends.
+
+    Raises:
+        LossError: it has not. The last update has probably spoiled the weights.
+    """
+    if ce is not None and not math.isfinite(ce):
+        raise LossError(
+            f"step {step}: the cross entropy on data.eval_shards is not finite. Lower the learning rate or inspect "
+            "these records, and restart from the newest checkpoint"
+        )
 
 
 def check_loss_jump(ce: float, recent_ce: Sequence[float], step: int, max_jump: float | None) -> None:

@@ -12,6 +12,7 @@ import pytest
 from data_prep.shards.format import MANIFEST
 from pipeline.common.atomic_io import write_json
 from pipeline.common.errors import UserError
+from pipeline.common.exit_codes import LOSS_FAILURE
 from pipeline.config.recipe import load_config
 from pipeline.training import best_metric
 from pipeline.training.loop import is_finished
@@ -19,7 +20,7 @@ from pipeline.training.preflight import prepare_run
 from pipeline.training.state import TrainState, ValidationState
 from pipeline.training.validation import is_due
 from tests.conftest import Prepared
-from tests.runs import select_rows, write_recipe
+from tests.runs import select_rows, train, validations, write_recipe
 
 
 @pytest.mark.parametrize(("greater", "improved"), [(False, [1, 0, 0, 1, 0]), (True, [1, 1, 0, 0, 0])])
@@ -80,6 +81,20 @@ def test_run_stays_finished_after_early_stopping(prepared: Prepared, tmp_path: P
     run = prepare_run(load_config(recipe, []), 0, 1)
     due = [step for step in range(6) if is_due(run, TrainState(step=step))]
     assert due == [2, 4, 5] and not is_due(run, state)
+
+
+def test_run_with_spoiled_weights_does_not_stop_early_as_finished(prepared: Prepared, tmp_path: Path) -> None:
+    """The loss and gradients of the first step are finite, but not the weights after it."""
+    shards = select_rows(prepared.shards, tmp_path / "eval", slice(2))
+    settings = {"data__eval_shards": str(shards), "training__eval_steps": 1, "training__save_steps": 1}
+    settings |= {"training__metric_for_best_model": "eval_loss", "training__early_stopping_patience": 1}
+    settings |= {"training__learning_rate": 1e30, "training__warmup_ratio": 0.0, "training__export_at_end": True}
+    recipe = write_recipe(tmp_path / "run.yaml", prepared.shards, prepared.tokenizer, **settings)
+    output = train(1, "--config", recipe, expect=LOSS_FAILURE)
+    assert output.count("error: step 1: the cross entropy on data.eval_shards is not finite") == 1
+    run = tmp_path / "run"
+    assert math.isnan(validations(run)[0]["eval_ce"])
+    assert not list(run.glob("checkpoint-*")) and not (run / "hf").exists()
 
 
 def test_validation_refuses_other_data_and_unknown_metric(prepared: Prepared, tmp_path: Path) -> None:
