@@ -1,7 +1,6 @@
 """Load a recipe (YAML) and command-line overrides into a `Config`. Each error is reported as a one-line message."""
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_lo
 
 from pipeline.common.errors import UserError
 from pipeline.config.fields import check_ranges, constraints, leaf_fields, value_of
+from pipeline.config.other_names import meant_by
 from pipeline.config.settings import AdapterSettings, Config
 
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
@@ -134,8 +134,8 @@ def _check_keys(names: list[str], source: str) -> None:
             whole = ".".join(name.split(".")[:3])
             raise UserError(f"{source}: {name!r} is part of a mapping; give all of it: --{whole} '{{key: value, ...}}'")
         if name not in known and not name.startswith(ARBITRARY_KEY_PREFIXES):
-            near = difflib.get_close_matches(name, known, n=1) or [k for k in known if k.split(".")[-1] == name]
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = meant_by(name, known)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise UserError(f"{source}: unknown key {name!r}{hint}")
 
 

@@ -8,6 +8,7 @@ import pytest
 from pipeline.checkpoint.layout import recipe_yaml
 from pipeline.common.errors import UserError
 from pipeline.config.fields import Interval, check_ranges, leaf_fields
+from pipeline.config.other_names import OTHER_NAMES
 from pipeline.config.recipe import DEMO_RECIPE, load_config
 from pipeline.config.settings import Config
 
@@ -25,6 +26,12 @@ def test_load_config_all_recipes() -> None:
     assert DEMO_RECIPE in paths and len(paths) > 1
     for path in paths:
         load_config(path, [])
+
+
+def test_other_names() -> None:
+    names = {name for name, _ in leaf_fields(Config)}
+    assert set(OTHER_NAMES.values()) <= names
+    assert not {name.rpartition(".")[2] for name in names} & set(OTHER_NAMES)
 
 
 def test_load_config_overrides(tmp_path: Path) -> None:
@@ -49,6 +56,15 @@ def test_load_config_overrides(tmp_path: Path) -> None:
             "rope_parameters.factor' is part of a mapping",
         ),
         ("", ["--los.distance", "mse"], "command line: unknown key 'los.distance'; did you mean 'loss.distance'?"),
+        ("training: {seed: 1}", [], "unknown key 'training.seed'; did you mean 'seed'?"),
+        (
+            "training: {per_device_train_batch_size: 1}",
+            [],
+            "'training.per_device_train_batch_size'; did you mean 'training.train_micro_batch_size_per_gpu'?",
+        ),
+        ("", ["--training.gradient_accumulation_steps", "4"], "did you mean 'training.train_batch_size'?"),
+        ("", ["--training.bf16", "true"], "unknown key 'training.bf16'; did you mean 'training.precision'?"),
+        ("", ["--gradient_checkpointing", "true"], "did you mean 'model.activation_checkpointing'?"),
         ("training: {max_steps: 1.5}", [], "training.max_steps"),
         ("training: {max_steps: 1}\ntraining: {seed: 1}", [], "the key 'training' occurs twice"),
         ("training: {max_steps: 1, max_steps: 2}", [], "the key 'max_steps' occurs twice"),
