@@ -124,6 +124,9 @@ def _without_mark(path: Path, start: bytes) -> bytes:
 
 def _nonzero_size(path: Path) -> int:
     """Return the size of a file. Raises UserError if it is missing, empty or of a type that only `convert` reads."""
+    if path.is_dir():
+        command = f"python -m data_prep convert --input {path} ..."
+        raise UserError(f"{path}: a folder; give its files, or first run: {command}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:

@@ -123,6 +123,11 @@ def test_split_inputs_rejects_unreadable_file(name, content, message, tmp_path):
         split_inputs([path])
 
 
+def test_split_inputs_rejects_folder(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}: a folder; give its files, or first run: .* convert"):
+        split_inputs([tmp_path])
+
+
 def test_lines_of_a_compressed_file_are_refused(tmp_path):
     """zstd, by its magic number, and through the reader of `convert`, which takes no splits."""
     path = tmp_path / "a.jsonl.zst"
