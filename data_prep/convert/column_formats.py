@@ -49,11 +49,23 @@ def read_canonical(source: Source) -> Iterator[RawExample]:
     """
     files: list[Path] = []
     for name in source.inputs:
-        tables = [path for pattern in ("*.jsonl", "*.parquet") for path in Path(name).glob(pattern)]
-        patterns = ("*.jsonl", "*.parquet") if tables else ("*.csv", "*.json")
-        files += list_files([name], *patterns)
+        files += _list_tables(Path(name))
     for path, label in zip(files, _distinct_names(files, [path.stem for path in files]), strict=True):
         yield from _read_rows(read_table(path, label), source)
+
+
+def _list_tables(path: Path) -> list[Path]:
+    """Return a file, or the tables of a folder. Raises UserError if there are none, or the folder is of `datasets`."""
+    tables, others = ("*.jsonl", "*.parquet"), ("*.csv", "*.json")
+    patterns = next((some for some in (tables, others) if _matches(path, some)), tables + others)
+    if patterns == others and _matches(path, others) <= set(_DISK_FILES):
+        raise UserError(f"{path}: a folder saved by the datasets library; read it with --format datasets")
+    return list_files([str(path)], *patterns)
+
+
+def _matches(folder: Path, patterns: tuple[str, ...]) -> set[str]:
+    """Return the names in a folder that match a pattern."""
+    return {file.name for pattern in patterns for file in folder.glob(pattern)}
 
 
 def read_datasets(source: Source) -> Iterator[RawExample]:

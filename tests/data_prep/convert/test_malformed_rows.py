@@ -68,3 +68,13 @@ def test_datasets_refuses_damaged_folder(tmp_path, out):
     file.write_bytes(file.read_bytes().replace(length, b"\xff\xff\xff\x7f"))  # the end of the first answer
     with pytest.raises(UserError, match=r"data: damaged \(.*offset"):
         convert("datasets", Source([str(tmp_path / "data")], {}, "en"), out)
+
+
+def test_canonical_folder_without_tables_is_named(tmp_path, out):
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", {"pair_id": "1"})
+    with pytest.raises(UserError, match=r"contains no \*\.jsonl or \*\.parquet or \*\.csv or \*\.json"):
+        run("canonical", tmp_path, output=out)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(UserError, match="a folder saved by the datasets library; read it with --format datasets"):
+        run("canonical", tmp_path, output=out)
