@@ -213,7 +213,10 @@ class TargetLocator:
             raise UserError("the start of the reasoning cannot be told from the prompt; pack with --supervise last")
         mismatch = ""
         if common < len(prompt) or (rest.strip() and not is_target):
-            mismatch = f"generation continues {prompt[-20:]!r}, but responses in the data follow {written[-20:]!r}"
+            tokens = list(self._special_token.finditer(prompt[:common]))
+            start = tokens[-1].start() if tokens else 0  # of the part of both that is printed
+            ends = [repr(text[start:][-60:]) for text in (prompt, written)]
+            mismatch = f"a prompt for generation ends in {ends[0]}, but in the data the response follows {ends[1]}"
         return len(rest) if is_target else 0, mismatch
 
 

@@ -157,6 +157,8 @@ def test_clock_of_templates_is_fixed(name, make_encoder):
 
 def test_prompt_mismatch_describes_other_generation_prompt(make_encoder):
     assert "<think>" in make_encoder("r1")[1].prompt_mismatch(TURNS)
+    texts = "'<|im_start|>assistant\\n', but in the data the response follows '<|im_start|>assistant\\n<think>"
+    assert texts in make_encoder("qwen3")[1].prompt_mismatch([user("q"), assistant("a")])
     assert not make_encoder("phi3")[1].prompt_mismatch(TURNS)
 
 
