@@ -50,7 +50,8 @@ def load_tokenizer(
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     elif not Path(name).is_dir() and is_path(str(name)):
-        raise UserError(f"{name}: no such tokenizer directory; train one with: python -m data_prep tokenizer")
+        advice = "give that of a model or tokenizer, or train one with: python -m data_prep tokenizer"
+        raise UserError(f"{name}: no such tokenizer directory; {advice}")
     else:
         try:
             tokenizer = _tokenizer_class(name).from_pretrained(str(name), trust_remote_code=False)

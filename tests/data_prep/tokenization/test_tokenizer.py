@@ -242,7 +242,7 @@ def test_load_tokenizer_distinguishes_hub_ids_from_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in ("runs/tok", "./tok", "/none/tok", "a/b/c"):
-        with pytest.raises(UserError, match="no such tokenizer directory"):
+        with pytest.raises(UserError, match="no such tokenizer directory; give that of a model or tokenizer, or train"):
             load_tokenizer(name)
     assert not requested
     with pytest.raises(UserError, match=r"^Some/Model: cannot be loaded as a tokenizer \(no such model\)$"):
