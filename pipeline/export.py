@@ -185,6 +185,8 @@ def _select_checkpoint(source: Path, best: bool) -> tuple[Path, bool]:
         return _best_checkpoint(source), False
     if (source / layout.COMPLETE_MARKER).is_file():
         return source, False
+    if not source.is_dir():
+        raise UserError(f"{source}: no such directory; give the output_dir of a run or one of its checkpoints")
     return layout.newest_checkpoint(source) or source, True
 
 

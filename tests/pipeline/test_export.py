@@ -286,6 +286,8 @@ def write_checkpoint(run: Path, step: int, run_id: str) -> None:
 def test_export_without_checkpoint(tmp_path: Path) -> None:
     result = python("-m", "pipeline.export", "--checkpoint", tmp_path, "--output", tmp_path / "hf")
     refuses(result, "not a complete checkpoint")
+    with pytest.raises(UserError, match="none: no such directory; give the output_dir of a run"):
+        export(tmp_path / "none", tmp_path / "hf")
     with pytest.raises(UserError, match=r"no best checkpoint; .* training\.metric_for_best_model"):
         export(tmp_path, tmp_path / "hf", best=True)
     assert not (tmp_path / "hf").exists()
