@@ -199,7 +199,8 @@ def _fill_auto(
             key, value, _, expected = re.findall(r"- ds (\S+)=(.*) vs hf (.+?)=(.*)", mismatch)[0]
             setting = RECIPE_KEYS.get(key, "the recipe")
             raise UserError(
-                f'{path}: {key} is {value}, but {setting} sets it to {expected}; remove it or set "auto"'
+                f"{path}: {key} is {value}, but {setting} sets it to {expected}; give another DeepSpeed file, or "
+                'remove the key or set it to "auto" in a copy'
             ) from None
         raise
     result = {key: value for key, value in filled.config.items() if key not in ("optimizer", "scheduler")}

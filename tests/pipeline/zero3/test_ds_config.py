@@ -62,7 +62,10 @@ def build(tmp_path: Path, content: dict, ranks: int = 2, **changes: object) -> d
         ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
         ({"zero_optimization": "auto"}, ["zero_optimization is 'auto', not a JSON object"]),
         ({"zero_optimization": {"stage": 3, "offload_param": "cpu"}}, ["zero_optimization.offload_param is 'cpu'"]),
-        ({"train_batch_size": 8} | ZERO3, ["train_batch_size is 8", "training.train_batch_size sets it to 4"]),
+        (
+            {"train_batch_size": 8} | ZERO3,
+            ["train_batch_size is 8", "training.train_batch_size sets it to 4", "another DeepSpeed file"],
+        ),
         ({"gradient_clipping": 0.5} | ZERO3, ["gradient_clipping is 0.5", "training.max_grad_norm sets it to 1.0"]),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ["hpz_partition_size is 8", "2 ranks"]),
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, ["mics_shard_size is 2", "remove it"]),
