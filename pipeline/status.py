@@ -45,17 +45,23 @@ def status(run: Path) -> list[str]:
 def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]], failed: bool) -> str:
     last = starts[-1]
     if failed:
-        state = "failed"
+        # A start that fails before training is not recorded: a last event "end" is of the start before it.
+        state = f"{_end(events[-1])}; then a start failed" if events[-1]["event"] == "end" else "failed"
     elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
         state = "running"  # also before this start is recorded, while the shards and a checkpoint are verified
     elif events[-1]["event"] == "end":
-        state = "done" if events[-1]["status"] == 0 else "stopped by a signal after saving; restart to resume"
-        if events[-1].get("stopped_early"):
-            state = "done, stopped early"
+        state = _end(events[-1])
     else:
         state = "gone: rank 0 sends no heartbeat; restart to resume"
     job = f"job {last['job']} on {last['nodes']}, " if last["job"] else ""
     return f"state        {state} ({job}{last['ranks']} ranks, started {len(starts)} times)"
+
+
+def _end(event: dict[str, Any]) -> str:
+    """Describe the orderly end of a start."""
+    if event.get("stopped_early"):
+        return "done, stopped early"
+    return "done" if event["status"] == 0 else "stopped by a signal after saving; restart to resume"
 
 
 def _progress(metrics: list[dict[str, Any]], max_steps: int) -> list[str]:

@@ -96,5 +96,17 @@ def test_status_of_a_restart_that_is_not_recorded_yet(tmp_path: Path, monkeypatc
     assert "state        stopped by a signal" in status(tmp_path)[0]
 
 
+def test_status_of_a_finished_run_whose_restart_was_refused(tmp_path: Path) -> None:
+    """The refused start is not in the log, so the run itself is still done."""
+    log = RestartLog(tmp_path, 0)
+    log.record_start(0, 9, 1)
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "failed.json").write_text('{"status": 2, "message": "error: other settings"}')
+    assert "state        failed (" in status(tmp_path)[0]
+    log.record_end(9, 0, None)
+    lines = status(tmp_path)
+    assert "state        done; then a start failed (" in lines[0] and lines[-1] == "failure      other settings"
+
+
 def test_status_without_a_run(tmp_path: Path) -> None:
     refuses(python("-m", "pipeline.status", tmp_path), "no run has started in this directory", "output_dir")
