@@ -88,21 +88,29 @@ def exit_cleanly(main: Callable[[], int | None]) -> None:
     """Run a command-line `main` and exit. A `UserError` is printed as one line on standard error.
 
     If a rank fails before it is connected to the others, Slurm kills the others, and the job step ends with their exit
-    status. The file `USER_ERROR_FILE` therefore tells the job script that the cause is a user error.
+    status.
     """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if error.status == USER_ERROR and (file := os.environ.get(USER_ERROR_FILE)):
-            with contextlib.suppress(OSError):
-                Path(file).touch()
+        tell_job_script(error.status)
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def tell_job_script(status: int) -> None:
+    """Create the file `USER_ERROR_FILE` if a process ends with the status of a user error.
+
+    The job script then knows the cause, although the job step has the exit status of other ranks that were killed.
+    """
+    if status == USER_ERROR and (file := os.environ.get(USER_ERROR_FILE)):
+        with contextlib.suppress(OSError):
+            Path(file).touch()
 
 
 def first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from types import TracebackType
 import torch.distributed
 
 from pipeline.common import distributed
-from pipeline.common.errors import AgreedError, UserError, storage_errors, write_error
+from pipeline.common.errors import AgreedError, UserError, storage_errors, tell_job_script, write_error
 from pipeline.common.exit_codes import RANK_FAILURE, exit_now
 from pipeline.fault_tolerance.lock import RunLock
 from pipeline.fault_tolerance.restarts import RestartLog
@@ -100,6 +100,7 @@ class Guard:
         else:
             status, message = 1, f"error: {label}: {type(error).__name__}: {error}"
         if self._watchdog.record_failure(status, message or str(error)):
+            tell_job_script(status)  # NCCL aborts ranks that lose contact with this one, before they read its record
             if not message:
                 suspects, advice = self._watchdog.describe_suspects()
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -78,3 +78,13 @@ def test_rank_ends_with_its_status_although_its_log_is_on_a_full_disk(tmp_path: 
     with open("/dev/full", "w") as full:
         process = subprocess.run(command, stdout=full, stderr=full, cwd=ROOT, env=ENVIRONMENT, timeout=90)
     assert process.returncode == status
+
+
+@pytest.mark.parametrize(("case", "is_user_error"), [("fails", True), ("hangs", False)])
+def test_job_script_is_told_of_a_user_error_of_one_rank(tmp_path: Path, case: str, is_user_error: bool) -> None:
+    """The others may end with the status of a signal, which is greater, so it would be that of the job step."""
+    file = tmp_path / "user_error"
+    command = [sys.executable, "-c", FAILING_RANK, str(tmp_path), case]
+    environment = ENVIRONMENT | {"USER_ERROR_FILE": str(file)}
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=90)
+    assert file.exists() == is_user_error
