@@ -72,14 +72,17 @@ class RestartLog:
         self._append(event="end", **end, stopped_early=stopped_early)
 
     def _append(self, **event: Any) -> None:
-        """Append an event.
+        """Append an event, on a line of its own even if the last line is truncated.
 
         Raises:
             UserError: The log cannot be written.
         """
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
-        with storage_errors(self.path, write_error), open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with storage_errors(self.path, write_error), open(self.path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else f"\n{line}"
+            file.write(f"{line}\n".encode())
 
 
 def read_restart_log(directory: Path) -> list[dict[str, Any]]:

@@ -70,6 +70,9 @@ def test_read_restart_log_skips_truncated_line(log: RestartLog) -> None:
     with open(log.path, "a") as file:
         file.write('7\n{"event": "en')
     assert [event["event"] for event in read_restart_log(log.path.parent)] == ["start", "first step"]
+    log.record_start(1, 100, 2)  # after a full disk, for example
+    log.record_end(9, 0, None)
+    assert [event["event"] for event in read_restart_log(log.path.parent)] == ["start", "first step", "start", "end"]
 
 
 def test_event_that_cannot_be_written_is_one_line(log: RestartLog) -> None:
