@@ -7,7 +7,7 @@ process that is killed while it compiles does not delete it.
 
 import os
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 STALE_SECONDS = 600.0  # a compiler writes a file more often than that
@@ -17,13 +17,14 @@ def handle_stale_locks() -> None:
     """Delete locks that are certainly stale, and print a line for every other lock that nothing on this host holds.
 
     A lock is stale if no process on this host has it open and no file beside it has changed for ten minutes. The age
-    matters because another host may be building in a shared home directory. Call it on one rank per node.
+    matters because another host may be building in a shared home directory, whose clock may differ from this host's.
+    Call it on one rank per node.
     """
     for lock in _locks():
         try:
             if _is_open(lock):
                 continue
-            age = time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir())
+            age = _time_of_file_system(lock) - max(path.stat().st_mtime for path in lock.parent.iterdir())
             if age > STALE_SECONDS:
                 lock.unlink()
                 print(f"note: deleted {lock}, left by an interrupted build of {lock.parent.name}", flush=True)
@@ -45,6 +46,13 @@ def _locks() -> list[Path]:
 
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     return list(Path(get_default_build_root()).glob(f"{python}*/*/lock"))
+
+
+def _time_of_file_system(lock: Path) -> float:
+    """Return the present time by the clock that a lock's file system dates new files with."""
+    # Not beside the lock, where another node would take it for the output of a build.
+    with tempfile.TemporaryFile(dir=lock.parent.parent) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _is_open(file: Path) -> bool:

@@ -39,3 +39,17 @@ def test_handle_stale_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     handle_stale_locks()
     assert not lock.exists()
     assert f"deleted {lock}" in capsys.readouterr().out
+
+
+def test_lock_of_a_build_on_a_file_system_with_another_clock_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()  # as another host does when it begins to build
+    present = time.time()
+    monkeypatch.setattr(time, "time", lambda: present + 2 * STALE_SECONDS)
+    handle_stale_locks()
+    assert lock.exists() and "waiting for another build of cpu_adam" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu_adam"]
