@@ -37,35 +37,31 @@ def start_process_group(timeout: float = 1800) -> None:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed selects the GPU by it
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"port {os.environ['MASTER_PORT']} of this machine is in use, possibly by another run; choose another one, "
-            f"for example with deepspeed --master_port {free_port()} or by setting MASTER_PORT"
-        ) from None
-    if world_size() > 1:
-        _connect(device)
+        if world_size() > 1:
+            # Let the backend connect the ranks, if it would otherwise do so in their first collective.
+            dist.all_reduce(torch.zeros(1, device=device))
+    except (dist.DistNetworkError, dist.DistBackendError) as error:
+        raise _user_error(error) or error from None
     # DeepSpeed gathers weights and reduces gradients in a copy of the default group. It creates its groups with torch's
     # default timeout, which is ten minutes for NCCL; torch then kills the process.
     require_members(deepspeed.comm.comm.cdb, "new_group")
     deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=limit)
 
 
-def _connect(device: torch.device) -> None:
-    """Let the backend connect the ranks, which it would otherwise do in their first collective. Collective.
+def _user_error(error: Exception) -> UserError | None:
+    """Return what the user can do about ranks that cannot connect, or None for another error.
 
-    Only NCCL knows whether ranks that see one GPU each see the same one, and whether they may share it.
-
-    Raises:
-        UserError: two ranks have the same GPU.
+    Only NCCL knows whether ranks that see one GPU each see the same one, and whether they may share it. It connects
+    them while the process group is initialized, because DeepSpeed binds the group to the GPU.
     """
-    try:
-        dist.all_reduce(torch.zeros(1, device=device))
-    except dist.DistBackendError as error:
-        if "Duplicate GPU" not in str(error):
-            raise
-        raise UserError(
+    if isinstance(error, dist.DistNetworkError) and "EADDRINUSE" in str(error):
+        return UserError(
+            f"port {os.environ['MASTER_PORT']} of this machine is in use, possibly by another run; choose another one, "
+            f"for example with deepspeed --master_port {free_port()} or by setting MASTER_PORT"
+        )
+    if "Duplicate GPU" in str(error):
+        return UserError(
             f"{rank_label()}: another rank uses the same GPU; start as many ranks on a node as it has visible GPUs, or "
             "give each rank its own, for example with srun --gpus-per-task=1"
-        ) from None
+        )
+    return None

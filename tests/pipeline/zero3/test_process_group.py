@@ -26,6 +26,7 @@ for group in (dist.group.WORLD, groups._get_data_parallel_group()):
 """
 
 
+@pytest.mark.parametrize("eager", [True, False], ids=["initializing", "first collective"])
 @pytest.mark.parametrize(
     ("reason", "kind", "message"),
     [
@@ -38,15 +39,17 @@ for group in (dist.group.WORLD, groups._get_data_parallel_group()):
     ],
 )
 def test_start_reports_ranks_with_the_same_gpu(
-    reason: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+    reason: str, kind: type[Exception], message: str, eager: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def all_reduce(tensor: torch.Tensor) -> None:
+    """NCCL connects the ranks while the group is initialized if it is bound to a device, as DeepSpeed does."""
+
+    def connect(*_: torch.Tensor, **__: object) -> None:
         raise dist.DistBackendError(f"NCCL error in: ProcessGroupNCCL.cpp:94, invalid usage\nLast error:\n{reason}")
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(process_group.deepspeed, "init_distributed", lambda **_: None)
+    monkeypatch.setattr(process_group.deepspeed, "init_distributed", connect if eager else lambda **_: None)
     monkeypatch.setattr(process_group, "handle_stale_locks", lambda: None)
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "all_reduce", connect)
     with pytest.raises(kind, match=message) as caught:
         process_group.start_process_group()
     assert kind is not UserError or "\n" not in str(caught.value)
