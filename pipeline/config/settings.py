@@ -123,7 +123,7 @@ class TrainingSettings:
             each rank's part: 12 bytes x parameters / ranks.
         copy_checkpoints_to: second directory to copy the checkpoints of this run to. Training resumes from it if
             `output_dir` has none.
-        hang_timeout_s: terminate the run after this many seconds without progress (a step, a save, loading).
+        hang_timeout_s: terminate the run after this many seconds without progress (a micro-step, a save, loading).
         log_gradients_steps: number of steps between measurements of the gradient norms of the cross entropy and of the
             alignment term; null: never. A measured step runs forward and backward three times.
         export_at_end: when the run is finished, write the model to `hf` in `output_dir`, as pipeline.export does.

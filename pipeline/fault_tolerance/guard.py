@@ -60,6 +60,10 @@ class Guard:
         """Report progress of the main thread to the watchdog; see `Watchdog.enter_phase`."""
         self._watchdog.enter_phase(step, phase, **values)
 
+    def keep_alive(self) -> None:
+        """Report progress of the main thread within a phase."""
+        self._watchdog.keep_alive()
+
     def check_lock(self) -> None:
         """Check on rank 0, before it writes, that this run still holds the lock. Do nothing on other ranks.
 

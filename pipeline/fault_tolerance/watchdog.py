@@ -83,6 +83,11 @@ class Watchdog:
         if values:
             self._values = values
 
+    def keep_alive(self) -> None:
+        """Report progress of the main thread within a phase."""
+        step, phase, _ = self._progress
+        self._progress = (step, phase, time.monotonic())
+
     def close(self) -> None:
         """Stop the thread and mark this rank as done."""
         self._closed.set()

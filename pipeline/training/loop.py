@@ -58,6 +58,7 @@ def train(run: PreparedRun, guard: Guard) -> RunEnd:
     record_start(run, checkpoint, guard)
     guard.enter_phase(0, "loading the model")
     engine = setup_engine(run, checkpoint)
+    engine.heartbeat = guard.keep_alive
     state = resume(run, engine, checkpoint)
     saver = Saver(config, run.identity, run.pretrained, engine, asdict(state))
     first_step = state.step

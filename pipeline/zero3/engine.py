@@ -7,7 +7,7 @@ them.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class ZeroEngine:
         tied: whether head and input embedding are the same parameter.
         vocabulary_shards: rows of head and input embedding on this rank.
         running_means: running means of the pooled representations, or None if centering is disabled.
+        heartbeat: called before each micro-step.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ZeroEngine:
         shape = getattr(embedding, "ds_shape", embedding.shape)
         self.padded_size, hidden_size = int(shape[0]), int(shape[1])
         self.vocab_size, self.ranks = vocab_size, world_size()
+        self.heartbeat: Callable[[], None] = lambda: None
         head_exchange, precision = HeadExchange.of_ranks(config.training), config.training.precision
         gpu = device_called(torch.cuda.get_device_name()) if distributed.local_device().type == "cuda" else None
         speeds = cluster_speeds(gpu, precision, distributed.ranks_per_node())
@@ -148,6 +150,7 @@ class ZeroEngine:
         Returns:
             The loss over all ranks and its parts. The gradients of this rank are accumulated in the engine.
         """
+        self.heartbeat()
         loss, result = self.ds_engine(
             batch.to(self.device),
             self.vocabulary_shards.vocabulary(),
