@@ -36,7 +36,7 @@ OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。�
 MARKS = "\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b82-\u0bcd"
 MARKS += "\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d4d\u0d82-\u0ddf\u0e31-\u0e3a\u0e47-\u0e4e\u17b6-\u17d3"
 NUMBER_END = rf"(?:{CLOSE}|{SUFFIXES}|\s)*"
-LETTER_END = rf"(?:(?={SUFFIXES}|[^\w{MARKS}]|$)|(?<=[A-J])(?![\dA-Za-zÀ-ɏ{MARKS}]))"
+LETTER_END = rf"(?:(?={SUFFIXES}|[^\w{MARKS}]|$)|(?<=[A-J])(?![\dA-Za-zÀ-ɏḀ-ỿ{MARKS}]))"
 TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&、،或和と]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
 
 

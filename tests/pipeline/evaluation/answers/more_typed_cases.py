@@ -71,6 +71,10 @@ CHOICES = [
     ("el", CAPITALS, "Η σωστή επιλογή είναι C.", "C"),
     ("he", CAPITALS, "האפשרות הנכונה היא C.", "C"),
     ("ha", CAPITALS, "Zaɓi daidai shi ne C.", "C"),
+    # Words that begin with the letter of an option, before a letter with marks.
+    ("vi", CAPITALS, "Đáp án của câu hỏi này là B.", "B"),
+    ("vi", CAPITALS, "Câu trả lời cần chọn là C. Vì vậy.", "C"),
+    ("ig", CAPITALS, "Azịza bụ B.", "B"),
     # The place of an option, or the number in its text.
     ("en", CAPITALS, "The answer is Option 3.", "C"),
     ("es", CAPITALS, "La respuesta es la opción 3.", "C"),
