@@ -25,9 +25,9 @@ NOUNS = (
     r"|варіант|буква|chaguo|herufi|pilihan|opsi|huruf|seçenek|şık|lựa chọn|phương án|zaɓi|àṣàyàn|nhọrọ|inketho|ukhetho"
     r"|filannoo|optie|opcja|επιλογή)\b|אפשרות|الخيار(?!ات)|الاختيار|الحرف|گزینه|آپشن|विकल्प(?!ों)|বিকল্প(?!গু|সমূহ)|ఎంపిక(?!లు)"
     r"|விருப்பம்|વિકલ્પ(?!ો)|ਵਿਕਲਪ(?!ਾਂ)|ಆಯ್ಕೆ(?!ಗಳು)|ตัวเลือก|ข้อ|选项|選項|选择|選擇|選択肢|선택지|보기|ምርጫ"
-    # 选B, ตอบ ข: "choose", "answer" before a letter
-    r"|(?<![不可])[选選](?=[\s:：(（「“]*[A-J])|(?<!คำ)ตอบ(?=[\s:]*[A-Jกขคง](?![฀-๿]))"
 )
+# 选B, ตอบ ข: "choose", "answer" before a letter.
+VERBS = r"(?<![不可])[选選][择擇]?(?=[\s:：(（「“]*[A-J])|(?<!คำ)ตอบ(?=[\s:]*[A-Jกขคง](?![฀-๿]))"
 COUNTERS = r"번|项|項"  # what makes a number the place of an option
 ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|{NOUNS})\s+|[lL]['’])?"
 OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。।۔።»\"'”」』`*_$]"
@@ -36,7 +36,8 @@ OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。�
 MARKS = "\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a4d\u0a81-\u0acd\u0b82-\u0bcd"
 MARKS += "\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d4d\u0d82-\u0ddf\u0e31-\u0e3a\u0e47-\u0e4e\u17b6-\u17d3"
 NUMBER_END = rf"(?:{CLOSE}|{SUFFIXES}|\s)*"
-LETTER_END = rf"(?:(?={SUFFIXES}|[^\w{MARKS}]|$)|(?<=[A-J])(?![\dA-Za-zÀ-ɏḀ-ỿ{MARKS}]))"
+# Marks precede the rest, since the normalization of a phrase would compose w and the first of them.
+LETTER_END = rf"(?:(?={SUFFIXES}|[^{MARKS}\w]|$)|(?<=[A-J])(?![{MARKS}\dA-Za-zÀ-ɏḀ-ỿ]))"
 TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&、،或和と]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
 
 
@@ -60,20 +61,24 @@ def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
 def extract(text: str, lang: str, finished: bool, choices: Sequence[str] = ()) -> Reading:
     """Return the letter, A to J, of the option that a response names.
 
-    It is that of the best candidate (see `find_candidates`, and "option B"), or else, in a finished response, that of
-    a last or first line that begins with a letter, or else the only option whose text occurs in the last line, or in
-    the response.
+    It is that of the best candidate (see `_candidates`), or else, in a finished response, that of a first line that is
+    an option and nothing else, or else that of the last "option B", or else that of a last or first line that begins
+    with a letter, or else the only option whose text occurs in the last line, or in the response.
     """
     options = _Options(lang, tuple(choices))
     rules = rules_for(lang)
     text = clean(text)
-    for candidate in _candidates(text, rules, finished, options):
+    lines = [line for line in text.splitlines() if line.strip()]
+    stated, named = _candidates(text, rules, finished, options)
+    opening = options.opening(lines)  # what follows may explain why "option A" is wrong
+    for candidate in stated if opening else [*stated, *named]:
         span = candidate.span
         if letter := options.at_start(span) or options.mentioned(span) or options.numbered(without_copula(span, rules)):
             return Reading(letter, candidate.read_by)
-    lines = [line for line in text.splitlines() if line.strip()]
     if not finished or not lines:
         return NOTHING
+    if opening:
+        return Reading(opening, "end")
     for line in (lines[-1], lines[0]):
         if letter := options.labelled(line) or options.mentioned(line) or options.at_ordinal(line):
             return Reading(letter, "end")
@@ -134,6 +139,15 @@ class _Options:
         match = re.match(rf"{OPEN}({self.letter})(?:\s*(?:{CLOSE}|\s[-–—]\s)|(?:{SUFFIXES})?\s*$)", line)
         return self._name(self.indices[match[1]]) if match else None
 
+    def opening(self, lines: Sequence[str]) -> str | None:
+        """Return the option of a first line that is its letter, or its letter and text, unless it begins a list."""
+        if letter := self.labelled(lines[0]) if len(lines) > 1 else None:
+            words = normalise_text(lines[0]).split(maxsplit=1)[1:]
+            others = {self.labelled(line) for line in lines[1:]} - {None, letter}
+            if not others and words in ([], [self.texts[ord(letter) - ord("A")]]):
+                return letter
+        return None
+
     def mentioned(self, text: str) -> str | None:
         """Return the only option whose text occurs in a text. An option within a longer one that occurs is ignored."""
         normalised = normalise_text(text)
@@ -159,16 +173,24 @@ class _Options:
         return LETTERS["Latin"][index]
 
 
-def _candidates(text: str, rules: LanguageRules, finished: bool, options: _Options) -> list[Candidate]:
-    """Return the candidates of the phrases for an answer, and then those of an option with a copula of the language.
+def _candidates(
+    text: str, rules: LanguageRules, finished: bool, options: _Options
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the candidates that state an answer, and those that name an option, each best first.
 
-    The second kind is weaker, since "the other option is Nairobi" may follow the answer.
+    The first follow the phrases for an answer, or an option with a copula ("The correct option is B"). The second
+    ("option B", or with a copula of the language) are weaker, since "Option A is wrong" may follow the answer.
     """
-    direct = rf"{OPEN}(?:{options.letter}){LETTER_END}|{before_text(rules)}"
-    strong = (*rules.phrases, Phrase(NOUNS, r"\b(?:is|es|é|est|ist|ni|là|adalah)\b"))
-    found = find_candidates(text, rules._replace(phrases=strong), finished, direct)
-    weak = Phrase(NOUNS, "|".join(phrase.copula for phrase in rules.phrases))
-    return [*found, *find_candidates(text, rules._replace(phrases=(weak,)), finished, direct=NEVER)]
+    letter = rf"{OPEN}(?:{options.letter}){LETTER_END}"
+    noun = rf"(?:{NOUNS})(?!{letter})"
+
+    def find(direct: str, *phrases: Phrase) -> list[Candidate]:
+        return find_candidates(text, rules._replace(phrases=phrases), finished, direct)
+
+    verb, correct = Phrase(VERBS, NEVER), Phrase(noun, r"\b(?:is|es|é|est|ist|ni|là|adalah)\b")
+    stated = find(rf"{letter}|{before_text(rules)}", *rules.phrases, verb, correct)
+    weak = Phrase(noun, "|".join(phrase.copula for phrase in rules.phrases))
+    return stated, [*find(letter, Phrase(NOUNS, NEVER)), *find(NEVER, weak)]
 
 
 @lru_cache(maxsize=512)
