@@ -29,7 +29,8 @@ NOUNS = (
 # 选B, ตอบ ข: "choose", "answer" before a letter.
 VERBS = r"(?<![不可])[选選][择擇]?(?=[\s:：(（「“]*[A-J])|(?<!คำ)ตอบ(?=[\s:]*[A-Jกขคง](?![฀-๿]))"
 COUNTERS = r"번|项|項"  # what makes a number the place of an option
-ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|{NOUNS})\s+|[lL]['’])?"
+ARTICLE = rf"(?:(?:the|la|el|le|a|o|die|το|η|{NOUNS})\s+|[lL]['’])?"
+WORD = r"(?-i:[a-z])\s+\w"  # "a cat" and "respuesta a la pregunta" name no option
 OPEN, CLOSE = r"[\s*_(（\\\[{<«\"'“「『`$]*", r"[)）\\\]}>.:：,;、。।۔።»\"'”」』`*_$]"
 
 # Vowel signs and tones, which are not letters to regular expressions.
@@ -38,7 +39,7 @@ MARKS += "\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d4d\u0d82-\u0ddf\u0e3
 NUMBER_END = rf"(?:{CLOSE}|{SUFFIXES}|\s)*"
 # Marks precede the rest, since the normalization of a phrase would compose w and the first of them.
 LETTER_END = rf"(?:(?={SUFFIXES}|[^{MARKS}\w]|$)|(?<=[A-J])(?![{MARKS}\dA-Za-zÀ-ɏḀ-ỿ]))"
-TWO = rf"{OPEN}\w+{CLOSE}*\s*(?:[/,&、،或和と]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
+TWO = rf"{OPEN}{ARTICLE}{OPEN}\w+{CLOSE}*\s*(?:[/,&、،或和と]|\b\w{{1,4}}\b)\s*{OPEN}[A-J](?!\w)"  # "A or B" names none
 
 
 def parse_gold(gold: object, choices: Sequence[str] = ()) -> str | None:
@@ -114,7 +115,7 @@ class _Options:
         match = re.match(rf"{OPEN}{ARTICLE}{OPEN}({self.letter}){LETTER_END}", span)
         if match and re.match(TWO, span):
             return None
-        if match and not re.match(r"[a-z]\s+\w", match[0].strip() + span[match.end() :][:3]):  # "a cat" is no answer
+        if match and not re.match(WORD, span[match.start(1) :]):
             return self._name(self.indices[match[1]])
         return None
 
@@ -181,7 +182,7 @@ def _candidates(
     The first follow the phrases for an answer, or an option with a copula ("The correct option is B"). The second
     ("option B", or with a copula of the language) are weaker, since "Option A is wrong" may follow the answer.
     """
-    letter = rf"{OPEN}(?:{options.letter}){LETTER_END}"
+    letter = rf"{OPEN}(?!{WORD})(?:{options.letter}){LETTER_END}"
     noun = rf"(?:{NOUNS})(?!{letter})"
 
     def find(direct: str, *phrases: Phrase) -> list[Candidate]:

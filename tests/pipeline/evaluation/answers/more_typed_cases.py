@@ -75,6 +75,16 @@ CHOICES = [
     ("vi", CAPITALS, "Đáp án của câu hỏi này là B.", "B"),
     ("vi", CAPITALS, "Câu trả lời cần chọn là C. Vì vậy.", "C"),
     ("ig", CAPITALS, "Azịza bụ B.", "B"),
+    # Articles and prepositions of one letter.
+    ("es", CAPITALS, "La respuesta a la pregunta es B.", "B"),
+    ("es", CAPITALS, "La respuesta a esta pregunta es: c)", "C"),
+    ("pt", CAPITALS, "A resposta a esta pergunta é B.", "B"),
+    ("pt", CAPITALS, "A resposta correta é a B.", "B"),
+    ("pt", CAPITALS, "A resposta correta é a c), Dodoma.", "C"),
+    ("el", CAPITALS, "Η απάντηση είναι το Γ.", "C"),
+    ("el", CAPITALS, "Η σωστή απάντηση είναι η Β.", "B"),
+    ("en", CAPITALS, "The answer a student gives is C.", "C"),
+    ("en", CAPITALS, "The answer is (a city) in Kenya.", None),
     # The place of an option, or the number in its text.
     ("en", CAPITALS, "The answer is Option 3.", "C"),
     ("es", CAPITALS, "La respuesta es la opción 3.", "C"),
