@@ -21,6 +21,7 @@ MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦]*"
 ABBREVIATION = r"[^\s\d.]{1,6}\."  # such as approx.
 MAX_SPAN = 1000  # characters; otherwise a response that repeats a phrase without end takes minutes
 MAX_GAP = 100  # characters of space and markup between a phrase and its answer
+COPULAS = {phrase.copula for phrase in HAND_WRITTEN.values()}
 BEFORE_NUMBER = r"[\s*$]*-?\d"
 GoesOn = Callable[[str, str], bool]  # whether a sentence goes on after a full stop between two texts
 
@@ -124,7 +125,7 @@ def _phrase_pattern(phrases: tuple[Phrase, ...], direct: str) -> re.Pattern[str]
     joined = []
     for phrase in phrases:
         gap = r"[^\n.,:=。!?।\dをに]{0,40}?"  # "to answer that, …" and 答えを求めるには state no answer
-        colon = r"\W{0,3}" if phrase in HAND_WRITTEN.values() else gap  # "Igisubizo cya nyuma: 8"
+        colon = r"\W{0,3}" if phrase.copula in COPULAS else gap  # "Igisubizo cya nyuma: 8"
         # The text may be in compatibility form or not.
         for noun, copula in dict.fromkeys([(fold(phrase.noun), fold(phrase.copula)), (phrase.noun, phrase.copula)]):
             # A noun without copula counts only next to an answer. A spaced dash is a copula ("Ответ - 8").

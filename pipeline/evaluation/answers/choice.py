@@ -180,18 +180,21 @@ def _candidates(
     """Return the candidates that state an answer, and those that name an option, each best first.
 
     The first follow the phrases for an answer, or an option with a copula ("The correct option is B"). The second
-    ("option B", or with a copula of the language) are weaker, since "Option A is wrong" may follow the answer.
+    ("option B", "answer B", or with a copula of the language) are weaker, since "Option A is wrong" may follow the
+    answer. In verb-final languages, "answer B" states it.
     """
     letter = rf"{OPEN}(?!{WORD})(?:{options.letter}){LETTER_END}"
-    noun = rf"(?:{NOUNS})(?!{letter})"
+    noun, name = rf"(?:{NOUNS})(?!{letter})", rf"(?:\W*(?:{NOUNS}))?{letter}"
+    phrases = [p if p.after else p._replace(noun=rf"(?:{p.noun})(?!{name})") for p in rules.phrases]
 
     def find(direct: str, *phrases: Phrase) -> list[Candidate]:
         return find_candidates(text, rules._replace(phrases=phrases), finished, direct)
 
     verb, correct = Phrase(VERBS, NEVER), Phrase(noun, r"\b(?:is|es|é|est|ist|ni|là|adalah)\b")
-    stated = find(rf"{letter}|{before_text(rules)}", *rules.phrases, verb, correct)
+    stated = find(rf"{letter}|{before_text(rules)}", *phrases, verb, correct)
     weak = Phrase(noun, "|".join(phrase.copula for phrase in rules.phrases))
-    return stated, [*find(letter, Phrase(NOUNS, NEVER)), *find(NEVER, weak)]
+    named = find(letter, Phrase(NOUNS, NEVER), *(Phrase(phrase.noun, NEVER) for phrase in rules.phrases))
+    return stated, [*named, *find(NEVER, weak)]
 
 
 @lru_cache(maxsize=512)
