@@ -20,7 +20,10 @@ LETTERS = "A-Za-zÀ-ɏа-яА-ЯёЁ"  # letters of scripts with spaces between 
 POWER = "\ue001"  # marks the exponent of a number
 MAX_POWER_DIGITS = 10_000
 EXPONENT = re.compile(rf"{POWER}([-+]?\d+)")
-POWER_OF_TEN = re.compile(rf"\s*(?:\\times|\\cdot|[×x·⋅*])\s*10{POWER}([-+]?\d+)")
+# × 10³, or e3 directly after the digits.
+POWER_OF_TEN = re.compile(
+    rf"(?:\s*(?:\\times|\\cdot|[×x·⋅*])\s*10{POWER}|(?<=\d)[eE](?=[-+]?\d{{1,5}}(?![{LETTERS}\d]|[.,]\d)))([-+]?\d+)"
+)
 FRACTION = re.compile(rf"(?: +(?P<over>\d+))?\s?/\s?(?P<under>\d+)(?:{POWER}(?P<exponent>\d+))?(?![\d/]|[.,]\d)")
 
 
