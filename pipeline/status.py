@@ -46,7 +46,8 @@ def _state(run: Path, events: list[dict[str, Any]], starts: list[dict[str, Any]]
     last = starts[-1]
     if failed:
         # A start that fails before training is not recorded: a last event "end" is of the start before it.
-        state = f"{_end(events[-1])}; then a start failed" if events[-1]["event"] == "end" else "failed"
+        finished = events[-1]["event"] == "end" and events[-1]["status"] == 0
+        state = f"{_end(events[-1])}; then a start failed" if finished else "failed"
     elif (run / LOCK).exists() and content_changes(heartbeat_path(run, 0), 2 * HEARTBEAT_SECONDS):
         state = "running"  # also before this start is recorded, while the shards and a checkpoint are verified
     elif events[-1]["event"] == "end":
