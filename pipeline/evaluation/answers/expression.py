@@ -44,7 +44,7 @@ PLAIN_SIGNS = r"\d\s+\-*/^=().,\[\]<>≤≥√π∞×÷·a-zA-Z"
 PROSE = re.compile(r"[^\W\d_]{5,}")
 ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\*?\}(?:\{[clr|]*\})?")  # its name is no prose: pmatrix, cases
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
-SPACED_LIST = re.compile(r"\d\s*,\s+-?\d|[()\[\]{}].*,")
+SPACED_LIST = re.compile(r"\d\s*,\s+-?\d|(?:[()\[\]]|\\[{}]).*,")
 
 _comparer = Comparer()
 
@@ -161,12 +161,19 @@ def _read_formula(formula: str, rules: LanguageRules) -> str | None:
 def _localise(text: str, rules: NumberRules) -> str:
     """Write numbers and separators in English notation: 2,5 in French is 2.5, [1; 2[ is [1, 2).
 
-    Without a decimal comma, and in lists with brackets or spaced commas, commas separate.
+    Without a decimal comma, and in lists with brackets or spaced commas, commas separate. A comma in braces, as LaTeX
+    writes it within a number, does not.
     """
+    text = re.sub(r"(?<=\d)\\[,;:!](?=\d{3}(?!\d))", "", text)
     spaced_list = SPACED_LIST.search(text) and ";" not in text
     grouped = re.fullmatch(r"-?\d{1,3}(,\d{2,3})*,\d{3}(\.\d+)?", text)
-    if grouped or (rules.decimal_comma and not spaced_list):
-        text = re.sub(r"\d+(?:[.,]\d+)+", lambda match: _english_notation(match[0], rules), text)
+    is_local = bool(grouped or (rules.decimal_comma and not spaced_list))
+    marks = r"(?:[.,]|\{,\})" if is_local else r"(?:\.|\{,\})"
+    text = re.sub(
+        rf"\d+(?:{marks}\d+)+",
+        lambda match: _english_notation(match[0], rules) if is_local or "{" in match[0] else match[0],
+        text,
+    )
     text = text.replace(";", ",")
     if interval := re.fullmatch(r"([\[\]])([^\[\]]+)([\[\]])", text):
         opening, ends, closing = interval.groups()
@@ -175,6 +182,7 @@ def _localise(text: str, rules: NumberRules) -> str:
 
 
 def _english_notation(digits: str, rules: NumberRules) -> str:
+    digits = digits.replace("{,}", ",")
     found = find_numbers(digits, rules)
     return f"{found[0].value:f}" if len(found) == 1 and found[0].end == len(digits) else digits
 
