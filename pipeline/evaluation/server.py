@@ -5,6 +5,7 @@ answered, so that a server can be restarted in the meantime.
 """
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,6 +162,8 @@ class _Client:
                 if error.status_code < 500 and error.status_code not in RETRIED:
                     hint = _hint(error.status_code)
                     raise UserError(f"{self._server.base_url} refuses {request.label}: {reason}{hint}") from None
+            except json.JSONDecodeError:  # the server or a gateway was stopped while it answered
+                reason = "the answer is not JSON"
             if answers != self._answers:
                 waited, answers, delay = 0.0, self._answers, FIRST_DELAY
             if waited >= self._server.timeout:
@@ -192,22 +195,32 @@ class _Client:
             **sampling,
         )
         try:
-            choice = completion.choices[0]
-            text = choice.message.content or ""
+            return _read_completion(completion)
         except (AttributeError, IndexError, TypeError):  # the library does not check the form of an answer
             raise UserError(
                 f"{server.base_url}: the answer is no chat completion; check --base_url, which usually ends in /v1"
             ) from None
-        more = choice.message.model_extra or {}
-        reasoning = more.get("reasoning_content") or more.get("reasoning")  # vLLM has renamed it
-        if not reasoning:  # the server has no parser of reasoning
-            text, reasoning = split_reasoning(text)
-        tokens = completion.usage.completion_tokens if completion.usage else None
-        return Generation(text, choice.finish_reason == "stop", tokens, reasoning)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.close()
+
+
+def _read_completion(completion: Any) -> Generation:
+    """Return the response in the answer of a server.
+
+    Raises:
+        AttributeError, IndexError, TypeError: it does not have the form of a chat completion.
+    """
+    choice = completion.choices[0]
+    text, more = choice.message.content or "", choice.message.model_extra or {}
+    reasoning = more.get("reasoning_content") or more.get("reasoning") or None  # vLLM has renamed it
+    if not isinstance(text, str) or not isinstance(reasoning, str | None):
+        raise TypeError
+    if not reasoning:  # the server has no parser of reasoning
+        text, reasoning = split_reasoning(text)
+    tokens = completion.usage.completion_tokens if completion.usage else None
+    return Generation(text, choice.finish_reason == "stop", tokens if isinstance(tokens, int) else None, reasoning)
 
 
 def _detail(error: Any) -> str:

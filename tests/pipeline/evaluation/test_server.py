@@ -138,7 +138,7 @@ def test_evaluate_by_server_killed_and_restarted(tmp_path, tokenizer, monkeypatc
 
 @contextmanager
 def scripted_server(replies: list[Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Serve the replies one after another, the last one for ever: a status, a text, a message, or a wait in seconds.
+    """Serve the replies one after another, the last one for ever: a status, text, JSON, message, or wait in seconds.
 
     Yield the URL and the list of the received requests.
     """
@@ -156,6 +156,8 @@ def scripted_server(replies: list[Any]) -> Iterator[tuple[str, list[dict[str, An
             status, kind, content = 200, "text/html", reply
             if isinstance(reply, int):
                 status, kind, content = reply, "application/json", json.dumps({"error": {"message": "scripted\nmore"}})
+            elif isinstance(reply, bytes):
+                kind, content = "application/json", reply.decode()
             elif isinstance(reply, dict):
                 choice = {"index": 0, "finish_reason": reply.pop("finish_reason", "stop"), "message": reply}
                 kind, content = "application/json", json.dumps({"id": "x", "choices": [choice]})
@@ -201,6 +203,14 @@ def test_generate_by_server_repeats_failed_requests(no_delays, monkeypatch):
     assert requests[0] == requests[3] == expected
 
 
+def test_generate_by_server_repeats_a_request_whose_answer_is_cut(no_delays):
+    choice = b'{"finish_reason": "stop", "message": {"content": "3"}}'
+    complete = b'{"choices": [' + choice + b'], "usage": {"completion_tokens": "2"}}'
+    with scripted_server([b"", complete[:40], complete]) as (url, requests):
+        assert ask(url, {0: QUESTION}) == {0: Generation("3", True)}  # without a number of tokens that is no number
+    assert len(requests) == 3
+
+
 def test_generate_by_server_samples_with_seed(no_delays):
     with scripted_server([{"content": "3", "reasoning": "1 and 2"}]) as (url, requests):
         generations = ask(url, {0: QUESTION._replace(seed=5), 1: QUESTION._replace(seed=6)}, temperature=0.7, top_p=0.9)
@@ -223,6 +233,8 @@ def test_generate_by_server_separates_reasoning_that_the_server_leaves_in_the_te
         (404, r"HTTP status 404: scripted; check the name of the model"),
         (400, r"HTTP status 400: scripted$"),
         ("<html>", "the answer is no chat completion; check --base_url"),
+        (b'{"choices": []}', "the answer is no chat completion"),
+        ({"content": [{"type": "text", "text": "3"}]}, "the answer is no chat completion"),
     ],
 )
 def test_generate_by_server_reports_refusals(no_delays, reply, message):
