@@ -147,8 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.comparison and getattr(args, name) is not None:
             raise UserError(f"--{name}: has no effect on the spread of --comparison; give --discordance instead of it")
     seed_sd, correlation = args.seed_sd or 0.0, 0.5 if args.correlation is None else args.correlation
-    if seed_sd < 0 or not 0 <= correlation <= 1 or not 0 < args.power < 100:
-        raise UserError("--seed_sd: not negative; --correlation: from 0 to 1; --power: between 0 and 100")
+    if not 0 <= seed_sd <= 100 or not 0 <= correlation <= 1 or not 0 < args.power < 100:
+        raise UserError("--seed_sd: from 0 to 100; --correlation: from 0 to 1; --power: between 0 and 100")
+    if not abs(args.difference) <= 100:
+        raise UserError("--difference: from -100 to 100 percentage points")
     difference = args.difference / 100
     if args.comparison:
         spread = read_spread(args.comparison)

@@ -55,3 +55,12 @@ def test_command_reads_spread_of_a_comparison(tmp_path: Path, capsys: pytest.Cap
     for option in ("--seed_sd", "--correlation"):
         with pytest.raises(UserError, match=f"{option}: has no effect on the spread of --comparison"):
             main(["--difference", "4", "--comparison", str(path), option, "0"])
+    for difference in ("nan", "400"):
+        with pytest.raises(UserError, match="--difference: from -100 to 100 percentage points"):
+            main(["--difference", difference, "--comparison", str(path)])
+
+
+@pytest.mark.parametrize("seed_sd", ["nan", "inf", "-1"])
+def test_command_refuses_a_spread_that_is_no_number(seed_sd: str) -> None:
+    with pytest.raises(UserError, match="--seed_sd: from 0 to 100"):
+        main(["--difference", "4", "--discordance", "20", "--seed_sd", seed_sd])
