@@ -16,8 +16,8 @@ from pipeline.evaluation.answers.phrases import HAND_WRITTEN, Phrase
 
 Answer = Decimal | str  # a number, or the canonical text of another type
 ReadBy = Literal["box", "phrase", "####", "end", "none"]
-SENTENCE_END = re.compile(r"[\n。!?।॥৷۔؟።။។៕꘎߸᠃᠉༎꓿]|\.(?!\d)")
-MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦]*"
+SENTENCE_END = re.compile(r"[\n。!?।॥৷۔؟።။។៕꘎߸᠃᠉༎꓿։]|\.(?!\d)")
+MARKUP = r"[\s*_$\\(\[{~≈\"'“”«»`:,、፡፦՝]*"
 ABBREVIATION = r"[^\s\d.]{1,6}\."  # such as approx.
 MAX_SPAN = 1000  # characters; otherwise a response that repeats a phrase without end takes minutes
 MAX_GAP = 100  # characters of space and markup between a phrase and its answer
@@ -97,14 +97,14 @@ def _phrase_spans(text: str, rules: LanguageRules, finished: bool, direct: str, 
     last_digit = max((match.start() for match in re.finditer(r"\d", text)), default=-1)
     for match in reversed(list(_phrase_pattern(rules.phrases, direct).finditer(text))):
         window = text[match.end() : match.end() + MAX_SPAN + MAX_GAP]
-        rest = window.lstrip(" *_:：፡፦")
+        rest = window.lstrip(" *_:：፡፦՝")
         if rest.startswith("\n"):
             rest = rest.lstrip("\n *_:").removeprefix("- ")  # on a new line "- 8" is a list item
         end = _sentence_end(rest, goes_on)
         if finished or (end and (end[0] != "." or end.end() < len(rest))):
             span = (rest[: end.start()] if end else rest)[:MAX_SPAN]
             is_last = finished and last_digit < match.end() + len(window) - len(rest) + len(span)
-            yield Candidate("####" if match[0][0] == "#" else "phrase", span, match[0][-1] in ":：፡፦", is_last)
+            yield Candidate("####" if match[0][0] == "#" else "phrase", span, match[0][-1] in ":：፡፦՝", is_last)
 
 
 def _sentence_end(text: str, goes_on: GoesOn) -> re.Match[str] | None:
@@ -129,5 +129,5 @@ def _phrase_pattern(phrases: tuple[Phrase, ...], direct: str) -> re.Pattern[str]
         # The text may be in compatibility form or not.
         for noun, copula in dict.fromkeys([(fold(phrase.noun), fold(phrase.copula)), (phrase.noun, phrase.copula)]):
             # A noun without copula counts only next to an answer. A spaced dash is a copula ("Ответ - 8").
-            joined.append(rf"(?:{noun})(?:(?={direct})|{gap}(?:{copula})|{colon}[:=：፡፦]|\s*[-–—](?=\s))")
+            joined.append(rf"(?:{noun})(?:(?={direct})|{gap}(?:{copula})|{colon}[:=：፡፦՝]|\s*[-–—](?=\s))")
     return re.compile("|".join([*joined, "#{4,}"]), re.IGNORECASE)

@@ -89,7 +89,7 @@ def _in_name(before: str, after: str) -> bool:
 
 def trim(span: str, rules: LanguageRules) -> str:
     """Remove markup, quotation marks, punctuation at both ends, and a copula that ends the sentence."""
-    edge = r"[\s*_$`\"'“”«»‹›「」『』()\[\]{}:;,.،۔።।。!?…~-]"
+    edge = r"[\s*_$`\"'“”«»‹›「」『』()\[\]{}:;,.،۔።।։。!?…~-]"
     return re.sub(rf"^{edge}+|{edge}+$", "", without_copula(span, rules))[:MAX_LENGTH]
 
 

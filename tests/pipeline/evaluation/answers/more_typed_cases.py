@@ -90,6 +90,7 @@ CHOICES = [
     ("vi", CAPITALS, "Đáp án của câu hỏi này là B.", "B"),
     ("vi", CAPITALS, "Câu trả lời cần chọn là C. Vì vậy.", "C"),
     ("ig", CAPITALS, "Azịza bụ B.", "B"),
+    ("hy", CAPITALS, "Պատասխան՝ Բ", "B"),
     # Articles and prepositions of one letter.
     ("es", CAPITALS, "La respuesta a la pregunta es B.", "B"),
     ("es", CAPITALS, "La respuesta a esta pregunta es: c)", "C"),

@@ -241,6 +241,7 @@ TEXTS = [
     ("id", "Jawabannya adalah Jakarta.", "Jakarta", True),
     # Words that end like a copula, and copulas at the end of a word.
     ("ka", "პასუხი: ამერიკა", "ამერიკა", True),
+    ("hy", "Պատասխան՝ Երևան։ Դա մայրաքաղաքն է", "Երևան", True),
     ("ka", "პასუხი თბილისია.", "თბილისი", True),
     ("ko", "정답: 게임", "게임", True),
     ("ko", "정답은 책임입니다.", "책임", True),
