@@ -76,8 +76,10 @@ def ethiopic_value(numeral: str) -> int:
 
 
 def _prepare(char: str) -> str:
-    """Keep NFKC from merging unrelated digits: 5² is not 52, 2½ is not 21/2, ㎡ is not m2."""
-    kind = unicodedata.decomposition(char).partition(">")[0]
+    """Keep NFKC from merging unrelated digits: 5² is not 52, 2½ is not 21/2, ㎡ is not m2, ㏠ is no number."""
+    kind, _, parts = unicodedata.decomposition(char).partition(">")
+    if kind == "<compat" and not char.isnumeric() and re.search(r"\b003\d\b", parts):  # days, months and hours
+        return " "
     if kind == "<fraction":
         return " " + char
     if kind in ("<super", "<sub"):

@@ -150,6 +150,12 @@ def test_parse_gold_not_a_number_is_none(gold):
     assert parse_gold(gold) is None
 
 
+@pytest.mark.parametrize("symbol", ["㏠", "㋀", "㍘", "㎡"])
+def test_extract_answer_of_a_symbol_that_is_no_number(symbol):
+    assert extract_answer(f"答案是8。见{symbol}", "zh") == 8
+    assert extract_answer(symbol, "zh") is None
+
+
 @pytest.mark.parametrize(
     ("numeral", "value"),
     [
