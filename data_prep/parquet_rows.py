@@ -54,7 +54,7 @@ def read_parquet(path: Path, start: int = 0, stop: int | None = None) -> Iterato
             if position >= stop:
                 return
     except (pa.ArrowException, OSError) as error:
-        raise_read_error(error, path)
+        _raise_read_error(error, path)
         raise UserError(f"{path}: damaged Parquet file ({first_line(error)})") from None
 
 
@@ -74,11 +74,11 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise_read_error(error, path)
+        _raise_read_error(error, path)
         raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from None
 
 
-def raise_read_error(error: Exception, path: Path) -> None:
+def _raise_read_error(error: Exception, path: Path) -> None:
     """Raise StorageError if the system reported an error. For damaged files, Arrow raises OSError without errno."""
     if isinstance(error, OSError) and error.errno is not None:
         raise read_error(path, OSError(error.errno, os.strerror(error.errno))) from None

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from pipeline.benchmarks.plan import case_named, compare
 from pipeline.benchmarks.ranks import crossover_tokens
 from pipeline.benchmarks.scale import point, published_model_stats, published_models
 from pipeline.loss import LossSettings
@@ -92,6 +93,19 @@ def test_host_time() -> None:
         for row, (ranks, *cells) in zip(rows_of("host_time"), table("scaling", head), strict=True):
             assert ranks.replace(",", "") == row["ranks"]
             assert [float(cell) for cell in cells[: len(names)]] == [round(float(row[name]), 2) for name in names]
+
+
+def test_planned_columns_of_the_comparison_with_real_steps_are_those_of_the_planner() -> None:
+    """On two and eight ranks. Step times are planned with constants that are fitted to all rows, and not checked."""
+    for row in rows_of("plan"):
+        if row["ranks"] in ("2", "8"):
+            measurements = {"calls": int(row["calls"]), "timings": {}}
+            for key, column in (("bytes", "received_mb"), ("states", "states_mb"), ("peak", "peak_mb")):
+                measurements[key] = 1e6 * float(row[column])
+            found = compare(case_named(row["case"]), int(row["ranks"]), measurements)
+            planned = {key for key in found if key.startswith("planned_")}
+            assert planned == {"planned_received_mb", "planned_calls", "planned_states_mb", "planned_peak_mb"}
+            assert {key: str(found[key]) for key in planned} == {key: row[key] for key in planned}, row
 
 
 def test_crossover_of_the_heads() -> None:
